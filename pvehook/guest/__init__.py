@@ -1,0 +1,1 @@
+"""Talking to one VM over its unix sockets, which are hostile ground."""

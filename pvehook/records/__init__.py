@@ -1,0 +1,1 @@
+"""What stays of a night: the journal and the tables an administrator reads."""
