@@ -1,0 +1,95 @@
+"""One ring of the doorbell: what the hook sends to the daemon and what it gets back.
+
+The request is one JSON line:
+
+    {"v":1,"argv":["pre-stop","snapshot","101"],"env":{"STOREID":"local","VMTYPE":"qemu"},"worker":4711}
+
+The reply is text, because the hook must not pay for a JSON parser: `exit CODE` or `exit CODE chain /path`, then
+the lines that vzdump shows, until the end of the stream.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+REQUEST_LIMIT_BYTES = 64 * 1024
+"""A request is some 500 bytes; a path has at most 4096."""
+
+
+class HookCall(NamedTuple):
+    """A phase as vzdump announced it. Absent variables are None (facts/vzdump.md says when which is absent)."""
+
+    phase: str
+    mode: str | None
+    vmid: int | None
+    worker_pid: int
+    """The parent of the hook: vzdump's worker. To be checked against the kernel before it is believed."""
+    vmtype: str | None
+    hostname: str | None
+    storeid: str | None
+    dumpdir: str | None
+    target: str | None
+
+
+class Reply(NamedTuple):
+    """What the hook prints and how it exits."""
+
+    lines: tuple[str, ...] = ()
+    exit_code: int = 0
+    chain: str | None = None
+    """The script that was vzdump's before us; run only when exit_code is 0."""
+
+
+class BadCall(ValueError):
+    """A request that is none. Its text is safe to show."""
+
+
+def parse_call(line: bytes) -> HookCall:
+    """The call in one request line. Raises BadCall."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadCall("not a line of JSON") from None
+    if not isinstance(request, dict) or request.get("v") != 1:
+        raise BadCall("not a request of version 1")
+    argv, env, worker_pid = request.get("argv"), request.get("env"), request.get("worker")
+    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        raise BadCall("argv is not a list of texts")
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        raise BadCall("env is not a table of texts")
+    if not isinstance(worker_pid, int) or isinstance(worker_pid, bool) or worker_pid < 1:
+        raise BadCall("worker is not a process id")
+    return call_from(argv, env, worker_pid)
+
+
+def call_from(argv: list[str], env: dict[str, str], worker_pid: int) -> HookCall:
+    """The call in a hook's arguments and environment. Raises BadCall."""
+    if not argv:
+        raise BadCall("called without a phase; vzdump calls it as SCRIPT PHASE [MODE VMID]")
+    vmid = None
+    if len(argv) >= 3:
+        if not (argv[2].isascii() and argv[2].isdigit() and len(argv[2]) <= 9):
+            raise BadCall(f"{argv[2]!r} is not a guest's number")
+        vmid = int(argv[2])
+    return HookCall(
+        phase=argv[0],
+        mode=argv[1] if len(argv) >= 2 else None,
+        vmid=vmid,
+        worker_pid=worker_pid,
+        vmtype=env.get("VMTYPE"),
+        hostname=env.get("HOSTNAME"),
+        storeid=env.get("STOREID"),
+        dumpdir=env.get("DUMPDIR"),
+        target=env.get("TARGET"),
+    )
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The reply as the hook reads it. A line feed inside a line would forge another line: it becomes a space."""
+    head = f"exit {reply.exit_code}"
+    if reply.chain is not None and reply.exit_code == 0:
+        head += f" chain {reply.chain}"
+    lines = [head, *reply.lines]
+    text = "".join(line.replace("\n", " ").replace("\r", " ") + "\n" for line in lines)
+    return text.encode("utf-8", "replace")

@@ -1,0 +1,78 @@
+"""The only place where the time is asked. Rules get instants; the story gets a Clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, tzinfo
+from typing import Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pvehook.host.node import Node
+
+
+class Clock(Protocol):
+    """What time it is."""
+
+    def now_s(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Seconds that no administrator and no NTP can set."""
+        ...
+
+
+class SystemClock:
+    """The node's clock."""
+
+    def now_s(self) -> float:
+        return time.time()
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+class RehearsalClock:
+    """The node's clock plus what a file says, in seconds: a rehearsal plays a night in less than one.
+
+    The file is read at each question. While it is being replaced (or gone) the last number counts.
+    """
+
+    def __init__(self, offset_file: str) -> None:
+        self._offset_file = offset_file
+        self._offset_s = 0.0
+
+    def now_s(self) -> float:
+        try:
+            with open(self._offset_file, encoding="ascii") as file:
+                self._offset_s = float(file.read(64))
+        except (OSError, ValueError):
+            pass
+        return time.time() + self._offset_s
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+def local_zone(node: Node) -> tzinfo:
+    """The node's own time zone from /etc/localtime; UTC when it has none.
+
+    The link is read rather than followed where it can be: so the zone has a name to show.
+    """
+    localtime = node.path("/etc/localtime")
+    try:
+        target = os.readlink(localtime)
+        return ZoneInfo(target.partition("zoneinfo/")[2])
+    except (OSError, ValueError, ZoneInfoNotFoundError):
+        pass
+    try:
+        with open(localtime, "rb") as file:
+            return ZoneInfo.from_file(file, key=None)
+    except (OSError, ValueError):
+        return UTC
+
+
+def at(clock: Clock, zone: tzinfo) -> datetime:
+    """Now, as people in `zone` read it."""
+    return datetime.fromtimestamp(clock.now_s(), zone)
