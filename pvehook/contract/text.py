@@ -1,0 +1,29 @@
+"""Text of others, made fit for a terminal, a log line and a mail."""
+
+from __future__ import annotations
+
+DEFAULT_LIMIT = 200
+_CUT = "..."
+
+
+def printable(text: str, limit: int = DEFAULT_LIMIT) -> str:
+    """`text` on one line, of visible characters only, at most `limit` characters long (at least 3).
+
+    Whatever moves a cursor, ends a line, turns the direction of writing or cannot be encoded is written as
+    an escape: `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay
+    as they are (`C:\\` is a mountpoint), so this is for reading and not for turning back.
+    """
+    # Never more than limit + 1 characters are looked at, however long the text is.
+    pieces = [_visible(char) for char in text[: limit + 1]]
+    if sum(map(len, pieces)) <= limit:
+        return "".join(pieces)
+    room = limit - len(_CUT)
+    while sum(map(len, pieces)) > room:
+        pieces.pop()  # a whole escape at a time: half of one would read as something else
+    return "".join(pieces) + _CUT
+
+
+def _visible(char: str) -> str:
+    # str.isprintable says no to control and format characters (bidi among them), surrogates, line separators,
+    # private and unassigned characters.
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,218 @@
+"""The guest agent (qemu-ga), which answers what is asked of it, one after the other, and never out of turn.
+
+Wire format (qga/qapi-schema.json of QEMU), one JSON object on a line, after a synchronisation:
+
+    0xFF {"execute": "guest-sync-delimited", "arguments": {"id": 71}}
+    ... whatever was left over by others ...
+    0xFF {"return": 71}
+    {"execute": "guest-fsfreeze-status"}
+    {"return": "thawed"}
+
+Why the synchronisation: bytes of a client that gave up still reach the agent later, and its answer goes to
+the next client, which is us (facts/qemu.md). After it every answer on this connection is ours, in the order
+we asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from pvehook.contract.text import printable
+from pvehook.errors import BadReply, GuestError
+from pvehook.guest.shapes import boolean, items, mapping, refusal, text, whole_number
+from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+
+_FLUSH = b"\xff"
+"""Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""
+
+FreezeStatus = Literal["thawed", "frozen"]
+
+
+class GuestInfo(NamedTuple):
+    """What `guest-info` tells."""
+
+    version: str
+    commands: Mapping[str, bool]
+    """Every command the agent knows, and whether the guest's administrator lets it be used."""
+
+
+class Filesystem(NamedTuple):
+    """One entry of `guest-get-fsinfo`: the same mounts that a freeze walks, bind mounts included."""
+
+    name: str
+    """The device's name in the guest: `sda1`, `loop0`, `dm-2`."""
+    mountpoint: str
+    type: str
+
+
+class Pending:
+    """A command that was sent and whose answer has its own deadline."""
+
+    __slots__ = ("_answer", "command")
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._answer: object | GuestError | None = None
+
+
+class AgentConnection:
+    """A synchronised connection; while it is held, nobody else reaches the agent.
+
+    Every method raises the errors of pvehook.errors.GuestError. After TimedOut the agent may still carry out
+    what was sent: the connection stays usable, and what is sent next waits its turn in the guest.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unanswered: deque[Pending] = deque()
+
+    def send(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline
+    ) -> Pending:
+        """Sends `command` behind all that was sent before, without waiting for an answer."""
+        request: dict[str, object] = {"execute": command}
+        if arguments is not None:
+            request["arguments"] = arguments
+        self._connection.send(json.dumps(request).encode() + b"\n", deadline)
+        pending = Pending(command)
+        self._unanswered.append(pending)
+        return pending
+
+    def receive(
+        self, pending: Pending, *, deadline: Deadline, limit_bytes: int = REPLY_LIMIT_BYTES
+    ) -> object:
+        """The `return` of `pending`. Answers to earlier commands come first and are kept for who asks."""
+        self._connection.allow(limit_bytes)
+        while pending in self._unanswered:
+            line = self._connection.read_line(deadline)
+            earliest = self._unanswered.popleft()
+            earliest._answer = _answer(line, source=self._source(earliest.command))
+        if isinstance(pending._answer, GuestError):
+            raise pending._answer
+        return pending._answer
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        deadline: Deadline,
+        limit_bytes: int = REPLY_LIMIT_BYTES,
+    ) -> object:
+        """Sends `command` and waits for its answer."""
+        pending = self.send(command, arguments, deadline=deadline)
+        return self.receive(pending, deadline=deadline, limit_bytes=limit_bytes)
+
+    def ping(self, deadline: Deadline) -> None:
+        """Returns when the agent answers."""
+        self.execute("guest-ping", deadline=deadline)
+
+    def guest_info(self, deadline: Deadline) -> GuestInfo:
+        """The agent's version and what it may do."""
+        source = self._source("guest-info")
+        reply = mapping(self.execute("guest-info", deadline=deadline), source=source)
+        commands = items(reply.get("supported_commands"), source=source)
+        return GuestInfo(
+            version=text(reply, "version", source=source),
+            commands={
+                text(command, "name", source=source): boolean(command, "enabled", source=source)
+                for command in commands
+            },
+        )
+
+    def get_fsinfo(self, deadline: Deadline) -> tuple[Filesystem, ...]:
+        """The filesystems a freeze would reach, in the order of the guest's mount table, latest first."""
+        source = self._source("guest-get-fsinfo")
+        return tuple(
+            Filesystem(
+                name=text(entry, "name", source=source),
+                mountpoint=text(entry, "mountpoint", source=source),
+                type=text(entry, "type", source=source),
+            )
+            for entry in items(self.execute("guest-get-fsinfo", deadline=deadline), source=source)
+        )
+
+    def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
+        """Whether a freeze is in force, whoever asked for it."""
+        reply = self.execute("guest-fsfreeze-status", deadline=deadline)
+        if reply == "thawed":
+            return "thawed"
+        if reply == "frozen":
+            return "frozen"
+        seen = printable(str(reply)[:80], 80)
+        raise BadReply(f"{self._source('guest-fsfreeze-status')}: neither `thawed` nor `frozen`: {seen}")
+
+    def send_freeze(self, mountpoints: Sequence[str] | None, deadline: Deadline) -> Pending:
+        """Sends the freeze of all filesystems, or of those at exactly `mountpoints`; see `receive_count`."""
+        if mountpoints is None:
+            return self.send("guest-fsfreeze-freeze", deadline=deadline)
+        return self.send(
+            "guest-fsfreeze-freeze-list", {"mountpoints": list(mountpoints)}, deadline=deadline
+        )
+
+    def send_thaw(self, deadline: Deadline) -> Pending:
+        """Sends the thaw. Behind a freeze that hangs it runs at the moment the freeze ends."""
+        return self.send("guest-fsfreeze-thaw", deadline=deadline)
+
+    def receive_count(self, pending: Pending, deadline: Deadline) -> int:
+        """How many filesystems that freeze or thaw reached; 0 after a freeze: nothing is frozen."""
+        reply = self.receive(pending, deadline=deadline)
+        return whole_number(reply, source=self._source(pending.command))
+
+    def fsfreeze_freeze(self, mountpoints: Sequence[str] | None, deadline: Deadline) -> int:
+        """Freezes and returns the number of filesystems; see `send_freeze` and `receive_count`."""
+        return self.receive_count(self.send_freeze(mountpoints, deadline), deadline)
+
+    def fsfreeze_thaw(self, deadline: Deadline) -> int:
+        """Thaws and returns the number of filesystems; thawing what is not frozen returns 0."""
+        return self.receive_count(self.send_thaw(deadline), deadline)
+
+    def _source(self, command: str) -> str:
+        return f"{self._connection.path}: {command}"
+
+
+@contextlib.contextmanager
+def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
+    """Connects and synchronises; closes at the end. One exchange is one such `with`.
+
+    Raises TimedOut when no agent runs in the guest, when it hangs, and when another client is served first.
+    """
+    with connect(path) as connection:
+        _synchronise(connection, deadline)
+        yield AgentConnection(connection)
+
+
+def _synchronise(connection: Connection, deadline: Deadline) -> None:
+    fresh = secrets.randbelow(2**52)  # nobody's left-over sync has it; exact also where numbers are doubles
+    request = json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": fresh}})
+    connection.send(_FLUSH + request.encode() + b"\n", deadline)
+    while True:
+        # What comes before the mark on the line is somebody's half answer; a line without it is a whole one.
+        _, mark, tail = connection.read_line(deadline).rpartition(_FLUSH)
+        if mark and _is_sync(tail, fresh, source=f"{connection.path}: guest-sync-delimited"):
+            return
+
+
+def _is_sync(data: bytes, fresh: int, *, source: str) -> bool:
+    try:
+        answered = parse_document(data, source=source).get("return")
+    except BadReply:
+        return False  # whatever it is, it is not ours
+    return type(answered) is int and answered == fresh
+
+
+def _answer(line: bytes, *, source: str) -> object | GuestError:
+    try:
+        reply = parse_document(line, source=source)
+    except BadReply as error:
+        return error
+    if "error" in reply:
+        return refusal(reply["error"], source=source)
+    if "return" not in reply:
+        return BadReply(f"{source}: the answer holds neither `return` nor `error`")
+    return reply["return"]

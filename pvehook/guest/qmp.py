@@ -1,0 +1,125 @@
+"""QMP, QEMU's own protocol, in short connections: connect, ask, close.
+
+Short, because QEMU serves one client at a time and vzdump itself comes by once a second (facts/vzdump.md).
+Wire format (docs/interop/qmp-spec of QEMU), one JSON object on a line:
+
+    {"QMP": {"version": {...}, "capabilities": []}}          the greeting, sent once the client is served
+    {"execute": "query-status", "id": 2}
+    {"event": "STOP", "timestamp": {...}}                    at any time
+    {"return": {"status": "running", "running": true}, "id": 2}
+    {"error": {"class": "CommandNotFound", "desc": "..."}, "id": 2}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pvehook.errors import BadReply
+from pvehook.guest.shapes import boolean, integer, items, mapping, refusal, text
+from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+
+
+class Status(NamedTuple):
+    """What `query-status` tells."""
+
+    status: str
+    running: bool
+
+
+class BlockJob(NamedTuple):
+    """One entry of `query-block-jobs`. On Proxmox a backup's job carries the drive's name: `drive-scsi0`."""
+
+    device: str
+    type: str
+    offset_bytes: int
+    length_bytes: int
+    speed_bytes_per_s: int
+    """0 is no limit."""
+
+
+class QmpConnection:
+    """A connection in command mode. Every method raises the errors of pvehook.errors.GuestError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last_id = 0
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        deadline: Deadline,
+        limit_bytes: int = REPLY_LIMIT_BYTES,
+    ) -> object:
+        """The `return` of `command`; raises Refused when QEMU says no."""
+        self._last_id += 1
+        request: dict[str, object] = {"execute": command, "id": self._last_id}
+        if arguments is not None:
+            request["arguments"] = arguments
+        self._connection.allow(limit_bytes)
+        self._connection.send(json.dumps(request).encode() + b"\n", deadline)
+        source = self._source(command)
+        while True:
+            reply = parse_document(self._connection.read_line(deadline), source=source)
+            if not _is_for(reply, self._last_id):
+                continue  # an event, or an answer to somebody else's question
+            if "error" in reply:
+                raise refusal(reply["error"], source=source)
+            if "return" not in reply:
+                raise BadReply(f"{source}: the answer holds neither `return` nor `error`")
+            return reply["return"]
+
+    def query_status(self, deadline: Deadline) -> Status:
+        """Whether the VM runs."""
+        source = self._source("query-status")
+        reply = mapping(self.execute("query-status", deadline=deadline), source=source)
+        return Status(
+            status=text(reply, "status", source=source),
+            running=boolean(reply, "running", source=source),
+        )
+
+    def query_block_jobs(self, deadline: Deadline) -> tuple[BlockJob, ...]:
+        """The block jobs that exist now."""
+        source = self._source("query-block-jobs")
+        return tuple(
+            BlockJob(
+                device=text(job, "device", source=source),
+                type=text(job, "type", source=source),
+                offset_bytes=integer(job, "offset", source=source),
+                length_bytes=integer(job, "len", source=source),
+                speed_bytes_per_s=integer(job, "speed", source=source),
+            )
+            for job in items(self.execute("query-block-jobs", deadline=deadline), source=source)
+        )
+
+    def backup_cancel(self, deadline: Deadline) -> None:
+        """Ends the running backup with Proxmox's own command; stock QEMU does not know it (Refused)."""
+        self.execute("backup-cancel", deadline=deadline)
+
+    def _source(self, command: str) -> str:
+        return f"{self._connection.path}: {command}"
+
+
+@contextlib.contextmanager
+def open_qmp(path: str, deadline: Deadline) -> Iterator[QmpConnection]:
+    """Connects, waits for the greeting, enters command mode; closes at the end.
+
+    Raises TimedOut also when another client is being served: QEMU greets only whom it serves.
+    """
+    with connect(path) as connection:
+        greeting = parse_document(connection.read_line(deadline), source=f"{path}: greeting")
+        if "QMP" not in greeting:
+            raise BadReply(f"{path}: this is no QMP, it does not greet")
+        qmp = QmpConnection(connection)
+        qmp.execute("qmp_capabilities", deadline=deadline)
+        yield qmp
+
+
+def _is_for(reply: Mapping[str, object], request_id: int) -> bool:
+    # `True == 1` in Python, and a peer may send what it likes.
+    answered = reply.get("id")
+    return type(answered) is int and answered == request_id

@@ -1,0 +1,75 @@
+"""The door: what a peer sent is what we asked for, or it is a BadReply. Every check names where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pvehook.contract.text import printable
+from pvehook.errors import BadReply, Refused
+
+ITEMS_LIMIT = 8192
+"""Entries of one list. A web host with a bind mount for every user has thousands of filesystems."""
+TEXT_LIMIT = 4096
+"""Characters of one text: PATH_MAX of Linux, the longest thing that is still a mountpoint."""
+
+
+def mapping(value: object, *, source: str) -> Mapping[str, object]:
+    """`value` as a JSON object."""
+    if not isinstance(value, dict):
+        raise BadReply(f"{source}: expected an object, seen {_seen(value)}")
+    return value
+
+
+def items(value: object, *, source: str) -> list[Mapping[str, object]]:
+    """`value` as a list of JSON objects, of a bounded length."""
+    if not isinstance(value, list):
+        raise BadReply(f"{source}: expected a list, seen {_seen(value)}")
+    if len(value) > ITEMS_LIMIT:
+        raise BadReply(f"{source}: a list of {len(value)} entries, more than {ITEMS_LIMIT}")
+    return [mapping(item, source=source) for item in value]
+
+
+def text(fields: Mapping[str, object], key: str, *, source: str) -> str:
+    """The text under `key`, of a bounded length. Still the peer's text: `printable` before it is shown."""
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise BadReply(f"{source}: `{key}` should be a text, seen {_seen(value)}")
+    if len(value) > TEXT_LIMIT:
+        raise BadReply(f"{source}: `{key}` has {len(value)} characters, more than {TEXT_LIMIT}")
+    return value
+
+
+def integer(fields: Mapping[str, object], key: str, *, source: str) -> int:
+    """The integer under `key`."""
+    return whole_number(fields.get(key), source=f"{source}: `{key}`")
+
+
+def boolean(fields: Mapping[str, object], key: str, *, source: str) -> bool:
+    """The truth value under `key`."""
+    value = fields.get(key)
+    if not isinstance(value, bool):
+        raise BadReply(f"{source}: `{key}` should be true or false, seen {_seen(value)}")
+    return value
+
+
+def whole_number(value: object, *, source: str) -> int:
+    """`value` as an integer of at least 0: nothing we ask for counts below it."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadReply(f"{source}: expected a whole number, seen {_seen(value)}")
+    return value
+
+
+def refusal(error: object, *, source: str) -> Refused | BadReply:
+    """The `error` of a reply as the exception to raise."""
+    if not isinstance(error, dict):
+        return BadReply(f"{source}: `error` should be an object, seen {_seen(error)}")
+    kind, description = error.get("class"), error.get("desc")
+    if not isinstance(kind, str) or not isinstance(description, str):
+        return BadReply(f"{source}: an `error` without `class` and `desc`")
+    return Refused(f"{source}: refused: {printable(kind, 40)}: {printable(description)}")
+
+
+def _seen(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return printable(f"'{value[:80]}'" if isinstance(value, str) else str(value), 80)

@@ -1,0 +1,211 @@
+"""One connection to a VM's unix socket: JSON lines, each wait with a deadline, each answer with a limit.
+
+What is at the other end is hostile ground: the agent's bytes are written by whoever owns the guest. So an
+answer is bounded in time, in bytes and in depth before anything looks at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import select
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from pvehook.contract.text import printable
+from pvehook.errors import BadReply, Busy, TimedOut, Unreachable
+
+REPLY_LIMIT_BYTES = 1024 * 1024
+DEPTH_LIMIT = 32
+
+_SUN_PATH_BYTES = 108  # unix(7): sun_path, its closing zero included
+_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The end of one exchange, however many reads and writes it takes. On the monotonic clock."""
+
+    total_s: float
+    at_s: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Self:
+        return cls(total_s=seconds, at_s=time.monotonic() + seconds)
+
+    def left_s(self) -> float:
+        """Seconds to go; 0.0 once it has passed."""
+        return max(0.0, self.at_s - time.monotonic())
+
+
+@contextlib.contextmanager
+def fitting_address(path: str) -> Iterator[str]:
+    """An address for `bind` or `connect` that means `path`, also where `path` is too long for a unix socket.
+
+    The long way in is `/proc/self/fd/N/NAME` with the directory open as N: no change of the working
+    directory, which all threads share. Raises OSError when the directory cannot be opened.
+    """
+    if len(os.fsencode(path)) < _SUN_PATH_BYTES:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
+
+
+class Connection:
+    """A connected socket that sends bytes and reads lines.
+
+    What is read before `allow` is called again counts against one limit, so a peer cannot send for ever in
+    short lines either.
+    """
+
+    def __init__(self, path: str, connected: socket.socket) -> None:
+        self.path = path
+        self._socket = connected
+        self._received = bytearray()
+        self._searched = 0
+        self._limit_bytes = REPLY_LIMIT_BYTES
+        self._room_bytes = REPLY_LIMIT_BYTES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def allow(self, limit_bytes: int = REPLY_LIMIT_BYTES) -> None:
+        """Lets the peer send `limit_bytes` more: a new exchange begins."""
+        self._limit_bytes = limit_bytes
+        self._room_bytes = limit_bytes - len(self._received)
+
+    def send(self, data: bytes, deadline: Deadline) -> None:
+        """Sends all of `data`. Raises TimedOut (the peer does not take it) and Unreachable (it is gone)."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._wait(select.POLLOUT, deadline, "does not take what is sent to it")
+                rest = rest[self._socket.send(rest) :]
+            except TimedOut:
+                # Half a command is on its way; whatever followed would become part of it.
+                self._socket.shutdown(socket.SHUT_RDWR)
+                raise
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._gone(error) from error
+
+    def read_line(self, deadline: Deadline) -> bytes:
+        """The next line, without its newline. Raises TimedOut, BadReply (too long), Unreachable (hung up)."""
+        while (end := self._received.find(b"\n", self._searched)) < 0:
+            self._searched = len(self._received)
+            self._read_some(deadline)
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        self._searched = 0
+        return line
+
+    def _read_some(self, deadline: Deadline) -> None:
+        if self._room_bytes <= 0:
+            raise BadReply(f"{self.path}: the answer is longer than {self._limit_bytes} bytes")
+        fault = "does not finish its answer" if self._received else "does not answer"
+        self._wait(select.POLLIN, deadline, fault)
+        try:
+            # Asking for no more than there is room for bounds the memory, whatever the peer sends.
+            data = self._socket.recv(min(_CHUNK_BYTES, self._room_bytes))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self._gone(error) from error
+        if not data:
+            raise Unreachable(
+                f"{self.path}: the other side hung up, {len(self._received)} bytes into its answer"
+            )
+        self._room_bytes -= len(data)
+        self._received += data
+
+    def _wait(self, event: int, deadline: Deadline, fault: str) -> None:
+        poller = select.poll()
+        poller.register(self._socket, event)
+        # Rounded up, so that a wait never ends a moment early and spins.
+        if deadline.left_s() <= 0 or not poller.poll(int(deadline.left_s() * 1000) + 1):
+            raise TimedOut(
+                f"{self.path}: the other side {fault} within {deadline.total_s:g} s;"
+                " it hangs, or serves another client first"
+            )
+
+    def _gone(self, error: OSError) -> Unreachable:
+        return Unreachable(f"{self.path}: the other side is gone: {error.strerror}")
+
+
+def connect(path: str) -> Connection:
+    """Connects to the unix socket at `path`, at once or not at all.
+
+    A connection says little: QEMU serves one client at a time, and a second one is connected but waits unseen
+    (facts/qemu.md). Only an answer is an answer. Raises Unreachable (no such socket, nobody listens, no
+    permission) and Busy (two others wait already).
+    """
+    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)
+        with fitting_address(path) as address:
+            connecting.connect(address)
+    except OSError as error:
+        connecting.close()
+        if error.errno == errno.EAGAIN:  # unix(7): a full queue, and never "in progress"
+            raise Busy(f"{path}: its queue is full, other clients wait for it") from error
+        raise Unreachable(f"{path}: cannot connect: {error.strerror}") from error
+    return Connection(path, connecting)
+
+
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A string, or the start of one that is never closed. No backtracking: a scan is linear in the input."""
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def parse_document(data: bytes, *, source: str) -> dict[str, object]:
+    """The JSON object in `data`. Raises BadReply, naming `source`, for anything else."""
+    depth = _depth(data)
+    if depth > DEPTH_LIMIT:
+        raise BadReply(f"{source}: the answer is nested {depth} deep, more than {DEPTH_LIMIT}")
+    try:
+        document = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, an integer of thousands of digits
+        raise BadReply(f"{source}: the answer is not JSON: {_excerpt(data)}") from error
+    if not isinstance(document, dict):
+        raise BadReply(f"{source}: the answer is not a JSON object: {_excerpt(data)}")
+    return document
+
+
+def _depth(data: bytes) -> int:
+    """How deep `data` is nested, without following it down as json.loads would, into a RecursionError."""
+    depth = deepest = 0
+    for bracket in _JSON_STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
+        if bracket in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _excerpt(data: bytes) -> str:
+    return printable(data[:200].decode("utf-8", "replace"), 80)
