@@ -8,7 +8,7 @@
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
          "chain": null}
 
-The hook's degraded path loads this module, so it imports no yaml. pvehook/config.py checks what people write.
+The hook's degraded path loads this module, so it imports no yaml. pvehook/config checks what people write.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class WindowConfig(NamedTuple):
 
 class AlsoProcess(NamedTuple):
     """Processes outside vzdump that belong to the backup: the name of the program, and a text that its
-    command line has. DUMP_DIRECTORY stands for the job's own directory, the empty text for any command line."""
+    command line has. DUMP_DIRECTORY stands for the job's own directory, "" for any command line."""
 
     command: str
     mentions: str

@@ -1,0 +1,168 @@
+"""Reads what an administrator wrote: `/etc/pve/pvehook.yaml` and on top of it `/etc/pvehook.yaml`.
+
+    window:                             # a section: the sections of both files are joined
+      open: ["sat,sun 22:00-06:00"]     # a key: the node's value wins; a list replaces the other file's list
+    io_priority:
+      check_every: 5s                   # a time carries its unit
+
+Every problem is collected with file, line, key, what was found and what was expected. One problem makes both
+files unusable, because half a configuration is not what the administrator meant.
+
+    nodes.py     from text to YAML nodes, and the limits of both
+    checks.py    what each key may hold
+
+Reading the files is left to the caller, since /etc/pve may hang. The types and the defaults are in
+pvehook/settings.py, apart from YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from yaml.nodes import Node
+
+from pvehook.config.checks import CHECKS, duration_text, entries_of
+from pvehook.config.nodes import ConfigProblem, StopReading, Walk, compose, is_null
+from pvehook.settings import DEFAULT, Config, Exempt, IoPriorityConfig, WindowConfig
+
+__all__ = ["ConfigProblem", "Leaf", "Loaded", "Parsed", "describe", "merge", "parse"]
+
+_MAX_PADDED = 40
+
+
+class Leaf(NamedTuple):
+    """A checked value and the line of its key."""
+
+    value: Any
+    line: int
+
+
+class Parsed(NamedTuple):
+    """One file: the good values by dotted key, and everything that is wrong with the others."""
+
+    file_name: str
+    values: dict[str, Leaf]
+    errors: tuple[ConfigProblem, ...]
+
+
+class Loaded(NamedTuple):
+    """Both files together. `config` is None when there is a problem; `origins` says for each dotted key where
+    its value comes from: `FILE:LINE` or `default`."""
+
+    config: Config | None
+    problems: tuple[ConfigProblem, ...]
+    origins: dict[str, str]
+
+
+def parse(text: str, file_name: str) -> Parsed:
+    """Checks one file. Never raises: whatever the text is, the result says what is wrong with it."""
+    walk = Walk(file_name)
+    values: dict[str, Leaf] = {}
+    try:
+        root = compose(walk, text)
+        if root is not None:
+            _read_section(walk, root, "", values)
+    except StopReading:
+        pass  # the walk holds the reason
+    return Parsed(file_name, values, tuple(walk.problems))
+
+
+def _read_section(walk: Walk, node: Node, prefix: str, values: dict[str, Leaf]) -> None:
+    if is_null(node):
+        return  # all keys of the section are commented out
+    names = dict.fromkeys(key[len(prefix) :].split(".")[0] for key in CHECKS if key.startswith(prefix))
+    for name, (line, value_node) in entries_of(walk, node, prefix.rstrip("."), tuple(names)).items():
+        key = prefix + name
+        if key not in CHECKS:
+            _read_section(walk, value_node, key + ".", values)
+            continue
+        problems_before = len(walk.problems)
+        value = CHECKS[key](walk, value_node, key)
+        if len(walk.problems) == problems_before:
+            values[key] = Leaf(value, line)
+
+
+def merge(cluster: Parsed | None, node: Parsed | None) -> Loaded:
+    """The node's file on top of the cluster's on top of the defaults, key by key. None stands for no file."""
+    values = _by_key(DEFAULT)
+    origins = dict.fromkeys(values, "default")
+    problems: tuple[ConfigProblem, ...] = ()
+    for parsed in (cluster, node):
+        if parsed is None:
+            continue
+        problems += parsed.errors
+        for key, leaf in parsed.values.items():
+            values[key] = leaf.value
+            origins[key] = f"{parsed.file_name}:{leaf.line}"
+    return Loaded(None if problems else _from_keys(values), problems, origins)
+
+
+def describe(loaded: Loaded) -> list[str]:
+    """Lines for `pvehook config show`: key, value as one would write it, where it comes from.
+
+    Without a usable configuration: its problems.
+    """
+    if loaded.config is None:
+        return [str(problem) for problem in loaded.problems]
+    values = {key: _as_yaml(key, value) for key, value in _by_key(loaded.config).items()}
+    key_width = max(map(len, values)) + len(":")
+    # One long list must not push the origins of all others off the screen.
+    value_width = min(max(map(len, values.values())), _MAX_PADDED)
+    return [
+        f"{key + ':':<{key_width}}  {value:<{value_width}}  # {loaded.origins[key]}"
+        for key, value in values.items()
+    ]
+
+
+def _by_key(config: Config) -> dict[str, Any]:
+    window, io_priority = config.window, config.io_priority
+    return {
+        "window.open": window.open,
+        "window.timezone": window.timezone,
+        "window.next_guest": window.next_guest,
+        "window.running_guest": window.running_guest,
+        "window.exempt.guests": window.exempt.guests,
+        "window.exempt.jobs": window.exempt.jobs,
+        "window.exempt.storages": window.exempt.storages,
+        "io_priority.mode": io_priority.mode,
+        "io_priority.check_every": io_priority.check_every_s,
+        "io_priority.also": io_priority.also,
+        "io_priority.compressor_nice": io_priority.compressor_nice,
+        "chain": config.chain,
+    }
+
+
+def _from_keys(values: Mapping[str, Any]) -> Config:
+    return Config(
+        window=WindowConfig(
+            open=values["window.open"],
+            timezone=values["window.timezone"],
+            next_guest=values["window.next_guest"],
+            running_guest=values["window.running_guest"],
+            exempt=Exempt(
+                guests=values["window.exempt.guests"],
+                jobs=values["window.exempt.jobs"],
+                storages=values["window.exempt.storages"],
+            ),
+        ),
+        io_priority=IoPriorityConfig(
+            mode=values["io_priority.mode"],
+            check_every_s=values["io_priority.check_every"],
+            also=values["io_priority.also"],
+            compressor_nice=values["io_priority.compressor_nice"],
+        ),
+        chain=values["chain"],
+    )
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    if key == "io_priority.check_every":
+        return duration_text(value)
+    if key == "io_priority.also":
+        value = [also._asdict() for also in value]
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/.+-]*", value, re.ASCII):
+        return value
+    return json.dumps(value, ensure_ascii=False)  # YAML reads what JSON can say
