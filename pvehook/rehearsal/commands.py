@@ -1,0 +1,143 @@
+"""How PVE runs a command and listens to it (PVE::Tools::run_command, PVE::VZDump::run_command).
+
+stdout and stderr are read line by line until both are at their end: it is not the command's exit that is
+waited for first, so a child that it left behind with one of them open holds everything up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+LEAKED_DESCRIPTOR = 5
+"""PVE's worker leaves it open for its children; what it is does not matter to a hook."""
+
+_LINE_END = re.compile(rb"\n|\x08+|\r\n?")  # \x08 is BS
+
+
+class CommandError(Exception):
+    """The text is PVE's: `command 'COMMAND' failed: exit code N`."""
+
+
+class InterruptError(Exception):
+    """SIGTERM or the like arrived while PVE was polling."""
+
+
+class Signals:
+    """Signals that end a task, seen only where the worker waits: never in the middle of a step of its own."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)
+
+    def fileno(self) -> int:
+        """Readable once a signal has come."""
+        return self._read
+
+    def check(self) -> None:
+        """Raises InterruptError when a signal has come; it is then spent."""
+        try:
+            came = os.read(self._read, 64)
+        except BlockingIOError:
+            return
+        if came:
+            raise InterruptError("interrupted by signal")
+
+
+def run_command(
+    argv: Sequence[str],
+    say: Callable[[bytes], None],
+    signals: Signals,
+    env: Mapping[str, str] | None = None,
+) -> int:
+    """Run `argv`, give each line of its output to `say`, return its exit code (negative: a signal's number).
+
+    Has no deadline, as PVE has none. Raises CommandError when it cannot be started, or on a signal to
+    ourselves: the command is then left running.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the hook is what the rehearsal is about
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            umask=0o022,
+            pass_fds=(LEAKED_DESCRIPTOR,),
+        )
+    except OSError as error:
+        raise CommandError(f"{failed_text(argv)}unable to run it - {error.strerror}") from error
+    assert process.stdout is not None  # noqa: S101 - both are pipes, as asked above
+    assert process.stderr is not None  # noqa: S101
+    try:
+        _listen((process.stdout, process.stderr), say, signals)
+    except InterruptError as interrupted:
+        raise CommandError(f"{failed_text(argv)}{interrupted}") from interrupted
+    finally:
+        process.stdout.close()
+        process.stderr.close()
+    return process.wait()
+
+
+def run_checked(
+    argv: Sequence[str],
+    say: Callable[[bytes], None],
+    signals: Signals,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """The same, and CommandError when it ends other than with 0."""
+    check(argv, run_command(argv, say, signals, env))
+
+
+def check(argv: Sequence[str], code: int) -> None:
+    """Raises CommandError with PVE's text, unless `code` is 0."""
+    if code < 0:
+        raise CommandError(f"{failed_text(argv)}got signal {-code}")
+    if code > 0:
+        raise CommandError(f"{failed_text(argv)}exit code {code}")
+
+
+def failed_text(argv: Sequence[str]) -> str:
+    """The beginning of every such message."""
+    return f"command '{' '.join(argv)}' failed: "
+
+
+def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
+    """Complete lines, and the rest that waits for its end. CR and BS end a line like LF does."""
+    lines, end = [], 0
+    for found in _LINE_END.finditer(data):
+        lines.append(data[end : found.start()])
+        end = found.end()
+    return lines, data[end:]
+
+
+def _listen(pipes: Sequence[IO[bytes]], say: Callable[[bytes], None], signals: Signals) -> None:
+    rest = dict.fromkeys(pipes, b"")
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ, pipe)
+        selector.register(signals, selectors.EVENT_READ)
+        while len(selector.get_map()) > 1:
+            for key, _ in selector.select():
+                if key.data is None:
+                    signals.check()
+                    continue
+                pipe = key.data
+                data = os.read(pipe.fileno(), 65536)
+                if data:
+                    lines, rest[pipe] = split_lines(rest[pipe] + data)
+                else:
+                    lines = [rest[pipe]]
+                    selector.unregister(pipe)
+                for line in lines:
+                    say(line)

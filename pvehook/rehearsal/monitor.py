@@ -1,0 +1,57 @@
+"""How vzdump itself talks to a VM's QMP socket: connect, ask one thing, close; again each second.
+
+It is another client than `pvehook.guest.qmp` on purpose: this is PVE's part in the play, and QMP serves one
+client at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from pvehook.host.node import Node
+
+_ANSWER_S = 5.0
+
+
+class MonitorError(Exception):
+    """The VM said no, or nothing. The text is for the task log."""
+
+
+def qmp_socket(node: Node, vmid: int) -> str:
+    return node.path(f"/var/run/qemu-server/{vmid}.qmp")
+
+
+def is_there(node: Node, vmid: int) -> bool:
+    """Whether this VM has a QMP socket. A rehearsal may play VMs without one."""
+    return os.path.exists(qmp_socket(node, vmid))
+
+
+def ask(node: Node, vmid: int, command: str, **arguments: Any) -> Any:
+    """The `return` of one command. Raises MonitorError."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.connect(qmp_socket(node, vmid))
+            with connection.makefile("rwb") as stream:
+                stream.readline()  # the greeting
+                _exchange(stream, "qmp_capabilities", {})
+                return _exchange(stream, command, arguments)
+    except (OSError, ValueError) as error:
+        raise MonitorError(f"VM {vmid} qmp command '{command}' failed - {error}") from error
+
+
+def _exchange(stream: Any, command: str, arguments: dict[str, Any]) -> Any:
+    stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    stream.flush()
+    while True:
+        line = stream.readline()
+        if not line:
+            raise ValueError("got closed connection")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise ValueError(reply["error"].get("desc", "unknown error"))
+        if "return" in reply:  # anything else is an event
+            return reply["return"]
