@@ -1,0 +1,23 @@
+"""Files that are whole whenever somebody reads them. Stdlib only: the degraded path imports it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+
+def replace_file(path: str, text: str) -> None:
+    """Writes the whole file or nothing: a reader sees the old text or the new, also after a crash of ours."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise

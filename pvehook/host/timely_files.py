@@ -1,0 +1,86 @@
+"""Reading files that may hang: /etc/pve is a FUSE file system, and a node in trouble answers late or never.
+
+A read that hangs cannot be taken back, so it happens in a thread of its own, and whoever asked goes on without.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pvehook.errors import NodeError
+
+T = TypeVar("T")
+
+FILE_LIMIT_BYTES = 1 << 20
+
+
+class TimelyReader:
+    """Answers questions about files within a deadline, or says that it could not.
+
+    One thread asks the files, in order. While it hangs, every question fails at once instead of piling up another
+    hanging thread; when the file system comes back, it goes on.
+    """
+
+    def __init__(self) -> None:
+        self._questions: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._hanging_on: str | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def within(self, deadline_s: float, what: str, question: Callable[[], T]) -> T:
+        """What `question` returns, or raises. Raises NodeError when that takes over `deadline_s` seconds."""
+        with self._lock:
+            if self._hanging_on is not None:
+                raise NodeError(f"{what} was not asked: {self._hanging_on} still does not answer")
+            if self._thread is None:
+                # A daemon thread: a read that hangs must not keep the process from leaving.
+                self._thread = threading.Thread(target=self._answer, name="timely-reader", daemon=True)
+                self._thread.start()
+        done = threading.Event()
+        result: list[T] = []
+        failure: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                result.append(question())
+            except Exception as error:  # handed to the one who asked
+                failure.append(error)
+            with self._lock:
+                self._hanging_on = None
+                done.set()
+
+        self._questions.put(ask)
+        if not done.wait(deadline_s):
+            with self._lock:
+                if not done.is_set():
+                    self._hanging_on = what
+                    raise NodeError(f"{what} did not answer within {deadline_s:g} s")
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def _answer(self) -> None:
+        while True:
+            self._questions.get()()
+
+    def text(self, path: str, deadline_s: float) -> str | None:
+        """The file's text, or None when there is no such file. Raises NodeError when it cannot be read in time,
+        is over 1 MiB, or is not UTF-8."""
+        try:
+            return self.within(deadline_s, path, lambda: _read(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise NodeError(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > FILE_LIMIT_BYTES:
+        raise OSError(f"larger than {FILE_LIMIT_BYTES} bytes")
+    return data.decode("utf-8")

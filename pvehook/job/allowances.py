@@ -1,0 +1,89 @@
+"""Exceptions from the window: `pvehook allow`. One small file each under /run/pvehook/allow, gone by themselves.
+
+    /run/pvehook/allow/k3f9.json
+        {"vmids": [101], "until_s": 1795312800.0, "reason": "restore test", "who": "root"}
+
+No vmids means every guest. A reboot ends all exceptions, which errs on the safe side. Stdlib only: the hook's
+degraded path asks here too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+from pvehook.rules.admission import Allowance
+
+LONGEST_S = 7 * 24 * 3600
+"""An exception is not a change of the window; for longer ones the configuration is the place."""
+
+
+def directory(node: Node) -> str:
+    """Where the exceptions of this node lie."""
+    return os.path.join(node.run_dir, "allow")
+
+
+def in_force(node: Node, now_s: float) -> list[Allowance]:
+    """The exceptions that have not run out; files of others are removed. A file that cannot be read counts as no
+    exception: refusing costs one night, allowing wrongly costs the guests theirs."""
+    found = []
+    try:
+        names = sorted(os.listdir(directory(node)))
+    except OSError:
+        return []
+    for name in names:
+        identifier, dot, ending = name.rpartition(".")
+        if not dot or ending != "json":
+            continue
+        path = os.path.join(directory(node), name)
+        allowance = _read(path, identifier)
+        if allowance is None:
+            continue
+        if allowance.until > now_s:
+            found.append(allowance)
+        else:
+            _remove(path)
+    return found
+
+
+def grant(node: Node, allowance: Allowance) -> None:
+    """Puts an exception into force."""
+    body = {
+        "vmids": list(allowance.vmids),
+        "until_s": allowance.until,
+        "reason": allowance.reason,
+        "who": allowance.who,
+    }
+    replace_file(os.path.join(directory(node), f"{allowance.id}.json"), json.dumps(body) + "\n")
+
+
+def revoke(node: Node, identifier: str) -> bool:
+    """Ends an exception early; False when there is none of that name."""
+    if not identifier.isalnum():
+        return False
+    return _remove(os.path.join(directory(node), f"{identifier}.json"))
+
+
+def _read(path: str, identifier: str) -> Allowance | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            body = json.loads(file.read(65536))
+        return Allowance(
+            id=identifier,
+            vmids=tuple(int(vmid) for vmid in body["vmids"]),
+            until=float(body["until_s"]),
+            reason=str(body["reason"]),
+            who=str(body["who"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _remove(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True

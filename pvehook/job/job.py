@@ -1,0 +1,322 @@
+"""The story of one vzdump run: one method per phase, in vzdump's order.
+
+    job_init      may this run start?                     before the node's lock: another job may be running
+    job_start     may it start now?                       it may have waited hours for the lock
+    backup_start  may this guest be backed up now?        a night can run over
+    ...           (pre-stop, pre-restart, post-restart)   processes come and go, the keeper is woken
+    backup_end    the archive is complete                 or backup_abort, which can come without backup_start
+    log_end       the guest's account                     always comes
+    job_end       the table of all guests                 or job_abort
+    worker_died   none of the above will come any more
+
+Each method answers with the lines that vzdump shows. Only the first three may refuse.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pvehook.contract.call import HookCall, Reply
+from pvehook.contract.text import printable
+from pvehook.host.clock import Clock, at
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.job import record
+from pvehook.job.admission_desk import AdmissionDesk
+from pvehook.job.configuration import Configuration, InForce
+from pvehook.job.keeper import Keeper
+from pvehook.job.record import JobRecord
+from pvehook.records.guest_account import account_lines, account_message
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.job_table import job_table
+from pvehook.records.journal import Log
+from pvehook.rules.admission import Admission, admits_whole_run
+
+PHASE_LOCK_S = 4.0
+"""A `backup-abort` can overlap the hook that a SIGTERM interrupted (facts/vzdump.md). It waits this long for the
+other one's answer, then goes on without the lock: a late account is better than a hook that misses its deadline."""
+
+
+class Surroundings(NamedTuple):
+    """What every job of the daemon shares."""
+
+    node: Node
+    clock: Clock
+    log: Log
+    reader: TimelyReader
+    configuration: Configuration
+
+
+class Job:
+    """One vzdump worker's run, from `job-init` to its end."""
+
+    def __init__(self, around: Surroundings, job: JobRecord) -> None:
+        self._around = around
+        self._job = job
+        self._log = around.log.bind(job=job.upid or None, worker=job.worker.pid)
+        self._desk = AdmissionDesk(around.node, around.clock, around.reader)
+        self._keeper = Keeper(around, self._desk, job, self._log)
+        self._lock = threading.Lock()
+        self.ended = False
+
+    def phase(self, call: HookCall) -> Reply:
+        """Answers one ring."""
+        locked = self._lock.acquire(timeout=PHASE_LOCK_S)
+        try:
+            reply, in_force = self._tell(call)
+        finally:
+            if locked:
+                self._lock.release()
+        if reply.exit_code == 0 and in_force.config.chain is not None:
+            reply = reply._replace(chain=self._around.node.path(in_force.config.chain))
+        return reply
+
+    def _tell(self, call: HookCall) -> tuple[Reply, InForce]:
+        in_force = self._around.configuration.now()
+        self._job.storeid = call.storeid or self._job.storeid
+        self._job.dumpdir = call.dumpdir or self._job.dumpdir
+        story: dict[str, Callable[[HookCall, InForce], Reply]] = {
+            "job-init": self.job_init,
+            "job-start": self.job_start,
+            "backup-start": self.backup_start,
+            "pre-stop": self.between,
+            "pre-restart": self.between,
+            "post-restart": self.between,
+            "backup-end": self.backup_end,
+            "backup-abort": self.backup_abort,
+            "log-end": self.log_end,
+            "job-end": self.job_end,
+            "job-abort": self.job_abort,
+        }
+        tell = story.get(call.phase)
+        if tell is None:
+            # A phase of a newer Proxmox VE is no reason to fail.
+            self._log.info("phase-unknown", message=f"vzdump announced {call.phase!r}, which pvehook does not know")
+            return Reply(), in_force
+        reply = tell(call, in_force)
+        if self.ended:
+            self._keeper.stop()
+            record.remove(self._around.node, self._job)
+        else:
+            record.save(self._around.node, self._job)
+        return reply, in_force
+
+    # Phases of the run
+
+    def job_init(self, call: HookCall, in_force: InForce) -> Reply:
+        """Asked before the node's lock. What is set here on the worker is overwritten by PVE's own ionice before
+        `job-start`, so idle priority waits until then."""
+        doubts = self._doubts_about_configuration(in_force)
+        decision = self._desk.ask(call, self._job, in_force)
+        self._report(decision, call, in_force)
+        if not decision.allowed:
+            self.ended = True
+            return Reply((*doubts, *_ours(decision.lines)), exit_code=1)
+        return Reply((*doubts, *_ours(decision.lines)))
+
+    def job_start(self, call: HookCall, in_force: InForce) -> Reply:
+        """Asked again: the run may have waited up to `lockwait` (3 h) since `job-init`."""
+        decision = self._desk.ask(call, self._job, in_force)
+        self._report(decision, call, in_force)
+        if not decision.allowed:
+            # PVE calls job-abort next; the job ends there.
+            return Reply(_ours(decision.lines), exit_code=1)
+        self._job.admitted = admits_whole_run(decision)
+        self._job.began = True
+        self._keeper.start(in_force)
+        return Reply(_ours((*decision.lines, *self._keeper.set_worker_idle())))
+
+    def job_end(self, _call: HookCall, _in_force: InForce) -> Reply:
+        """All guests were gone through; what is printed here is mailed."""
+        self.ended = True
+        table = job_table(self._job.done)
+        results = [guest.result for guest in self._job.done]
+        self._log.info(
+            "job-ended",
+            message=f"vzdump ended: {len(results)} guests, {results.count('ok')} backed up, "
+            f"{results.count('refused')} refused, "
+            f"{len(results) - results.count('ok') - results.count('refused')} failed",
+            guests=len(results),
+            guests_ok=results.count("ok"),
+            guests_refused=results.count("refused"),
+        )
+        return Reply(tuple(table))
+
+    def job_abort(self, _call: HookCall, _in_force: InForce) -> Reply:
+        """The run itself failed or was stopped."""
+        self.ended = True
+        self._log.warning("job-aborted", message="vzdump aborted the run", guests=len(self._job.done))
+        return Reply(tuple(job_table(self._job.done)))
+
+    # Phases of one guest
+
+    def backup_start(self, call: HookCall, in_force: InForce) -> Reply:
+        """The window is asked for every guest: a night can run over."""
+        self._job.guest = self._guest_of(call)
+        decision = self._desk.ask(call, self._job, in_force)
+        self._job.guest.admitted_by = decision.reason
+        self._report(decision, call, in_force)
+        if not decision.allowed:
+            self._job.guest.result = "refused"
+            return Reply(_ours(decision.lines), exit_code=1)
+        self._keeper.start(in_force)
+        self._keeper.set_worker_idle()
+        self._keeper.guest_started(self._job.guest)
+        return Reply(_ours(decision.lines))
+
+    def between(self, call: HookCall, in_force: InForce) -> Reply:
+        """pre-stop, pre-restart, post-restart: processes come and go here."""
+        self._ensure_guest(call, in_force)
+        self._keeper.wake()
+        return Reply()
+
+    def backup_end(self, call: HookCall, in_force: InForce) -> Reply:
+        """The archive is complete."""
+        guest = self._ensure_guest(call, in_force)
+        if guest.result == "running":
+            guest.result = "ok"
+        self._keeper.wake()
+        return Reply()
+
+    def backup_abort(self, call: HookCall, in_force: InForce) -> Reply:
+        """This guest's backup failed, perhaps before it began, perhaps because the window refused it."""
+        guest = self._ensure_guest(call, in_force)
+        if guest.result not in ("refused", "cancelled"):
+            guest.result = "cancelled" if guest.cancel_sent else "failed"
+        self._keeper.wake()
+        return Reply()
+
+    def log_end(self, call: HookCall, in_force: InForce) -> Reply:
+        """The last phase of a guest, which always comes: no guest is left at idle beyond it."""
+        guest = self._ensure_guest(call, in_force)
+        if guest.result == "running":
+            guest.result = "failed"  # neither backup-end nor backup-abort was seen
+        return Reply(_ours(self._settle(guest)))
+
+    # The end that vzdump does not announce
+
+    def worker_died(self) -> None:
+        """The worker is gone (killed, GUI stop, power of root): no phase will come any more."""
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+            guest = self._job.guest
+            if guest is not None:
+                if guest.result == "running":
+                    guest.result = "worker-died"
+                self._settle(guest)
+                self._log.warning(
+                    "worker-died",
+                    message=f"vzdump's worker ended during the backup of guest {guest.vmid} without a last phase",
+                    vmid=guest.vmid,
+                )
+            elif self._job.began:
+                self._log.warning("worker-died", message="vzdump's worker ended without job-end")
+            else:
+                # A job that waited for the lock and did not get it shows nothing but its job-init.
+                self._log.info("worker-ended", message="vzdump's worker ended before its job began")
+            self._keeper.stop()
+            record.remove(self._around.node, self._job)
+
+    # The daemon's own coming and going
+
+    def resume(self) -> None:
+        """A new daemon picks this running job up."""
+        in_force = self._around.configuration.now()
+        self._log.info("job-picked-up", message="the daemon was restarted; it goes on with the running job")
+        if self._job.began:
+            self._keeper.start(in_force)
+            self._keeper.set_worker_idle()
+            if self._job.guest is not None:
+                self._keeper.guest_started(self._job.guest)
+
+    def put_down(self) -> None:
+        """The daemon leaves while the job runs; its record stays for the next one."""
+        self._keeper.stop()
+
+    # Helpers
+
+    def _settle(self, guest: GuestRecord) -> list[str]:
+        """The account of one guest: last look at its processes, then the journal, then the task log."""
+        guest.ended_s = self._around.clock.now_s()
+        self._keeper.guest_ends(guest)
+        self._job.done.append(guest)
+        self._job.guest = None
+        write = self._log.info if guest.result == "ok" else self._log.warning
+        write(
+            "guest-done",
+            message=account_message(guest),
+            vmid=guest.vmid,
+            guest=guest.name,
+            vmtype=guest.vmtype,
+            mode=guest.mode,
+            result=guest.result,
+            duration_s=round(guest.ended_s - guest.started_s, 1),
+            admitted_by=guest.admitted_by,
+            idle_processes=sum(each[0] for each in guest.idle.values()),
+            idle_threads=sum(each[1] for each in guest.idle.values()),
+            idle_threads_confirmed=sum(each[2] for each in guest.idle.values()),
+            idle_commands=", ".join(sorted(guest.idle)) or None,
+            idle_failed=guest.not_idle or None,
+            idle_effect=guest.effect_in_short,
+            idle_effect_detail=guest.effect or None,
+            put_back_to_normal=guest.restored or None,
+        )
+        return account_lines(guest)
+
+    def _ensure_guest(self, call: HookCall, in_force: InForce) -> GuestRecord:
+        """The guest in backup. It is unknown after `backup-abort` without `backup-start` (a guest that does not
+        exist), or when pvehook came in the middle of a run."""
+        guest = self._job.guest
+        if guest is None or guest.vmid != call.vmid:
+            guest = self._job.guest = self._guest_of(call)
+            if call.phase not in ("backup-abort", "log-end"):
+                self._keeper.start(in_force)
+                self._keeper.guest_started(guest)
+        return guest
+
+    def _guest_of(self, call: HookCall) -> GuestRecord:
+        return GuestRecord(
+            vmid=call.vmid or 0,
+            mode=call.mode or "unknown",
+            vmtype=call.vmtype,
+            name=printable(call.hostname, 64) if call.hostname else None,
+            started_s=self._around.clock.now_s(),
+            target=call.target,
+        )
+
+    def _report(self, decision: Admission, call: HookCall, in_force: InForce) -> None:
+        write = self._log.info if decision.allowed else self._log.warning
+        now = at(self._around.clock, in_force.window.zone)
+        name = f"guest {call.vmid}" if call.vmid is not None else "this run"
+        write(
+            "window-admitted" if decision.allowed else "window-refused",
+            message=(decision.lines[0] if decision.lines else f"{call.phase}: {name} may run ({decision.reason})"),
+            phase=call.phase,
+            vmid=call.vmid,
+            reason=decision.reason,
+            clock=now.isoformat(timespec="seconds"),
+            window=", ".join(in_force.config.window.open) or "never",
+        )
+
+    def _doubts_about_configuration(self, in_force: InForce) -> tuple[str, ...]:
+        if not in_force.problems:
+            return ()
+        for problem in in_force.problems:
+            self._log.error(
+                "configuration-problem",
+                message=f"{problem}; the {in_force.source} is in force",
+                in_force=in_force.source,
+            )
+        more = f" (and {len(in_force.problems) - 1} more)" if len(in_force.problems) > 1 else ""
+        return (
+            f"pvehook: CONFIGURATION NOT USED: {printable(in_force.problems[0], 300)}{more}; "
+            f"the {in_force.source} is in force; see `pvehook config check`",
+        )
+
+
+def _ours(lines: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    return tuple(f"pvehook: {line}" for line in lines)

@@ -1,0 +1,41 @@
+"""The last good configuration on disk, and the window it describes. Stdlib only: the degraded path reads it."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pvehook.errors import ConfigError, WindowSpecError
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+from pvehook.rules.window import Window, parse_span
+from pvehook.settings import DEFAULT, Config, from_json, to_json
+
+LAST_GOOD_FILE = "/var/lib/pvehook/config.json"
+
+
+def stored_config(node: Node) -> Config | None:
+    """The last good configuration, None when there never was one. Raises ConfigError when it is damaged."""
+    path = node.path(LAST_GOOD_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return from_json(file.read(1 << 20))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def store_config(node: Node, config: Config) -> None:
+    """Remembers a configuration as the last good one. Raises OSError."""
+    replace_file(node.path(LAST_GOOD_FILE), to_json(config))
+
+
+def window_of(config: Config, zone_of_node: tzinfo) -> Window:
+    """The window of a configuration that was checked once. Should its zone or its spans not be understood any more
+    (a zone left the system, an older version reads a newer file), the default window counts."""
+    try:
+        zone = ZoneInfo(config.window.timezone) if config.window.timezone else zone_of_node
+        return Window(tuple(parse_span(text) for text in config.window.open), zone)
+    except (WindowSpecError, ZoneInfoNotFoundError, ValueError, OSError):
+        return Window(tuple(parse_span(text) for text in DEFAULT.window.open), zone_of_node)

@@ -1,0 +1,91 @@
+"""What must survive the daemon: one small file per running job, written at each phase.
+
+    /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
+        {"worker": [4711, 8812345], "upid": "UPID:...", "started_s": 1795312800.0, "began": true, "admitted": true,
+         "storeid": "local", "dumpdir": "/var/lib/vz/dump",
+         "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
+
+A new daemon loads these, goes on with the jobs whose worker lives and ends the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+from pvehook.host.processes import ProcessId
+from pvehook.records.guest_record import GuestRecord
+
+
+@dataclass(slots=True)
+class JobRecord:
+    """One vzdump run."""
+
+    worker: ProcessId
+    upid: str
+    started_s: float
+    began: bool = False
+    """job-start was seen and not refused."""
+    admitted: bool = False
+    """It was let through for all of its guests, not only until each one asks."""
+    storeid: str | None = None
+    dumpdir: str | None = None
+    job_id: str | None = None
+    guest: GuestRecord | None = None
+    done: list[GuestRecord] = field(default_factory=list)
+
+
+def save(node: Node, job: JobRecord) -> None:
+    """Writes the job's file. Raises OSError."""
+    replace_file(_path(node, job.worker), json.dumps(asdict(job)) + "\n")
+
+
+def remove(node: Node, job: JobRecord) -> None:
+    """The job has ended."""
+    try:
+        os.unlink(_path(node, job.worker))
+    except FileNotFoundError:
+        pass
+
+
+def load_all(node: Node) -> list[JobRecord]:
+    """The jobs that an earlier daemon left. A file that cannot be read is removed: it was ours, and without it
+    the job starts anew at its next phase."""
+    jobs = []
+    directory = os.path.join(node.run_dir, "jobs")
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return []
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            with open(path, encoding="utf-8") as file:
+                jobs.append(_from_json(json.load(file)))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+    return jobs
+
+
+def _path(node: Node, worker: ProcessId) -> str:
+    return os.path.join(node.run_dir, "jobs", f"{worker.pid}-{worker.start_ticks}.json")
+
+
+def _from_json(body: dict[str, Any]) -> JobRecord:
+    pid, start_ticks = body["worker"]
+    guest = body["guest"]
+    return JobRecord(
+        **{
+            **body,
+            "worker": ProcessId(int(pid), int(start_ticks)),
+            "guest": GuestRecord(**guest) if guest is not None else None,
+            "done": [GuestRecord(**each) for each in body["done"]],
+        }
+    )

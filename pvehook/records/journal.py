@@ -1,0 +1,135 @@
+"""Events in the journal: structlog in front, systemd's native journal protocol behind.
+
+One event per decision and effect. `journalctl -t pvehook PVEHOOK_VMID=101` finds them because each carries
+
+    MESSAGE=VM 101: idle I/O priority set on zstd (3 threads)     what a person reads
+    PRIORITY=6                                                    syslog's numbers
+    SYSLOG_IDENTIFIER=pvehook
+    PVEHOOK_EVENT=io-priority-set                                 what a program reads
+    PVEHOOK_VMID=101  PVEHOOK_JOB=UPID:...  PVEHOOK_...
+
+The protocol is one datagram of `KEY=value` lines; a value with a line feed is sent as the key, a line feed, its
+length as 8 bytes little endian, and the value (systemd.io/JOURNAL_NATIVE_PROTOCOL). Without a journal the same
+events go to stderr, one line each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+from pvehook.contract.text import printable
+
+Log = structlog.typing.FilteringBoundLogger
+
+IDENTIFIER = "pvehook"
+VALUE_LIMIT_CHARACTERS = 4000
+"""A datagram holds about 200 KiB; an event has some 20 fields."""
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+
+
+def journal_log(journal_socket: str, stderr: TextIO | None = None) -> Log:
+    """A structlog logger whose events go to the journal: `log.info("window-open", message="...", vmid=101)`.
+
+    The event's name becomes PVEHOOK_EVENT, `message` MESSAGE, every other key PVEHOOK_KEY; None is left out.
+    """
+    log: Log = structlog.wrap_logger(
+        JournalWriter(journal_socket, stderr or sys.stderr),
+        processors=[_journal_fields],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        cache_logger_on_first_use=False,
+    )
+    return log
+
+
+def _journal_fields(_: Any, level: str, event: MutableMapping[str, Any]) -> dict[str, str]:
+    """structlog's last processor: the event as journal fields, each value safe to print."""
+    name = str(event.pop("event"))
+    message = event.pop("message", name)
+    fields = {
+        "MESSAGE": printable(str(message), VALUE_LIMIT_CHARACTERS),
+        "PRIORITY": str(PRIORITIES.get(level, 6)),
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+        "PVEHOOK_EVENT": name,
+    }
+    for key, value in event.items():
+        if value is not None:
+            fields["PVEHOOK_" + key.upper()] = printable(_as_text(value), VALUE_LIMIT_CHARACTERS)
+    return fields
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_as_text, value))
+    return str(value)
+
+
+class JournalWriter:
+    """structlog's wrapped logger: one method per level, each gets the fields of one event.
+
+    It never waits for the journal: a journald that hangs must not hold a phase, so an event that finds no room
+    goes to stderr, and when that is journald's own stream too it is counted and named with the next event.
+    """
+
+    def __init__(self, journal_socket: str, stderr: TextIO) -> None:
+        self._address = journal_socket
+        self._stderr = stderr
+        self._socket: socket.socket | None = None
+        self._lost = 0
+
+    def msg(self, **fields: str) -> None:
+        if self._lost:
+            fields["PVEHOOK_EVENTS_LOST_BEFORE"] = str(self._lost)
+        if self._send(encode_fields(fields)) or self._print(fields):
+            self._lost = 0
+        else:
+            self._lost += 1
+
+    debug = info = warning = error = critical = msg
+
+    def _send(self, datagram: bytes) -> bool:
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.sendto(datagram, socket.MSG_DONTWAIT, self._address)
+        except OSError:
+            return False
+        return True
+
+    def _print(self, fields: dict[str, str]) -> bool:
+        own = " ".join(
+            f"{key.removeprefix('PVEHOOK_').lower()}={value}"
+            for key, value in fields.items()
+            if key.startswith("PVEHOOK_") and key not in ("PVEHOOK_EVENT", "PVEHOOK_JOB")
+        )
+        line = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{fields['PVEHOOK_EVENT']} {own}".rstrip()
+        try:
+            # A service's stderr is a stream to journald; do not wait for that one either.
+            os.set_blocking(self._stderr.fileno(), False)
+            self._stderr.write(line + "]\n")
+            self._stderr.flush()
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def encode_fields(fields: dict[str, str]) -> bytes:
+    """One event as a datagram of the native protocol."""
+    parts = []
+    for key, value in fields.items():
+        data = value.encode("utf-8", "replace")
+        if b"\n" in data:
+            parts.append(key.encode("ascii") + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
+        else:
+            parts.append(key.encode("ascii") + b"=" + data + b"\n")
+    return b"".join(parts)
