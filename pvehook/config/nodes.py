@@ -18,7 +18,7 @@ from pvehook.contract.text import printable
 
 MAX_FILE_BYTES = 256 << 10
 MAX_DEPTH = 20
-MAX_EVENTS = 10_000  # keys, values, beginnings and ends of lists and mappings; the example has 60
+MAX_EVENTS = 10_000  # keys, values, and the beginnings and ends of lists and mappings
 MAX_PROBLEMS = 50
 
 MAX_SHOWN = 60
@@ -48,7 +48,7 @@ class ConfigProblem(NamedTuple):
         return f"{where}found {self.found}, expected {self.expected}{hint}"
 
 
-class StopReading(Exception):  # noqa: N818 - no error: the walk holds what is wrong
+class StopReading(Exception):
     """There is nothing to gain from reading on: the problems noted so far are the answer."""
 
 
@@ -108,11 +108,11 @@ def _refuse_what_grows(walk: Walk, text: str) -> None:
     for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            walk.give_up(line, "an anchor or alias", "values written out (one that begins with & or * needs quotes)")
+            walk.give_up(line, "an anchor or alias", "values written out (quote one that begins with & or *)")
         if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
-            walk.give_up(line, "a tag", "values without tags (one that begins with ! needs quotes)")
+            walk.give_up(line, "a tag", "values without tags (quote one that begins with !)")
         if number == MAX_EVENTS:
-            walk.give_up(line, f"more than {MAX_EVENTS} keys and values", "a configuration, which has a few dozen")
+            walk.give_up(line, f"more than {MAX_EVENTS} keys and values", "a few dozen as in the example")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
