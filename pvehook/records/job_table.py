@@ -1,8 +1,8 @@
 """The table of a whole run, at `job-end`: 80 columns of plain ASCII, because Proxmox mails it.
 
-pvehook: guest                 backup      idle I/O threads  effect of idle
-pvehook: VM 101 web            ok          6/6               partly
-pvehook: VM 103 db             refused     -                 -
+pvehook: guest                backup      idle   effect of idle I/O priority
+         VM 101 web           ok          6/6    compressor only, dump honoured
+         VM 103 db            refused     -      -
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from collections.abc import Iterable
 from pvehook.records.guest_record import GuestRecord
 
 WIDTH = 80
-_ROW = "pvehook: {guest:<26.26} {result:<11.11} {idle:<9.9} {effect}"
+_ROW = "{head:<9}{guest:<20.20} {result:<11.11} {idle:<6.6} {effect}"
 
 
 def job_table(guests: Iterable[GuestRecord]) -> list[str]:
-    """One line a guest, in the order of the run; nothing for a run that came to no guest."""
+    """One line a guest, in the order of the run; nothing for a run that came to no guest.
+
+    `idle` is threads read back as idle, of those that were seen.
+    """
     rows = [_row(guest) for guest in guests]
     if not rows:
         return []
-    return [_ROW.format(guest="guest", result="backup", idle="idle", effect="effect of idle I/O priority"), *rows]
+    title = _ROW.format(
+        head="pvehook:", guest="guest", result="backup", idle="idle", effect="effect of idle I/O priority"
+    )
+    return [title, *rows]
 
 
 def _row(guest: GuestRecord) -> str:
@@ -29,6 +35,7 @@ def _row(guest: GuestRecord) -> str:
     confirmed = sum(each[2] for each in guest.idle.values())
     begun = guest.result != "refused"
     line = _ROW.format(
+        head="",
         guest=_ascii(f"{kind} {guest.vmid} {guest.name or ''}"),
         result=guest.result,
         idle=f"{confirmed}/{threads}" if begun and threads else "-",
