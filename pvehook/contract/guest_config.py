@@ -1,0 +1,118 @@
+"""A guest's configuration: /etc/pve/qemu-server/ID.conf and /etc/pve/lxc/ID.conf.
+
+Source: `parse_vm_config` and `parse_drive` of qemu-server, `parse_pct_config` and `mountpoint_backup_enabled`
+of pve-container. Example of a VM's:
+
+    # a description
+    agent: 1,freeze-fs-on-backup=0
+    name: web
+    scsi0: local-lvm:vm-101-disk-0,iothread=1,size=32G
+
+    [before-upgrade]
+    ...                      the snapshots and pending changes that follow say nothing about the guest now
+
+What a line means that we do not use, is not looked at; nothing is raised on odd input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
+_MOUNT_POINT = re.compile(r"rootfs|mp\d+")
+
+
+class Volume(NamedTuple):
+    """One disk or mount point. `volume` is a volume id (`STORAGE:NAME`), an absolute path, `none` or `cdrom`;
+    `backup` is whether vzdump takes it into the archive."""
+
+    key: str
+    volume: str
+    backup: bool
+    is_cdrom: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """What pvehook reads of a guest. None: the configuration does not say, Proxmox's default applies."""
+
+    name: str | None
+    agent: str | None
+    """The `agent` option as it is written; only a VM has one."""
+    os_type: str | None
+    on_boot: bool | None
+    volumes: tuple[Volume, ...]
+
+
+def parse_vm(text: str) -> GuestConfig:
+    """A configuration of qemu-server."""
+    options = _main_section(text)
+    has_ovmf = options.get("bios") == "ovmf"
+    volumes = []
+    for key, value in options.items():
+        if _VM_DRIVE.fullmatch(key):
+            volume, settings = _property_string(value, default_key="file")
+            is_cdrom = settings.get("media") == "cdrom" or volume == "cdrom"
+            backup = not is_cdrom and _boolean(settings.get("backup")) is not False
+            if key.startswith("efidisk") and not has_ovmf:
+                backup = False  # vzdump leaves it out: without OVMF it is not attached
+            volumes.append(Volume(key, volume, backup, is_cdrom))
+    return _guest(options, options.get("name"), volumes)
+
+
+def parse_container(text: str) -> GuestConfig:
+    """A configuration of pve-container."""
+    options = _main_section(text)
+    volumes = []
+    for key, value in options.items():
+        if _MOUNT_POINT.fullmatch(key):
+            volume, settings = _property_string(value, default_key="volume")
+            # A bind or device mount (an absolute path) is never taken, whatever its flag says.
+            wanted = not volume.startswith("/") and _boolean(settings.get("backup")) is True
+            volumes.append(Volume(key, volume, backup=key == "rootfs" or wanted, is_cdrom=False))
+    return _guest(options, options.get("hostname"), volumes)
+
+
+def _guest(options: Mapping[str, str], name: str | None, volumes: list[Volume]) -> GuestConfig:
+    return GuestConfig(
+        name=name,
+        agent=options.get("agent"),
+        os_type=options.get("ostype"),
+        on_boot=_boolean(options.get("onboot")),
+        volumes=tuple(volumes),
+    )
+
+
+def _main_section(text: str) -> dict[str, str]:
+    """`key: value` lines up to the first `[section]`; of a key that comes twice the last one, as Proxmox."""
+    options: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            break
+        key, colon, value = line.partition(":")
+        if colon and not line.startswith("#"):
+            options[key.strip()] = value.strip()
+    return options
+
+
+def _property_string(value: str, default_key: str) -> tuple[str, dict[str, str]]:
+    """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`."""
+    settings: dict[str, str] = {}
+    for part in value.split(","):
+        key, equals, setting = part.strip().partition("=")
+        if equals:
+            settings[key] = setting
+        else:
+            settings.setdefault(default_key, key)
+    return settings.get(default_key, ""), settings
+
+
+def _boolean(value: str | None) -> bool | None:
+    """Proxmox's spelling of booleans (`parse_boolean` of pve-common); None if absent or neither."""
+    word = (value or "").lower()
+    if word in ("1", "on", "yes", "true"):
+        return True
+    return False if word in ("0", "off", "no", "false") else None

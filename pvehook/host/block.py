@@ -1,0 +1,272 @@
+"""From a path to the disks under it, and to each disk's I/O scheduler.
+
+    path ── mount table ──▶ network file system | ZFS pool | device number
+    device number ── /sys/dev/block ──▶ partition's disk ── slaves (LVM, dm-crypt, md, bcache) ──▶ disks
+
+Nothing on a network file system is touched: see host/mounts.py.
+
+Sources: Linux Documentation/ABI/stable/sysfs-block; the transports: where the SCSI and
+NVMe drivers hang their devices in /sys/devices. Nothing here opens a device.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from pvehook.host.mounts import Mount, follow_links, read_mounts
+from pvehook.host.node import Node
+
+Kind = Literal["disks", "network", "zfs", "unknown"]
+
+DeviceOf = Callable[[str], tuple[int, int]]
+
+_ZPOOL = "/usr/sbin/zpool"
+_ZPOOL_DEADLINE_S = 5.0  # a suspended pool makes zpool hang
+_MAX_LAYERS = 16  # of loop devices on files on loop devices; a bound against a circle
+
+_NETWORK_NAMES = {"rbd": "rbd", "nbd": "nbd", "drbd": "drbd"}  # block devices by the start of their names
+
+
+class Disk(NamedTuple):
+    """One block device with nothing local under it.
+
+    `scheduler` and `rotational` are None if the kernel does not tell. `transport` is "local" or how the disk
+    is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol.
+    """
+
+    name: str
+    scheduler: str | None
+    rotational: bool | None
+    transport: str
+
+    @property
+    def kind(self) -> Kind:
+        """What `rules.io_effect` wants to know of it."""
+        if self.transport == "zfs":
+            return "zfs"
+        return "disks" if self.transport == "local" else "network"
+
+
+class Location(NamedTuple):
+    """Where something lies. `disks` can be empty with every kind but "disks"; `detail` says what was seen."""
+
+    kind: Kind
+    disks: tuple[Disk, ...]
+    detail: str
+
+
+def device_of(path: str) -> tuple[int, int]:
+    """Major and minor: of the device itself for a block device's node, else of the file system it is on."""
+    status = os.stat(path)
+    number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
+    return os.major(number), os.minor(number)
+
+
+def kernel_version(node: Node) -> tuple[int, int] | None:
+    """(6, 8) of `6.8.12-4-pve`; None if it cannot be told."""
+    match = re.match(r"(\d+)\.(\d+)", _read(node.path("/proc/sys/kernel/osrelease")))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def locate(node: Node, path: str, device_of: DeviceOf = device_of, if_missing: str | None = None) -> Location:
+    """The disks under a file, a directory or a block device's node. What cannot be told is "unknown".
+
+    `if_missing` is the path to look at instead when there is nothing at `path`.
+    """
+    if path.startswith("/dev/zvol/"):  # the only name of a zvol that tells its pool
+        return locate_zpool(node, path.split("/")[3])
+    try:
+        return _locate(node, node.path(path), device_of, _MAX_LAYERS)
+    except FileNotFoundError:
+        if if_missing is not None:
+            return locate(node, if_missing, device_of)
+        return Location("unknown", (), f"{path} is not there")
+    except OSError as error:
+        return Location("unknown", (), f"{path}: {error.strerror}")
+
+
+def locate_volume_group(node: Node, group: str) -> Location:
+    """The disks under all active logical volumes of an LVM volume group.
+
+    For a volume that is not active: a stopped guest's often has no device node until its backup starts.
+    """
+    prefix = group.replace("-", "--") + "-"  # how LVM spells its names for the device mapper
+    volumes = {name: _read(node.path(f"/sys/block/{name}/dm/name")) for name in _list(node.path("/sys/block"))}
+    # A volume's name never begins with a hyphen: `pve--ssd-root` is of the group `pve-ssd`, not of `pve`.
+    names = [
+        name
+        for name, volume in volumes.items()
+        if volume.startswith(prefix) and not volume.startswith(prefix + "-")
+    ]
+    if not names:
+        return Location("unknown", (), f"volume group {group} has no active volume on this node")
+    return _located(_disks_under(node, names), f"disks of the active volumes of volume group {group}")
+
+
+def locate_zpool(node: Node, pool: str) -> Location:
+    """The disks of a ZFS pool, as `zpool` tells them; without an answer the pool alone."""
+    lines = _zpool_list(node, pool)
+    if lines is None:
+        return Location("zfs", (), f"ZFS pool {pool}, its disks are unknown: {_ZPOOL} gave no answer")
+    names = [os.path.basename(line.split()[0]) for line in lines if line.strip().startswith("/dev/")]
+    return Location("zfs", _disks_under(node, names), f"ZFS pool {pool}")
+
+
+def _locate(node: Node, path: str, device_of: DeviceOf, layers: int) -> Location:
+    """As `locate`, for a path of this process. Raises OSError if there is nothing at the path."""
+    path, mount = follow_links(path, read_mounts(node))
+    return _locate_by_mount(node, mount) or _locate_by_device(node, path, mount, device_of, layers)
+
+
+def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
+    """Where the file system's type says it all; None if the device number has to tell."""
+    if mount.is_network:
+        return Location("network", (), f"{mount.fs_type} from {mount.source}")
+    if mount.fs_type == "zfs":
+        return locate_zpool(node, mount.source.split("/")[0])
+    if mount.fs_type == "btrfs":  # its files show a device number that is no block device's
+        return _locate_btrfs(node, mount)
+    if mount.fs_type == "autofs":
+        return Location("unknown", (), f"{mount.mount_point} is not mounted now (autofs)")
+    if mount.is_fuse:
+        detail = f"{mount.fs_type} at {mount.mount_point}: a process of its own does the I/O"
+        return Location("unknown", (), detail)
+    return None
+
+
+def _locate_by_device(node: Node, path: str, mount: Mount, device_of: DeviceOf, layers: int) -> Location:
+    major, minor = device_of(path)
+    device = os.path.realpath(node.path(f"/sys/dev/block/{major}:{minor}"))
+    name = os.path.basename(device)
+    if not os.path.isdir(device):
+        where = f"{mount.fs_type} at {mount.mount_point}" if mount.fs_type else f"the file system of {path}"
+        return Location("unknown", (), f"{where} has no block device of its own")
+    if backing := _read(f"{device}/loop/backing_file"):
+        if not layers:
+            return Location("unknown", (), f"{name}: too many loop devices one upon the other")
+        below = _locate(node, backing, device_of, layers - 1)
+        return below._replace(detail=f"{name} over {backing}: {below.detail}")
+    # On a file system in memory only a device's node can have led to a block device.
+    shown = name if mount.is_in_memory or not mount.fs_type else f"{mount.fs_type} on {name}"
+    return _located(_disks_under(node, [name]), shown)
+
+
+def _locate_btrfs(node: Node, mount: Mount) -> Location:
+    """Example: /sys/fs/btrfs/UUID/devices/ holds one link per device of the file system, sda3 and sdb3."""
+    name = os.path.basename(os.path.realpath(node.path(mount.source)))
+    names = [name]
+    for uuid in _list(node.path("/sys/fs/btrfs")):
+        devices = _list(node.path(f"/sys/fs/btrfs/{uuid}/devices"))
+        if name in devices:
+            names = devices
+    return _located(_disks_under(node, names), f"btrfs on {mount.source}")
+
+
+def _located(disks: tuple[Disk, ...], detail: str) -> Location:
+    if not disks:
+        return Location("unknown", (), f"{detail}: no disk found under it in /sys")
+    kinds = {disk.kind for disk in disks}
+    return Location(kinds.pop() if len(kinds) == 1 else "disks", disks, detail)
+
+
+def _disks_under(node: Node, names: Iterable[str]) -> tuple[Disk, ...]:
+    """The leaves under these block devices, each once, in the order of their names."""
+    leaves: dict[str, Disk] = {}
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        real = os.path.realpath(node.path(f"/sys/class/block/{name}"))
+        if name in seen or not os.path.isdir(real):
+            continue
+        seen.add(name)
+        slaves = _list(f"{real}/slaves")
+        if os.path.exists(f"{real}/partition"):
+            waiting.append(os.path.basename(os.path.dirname(real)))
+        elif slaves and _read(f"{real}/dm/uuid").startswith("mpath-"):
+            # Multipath hands whole requests to its paths, past their schedulers: its own queue decides.
+            transport = _transport(node, slaves[0])
+            leaves[name] = Disk(name, _scheduler(real), _rotational(real), transport)
+        elif slaves:
+            waiting.extend(slaves)
+        else:
+            leaves[name] = Disk(name, _scheduler(real), _rotational(real), _transport(node, name))
+    return tuple(leaves[name] for name in sorted(leaves))
+
+
+def _scheduler(real: str) -> str | None:
+    """The name in brackets of a line like `none [mq-deadline] kyber bfq`, or the only name."""
+    text = _read(f"{real}/queue/scheduler")
+    chosen = text.partition("[")[2].partition("]")[0] or text
+    return chosen if chosen and " " not in chosen else None
+
+
+def _rotational(real: str) -> bool | None:
+    return {"1": True, "0": False}.get(_read(f"{real}/queue/rotational"))
+
+
+def _transport(node: Node, name: str) -> str:
+    for start, transport in _NETWORK_NAMES.items():
+        if name.startswith(start):
+            return transport
+    if name.startswith("zd") and name[2:].isdecimal():
+        return "zfs"
+    real = os.path.realpath(node.path(f"/sys/class/block/{name}"))
+    parts = real.split("/")
+    # .../host3/session1/target3:0:0/3:0:0:0/block/sdb, and with Fibre Channel rport-3:0-1 in that place
+    if any(part.startswith("session") for part in parts):
+        return "iscsi"
+    if any(part.startswith("rport-") for part in parts):
+        return "fc"
+    if name.startswith("nvme"):
+        # With native multipath `device` is a subsystem that holds links to its controllers.
+        controllers = [entry for entry in _list(f"{real}/device") if entry.startswith("nvme")]
+        for place in (f"{real}/device", *(f"{real}/device/{entry}" for entry in controllers)):
+            if (transport := _read(f"{place}/transport")) in ("tcp", "rdma", "fc"):
+                return f"nvme-{transport}"
+    return "local"
+
+
+def _zpool_list(node: Node, pool: str) -> list[str] | None:
+    """Lines of `zpool list`, whose vdevs show as full paths with -P; None without an answer in time."""
+    command = [node.path(_ZPOOL), "list", "-vHPL", "--", pool]
+    try:
+        # The pool's name is Proxmox's or the kernel's and goes through no shell.
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"LC_ALL": "C"},
+        )
+    except OSError:
+        return None
+    try:
+        output, _ = process.communicate(timeout=_ZPOOL_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # not waited for: a zpool that hangs in the kernel does not even die
+        if process.stdout:
+            process.stdout.close()
+        return None
+    return output.decode(errors="replace").splitlines() if process.returncode == 0 else None
+
+
+def _read(path: str) -> str:
+    """One short text of /proc or /sys without its newline; "" if it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []

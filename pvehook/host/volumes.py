@@ -1,0 +1,89 @@
+"""Where a guest's volume or a dump directory lies, by Proxmox's storage configuration.
+
+Files of /etc/pve are read by the caller; here only local devices are looked at.
+Source of paths and names: the plugins in PVE/Storage/ of pve-storage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pvehook.contract.section_config import Section, find_section
+from pvehook.host.block import (
+    DeviceOf,
+    Location,
+    device_of,
+    locate,
+    locate_volume_group,
+    locate_zpool,
+)
+from pvehook.host.node import Node
+
+_NETWORK_TYPES = frozenset(
+    {"nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs", "zfs", "esxi"}
+)
+"""`zfs` is ZFS over iSCSI; a local pool is `zfspool`."""
+
+
+def locate_volume(
+    node: Node, volid: str, storages: Sequence[Section], device_of: DeviceOf = device_of
+) -> Location:
+    """The disks under one volume, given as `STORAGE:NAME` or as an absolute path."""
+    if volid.startswith("/"):
+        return locate(node, volid, device_of)
+    storage_id, colon, name = volid.partition(":")
+    storage = find_section(storages, storage_id)
+    if not colon or not name:
+        return Location("unknown", (), f"{volid or 'an empty volume id'} is no volume")
+    if storage is None:
+        return Location("unknown", (), f"storage {storage_id} is not configured")
+    where = _locate_in(node, storage, name, device_of)
+    return where._replace(detail=f"{storage.type} storage {storage.id}: {where.detail}")
+
+
+def locate_dump(
+    node: Node,
+    dumpdir: str | None,
+    storeid: str | None,
+    storages: Sequence[Section],
+    device_of: DeviceOf = device_of,
+) -> Location:
+    """The disks under the dump directory. A PBS has no `dumpdir`, a job with --dumpdir has no `storeid`."""
+    storage = find_section(storages, storeid) if storeid else None
+    if storage and storage.type in _NETWORK_TYPES:
+        return Location("network", (), f"{storage.type} storage {storage.id}")
+    path = dumpdir or (_directory(storage, "backup", "dump") if storage else None)
+    if path is None:
+        return Location("unknown", (), f"storage {storeid or '(none)'} tells no dump directory")
+    # vzdump makes the directory when it is missing, on the file system of the one above.
+    return locate(node, path, device_of, if_missing=os.path.dirname(path.rstrip("/")))
+
+
+def _locate_in(node: Node, storage: Section, name: str, device_of: DeviceOf) -> Location:
+    options = storage.properties
+    if storage.type in _NETWORK_TYPES:
+        return Location("network", (), "reached over the network")
+    if storage.type in ("dir", "btrfs") and "path" in options:
+        # `101/vm-101-disk-0.qcow2`; a linked clone names its base first: `100/base.qcow2/101/vm.qcow2`.
+        images = _directory(storage, "images", "images") or options["path"]
+        vmid = name.split("/")[-2] if "/" in name else ""
+        return locate(node, f"{images}/{vmid}", device_of, if_missing=images)
+    if storage.type in ("lvm", "lvmthin") and "vgname" in options:
+        group = options["vgname"]
+        volume = f"/dev/{group}/{name.rsplit('/', 1)[-1]}"
+        where = locate(node, volume, device_of)
+        return where if where.kind != "unknown" else locate_volume_group(node, group)
+    if storage.type == "zfspool" and "pool" in options:
+        return locate_zpool(node, options["pool"].split("/")[0])
+    return Location("unknown", (), "pvehook does not know where this type keeps its volumes")
+
+
+def _directory(storage: Section, content: str, default: str) -> str | None:
+    """Where a directory storage keeps one kind of content; `content-dirs images=vm,backup=b` renames them."""
+    path = storage.properties.get("path")
+    if path is None:
+        return None
+    pairs = [pair.partition("=") for pair in storage.properties.get("content-dirs", "").split(",")]
+    renamed = {key.strip(): directory.strip() for key, _, directory in pairs}
+    return os.path.join(path, renamed.get(content, default))

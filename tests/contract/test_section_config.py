@@ -1,0 +1,79 @@
+"""Section configurations as Proxmox writes them, and as a tired administrator edits them."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvehook.contract.section_config import find_section, parse_sections
+
+STORAGE_CFG = """\
+# written by hand
+dir: local
+\tpath /var/lib/vz
+\tcontent iso,vztmpl,backup
+
+zfspool: local-zfs
+\tpool rpool/data
+\tsparse
+\tcontent images,rootdir
+
+pbs: vault
+        datastore main
+        server 10.0.0.9
+        prune-backups keep-daily=7,keep-last=3
+"""
+
+
+def test_sections_keep_their_order_type_and_id() -> None:
+    sections = parse_sections(STORAGE_CFG)
+    assert [(section.type, section.id) for section in sections] == [
+        ("dir", "local"),
+        ("zfspool", "local-zfs"),
+        ("pbs", "vault"),
+    ]
+
+
+def test_properties_are_read_whether_tabs_or_blanks_indent_them() -> None:
+    local, _, vault = parse_sections(STORAGE_CFG)
+    assert local.properties == {"path": "/var/lib/vz", "content": "iso,vztmpl,backup"}
+    assert vault.properties["prune-backups"] == "keep-daily=7,keep-last=3"
+
+
+def test_a_property_without_a_value_is_a_set_boolean() -> None:
+    zfs = find_section(parse_sections(STORAGE_CFG), "local-zfs")
+    assert zfs is not None
+    assert zfs.properties["sparse"] == "1"
+
+
+def test_a_job_with_blanks_in_a_value_is_read() -> None:
+    (job,) = parse_sections(
+        "vzdump: backup-4f2\n\tschedule mon..fri 02:00\n\tscript /root/old hook\n\tionice 5\n"
+    )
+    assert job.properties == {"schedule": "mon..fri 02:00", "script": "/root/old hook", "ionice": "5"}
+
+
+def test_a_property_after_a_blank_line_belongs_to_nobody() -> None:
+    (section,) = parse_sections("dir: local\n\tpath /a\n\n\tpath /b\n")
+    assert section.properties == {"path": "/a"}
+
+
+def test_odd_lines_are_skipped_and_what_follows_is_still_read() -> None:
+    sections = parse_sections("<<<< HEAD\n\tlost value\ndir: a\n????\n\tpath /a\n\nnfs: b\n\tserver x\n")
+    assert [(section.id, dict(section.properties)) for section in sections] == [
+        ("a", {"path": "/a"}),
+        ("b", {"server": "x"}),
+    ]
+
+
+def test_of_two_sections_with_one_id_the_first_counts() -> None:
+    sections = parse_sections("dir: a\n\tpath /first\n\ndir: a\n\tpath /second\n")
+    first = find_section(sections, "a")
+    assert first is not None
+    assert first.properties["path"] == "/first"
+    assert find_section(sections, "nowhere") is None
+
+
+@given(st.text(alphabet=st.sampled_from("ab:# \t\n\r/=,é\x00"), max_size=200))
+def test_no_text_raises_and_no_section_is_nameless(text: str) -> None:
+    assert all(section.type and section.id for section in parse_sections(text))

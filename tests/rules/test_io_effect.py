@@ -1,0 +1,145 @@
+"""What pvehook says about idle priority must be true for the administrator's disks and for their backup."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvehook.host.block import Disk, Location
+from pvehook.rules.io_effect import (
+    Effect,
+    Kind,
+    Verdict,
+    combined_effect,
+    idle_effect,
+    idle_reach,
+    location_effect,
+)
+
+HONOURED = Effect(True, "honoured", "yes")
+IGNORED = Effect(False, "ignored", "no")
+NETWORK = Effect(None, "not-applicable", "elsewhere")
+UNKNOWN = Effect(None, "unknown", "nobody knows")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kernel", "kind", "verdict", "honoured"),
+    [
+        ("bfq", (5, 10), "disks", "honoured", True),
+        ("mq-deadline", (5, 16), "disks", "honoured", True),
+        ("mq-deadline", (6, 8), "disks", "honoured", True),
+        ("mq-deadline", (5, 15), "disks", "ignored", False),
+        ("mq-deadline", None, "disks", "unknown", None),
+        ("none", (6, 8), "disks", "ignored", False),
+        ("kyber", (6, 8), "disks", "ignored", False),
+        ("cfq", (4, 19), "disks", "unknown", None),
+        (None, (6, 8), "disks", "unknown", None),
+        ("bfq", (6, 8), "network", "not-applicable", None),
+        (None, (6, 8), "network", "not-applicable", None),
+        ("bfq", (6, 8), "zfs", "ignored", False),
+        ("bfq", (6, 8), "unknown", "unknown", None),
+    ],
+)
+def test_one_disk(
+    scheduler: str | None,
+    kernel: tuple[int, int] | None,
+    kind: Kind,
+    verdict: Verdict,
+    honoured: bool | None,
+) -> None:
+    effect = idle_effect(scheduler, kernel, kind)
+    assert (effect.verdict, effect.honoured) == (verdict, honoured)
+    assert effect.reason
+
+
+def test_reasons_name_what_was_seen() -> None:
+    assert "5.15" in idle_effect("mq-deadline", (5, 15), "disks").reason
+    assert "10 s" in idle_effect("mq-deadline", (6, 8), "disks").reason
+    assert "cfq" in idle_effect("cfq", (4, 19), "disks").reason
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict", "honoured"),
+    [
+        ([HONOURED, HONOURED], "honoured", True),
+        ([IGNORED, IGNORED], "ignored", False),
+        ([HONOURED, IGNORED], "partly", None),
+        ([HONOURED, NETWORK], "partly", None),
+        ([HONOURED, UNKNOWN], "partly", None),
+        ([IGNORED, UNKNOWN], "unknown", None),
+        ([IGNORED, NETWORK], "ignored", False),
+        ([NETWORK, NETWORK], "not-applicable", None),
+        ([], "unknown", None),
+    ],
+)
+def test_several_disks(effects: list[Effect], verdict: Verdict, honoured: bool | None) -> None:
+    combined = combined_effect((f"sd{number}", effect) for number, effect in enumerate(effects))
+    assert (combined.verdict, combined.honoured) == (verdict, honoured)
+
+
+def test_places_that_are_combined_themselves_stay_partly_honoured() -> None:
+    dump = combined_effect([("sda", HONOURED), ("sdb", IGNORED)])
+    assert combined_effect([("dump", dump), ("scsi0", IGNORED)]).verdict == "partly"
+
+
+def test_the_combined_reason_groups_disks_that_are_alike() -> None:
+    reason = combined_effect([("sda", HONOURED), ("nvme0n1", IGNORED), ("sdb", HONOURED)]).reason
+    assert reason == "nvme0n1: no; sda, sdb: yes"
+
+
+def test_a_place_on_two_kinds_of_disks_names_each_with_its_reason() -> None:
+    hard_disk = Disk("sda", "mq-deadline", True, "local")
+    far_disk = Disk("sdb", "bfq", False, "iscsi")
+    effect = location_effect(Location("disks", (hard_disk, far_disk), "ext4 on dm-0"), (6, 8))
+    assert effect.verdict == "partly"
+    assert "sda: mq-deadline (kernel 6.8)" in effect.reason
+    assert "sdb (iscsi): another machine" in effect.reason
+
+
+@pytest.mark.parametrize(
+    ("location", "verdict", "said"),
+    [
+        (Location("network", (), "nfs4 from nas:/export"), "not-applicable", "nfs4 from nas:/export"),
+        (Location("zfs", (Disk("sda", "bfq", True, "local"),), "ZFS pool rpool"), "ignored", "ZFS pool rpool"),
+        (Location("unknown", (), "tmpfs at /dump"), "unknown", "tmpfs at /dump"),
+        (Location("disks", (), "dm-0"), "unknown", "dm-0"),
+    ],
+)
+def test_a_place_without_disks_of_its_own_says_what_it_is(
+    location: Location, verdict: Verdict, said: str
+) -> None:
+    effect = location_effect(location, (6, 8))
+    assert effect.verdict == verdict
+    assert effect.reason.startswith(said)
+
+
+@pytest.mark.parametrize("mode", ["snapshot", "suspend", "stop"])
+def test_a_vms_own_qemu_is_never_said_to_be_reached(mode: str) -> None:
+    to_directory = idle_reach("qemu", mode, target_is_pbs=False, compressed=True)
+    assert "read by the VM's own QEMU" in to_directory
+    assert "reaches only the compressor" in to_directory
+    for nothing in (
+        idle_reach("qemu", mode, target_is_pbs=True),
+        idle_reach("qemu", mode, target_is_pbs=False, compressed=False),
+    ):
+        assert "reaches nothing of the data path" in nothing
+        assert "compressor" not in nothing
+
+
+def test_a_vm_that_vzdump_starts_is_said_to_be_put_back() -> None:
+    assert "pvehook puts its priority back" in idle_reach("qemu", "stop", target_is_pbs=False)
+    assert "pvehook puts its priority back" not in idle_reach("qemu", "snapshot", target_is_pbs=False)
+
+
+def test_an_unknown_compression_is_not_asserted() -> None:
+    assert "the compressor, if there is one," in idle_reach("qemu", "snapshot", False, compressed=None)
+
+
+def test_a_containers_reading_is_reached() -> None:
+    assert "tar: idle priority reaches all of the reading and writing" in idle_reach("lxc", "snapshot", False)
+    assert "proxmox-backup-client" in idle_reach("lxc", "stop", target_is_pbs=True)
+    assert "rsync" in idle_reach("lxc", "suspend", target_is_pbs=False)
+    assert "rsync" not in idle_reach("lxc", "snapshot", target_is_pbs=False)
+
+
+def test_a_guest_of_unknown_type_gets_no_promise() -> None:
+    assert "unknown" in idle_reach(None, "snapshot", target_is_pbs=False)
