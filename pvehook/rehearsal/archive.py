@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import count
 from typing import TYPE_CHECKING
 
 from pvehook.rehearsal import monitor, stand_in
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from pvehook.rehearsal.worker import Worker
 
 _STEP_S = 0.02
-"""Between two chunks. PVE polls each second; a rehearsal has no time for that."""
+"""Between two chunks of data."""
+
+_STEPS_PER_QUESTION = 10
+"""PVE asks `query-backup` each second; a rehearsal has no time for that."""
 
 
 class Archive:
@@ -59,7 +63,8 @@ class Archive:
             self._run_pipeline(None)
         finally:
             if started_here and not self._was_running:
-                self._stop_again()
+                self._say("stopping kvm after backup task")
+                stand_in.stop(self._node, self._guest.vmid)
 
     def _run_pipeline(self, tree: str | None) -> None:
         run, target = self._worker.run, self._node.path(self._task.env["TARGET"])
@@ -81,10 +86,10 @@ class Archive:
         self._say(f"archive file size: {os.path.getsize(target) // 1024}KB")
 
     def _poll(self, pipeline: Pipeline | None) -> None:
-        """Let data flow until the archive may be completed."""
+        """Let data flow until the archive may be completed, and the VM's backup job is done."""
         vmid = self._guest.vmid
-        has_qmp = self._is_vm and monitor.is_there(self._node, vmid)
-        if has_qmp:
+        has_job = job_runs = self._is_vm and monitor.is_there(self._node, vmid)
+        if has_job:
             self._start_backup_job()
         name = f"archive {vmid}"
         held = name in self._worker.run.pauses
@@ -94,17 +99,19 @@ class Archive:
         if held:
             self._worker.player.tell("pause", at=name)
         try:
-            while held or time.monotonic() < ends_s:
+            for step in count(1):
+                if has_job and step % _STEPS_PER_QUESTION == 0:
+                    job_runs = self._job_runs()
+                if not (held or job_runs or time.monotonic() < ends_s):
+                    return
                 if self._worker.wait(_STEP_S, for_word=held):
                     self._worker.take_word()
                     held = False
                 if pipeline is not None:
                     pipeline.step(held)
-                if has_qmp:
-                    self._check_backup_job()
         except (CommandError, InterruptError) as error:
             self._worker.say("ERROR:", error, self._task)
-            if has_qmp:
+            if has_job:
                 self._say("aborting backup job")
                 self._ask("backup-cancel")
             raise
@@ -115,24 +122,12 @@ class Archive:
         self._say(f"started backup task '{job.get('UUID', '')}'")
         if self._task.mode == "stop" and self._was_running:
             self._say("resuming VM again")
-            self._ask("cont")
 
-    def _check_backup_job(self) -> None:
+    def _job_runs(self) -> bool:
         status = self._ask("query-backup")
         if status.get("status") == "error":
             raise CommandError(status.get("errmsg", "unknown error"))
-
-    def _stop_again(self) -> None:
-        """A VM that was down before is taken down again, unless somebody has let it run meanwhile."""
-        vmid = self._guest.vmid
-        status: object = "prelaunch"
-        if monitor.is_there(self._node, vmid):
-            status = self._ask("query-status").get("status", "unknown")
-        if status == "prelaunch":
-            self._say("stopping kvm after backup task")
-            stand_in.stop(self._node, vmid)
-        else:
-            self._say(f"kvm status changed after backup ('{status}') - keep VM running")
+        return status.get("status") == "active"
 
     def _ask(self, command: str, **arguments: object) -> dict[str, object]:
         try:

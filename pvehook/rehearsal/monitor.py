@@ -11,6 +11,7 @@ import os
 import socket
 from typing import Any
 
+from pvehook.guest.sockets import fitting_address
 from pvehook.host.node import Node
 
 _ANSWER_S = 5.0
@@ -34,7 +35,8 @@ def ask(node: Node, vmid: int, command: str, **arguments: Any) -> Any:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_ANSWER_S)
-            connection.connect(qmp_socket(node, vmid))
+            with fitting_address(qmp_socket(node, vmid)) as address:
+                connection.connect(address)
             with connection.makefile("rwb") as stream:
                 stream.readline()  # the greeting
                 _exchange(stream, "qmp_capabilities", {})

@@ -79,7 +79,7 @@ class Pipeline:
 
     def _start(self, command: list[str], stdin: int, stdout: int | IO[bytes]) -> subprocess.Popen[bytes]:
         null = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=null)  # noqa: S603 - ours
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=null)
         self._children.append((" ".join(command), process))
         self.pids[command[0]] = process.pid
         return process

@@ -87,7 +87,7 @@ class Player:
         events, events_in = os.pipe()
         code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.rehearsal.worker import main; main()"
         # -S: the worker needs the standard library only, and starts before a hook's deadline matters
-        self._worker = subprocess.Popen(  # noqa: S603 - this interpreter and our own code
+        self._worker = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code, str(words), str(events_in)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -41,7 +41,7 @@ def start(node: Node, vmid: int, name: str = "") -> int:
     code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.rehearsal.stand_in import main; main()"
     command = [sys.executable, "-I", "-S", "-c", code]
     filled = padding(command, arguments)
-    started = subprocess.run(  # noqa: S603 - this interpreter and our own code
+    started = subprocess.run(
         [*command, filled] if filled else command,
         input=json.dumps({"pid_file": pid_file(node, vmid), "arguments": arguments}),
         capture_output=True,
