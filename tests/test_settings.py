@@ -66,6 +66,7 @@ def test_the_default_window_is_one_that_opens() -> None:
         ("io_priority.also", [["rsync", ""]], "wrong value"),
         ("io_priority.also", [{"command": "rsync"}], "lacks 'mentions'"),
         ("io_priority.compressor_nice", -20, "-20 is no whole number from 0 to 19"),
+        ("io_priority.compressor_nice", True, "True is no whole number"),
         ("chain", "hook.sh", "'hook.sh' is no absolute path"),
         ("chain", ["/a"], "is no text"),
     ],

@@ -159,7 +159,7 @@ def _zone(walk: Walk, node: Node, key: str) -> str | None:
     try:
         # right/... counts leap seconds, which no node's clock does; posix/... is the same zone once more.
         known = not word.startswith(("right/", "posix/")) and ZoneInfo(word) is not None
-    except (KeyError, ValueError, OSError):  # no such zone; no path of a zone; a directory such as Europe
+    except (KeyError, ValueError, OSError):  # no such zone; no name of one; its file cannot be read
         known = False
     if not known:
         nearest = _nearest(word, available_timezones(), 3)
