@@ -148,7 +148,7 @@ def _wall(zone: tzinfo, instant: datetime) -> datetime:
 
 
 def _holding(window: Window, instant: datetime) -> tuple[Span, ...]:
-    wall = _wall(window.zone, instant)
+    wall = instant.astimezone(window.zone)
     return tuple(span for span in window.spans if _holds(span, wall))
 
 
@@ -172,8 +172,7 @@ def _changes(window: Window, start: datetime, end: datetime) -> Iterator[tuple[d
 
     Both limits are UTC and whole seconds; so are the instants.
     """
-    # A span's end at 24:00 is the next day's 00:00.
-    edges = sorted({edge % DAY_MINUTES for span in window.spans for edge in (span.start_min, span.end_min)})
+    edges = sorted({edge for span in window.spans for edge in (span.start_min, span.end_min)})
     was_open = bool(_holding(window, start))
     for low, high in _stretches(window.zone, start, end):
         low_wall = _wall(window.zone, low)
@@ -186,7 +185,10 @@ def _changes(window: Window, start: datetime, end: datetime) -> Iterator[tuple[d
 
 
 def _edges_between(edges: list[int], low: datetime, high: datetime) -> Iterator[datetime]:
-    """The wall times after `low` and before `high`, in order, at which a span may start or end."""
+    """The wall times after `low` and before `high`, in order, at which a span may start or end.
+
+    24:00 and the next day's 00:00 are the same and may both come; the second then changes nothing.
+    """
     midnight = datetime.combine(low.date(), time())
     while midnight < high:
         for edge in edges:
