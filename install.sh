@@ -48,22 +48,22 @@ usage() {
     cat <<'END'
 install.sh: installs pvehook, which watches over the backups of a Proxmox VE node
 
-  ./install.sh               install on this node (root; Proxmox VE 8 or 9). Again: brings it up to date
+  ./install.sh               install on this node (root; Proxmox VE 8 or 9); again: bring it up to date
   ./install.sh --check       say what would be done, change nothing; goes with --uninstall and --root too
-  ./install.sh --uninstall   everything as it was: vzdump.conf with its own script and ionice, no unit, no program
-  ./install.sh --uninstall --purge    and remove /etc/pvehook.yaml, history and running state
+  ./install.sh --uninstall   everything as it was, with the script and ionice that vzdump.conf had before
+  ./install.sh --uninstall --purge   and remove /etc/pvehook.yaml, history and running state
   ./install.sh --force       install although this is no Proxmox VE 8 or 9 on Debian 12 or 13
-  ./install.sh --root DIR    the same in a directory tree (image builds, tests): no apt, no systemctl, no root needed
-  ./install.sh --demo        no root, any Linux: play one night in a private environment (.venv) and show it
+  ./install.sh --root DIR    the same in a directory tree (image builds, tests): no apt, systemctl or root
+  ./install.sh --demo        any Linux, no root: play one night in a private environment (.venv) and show it
   ./install.sh --test [...]  set up everything the tests need and run them; arguments go to pytest
   ./install.sh --help        this page
 
 What goes where: the program to /usr/local/lib/pvehook, the command to /usr/local/bin/pvehook, units to
-/usr/local/lib/systemd/system; `script:` and `ionice: 8` in /etc/vzdump.conf, every other line kept. A script that
-is already named there is chained: it becomes `chain:` in /etc/pvehook.yaml and runs after pvehook as it did before.
+/usr/local/lib/systemd/system; `script:` and `ionice: 8` into /etc/vzdump.conf, every other line kept. A
+script that is named there already is chained: `chain:` in /etc/pvehook.yaml, run as vzdump ran it.
 
-Exit code: 0 done, or nothing to change; with --check 1 if something would change; 2 on an error, nothing half done
-that a second run does not finish. --test passes on the exit code of pytest.
+Exit code: 0 done, or nothing to change; with --check 1 if something would change; 2 on an error. What an
+error left undone a second run finishes. --test passes on the exit code of pytest.
 END
 }
 
@@ -551,7 +551,7 @@ make_environment() {
     if [[ -x $venv/bin/pvehook && $(cat "$venv/made-for" 2>/dev/null) == "$key" ]]; then return 0; fi
     say "make a private environment at $venv with $("$python" -V)"
     "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repo}[test]"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "${repo}[test]"
     printf '%s\n' "$key" >"$venv/made-for"
 }
 

@@ -12,18 +12,19 @@ The system is only ever reached through its PID 1 (nsenter), so nothing has to b
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import secrets
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple
 
 REPO: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REPO_INSIDE: Final = "/root/pvehook"
@@ -37,8 +38,9 @@ PACKAGES: Final = (
     *("python3", "python3-psutil", "python3-yaml", "python3-structlog"),
     *("python3-pytest", "python3-hypothesis"),
 )
-TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "mount", "umount")
+TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "flock", "mount", "umount")
 PUBLIC_MIRROR: Final = "http://deb.debian.org/debian"
+PATH_INSIDE: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 
 BUILD_DEADLINE_S: Final = 900
 BOOT_DEADLINE_S: Final = 90
@@ -72,25 +74,16 @@ def pristine_tree(suite: str) -> str:
     os.makedirs(cache, exist_ok=True)
     tree = os.path.join(cache, f"{suite}-{wanted}")
     with open(tree + ".lock", "w", encoding="ascii") as lock:
-        _take(lock, time.monotonic() + BUILD_DEADLINE_S)
+        # flock(1) waits with a deadline; the lock stays with our descriptor, which it inherits.
+        wait = ["flock", "--exclusive", "--timeout", str(BUILD_DEADLINE_S), str(lock.fileno())]
+        if subprocess.run(wait, pass_fds=[lock.fileno()], check=False).returncode != 0:
+            raise RigError(f"{lock.name}: another run has been building for {BUILD_DEADLINE_S} s")
         if not os.path.isdir(tree):
             unfinished = tree + ".unfinished"
-            _remove_tree(unfinished)  # of a build that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
             _debootstrap(suite, unfinished)
             os.rename(unfinished, tree)
     return tree
-
-
-def _take(lock: IO[str], until: float) -> None:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise RigError(f"{lock.name}: another run has been building for {BUILD_DEADLINE_S} s") from None
-            time.sleep(0.5)
-        else:
-            return
 
 
 def _debootstrap(suite: str, into: str) -> None:
@@ -99,12 +92,12 @@ def _debootstrap(suite: str, into: str) -> None:
     proxy = _apt_says("apt-config", "dump", "--format=%v%n", "Acquire::http::Proxy").strip()
     if proxy:
         environment["http_proxy"] = proxy
-    done = subprocess.run(  # its output is small and needed when it fails
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=BUILD_DEADLINE_S, check=False,
+    done = subprocess.run(
+        command, env=environment, timeout=BUILD_DEADLINE_S, check=False, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode != 0:
-        raise RigError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RigError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-4000:]}")
     for package in os.scandir(os.path.join(into, "var/cache/apt/archives")):
         if package.name.endswith(".deb"):
             os.unlink(package.path)
@@ -113,7 +106,7 @@ def _debootstrap(suite: str, into: str) -> None:
 def _mirror() -> str:
     """Where this machine's own apt takes Debian from; the public mirror if it takes it from nowhere."""
     sites = _apt_says("apt-get", "indextargets", "--format=$(SITE)", "Created-By: Packages").split()
-    return next((site for site in sites if urlsplit(site).path.rstrip("/").endswith("/debian")), PUBLIC_MIRROR)
+    return next((site for site in sites if site.rstrip("/").endswith("/debian")), PUBLIC_MIRROR)
 
 
 def _apt_says(*command: str) -> str:
@@ -134,13 +127,13 @@ class DebianNode:
         """Run a command inside. Raises RigError if its exit code is not one of `ok`."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--",
-             "env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LC_ALL=C.UTF-8", "HOME=/root",
-             *command],
+             "env", "-i", f"PATH={PATH_INSIDE}", "LC_ALL=C.UTF-8", "HOME=/root", *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
         if done.returncode not in ok:
-            raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{done.stdout[-6000:]}")
+            said = done.stdout[-6000:]
+            raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{said}")
         return Result(done.returncode, done.stdout)
 
     def journal(self, *matches: str) -> list[dict[str, Any]]:
@@ -156,7 +149,7 @@ class DebianNode:
         return self.run("cat", inside).out
 
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
-        """Write a file under the system's root. Not for /run, which the system mounts for itself."""
+        """Write a file from outside. Not under /run or /tmp, which the system mounts for itself."""
         os.makedirs(os.path.dirname(self.path(inside)), exist_ok=True)
         with open(self.path(inside), "w", encoding="utf-8") as file:
             file.write(text)
@@ -169,47 +162,38 @@ class DebianNode:
             ignore=shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info"),
         )  # fmt: skip
 
-    def has_ended(self, pid: int) -> bool:
-        return not os.path.exists(f"/proc/{self.leader}/root/proc/{pid}")
-
-    def wait_until(self, what: str, *command: str, deadline_s: float = 20) -> Result:
-        """Run `command` again and again until it exits with 0. `what` names the wait in the error."""
-        until = time.monotonic() + deadline_s
-        while True:
-            result = self.run(*command, ok=tuple(range(256)))
-            if result.code == 0:
-                return result
-            if time.monotonic() > until:
-                raise RigError(f"{self.suite}: {what}: not within {deadline_s} s\n{result.out}")
-            time.sleep(0.1)
-
 
 @contextmanager
 def booted(suite: str, scratch: str) -> Iterator[DebianNode]:
-    """Boot a fresh `suite` whose changes live under `scratch`, until systemd says that it is up; end it afterwards."""
-    name = f"pvehook-{suite}-{os.getpid()}-{hashlib.sha256(scratch.encode()).hexdigest()[:6]}"
+    """Boot a fresh `suite` whose changes live under `scratch`; end it with the block, however that ends."""
+    name = f"pvehook-{suite}-{os.getpid()}-{secrets.token_hex(3)}"
     with ExitStack() as stack:
         root = stack.enter_context(_fresh_copy(pristine_tree(suite), scratch))
         _prepare(root, name)
         console = stack.enter_context(open(os.path.join(scratch, "console.log"), "w+b"))
+        ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        ready.bind(f"\0{name}")
         nspawn = subprocess.Popen(
             ["systemd-nspawn", "--quiet", "-D", root, "--boot", "--register=no", "--keep-unit",
-             f"--machine={name}", "--console=pipe"],
+             "--notify-ready=yes", f"--machine={name}", "--console=pipe"],
+            env={**os.environ, "NOTIFY_SOCKET": f"@{name}"},
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
         )  # fmt: skip
         stack.callback(_end, nspawn)
         try:
-            node = DebianNode(suite, root, _wait_for_leader(nspawn))
-            _wait_until_up(node, nspawn)
+            _wait_until_ready(ready, nspawn)
+            node = DebianNode(suite, root, _leader_of(nspawn))
+            node.run("systemctl", "is-system-running", "--wait", timeout_s=BOOT_DEADLINE_S, ok=(0, 1))
         except RigError as error:
             console.seek(0)
-            raise RigError(f"{error}\nconsole:\n{console.read()[-4000:].decode(errors='replace')}") from None
+            said = console.read()[-4000:].decode(errors="replace")
+            raise RigError(f"{suite}: {error}\nconsole:\n{said}") from None
         yield node
 
 
 def _prepare(root: str, name: str) -> None:
     """What a minimal tree lacks of an installed system, so that its first boot asks and writes nothing."""
-    for path, text in {"/etc/hostname": name, "/etc/machine-id": hashlib.md5(name.encode()).hexdigest()}.items():
+    for path, text in (("/etc/hostname", name), ("/etc/machine-id", secrets.token_hex(16))):
         with open(root + path, "w", encoding="ascii") as file:
             file.write(text + "\n")
 
@@ -230,23 +214,34 @@ def _fresh_copy(tree: str, scratch: str) -> Iterator[str]:
         if overlaid:
             subprocess.run(["umount", "--lazy", root], timeout=30, check=True)
         for part in (root, upper, work):
-            _remove_tree(part)
+            shutil.rmtree(part)
 
 
-def _wait_for_leader(nspawn: subprocess.Popen[bytes]) -> int:
-    """systemd-nspawn's child that is PID 1 of a PID namespace of its own."""
+def _wait_until_ready(ready: socket.socket, nspawn: subprocess.Popen[bytes]) -> None:
+    """Until the system's PID 1 has said READY=1 (sd_notify(3), handed on by systemd-nspawn)."""
     until = time.monotonic() + BOOT_DEADLINE_S
-    while nspawn.poll() is None and time.monotonic() < until:
-        for child in _children(nspawn.pid):
-            try:
-                with open(f"/proc/{child}/status", encoding="ascii", errors="replace") as status:
-                    ids = next(line.split()[1:] for line in status if line.startswith("NSpid:"))
-            except (OSError, StopIteration):
-                continue
-            if len(ids) > 1 and ids[-1] == "1":
-                return child
-        time.sleep(0.05)
-    raise RigError(f"systemd-nspawn did not start a system (exit code {nspawn.poll()})")
+    ended = os.pidfd_open(nspawn.pid)
+    waiting: list[socket.socket | int] = [ready, ended]
+    try:
+        while (left_s := until - time.monotonic()) > 0:
+            heard, _, _ = select.select(waiting, [], [], left_s)
+            if ready in heard and b"READY=1" in ready.recv(4096).split(b"\n"):
+                return
+            if ended in heard:
+                raise RigError("systemd-nspawn ended before the system was up")
+    finally:
+        os.close(ended)
+    raise RigError(f"the system was not up within {BOOT_DEADLINE_S} s")
+
+
+def _leader_of(nspawn: subprocess.Popen[bytes]) -> int:
+    """systemd-nspawn's child that is PID 1 of a PID namespace of its own."""
+    for child in _children(nspawn.pid):
+        with open(f"/proc/{child}/status", encoding="ascii", errors="replace") as status:
+            ids = next(line.split()[1:] for line in status if line.startswith("NSpid:"))
+        if len(ids) > 1 and ids[-1] == "1":
+            return child
+    raise RigError("systemd-nspawn has no child that is PID 1")
 
 
 def _children(pid: int) -> list[int]:
@@ -257,20 +252,8 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _wait_until_up(node: DebianNode, nspawn: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + BOOT_DEADLINE_S
-    said = ""
-    while nspawn.poll() is None and time.monotonic() < until:
-        # Before systemd has mounted its own /run there is nobody to ask: every exit code only means "not yet".
-        said = node.run("systemctl", "is-system-running", ok=tuple(range(256))).out.strip()
-        if said in {"running", "degraded"}:
-            return
-        time.sleep(0.1)
-    raise RigError(f"{node.suite}: not up after {BOOT_DEADLINE_S} s, systemd says {said!r}")
-
-
 def _end(nspawn: subprocess.Popen[bytes]) -> None:
-    """SIGTERM makes systemd-nspawn power the system off; one that does not obey is killed with all its processes."""
+    """SIGTERM lets systemd-nspawn power the system off; one that does not obey is killed with all it runs."""
     leaders = _children(nspawn.pid)
     nspawn.terminate()
     try:
@@ -283,9 +266,3 @@ def _end(nspawn: subprocess.Popen[bytes]) -> None:
             except ProcessLookupError:
                 continue
         nspawn.wait(POWEROFF_DEADLINE_S)
-
-
-def _remove_tree(path: str) -> None:
-    """Remove what the system left; it may hold mount points or immutable files only after a failure."""
-    if os.path.lexists(path):
-        shutil.rmtree(path)

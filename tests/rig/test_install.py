@@ -1,0 +1,373 @@
+"""install.sh against plain directory trees (--root): what stands where, what comes back, what is said.
+
+What needs a running systemd is in test_debian_node.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.rig.tree_entries import Entry, entries
+
+REPO = Path(__file__).resolve().parents[2]
+HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
+OURS = f"script: {HOOK}\nionice: 8\n"
+PVE_DEFAULT = "# vzdump default settings\n\n#tmpdir: DIR\n#dumpdir: DIR\n#ionice: PRI\n#script: FILENAME\n"
+
+
+class Said(NamedTuple):
+    code: int
+    text: str
+
+
+class Touched(NamedTuple):
+    entry: Entry
+    inode: int
+    changed_ns: int
+
+
+def install(root: Path, *arguments: str, source: Path = REPO) -> Said:
+    done = subprocess.run(
+        [str(source / "install.sh"), "--root", str(root), *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    return Said(done.returncode, done.stdout)
+
+
+def touched(top: Path) -> dict[str, Touched]:
+    """With inode and time of change, which tell a file that was written again with the same bytes."""
+    return {
+        name: Touched(entry, (top / name).lstat().st_ino, (top / name).lstat().st_mtime_ns)
+        for name, entry in entries(top).items()
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A node as the installer finds it: Debian 13, Proxmox's own vzdump.conf, no pvehook."""
+    top = tmp_path / "node"
+    for directory in ("etc/systemd/system", "etc/pve", "usr/local/bin", "usr/local/lib", "var/lib", "run"):
+        (top / directory).mkdir(parents=True)
+    (top / "etc/os-release").write_text('ID=debian\nVERSION_ID="13"\n')
+    (top / "etc/vzdump.conf").write_text(PVE_DEFAULT)
+    return top
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what install.sh installs from, to be changed like a newer version."""
+    copy = tmp_path / "source"
+    shutil.copytree(REPO / "pvehook", copy / "pvehook", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPO / "hooks", copy / "hooks", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("install.sh", "pyproject.toml"):
+        shutil.copy(REPO / name, copy / name)
+    return copy
+
+
+def test_check_says_what_it_would_do_and_changes_nothing(root: Path) -> None:
+    before = touched(root)
+    said = install(root, "--check")
+    assert said.code == 1
+    assert f"would set script: {HOOK} and ionice: 8 in /etc/vzdump.conf" in said.text
+    assert touched(root) == before
+
+
+def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> None:
+    said = install(root)
+    assert said.code == 0, said.text
+    assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + OURS
+    assert stat.S_IMODE((root / HOOK[1:]).stat().st_mode) == 0o755  # vzdump asks -f and -x
+    assert os.readlink(root / "usr/local/bin/pvehook") == "../lib/pvehook/bin/pvehook"
+    wanted = root / "etc/systemd/system/sockets.target.wants/pvehook.socket"
+    unit = os.readlink(wanted)
+    assert (root / unit[1:]).is_file()
+    modes = {entry.mode & 0o7777 for entry in entries(root / "usr/local/lib/pvehook").values()}
+    assert modes == {0o644, 0o755}
+
+
+def test_the_installed_bytecode_is_the_one_of_the_installed_files(root: Path) -> None:
+    install(root)
+    sources = list((root / "usr/local/lib/pvehook/pvehook").rglob("*.py"))
+    assert sources
+    for path in sources:
+        # PEP 552: bit 0 of the flags says "by hash", bytes 8 to 16 are the hash of the source.
+        compiled = max(path.parent.glob(f"__pycache__/{path.stem}.*.pyc")).read_bytes()
+        assert compiled[4] & 1
+        assert compiled[8:16] == importlib.util.source_hash(path.read_bytes())
+
+
+def test_a_second_run_changes_nothing(root: Path) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /usr/local/bin/theirs\n")
+    install(root)
+    before = touched(root)
+    again = install(root)
+    assert again.code == 0
+    assert "nothing to change" in again.text
+    assert touched(root) == before
+    assert install(root, "--check").code == 0
+
+
+@pytest.mark.parametrize(
+    "vzdump_conf",
+    [
+        None,
+        "",
+        PVE_DEFAULT,
+        "script: /usr/local/bin/theirs\nionice: 5\n# the end\n",
+        "# theirs\n  script:   /usr/local/bin/theirs   \nbwlimit: 1000",
+        "script: /first\nscript: /usr/local/bin/theirs\nionice: 8\nionice: 3\n",
+        "script: /usr/local/bin/it's theirs\r\nionice: 7\r\n",
+        "script: C:\\theirs&them\n",
+        OURS,
+        "notes-template: {{guestname}}\u00e4\nionice:8\n",
+    ],
+)
+def test_uninstalling_leaves_etc_byte_for_byte_as_it_was(root: Path, vzdump_conf: str | None) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.unlink()
+    if vzdump_conf is not None:
+        conf.write_bytes(vzdump_conf.encode())
+        conf.chmod(0o640)
+    before = entries(root / "etc")
+    installed = install(root)
+    assert installed.code == 0, installed.text
+    assert HOOK in conf.read_text()
+    removed = install(root, "--uninstall")
+    assert removed.code == 0, removed.text
+    if vzdump_conf == OURS:  # set by hand before: a script: without a program would fail every backup
+        before["vzdump.conf"] = before["vzdump.conf"]._replace(content=b"ionice: 8\n")
+    assert entries(root / "etc") == before
+    assert not list((root / "usr/local").rglob("*pvehook*"))
+    assert not (root / "var/lib/pvehook").exists()
+
+
+def test_the_last_script_counts_and_the_other_lines_stay(root: Path) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /first\nbwlimit: 9\nscript: /theirs\n# end\n")
+    install(root)
+    assert (root / "etc/vzdump.conf").read_text() == (
+        f"script: /first\nbwlimit: 9\nscript: {HOOK}\n# end\nionice: 8\n"
+    )
+    assert (root / "etc/pvehook.yaml").read_text() == "chain: /theirs\n"
+
+
+def test_a_script_is_chained_in_the_configuration_that_is_there(root: Path) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /their hook: old\n")
+    (root / "etc/pvehook.yaml").write_text("# ours\nwindow:\n  open: ['01:00-02:00']\nchain: null # none\n")
+    install(root)
+    assert (root / "etc/pvehook.yaml").read_text() == (
+        "# ours\nwindow:\n  open: ['01:00-02:00']\nchain: '/their hook: old'\n"
+    )
+
+
+@pytest.mark.parametrize("written", ["chain: /theirs\n", "chain: '/theirs' # so\n", 'chain: "/theirs"\n'])
+@pytest.mark.parametrize("file", ["etc/pvehook.yaml", "etc/pve/pvehook.yaml"])
+def test_a_script_that_is_chained_already_is_not_chained_twice(root: Path, file: str, written: str) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /theirs\n")
+    (root / file).write_text(written)
+    assert install(root).code == 0
+    assert (root / file).read_text() == written
+    assert (root / "etc/pvehook.yaml").exists() == (file == "etc/pvehook.yaml")
+
+
+@pytest.mark.parametrize("file", ["etc/pvehook.yaml", "etc/pve/pvehook.yaml"])
+def test_two_different_scripts_to_chain_stop_the_installation_before_it_began(root: Path, file: str) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /theirs\n")
+    (root / file).write_text("chain: /another\n")
+    before = touched(root)
+    said = install(root)
+    assert said.code == 2
+    assert f"/etc/vzdump.conf runs /theirs, but /{file} already chains /another" in said.text
+    assert touched(root) == before
+
+
+def test_what_the_admin_edits_after_the_installation_survives_uninstalling(root: Path) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.write_text("script: /theirs\nionice: 5\n")
+    install(root)
+    conf.write_text(f"# new\n{conf.read_text()}bwlimit: 5000\n")
+    said = install(root, "--uninstall")
+    assert "the edits stay" in said.text
+    assert conf.read_text() == "# new\nscript: /theirs\nionice: 5\nbwlimit: 5000\n"
+
+
+def test_a_script_that_the_admin_put_in_place_of_ours_stays(root: Path) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.write_text("script: /theirs\n")
+    install(root)
+    conf.write_text("script: /newer\nionice: 2\n")
+    install(root, "--uninstall")
+    assert conf.read_text() == "script: /newer\nionice: 2\n"
+
+
+def test_installing_again_over_an_edit_still_knows_what_was_there_first(root: Path) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.write_text("ionice: 5\n")
+    install(root)
+    conf.write_text(conf.read_text().replace("ionice: 8", "ionice: 6") + "bwlimit: 1\n")
+    assert "(now " in install(root).text
+    assert conf.read_text() == f"ionice: 8\nscript: {HOOK}\nbwlimit: 1\n"
+    install(root, "--uninstall")
+    assert conf.read_text() == "ionice: 6\nbwlimit: 1\n"
+
+
+def test_without_a_record_no_job_is_left_with_a_script_that_is_gone(root: Path) -> None:
+    install(root)
+    shutil.rmtree(root / "var/lib/pvehook")
+    said = install(root, "--uninstall")
+    assert "no record says what was there before" in said.text
+    assert HOOK not in (root / "etc/vzdump.conf").read_text()
+
+
+def test_a_configuration_of_ours_goes_and_one_that_was_edited_stays(root: Path) -> None:
+    (root / "etc/vzdump.conf").write_text("script: /theirs\n")
+    yaml = root / "etc/pvehook.yaml"
+    install(root)
+    yaml.write_text("io_priority: {mode: off}\n" + yaml.read_text())
+    said = install(root, "--uninstall")
+    assert yaml.read_text() == "io_priority: {mode: off}\n"
+    assert "kept: /etc/pvehook.yaml" in said.text
+
+
+def test_purge_removes_configuration_and_history(root: Path) -> None:
+    before = entries(root / "etc")
+    install(root)
+    (root / "etc/pvehook.yaml").write_text("chain: null\n")
+    for directory in ("var/lib/pvehook", "run/pvehook/jobs"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+        (root / directory / "history").write_text("x")
+    assert install(root, "--uninstall", "--purge").code == 0
+    assert entries(root / "etc") == before
+    assert not (root / "var/lib/pvehook").exists()
+    assert not (root / "run/pvehook").exists()
+
+
+def test_history_outlives_a_plain_uninstall(root: Path) -> None:
+    install(root)
+    (root / "var/lib/pvehook/history").write_text("x")
+    install(root, "--uninstall")
+    assert [path.name for path in (root / "var/lib/pvehook").iterdir()] == ["history"]
+
+
+def test_purge_puts_back_a_configuration_that_was_there_before(root: Path) -> None:
+    yaml = root / "etc/pvehook.yaml"
+    yaml.write_text("# older\n")
+    install(root)
+    yaml.write_text("# newer\n")
+    install(root, "--uninstall", "--purge")
+    assert yaml.read_text() == "# older\n"
+
+
+def test_jobs_whose_own_settings_win_are_listed_with_the_remedy(root: Path) -> None:
+    (root / "etc/pve/jobs.cfg").write_text(
+        "vzdump: nightly\n\tschedule 02:00\n\tscript /job/hook one\n\tionice 8\n\n"
+        f"vzdump: weekly\n\tionice 3\n\tscript {HOOK}\n\n"
+        "realm-sync: other\n\tscript /not/ours\n"
+    )
+    notes = [line for line in install(root).text.splitlines() if "wins over" in line]
+    assert [line.split(" of its own")[0] for line in notes] == [
+        "pvehook: note: job nightly has script /job/hook one",
+        "pvehook: note: job weekly has ionice 3",
+    ]
+    assert notes[0].endswith("pvesh set /cluster/backup/nightly --delete script")
+
+
+def test_a_new_version_replaces_the_old_one_whole(root: Path, source: Path) -> None:
+    (source / "pvehook/gone_later.py").write_text("")
+    install(root, source=source)
+    (source / "pvehook/gone_later.py").unlink()
+    (source / "pvehook/new.py").write_text("NEW = True\n")
+    said = install(root, source=source)
+    assert "put the program" in said.text
+    program = root / "usr/local/lib/pvehook"
+    assert (program / "pvehook/new.py").is_file()
+    assert not list(program.rglob("gone_later*"))
+    assert [path.name for path in program.parent.iterdir() if "pvehook" in path.name] == ["pvehook"]
+
+
+def test_a_running_backup_finds_the_hook_at_every_moment_of_an_upgrade(root: Path, source: Path) -> None:
+    install(root, source=source)
+    hook = root / HOOK[1:]
+    over = threading.Event()
+    looks: list[bool] = []
+
+    def look() -> None:
+        while not over.is_set():
+            looks.append(os.access(hook, os.X_OK) and os.path.isfile(hook))
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for version in range(3):
+        (source / "pvehook/new.py").write_text(f"VERSION = {version}\n")
+        install(root, source=source)
+    over.set()
+    looker.join()
+    assert looks
+    assert all(looks)
+    assert (root / "usr/local/lib/pvehook/pvehook/new.py").read_text() == "VERSION = 2\n"
+
+
+@pytest.mark.parametrize("release", ["ID=debian\nVERSION_ID=11\n", "ID=ubuntu\nVERSION_ID=24.04\n"])
+def test_another_system_is_refused_unless_forced(root: Path, release: str) -> None:
+    (root / "etc/os-release").write_text(release)
+    before = touched(root)
+    said = install(root)
+    assert said.code == 2
+    assert "Debian 12 or 13 was expected" in said.text
+    assert touched(root) == before
+    assert install(root, "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "target"), [("usr/local/bin/pvehook", "/opt/other"), ("etc/vzdump.conf", "/srv/other")]
+)
+def test_what_is_in_the_way_is_named_and_left_alone(root: Path, in_the_way: str, target: str) -> None:
+    (root / in_the_way).unlink(missing_ok=True)
+    (root / in_the_way).symlink_to(target)
+    said = install(root)
+    assert said.code == 2
+    assert in_the_way in said.text
+    assert os.readlink(root / in_the_way) == target
+    assert not (root / "usr/local/lib/pvehook").exists()
+
+
+def test_the_installed_command_runs_the_installed_program(root: Path) -> None:
+    install(root)
+    command = root / "usr/local/bin/pvehook"
+    done = subprocess.run(
+        [sys.executable, "-I", str(command), "--help"],
+        capture_output=True, text=True, timeout=60, check=False, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pvehook" in done.stdout
+
+
+def test_unknown_arguments_are_errors(root: Path) -> None:
+    assert install(root, "--uninstal").code == 2
+    assert install(root, "--purge").code == 2
+
+
+def test_help_is_one_screen() -> None:
+    text = subprocess.check_output([str(REPO / "install.sh"), "--help"], text=True, timeout=20)
+    assert len(text.splitlines()) <= 24
+    assert max(map(len, text.splitlines())) <= 110
+    for option in ("--check", "--uninstall", "--purge", "--force", "--root", "--demo", "--test"):
+        assert option in text
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck (./install.sh --test)")
+def test_shellcheck_finds_nothing() -> None:
+    done = subprocess.run(
+        ["shellcheck", str(REPO / "install.sh")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout
