@@ -166,7 +166,7 @@ class SimulatedGuest:
         while data := self._to_agent.get():
             for request in requests.cut(data):
                 self._pass("agent")
-                self._qga.write(self._agent_answers(request))
+                self._qga.reply_to_whoever_is_next(self._agent_answers(request))
 
     def _agent_answers(self, request: bytes) -> bytes:
         reply, command = reply_to(request, self._agent_command)
@@ -236,13 +236,13 @@ class SimulatedGuest:
         self._in_command_mode = False
         version = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
         # No capabilities: Proxmox runs its monitor without out-of-band commands.
-        self._qmp.write(line({"QMP": {"version": version, "capabilities": []}}))
+        self._qmp.reply(line({"QMP": {"version": version, "capabilities": []}}))
 
     def _monitor_reads(self, data: bytes) -> None:
         for request in self._monitor.cut(data):
             self._pass("qmp")
             reply, _ = reply_to(request, self._monitor_command)
-            self._qmp.write(line(reply))
+            self._qmp.reply(line(reply))
 
     def _monitor_command(self, command: str, arguments: Mapping[str, object]) -> object:
         self._note("qmp", command)

@@ -60,14 +60,31 @@ class Port:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
-    def write(self, data: bytes) -> None:
-        """Sends to the client being served. Without one it waits for the next, as the port in a guest does."""
+    def reply(self, data: bytes) -> bool:
+        """Sends to the client being served, as QEMU's monitor does; False if there is none any more."""
+        return self._send(self._client, data)
+
+    def reply_to_whoever_is_next(self, data: bytes) -> None:
+        """Sends as a guest's port does: what the client being served does not take waits for the next one."""
+        client: socket.socket | None = None
+        while True:
+            client = self._client_after(client)
+            if client is None or self._send(client, data):
+                return
+
+    def _client_after(self, gone: socket.socket | None) -> socket.socket | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._client is not None)
-            client = self._client
-        if client is not None:
-            with contextlib.suppress(OSError):  # it has gone in this moment
-                client.sendall(data)
+            self._changed.wait_for(lambda: self._ended or self._client not in (None, gone))
+            return None if self._ended else self._client
+
+    def _send(self, client: socket.socket | None, data: bytes) -> bool:
+        if client is None:
+            return False
+        try:
+            client.sendall(data)
+        except OSError:  # it has hung up
+            return False
+        return True
 
     def _serve(self) -> None:
         while client := self._next_client():
