@@ -297,13 +297,15 @@ def _remember_as_good(node: Node, config: Config) -> None:
 
 
 def _config_show(arguments: argparse.Namespace) -> int:
-    from pvehook.config import describe
+    from pvehook.config import Loaded, describe
     from pvehook.host.timely_files import TimelyReader
     from pvehook.job.configuration import read_files
 
     loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
     if loaded.problems:
-        raise ConfigError("\n".join(str(problem) for problem in loaded.problems))
+        # What acts now is what is asked for, also while the files are wrong.
+        in_force = _in_force(arguments)
+        loaded = Loaded(in_force.config, (), dict.fromkeys(loaded.origins, in_force.source))
     for line in describe(loaded):
         print(line)
     return 0

@@ -26,8 +26,9 @@ def directory(node: Node) -> str:
 
 
 def in_force(node: Node, now_s: float) -> list[Allowance]:
-    """The exceptions that have not run out; files of others are removed. A file that cannot be read counts as no
-    exception: refusing costs one night, allowing wrongly costs the guests theirs."""
+    """The exceptions that have not run out; files of those that have are removed. A file that cannot be read, or
+    that names an end which `pvehook allow` never gives, counts as no exception: refusing costs one night, allowing
+    wrongly costs the guests theirs."""
     found = []
     try:
         names = sorted(os.listdir(directory(node)))
@@ -41,9 +42,9 @@ def in_force(node: Node, now_s: float) -> list[Allowance]:
         allowance = _read(path, identifier)
         if allowance is None:
             continue
-        if allowance.until > now_s:
+        if now_s < allowance.until <= now_s + LONGEST_S:
             found.append(allowance)
-        else:
+        elif allowance.until <= now_s:
             _remove(path)
     return found
 

@@ -86,7 +86,8 @@ class Configuration:
         return self._in_force(DEFAULT, "built-in defaults", problems)
 
     def _in_force(self, config: Config, source: Source, problems: tuple[str, ...]) -> InForce:
-        return InForce(config, window_of(config, local_zone(self._node)), source, problems)
+        window, doubt = window_of(config, local_zone(self._node))
+        return InForce(config, window, source, (*problems, doubt) if doubt else problems)
 
     def _remember(self, config: Config) -> None:
         if config == self._remembered:

@@ -25,7 +25,7 @@ from pvehook.contract.upid import parse_upid
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of
 from pvehook.job import record
-from pvehook.job.job import Job, Surroundings
+from pvehook.job.job import Job, Surroundings, chain_of
 
 REQUEST_DEADLINE_S = 2.0
 """The hook sends its line at once; whoever does not is not the hook."""
@@ -132,7 +132,11 @@ class Daemon:
                 exc_type=type(fault).__name__,
                 where=_where(fault),
             )
-            return Reply((f"pvehook: fault in {call.phase} ({fault!r}); the backup goes on",))
+            # The chained script was there before us: it must not go missing for a fault of ours.
+            return Reply(
+                (f"pvehook: fault in {call.phase} ({fault!r}); the backup goes on",),
+                chain=chain_of(self._around.node, self._around.configuration.now()),
+            )
 
     def _checked_worker(self, connection: socket.socket, call: HookCall) -> ProcessId:
         """Who rings, as the kernel says it: root, and a child of the worker that it claims. Raises BadCall."""

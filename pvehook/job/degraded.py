@@ -21,7 +21,7 @@ from pvehook.host.processes import backup_processes, command_line, guests_left_i
 from pvehook.job import allowances
 from pvehook.job.last_good import stored_config, window_of
 from pvehook.rules.admission import Admission, Exemptions, Question, admit
-from pvehook.rules.window import window_state
+from pvehook.rules.window import Window, window_state
 from pvehook.settings import DEFAULT, Config
 
 
@@ -39,10 +39,10 @@ def _answer(node: Node, argv: list[str], env: dict[str, str], worker_pid: int, w
         return Reply((f"pvehook: this call was not served: {bad}",))
     lines = [f"pvehook: the daemon does not answer ({why}); see `systemctl status pvehook.socket pvehook.service`"]
     config, doubt = _config(node)
-    if doubt:
-        lines.append(f"pvehook: {doubt}")
+    window, window_doubt = window_of(config, local_zone(node))
+    lines += [f"pvehook: {text}" for text in (doubt, window_doubt) if text]
     if call.phase in REFUSABLE_PHASES:
-        admission = _ask_window(node, call, config)
+        admission = _ask_window(node, call, config, window)
         lines += [f"pvehook: {line}" for line in admission.lines]
         if not admission.allowed:
             return Reply(tuple(lines), exit_code=1)
@@ -58,8 +58,7 @@ def _config(node: Node) -> tuple[Config, str]:
     return (stored, "") if stored else (DEFAULT, "")
 
 
-def _ask_window(node: Node, call: HookCall, config: Config) -> Admission:
-    window = window_of(config, local_zone(node))
+def _ask_window(node: Node, call: HookCall, config: Config, window: Window) -> Admission:
     now = at(SystemClock(), window.zone)
     upid = parse_upid(command_line(node, call.worker_pid))
     exempt = config.window.exempt
@@ -69,7 +68,8 @@ def _ask_window(node: Node, call: HookCall, config: Config) -> Admission:
         vmid=call.vmid,
         job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
         job_id=None,
-        # Without the daemon nobody finds out which job this is. An exempt one must not be refused for that.
+        # Without the daemon nobody finds out which job this is. A job-init that may be an exempt job's passes;
+        # at job-start it is refused, for the guests' sake.
         job_id_pending=bool(exempt.jobs),
         storage=call.storeid,
         # Nor does anybody remember whether the run was admitted; next_guest: allow can only mean to trust it.

@@ -69,9 +69,7 @@ class Job:
         finally:
             if locked:
                 self._lock.release()
-        if reply.exit_code == 0 and in_force.config.chain is not None:
-            reply = reply._replace(chain=self._around.node.path(in_force.config.chain))
-        return reply
+        return reply._replace(chain=chain_of(self._around.node, in_force)) if reply.exit_code == 0 else reply
 
     def _tell(self, call: HookCall) -> tuple[Reply, InForce]:
         in_force = self._around.configuration.now()
@@ -316,6 +314,11 @@ class Job:
             f"pvehook: CONFIGURATION NOT USED: {printable(in_force.problems[0], 300)}{more}; "
             f"the {in_force.source} is in force; see `pvehook config check`",
         )
+
+
+def chain_of(node: Node, in_force: InForce) -> str | None:
+    """The path of the script that vzdump ran before us."""
+    return node.path(in_force.config.chain) if in_force.config.chain is not None else None
 
 
 def _ours(lines: tuple[str, ...] | list[str]) -> tuple[str, ...]:

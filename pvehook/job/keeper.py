@@ -35,6 +35,8 @@ HOOK = "vzdump-hook"
 
 CANCEL_DEADLINE_S = 5.0
 
+FIRST_WAIT_S = 0.1
+
 LAST_LOOK_S = 3.0
 """How long `log-end` waits for a look that is being taken before it takes its own."""
 
@@ -88,9 +90,8 @@ class Keeper:
             done = set_all_threads(self._around.node, self._job.worker.pid, IDLE)
         except (NodeError, OSError) as error:
             return (f"idle I/O priority was not set on vzdump: {error}",)
-        self._note(
-            Found(self._job.worker, done.comm, "the vzdump worker"), _Seen("vzdump", done.threads, done.confirmed)
-        )
+        worker = Found(self._job.worker, done.comm, "the vzdump worker")
+        self._note(worker, _Seen("vzdump", done.threads, done.confirmed), changed=done.changed)
         if done.confirmed == done.threads:
             return ()
         return (
@@ -120,10 +121,14 @@ class Keeper:
     # The thread
 
     def _run(self) -> None:
+        wait_s = FIRST_WAIT_S
         while not self._stopped.is_set():
-            check_every_s = self._in_force.config.io_priority.check_every_s if self._in_force else 2.0
-            self._woken.wait(check_every_s)
-            self._woken.clear()
+            # After a phase vzdump is about to fork: look soon, then less and less often.
+            if self._woken.wait(wait_s):
+                wait_s = FIRST_WAIT_S
+                self._woken.clear()
+            else:
+                wait_s = min(2 * wait_s, self._check_every_s())
             guest = self._guest
             if guest is None or self._stopped.is_set():
                 continue
@@ -135,6 +140,9 @@ class Keeper:
                 self._find_the_effect(guest)
             except Exception as fault:  # one look that fails must not be the last
                 self._report_fault(fault, guest)
+
+    def _check_every_s(self) -> float:
+        return self._in_force.config.io_priority.check_every_s if self._in_force is not None else FIRST_WAIT_S
 
     def _look(self, guest: GuestRecord, *, last: bool) -> None:
         """One look at every process of this backup."""
@@ -162,7 +170,7 @@ class Keeper:
                 continue  # it ended in the meantime, or is the doorbell itself
             comm = "vzdump" if found.process == self._job.worker else done.comm
             failed.update(dict.fromkeys(f"{comm}: {reason}" for reason in done.failed))
-            self._note(found, _Seen(comm, done.threads, done.confirmed))
+            self._note(found, _Seen(comm, done.threads, done.confirmed), changed=done.changed)
         guest.not_idle = list(failed)
         totals: dict[str, list[int]] = {}
         for seen in self._seen.values():
@@ -172,12 +180,13 @@ class Keeper:
             total[2] += seen.confirmed
         guest.idle = totals
 
-    def _note(self, found: Found, seen: _Seen) -> None:
-        """Keeps the most threads that one process ever showed; the first sight of a process is an event."""
+    def _note(self, found: Found, seen: _Seen, *, changed: int) -> None:
+        """Keeps the most threads that one process ever showed. The first sight of a process is an event, and so is
+        one that somebody had set otherwise since."""
         before = self._seen.get(found.process)
         if before is None or seen.threads >= before.threads:
             self._seen[found.process] = seen
-        if before is None:
+        if before is None or changed:
             self._log.info(
                 "io-priority-set",
                 message=f"{seen.comm} ({found.why}): idle I/O priority on "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import tzinfo
+from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pvehook.errors import ConfigError, WindowSpecError
 from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
-from pvehook.rules.window import Window, parse_span
+from pvehook.rules.window import Span, Window, parse_span
 from pvehook.settings import DEFAULT, Config, from_json, to_json
 
 LAST_GOOD_FILE = "/var/lib/pvehook/config.json"
@@ -31,11 +32,23 @@ def store_config(node: Node, config: Config) -> None:
     replace_file(node.path(LAST_GOOD_FILE), to_json(config))
 
 
-def window_of(config: Config, zone_of_node: tzinfo) -> Window:
+class WindowInForce(NamedTuple):
+    """The window to go by, and why it is not the configured one (else "")."""
+
+    window: Window
+    doubt: str
+
+
+def window_of(config: Config, zone_of_node: tzinfo) -> WindowInForce:
     """The window of a configuration that was checked once. Should its zone or its spans not be understood any more
-    (a zone left the system, an older version reads a newer file), the default window counts."""
+    (a zone left the system, an older version reads a newer file), the default window counts, and that is said."""
     try:
         zone = ZoneInfo(config.window.timezone) if config.window.timezone else zone_of_node
-        return Window(tuple(parse_span(text) for text in config.window.open), zone)
-    except (WindowSpecError, ZoneInfoNotFoundError, ValueError, OSError):
-        return Window(tuple(parse_span(text) for text in DEFAULT.window.open), zone_of_node)
+        return WindowInForce(Window(_spans(config), zone), "")
+    except (WindowSpecError, ZoneInfoNotFoundError, ValueError, OSError) as error:
+        doubt = f"the configured window cannot be used ({error}), {', '.join(DEFAULT.window.open)} counts"
+        return WindowInForce(Window(_spans(DEFAULT), zone_of_node), doubt)
+
+
+def _spans(config: Config) -> tuple[Span, ...]:
+    return tuple(parse_span(text) for text in config.window.open)

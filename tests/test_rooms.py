@@ -1,0 +1,101 @@
+"""The rooms and who may import whom (design/architecture.md), and what may be imported where vzdump waits."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvehook.contract.phases import PHASES, REFUSABLE_PHASES
+from pvehook.host.node import INSTALLED_UNDER
+
+TOP = Path(__file__).parent.parent
+PACKAGE = TOP / "pvehook"
+
+ALLOWED = {
+    "contract": set(),
+    "rules": {"contract", "errors", "settings"},
+    "guest": {"contract", "errors"},
+    "host": {"contract", "errors"},
+    "records": {"contract", "rules", "errors"},
+    "settings": {"errors"},
+    "config": {"contract", "rules", "errors", "settings"},
+    "job": {"contract", "rules", "guest", "host", "records", "errors", "settings", "config"},
+    "rehearsal": {"contract", "rules", "guest", "host", "records", "job", "errors", "settings", "config"},
+    "errors": set(),
+}
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(source: Path) -> set[str]:
+    names = set()
+    for each in ast.walk(ast.parse(source.read_text())):
+        if isinstance(each, ast.Import):
+            names |= {alias.name for alias in each.names}
+        elif isinstance(each, ast.ImportFrom) and each.module:
+            names |= {each.module} | {f"{each.module}.{alias.name}" for alias in each.names}
+    return names
+
+
+def room_of(source: Path) -> str:
+    return source.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_rooms_below_it(source: Path) -> None:
+    room = room_of(source)
+    if room in ("cli", "__init__"):
+        return
+    rooms = {name.split(".")[1] for name in imported_modules(source) if name.startswith("pvehook.") and name.count(".")}
+    rooms = {each for each in rooms if (PACKAGE / each).is_dir() or (PACKAGE / f"{each}.py").exists()}
+    assert rooms - {room} <= ALLOWED[room]
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {room_of(source) for source in SOURCES} - {"cli", "__init__"} == set(ALLOWED)
+
+
+def test_decisions_do_no_io_and_ask_no_clock() -> None:
+    forbidden = {"os", "socket", "subprocess", "time", "pathlib", "threading", "tempfile", "shutil", "psutil"}
+    for room in ("rules", "contract"):
+        for source in (PACKAGE / room).rglob("*.py"):
+            assert not imported_modules(source) & forbidden, source
+            assert "datetime.now" not in source.read_text(), source
+
+
+def modules_after(code: str) -> set[str]:
+    """What the interpreter has loaded after `code`, beyond what it always loads."""
+    show = "import sys; print(*sys.modules)"
+    bare = subprocess.run([sys.executable, "-I", "-c", show], capture_output=True, text=True, check=True)
+    loaded = subprocess.run([sys.executable, "-I", "-c", code + show], capture_output=True, text=True, check=True)
+    return set(loaded.stdout.split()) - set(bare.stdout.split())
+
+
+def test_the_hook_imports_next_to_nothing() -> None:
+    """Each listed module is built in, or the C half of one that would cost vzdump milliseconds a phase."""
+    hook = TOP / "hooks" / "vzdump-hook"
+    load = f"names = {{}}; exec(compile(open({str(hook)!r}).read(), 'hook', 'exec'), names); "
+    assert modules_after(load) <= {"_socket", "_json", "_signal", "time"}
+
+
+def test_the_degraded_path_needs_the_standard_library_only() -> None:
+    load = f"import sys; sys.path.insert(0, {str(TOP)!r}); import pvehook.job.degraded; "
+    assert not modules_after(load) & {"yaml", "structlog", "psutil", "asyncio", "logging", "argparse"}
+
+
+def test_the_hook_and_the_contract_agree() -> None:
+    """The hook spells some facts out itself, because it imports nothing of ours."""
+    constants = {
+        target.id: ast.literal_eval(each.value)
+        for each in ast.parse((TOP / "hooks" / "vzdump-hook").read_text()).body
+        if isinstance(each, ast.Assign)
+        and isinstance(target := each.targets[0], ast.Name)
+        and not isinstance(each.value, ast.BinOp)
+    }
+    assert constants["REFUSABLE_PHASES"] == REFUSABLE_PHASES
+    assert constants["INSTALLED_UNDER"] == INSTALLED_UNDER
+    assert set(constants["DEADLINE_S"]) == set(PHASES)
