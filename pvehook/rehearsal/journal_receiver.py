@@ -70,7 +70,8 @@ class JournalReceiver:
 
         with self._news:
             if not self._news.wait_for(lambda: found() is not None, WAIT_S):
-                raise TimeoutError(f"no event in the journal within {WAIT_S:g} s: {what}")
+                last = [event.fields.get("MESSAGE", "") for event in self.events[-3:]]
+                raise TimeoutError(f"no event in the journal within {WAIT_S:g} s: {what}; the last were {last}")
             fields = found()
         assert fields is not None  # noqa: S101 - just seen, and events are never taken away
         return fields

@@ -51,7 +51,7 @@ class Turn:
     def take(self) -> tuple[bool, int]:
         """Whether the backup failed, and the number of warnings. Raises InterruptError once all is done."""
         task, guest = self._task, self._guest
-        started_s = self._worker.now_s()
+        started_s = int(self._worker.now_s())
         failure: Exception | None = None
         warnings = 0
         try:
@@ -66,7 +66,7 @@ class Turn:
             self._worker.say("INFO:", f"Failed at {self._worker.time()}")
             warnings += self._worker.tolerated("backup-abort", task)
         else:
-            took = time.strftime("%H:%M:%S", time.gmtime(max(0.0, self._worker.now_s() - started_s)))
+            took = time.strftime("%H:%M:%S", time.gmtime(max(0, int(self._worker.now_s()) - started_s)))
             self._info(f"Finished Backup of VM {guest.vmid} ({took})")
             self._worker.say("INFO:", f"Backup finished at {self._worker.time()}")
         if "LOGFILE" in task.env:

@@ -1,0 +1,139 @@
+"""A node in a directory, with the real hook and the real daemon.
+
+    ROOT/proc, sys                              symbolic links to the real ones: priorities are really set
+    ROOT/etc/pvehook.yaml, etc/pve/...          as on a node
+    ROOT/usr/local/lib/pvehook/{hooks,pvehook}  links to this program: the hook finds ROOT by its own path
+    ROOT/clock                                  seconds that the daemon adds to the real clock
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from pvehook.host.node import INSTALLED_UNDER, Node
+from pvehook.rehearsal.journal_receiver import JournalReceiver
+from pvehook.rehearsal.player import WAIT_S
+
+_REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_SYSTEM_PYTHON = "/usr/bin/python3"
+_DIRECTORIES = (
+    *("/etc/pve/qemu-server", "/etc/pve/lxc", "/run/pvehook", "/var/lib/vz/dump", "/var/lib/pvehook"),
+    *("/var/run/qemu-server", "/var/log"),
+)
+
+
+class RehearsalNode:
+    """The tree, its journal and its daemon; leaving the `with` block ends the daemon. The tree is the caller's."""
+
+    def __init__(self, root: str, files: Mapping[str, str]) -> None:
+        """`root` must be short: a unix socket's path has at most 108 bytes. `files`: path on the node to text."""
+        self.node = Node(root)
+        self.clock_file = os.path.join(root, "clock")
+        self.journal = JournalReceiver(self.node.journal_socket, self.now_s)
+        self._offset_s = 0.0
+        self._daemon: subprocess.Popen[bytes] | None = None
+        for directory in _DIRECTORIES:
+            os.makedirs(self.node.path(directory), exist_ok=True)
+        for name in ("proc", "sys"):
+            os.symlink(f"/{name}", os.path.join(root, name))
+        for path, text in files.items():
+            self.write(path, text)
+        self.set_clock(time.time())
+        self.hook = self._place_program()
+
+    def __enter__(self) -> Self:
+        self.journal.__enter__()
+        code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.cli import main; sys.exit(main())"
+        options = ["--root", self.node.root, "--clock", self.clock_file, "--idle-exit", "1h"]
+        try:
+            self._daemon = subprocess.Popen(
+                [sys.executable, "-I", "-c", code, "serve", *options],
+                stdin=subprocess.DEVNULL,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            )
+            self.journal.wait_for(lambda event: event.get("PVEHOOK_EVENT") == "daemon-started", "the daemon's start")
+        except BaseException:
+            self._end_daemon()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end_daemon()
+        self.journal.__exit__(*exception)
+
+    @property
+    def daemon_pid(self) -> int:
+        if self._daemon is None:
+            raise RuntimeError("the daemon was not started")
+        return self._daemon.pid
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """A file of the node, complete at once: the daemon may read it at any time."""
+        real = self.node.path(path)
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+        with open(real + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(real + ".new", mode)
+        os.rename(real + ".new", real)
+
+    def set_clock(self, now_s: float) -> None:
+        """From now on it is `now_s` (epoch seconds), and time goes on from there."""
+        self._offset_s = now_s - time.time()
+        self.write("/clock", f"{self._offset_s:.3f}\n")
+
+    def now_s(self) -> float:
+        """The node's time."""
+        return time.time() + self._offset_s
+
+    def _place_program(self) -> str:
+        """The hook as installed; returns its path.
+
+        Only where the system's Python is missing or too old for pvehook (the demo runs on any Linux), the hook is a
+        copy whose first line names this interpreter.
+        """
+        program = self.node.path(INSTALLED_UNDER)
+        hooks = os.path.join(program, "hooks")
+        hook = os.path.join(hooks, "vzdump-hook")
+        os.makedirs(program)
+        os.symlink(os.path.join(_REPO, "pvehook"), os.path.join(program, "pvehook"))
+        if _system_python_will_do():
+            os.symlink(os.path.join(_REPO, "hooks"), hooks)
+            return hook
+        os.makedirs(hooks)
+        shutil.copy(os.path.join(_REPO, "hooks", "vzdump-hook"), hook)
+        with open(hook, "r+", encoding="utf-8") as file:
+            text = file.read().partition("\n")[2]
+            file.seek(0)
+            file.write(f"#!{sys.executable} -I\n{text}")
+            file.truncate()
+        return hook
+
+    def _end_daemon(self) -> None:
+        if self._daemon is None or self._daemon.poll() is not None:
+            return
+        self._daemon.terminate()
+        try:
+            self._daemon.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait(WAIT_S)
+
+
+def _system_python_will_do() -> bool:
+    try:
+        asked = subprocess.run(
+            [_SYSTEM_PYTHON, "-I", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=WAIT_S,
+            check=False,
+        )
+    except OSError:
+        return False
+    return asked.returncode == 0
