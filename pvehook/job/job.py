@@ -95,7 +95,7 @@ class Job:
             return Reply(), in_force
         reply = tell(call, in_force)
         if self.ended:
-            self._keeper.stop()
+            self._keeper.job_ends()
             record.remove(self._around.node, self._job)
         else:
             record.save(self._around.node, self._job)
@@ -206,9 +206,13 @@ class Job:
                 if guest.result == "running":
                     guest.result = "worker-died"
                 self._settle(guest)
+            self._keeper.job_ends()
+            record.remove(self._around.node, self._job)
+            if guest is not None:
+                during = f"during the backup of guest {guest.vmid}"
                 self._log.warning(
                     "worker-died",
-                    message=f"vzdump's worker ended during the backup of guest {guest.vmid} without a last phase",
+                    message=f"vzdump's worker ended {during} without a last phase",
                     vmid=guest.vmid,
                 )
             elif self._job.began:
@@ -216,8 +220,6 @@ class Job:
             else:
                 # A job that waited for the lock and did not get it shows nothing but its job-init.
                 self._log.info("worker-ended", message="vzdump's worker ended before its job began")
-            self._keeper.stop()
-            record.remove(self._around.node, self._job)
 
     # The daemon's own coming and going
 

@@ -9,6 +9,7 @@ place of old ones: the phases write that record to disk while it looks.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvehook.errors import GuestError, NodeError
@@ -59,6 +60,7 @@ class Keeper:
         self._guest: GuestRecord | None = None
         self._effect_known_for: GuestRecord | None = None
         self._seen: dict[ProcessId, _Seen] = {}
+        self._said: set[str] = set()
         self._look_lock = threading.Lock()
         self._woken = threading.Event()
         self._stopped = threading.Event()
@@ -106,36 +108,46 @@ class Keeper:
 
     def guest_ends(self, guest: GuestRecord) -> None:
         """The last look, taken by the phase itself: after it nothing of this guest is at idle."""
+        if _may_have_been_started_by_vzdump(guest):
+            self._locked(lambda: self._put_guests_back(guest), guest)
+        self._guest = None
+        worker = self._seen.get(self._job.worker)
+        self._seen = {self._job.worker: worker} if worker else {}
+
+    def job_ends(self) -> None:
+        """What else was started below the worker, say by a chained script, is put back to normal too."""
+        self._locked(self._put_strays_back, None)
+        self.stop()
+
+    def _locked(self, look: Callable[[], None], guest: GuestRecord | None) -> None:
+        """Waits for a look that is being taken, but not for ever, and survives its own."""
         locked = self._look_lock.acquire(timeout=LAST_LOOK_S)
         try:
-            self._look(guest, last=True)
+            look()
         except Exception as fault:  # the account must not be lost with one look
             self._report_fault(fault, guest)
         finally:
             if locked:
                 self._look_lock.release()
-        self._guest = None
-        worker = self._seen.get(self._job.worker)
-        self._seen = {self._job.worker: worker} if worker else {}
 
     # The thread
 
     def _run(self) -> None:
         wait_s = FIRST_WAIT_S
         while not self._stopped.is_set():
-            # After a phase vzdump is about to fork: look soon, then less and less often.
+            # After a phase vzdump goes on to the next, then forks: look soon, but not while it waits for our answer.
             if self._woken.wait(wait_s):
-                wait_s = FIRST_WAIT_S
                 self._woken.clear()
-            else:
-                wait_s = min(2 * wait_s, self._check_every_s())
+                wait_s = FIRST_WAIT_S
+                continue
+            wait_s = min(2 * wait_s, self._check_every_s())
             guest = self._guest
             if guest is None or self._stopped.is_set():
                 continue
             try:
                 with self._look_lock:
                     if self._guest is guest:
-                        self._look(guest, last=False)
+                        self._look(guest)
                 self._mind_the_window(guest)
                 self._find_the_effect(guest)
             except Exception as fault:  # one look that fails must not be the last
@@ -144,13 +156,11 @@ class Keeper:
     def _check_every_s(self) -> float:
         return self._in_force.config.io_priority.check_every_s if self._in_force is not None else FIRST_WAIT_S
 
-    def _look(self, guest: GuestRecord, *, last: bool) -> None:
+    def _look(self, guest: GuestRecord) -> None:
         """One look at every process of this backup."""
         if self._in_force is not None and self._in_force.config.io_priority.mode == "idle":
             self._keep_backup_idle(guest)
-        # A VM that vzdump itself started is at idle too. That can only be so in mode stop (which is also the mode
-        # of a guest that was off), but the last look asks in every case: what it costs is one reading of /proc.
-        if guest.vmtype != "lxc" and (last or guest.mode == "stop"):
+        if _may_have_been_started_by_vzdump(guest):
             self._put_guests_back(guest)
 
     def _keep_backup_idle(self, guest: GuestRecord) -> None:
@@ -200,32 +210,42 @@ class Keeper:
 
     def _put_guests_back(self, guest: GuestRecord) -> None:
         """The trap: a VM that vzdump starts inherits the worker's idle priority and would keep it for life."""
-        node = self._around.node
-        own = vm_processes(node, guest.vmid, self._job.worker)
-        strays = guests_left_idle(node, self._job.worker)
-        for found in {each.process: each for each in (*own, *strays)}.values():
-            done = restore_normal(node, found.process.pid)
-            if not done.changed and not done.failed:
-                continue
-            text = (
-                f"{found.comm} {found.process.pid} ({found.why}): {done.confirmed} of {done.threads} threads back at "
-                f"normal priority ({done.was_idle} were idle, {done.was_nice} were nice)"
-            )
-            if done.failed:
-                text += ": " + "; ".join(done.failed)
-            if text not in guest.restored:
+        for found in vm_processes(self._around.node, guest.vmid, self._job.worker):
+            text = self._put_back(found, guest.vmid)
+            if text and text not in guest.restored:
                 guest.restored = [*guest.restored, text]
-                write = self._log.error if done.failed else self._log.info
-                write(
-                    "io-priority-restored",
-                    message=text,
-                    vmid=guest.vmid,
-                    process=found.process.pid,
-                    command=found.comm,
-                    threads=done.threads,
-                    threads_confirmed=done.confirmed,
-                    was_idle=done.was_idle,
-                )
+        self._put_strays_back()
+
+    def _put_strays_back(self) -> None:
+        for found in guests_left_idle(self._around.node, self._job.worker):
+            self._put_back(found, None)
+
+    def _put_back(self, found: Found, vmid: int | None) -> str:
+        """Puts one process back to normal; what was done, "" when there was nothing to do."""
+        done = restore_normal(self._around.node, found.process.pid)
+        if not done.changed and not done.failed:
+            return ""
+        text = (
+            f"{found.comm} {found.process.pid} ({found.why}): {done.confirmed} of {done.threads} threads back at "
+            f"normal priority ({done.was_idle} were idle, {done.was_nice} were nice)"
+        )
+        if done.failed:
+            text += ": " + "; ".join(done.failed)
+        if not done.changed and text in self._said:
+            return text  # refused again, as at the last look
+        self._said.add(text)
+        write = self._log.error if done.failed else self._log.info
+        write(
+            "io-priority-restored",
+            message=text,
+            vmid=vmid,
+            process=found.process.pid,
+            command=found.comm,
+            threads=done.threads,
+            threads_confirmed=done.confirmed,
+            was_idle=done.was_idle,
+        )
+        return text
 
     # The window's end
 
@@ -288,5 +308,11 @@ class Keeper:
         )
         guest.effect_in_short, guest.effect = found.in_short, list(found.sentences)
 
-    def _report_fault(self, fault: Exception, guest: GuestRecord) -> None:
-        self._log.error("fault", message=f"keeper: {fault!r}; the backup goes on", vmid=guest.vmid)
+    def _report_fault(self, fault: Exception, guest: GuestRecord | None) -> None:
+        vmid = guest.vmid if guest else None
+        self._log.error("fault", message=f"keeper: {fault!r}; the backup goes on", vmid=vmid)
+
+
+def _may_have_been_started_by_vzdump(guest: GuestRecord) -> bool:
+    """Only in mode stop, which is also the mode of a guest that was off; a container is started by systemd."""
+    return guest.vmtype != "lxc" and guest.mode not in ("snapshot", "suspend")
