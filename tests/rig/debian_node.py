@@ -157,10 +157,9 @@ class DebianNode:
 
     def copy_repo_in(self) -> None:
         """The working tree as it is now, without what a clone would not have."""
-        shutil.copytree(
-            REPO, self.path(REPO_INSIDE), symlinks=True,
-            ignore=shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info"),
-        )  # fmt: skip
+        made = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+        ignore = shutil.ignore_patterns(*made)
+        shutil.copytree(REPO, self.path(REPO_INSIDE), symlinks=True, ignore=ignore)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def everything_in_etc(node: DebianNode) -> dict[str, Entry]:
 
 
 def window_around_now() -> str:
-    """A configuration whose window (in UTC, the zone of these systems) is open now and for the next two hours."""
+    """A configuration whose window (in UTC, the zone of these systems) is open now and two hours more."""
     now = datetime.now(UTC)
     opens, shuts = now - timedelta(hours=2), now + timedelta(hours=2)
     return f'window:\n  open: ["{opens:%H:%M}-{shuts:%H:%M}"]\n'
@@ -71,6 +71,15 @@ def unanswered(night: Night) -> list[str]:
 
 def installer(node: DebianNode, *arguments: str) -> Result:
     return node.run(f"{REPO_INSIDE}/install.sh", *arguments, timeout_s=120)
+
+
+def install_empty_package(node: DebianNode, name: str, version: str) -> None:
+    node.write(
+        "/root/package/DEBIAN/control",
+        f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: rig\nDescription: rig\n",
+    )
+    node.run("dpkg-deb", "--build", "/root/package", "/root/package.deb")
+    node.run("dpkg", "--install", "/root/package.deb")
 
 
 def play_night(node: DebianNode, **stops: str) -> Night:
@@ -111,9 +120,15 @@ def test_the_socket_waits_and_a_second_installation_changes_nothing(node: Debian
     assert everything_in_etc(node) == before
 
 
-def test_without_proxmox_it_wants_to_be_forced(node: DebianNode) -> None:
-    said = node.run(f"{REPO_INSIDE}/install.sh", ok=(2,)).out
-    assert "pve-manager is not installed: Proxmox VE 8 or 9 was expected" in said
+def test_only_proxmox_8_and_9_are_taken_without_force(node: DebianNode) -> None:
+    def check() -> Result:
+        return node.run(f"{REPO_INSIDE}/install.sh", "--check", ok=(0, 2))
+
+    assert "pve-manager is not installed: Proxmox VE 8 or 9 was expected" in check().out
+    for version, code in (("7.4-20", 2), ("8.4.14", 0), ("9.2.11", 0), ("10.0.1", 2)):
+        install_empty_package(node, "pve-manager", version)
+        assert check().code == code, version
+    node.run("dpkg", "--purge", "pve-manager")
 
 
 def test_the_first_phase_wakes_the_daemon(node: DebianNode) -> None:
@@ -195,6 +210,16 @@ def test_uninstalling_in_a_running_night_fails_no_guest(suite: str, tmp_path: Pa
         assert night.order == NIGHT
         installer(node, "--uninstall")
         assert node.run("find", "/usr/local", "-name", "*pvehook*").out == ""
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_is_missing_comes_from_debians_packages(suite: str, tmp_path: Path) -> None:
+    with node_with_theirs(suite, str(tmp_path)) as node:
+        node.run("dpkg", "--purge", "--force-depends", "python3-structlog")
+        said = installer(node, "--force").out
+        assert "install Debian packages: python3-structlog\n" in said
+        assert play_night(node).exit == 0
+        assert node.journal("-t", "pvehook", "PVEHOOK_VMID=101")
 
 
 @pytest.mark.parametrize("suite", SUITES)

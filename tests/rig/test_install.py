@@ -201,6 +201,15 @@ def test_what_the_admin_edits_after_the_installation_survives_uninstalling(root:
     assert conf.read_text() == "# new\nscript: /theirs\nionice: 5\nbwlimit: 5000\n"
 
 
+def test_a_file_of_ours_goes_even_if_it_was_edited_but_says_nothing_else(root: Path) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.unlink()
+    install(root)
+    conf.write_text("".join(reversed(conf.read_text().splitlines(keepends=True))))
+    install(root, "--uninstall")
+    assert not conf.exists()
+
+
 def test_a_script_that_the_admin_put_in_place_of_ours_stays(root: Path) -> None:
     conf = root / "etc/vzdump.conf"
     conf.write_text("script: /theirs\n")
@@ -293,6 +302,19 @@ def test_a_new_version_replaces_the_old_one_whole(root: Path, source: Path) -> N
     assert (program / "pvehook/new.py").is_file()
     assert not list(program.rglob("gone_later*"))
     assert [path.name for path in program.parent.iterdir() if "pvehook" in path.name] == ["pvehook"]
+
+
+def test_a_damaged_installation_is_mended(root: Path) -> None:
+    install(root)
+    program = root / "usr/local/lib/pvehook"
+    whole = touched(program)
+    next((program / "pvehook").rglob("*.pyc")).unlink()  # as after an upgrade to a Debian with a newer Python
+    (root / HOOK[1:]).chmod(0o644)
+    assert install(root, "--check").code == 1
+    install(root)
+    assert {name: now.entry.mode for name, now in touched(program).items()} == {
+        name: before.entry.mode for name, before in whole.items()
+    }
 
 
 def test_a_running_backup_finds_the_hook_at_every_moment_of_an_upgrade(root: Path, source: Path) -> None:
