@@ -13,6 +13,7 @@ checked by asking the kernel through another program.
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -60,12 +61,15 @@ def simulated_night(out: TextIO) -> int:
     """Plays the night and prints it. Returns 0 when it went as it must, else 1; both are said line by line."""
     night = Night()
     root = tempfile.mkdtemp(prefix="pvehook-")
+    # SIGTERM must take the same way out as Ctrl-C, or the daemon and the VMs' stand-ins would stay behind
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         _play(root, night)
     except (TimeoutError, EOFError, RuntimeError, OSError) as error:
         night.checks.append(Check(f"the night comes to its end ({error})", False))
     finally:
         shutil.rmtree(root, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
     print_report(out, GUESTS, night.played, night.events, night.checks)
     return 0 if all(check.held for check in night.checks) else 1
 
@@ -216,6 +220,10 @@ def _await_event(node: RehearsalNode, name: str, pid: int) -> dict[str, str]:
 
 def _idle_check(guest: str, name: str, pid: int) -> Check:
     return Check(f"{guest}: {name} is at idle on every thread ({len(io_classes(pid))})", all_idle(pid))
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _at(hour: int, minute: int) -> float:

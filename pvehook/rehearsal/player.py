@@ -71,6 +71,8 @@ class Player:
         self._news = threading.Condition()
         self._reader: threading.Thread | None = None
         self._at_end = False
+        self._ran_before: frozenset[int] = frozenset()
+        """VMs whose stand-ins are somebody else's."""
 
     def __enter__(self) -> Player:
         self.start()
@@ -83,6 +85,8 @@ class Player:
         """Start the worker; returns when it bears its title."""
         node = Node(self.run.root)
         os.makedirs(node.path(self.run.dumpdir), exist_ok=True)
+        vms = (guest.vmid for guest in self.run.guests if guest.kind == "qemu")
+        self._ran_before = frozenset(vmid for vmid in vms if stand_in.running_pid(node, vmid) is not None)
         words, self._words = os.pipe()
         events, events_in = os.pipe()
         code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.rehearsal.worker import main; main()"
@@ -100,8 +104,12 @@ class Player:
         self.pid = self._worker.pid
         self._reader = threading.Thread(target=self._read, args=(events,), daemon=True)
         self._reader.start()
-        self._write(to_json(self.run))
-        self.wait_until(lambda event: event["event"] == "started", "the worker's start")
+        try:
+            self._write(to_json(self.run))
+            self.wait_until(lambda event: event["event"] == "started", "the worker's start")
+        except BaseException:
+            self.close()
+            raise
 
     def wait_until(self, is_it: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         """The first event, past or to come, for which `is_it` holds. Raises TimeoutError, EOFError."""
@@ -189,9 +197,11 @@ class Player:
         if self._reader is not None:
             self._reader.join(WAIT_S)
         node = Node(self.run.root)
-        for event in self._events:
-            if event["event"] == "vm":
-                stand_in.stop(node, event["vmid"])
+        told = {event["vmid"] for event in self._events if event["event"] == "vm"}
+        for guest in self.run.guests:
+            # a worker that was killed may have started one and not told
+            if guest.kind == "qemu" and (guest.vmid in told or guest.vmid not in self._ran_before):
+                stand_in.stop(node, guest.vmid)
 
     def _process(self) -> subprocess.Popen[bytes]:
         if self._worker is None:

@@ -57,7 +57,8 @@ def start(node: Node, vmid: int, name: str = "") -> int:
 def running_pid(node: Node, vmid: int) -> int | None:
     """The pid of this tree's stand-in for `vmid`, or None.
 
-    A pid file alone is not believed, since pids are used again: the process must name this pid file.
+    A pid file alone is not believed, since pids are used again: the process must name this pid file. And it must be
+    Python, so that a real VM of the same number is never taken for a stand-in, whatever the tree.
     """
     path = pid_file(node, vmid)
     try:
@@ -65,9 +66,11 @@ def running_pid(node: Node, vmid: int) -> int | None:
             pid = int(file.read())
         with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
             arguments = cmdline.read().split(b"\0")
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     except (OSError, ValueError):
         return None
-    return pid if os.fsencode(path) in arguments and arguments[0] == b"/usr/bin/kvm" else None
+    is_it = arguments[0] == b"/usr/bin/kvm" and os.fsencode(path) in arguments and program.startswith("python")
+    return pid if is_it else None
 
 
 def stop(node: Node, vmid: int) -> None:
@@ -108,7 +111,7 @@ def main() -> None:
     os.chdir("/")
     with open(who["pid_file"], "w", encoding="ascii") as file:
         file.write(f"{os.getpid()}\n")
-    print(os.getpid(), flush=True)
+    print(os.getpid(), flush=True)  # if nobody waits for it any more, this fails and ends the process
     with open(os.devnull, "r+b") as null:
         for descriptor in (0, 1, 2):
             os.dup2(null.fileno(), descriptor)

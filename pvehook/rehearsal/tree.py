@@ -50,7 +50,7 @@ class RehearsalNode:
     def __enter__(self) -> Self:
         self.journal.__enter__()
         code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.cli import main; sys.exit(main())"
-        options = ["--root", self.node.root, "--clock", self.clock_file, "--idle-exit", "1h"]
+        options = ["--root", self.node.root, "--clock", self.clock_file]
         try:
             self._daemon = subprocess.Popen(
                 [sys.executable, "-I", "-c", code, "serve", *options],

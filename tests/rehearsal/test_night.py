@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +41,13 @@ def processes_that_name(directory: Path) -> list[str]:
     return found
 
 
+def children_of(pid: int) -> list[bytes]:
+    """Command lines of the children; one that has just ended has an empty one."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    paths = [Path(f"/proc/{child}/cmdline") for child in pids]
+    return [path.read_bytes() if path.exists() else b"" for path in paths]
+
+
 def test_the_night_goes_as_it_must(tmp: Path) -> None:
     out = io.StringIO()
     assert night.simulated_night(out) == 0, out.getvalue()
@@ -52,6 +63,21 @@ def test_the_night_goes_as_it_must(tmp: Path) -> None:
 
 def test_nothing_is_left_of_it(tmp: Path) -> None:
     night.simulated_night(io.StringIO())
+    assert list(tmp.iterdir()) == []
+    assert processes_that_name(tmp) == []
+
+
+def test_a_night_that_is_ended_leaves_nothing(tmp: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pvehook.rehearsal.night import simulated_night; "
+    code += "simulated_night(sys.stdout)"
+    root = Path(__file__).parent.parent.parent
+    with subprocess.Popen([sys.executable, "-c", code, str(root)], env={**os.environ, "TMPDIR": str(tmp)}) as process:
+        ended = os.pidfd_open(process.pid)
+        while not any(b"task UPID:" in cmdline for cmdline in children_of(process.pid)):
+            assert select.select([ended], [], [], 0.02) == ([], [], []), "the night ended before its worker began"
+        os.close(ended)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
     assert list(tmp.iterdir()) == []
     assert processes_that_name(tmp) == []
 

@@ -278,6 +278,19 @@ read word < {tmp_path}/go; echo lives > {tmp_path}/answer"""
     assert any(line.endswith("pre-stop snapshot 101' failed: interrupted by signal") for line in played.task_log)
 
 
+def test_stop_in_the_gui_reaches_the_hook_too(make_run: MakeRun, tmp_path: Path) -> None:
+    for name in ("hook-pid", "never"):
+        os.mkfifo(tmp_path / name)
+    body = f'[ "$1" = pre-stop ] || exit 0; echo $$ > {tmp_path}/hook-pid; read word < {tmp_path}/never'
+    with Player(make_run(body)) as player:
+        hook_pid = int((tmp_path / "hook-pid").read_text())
+        player.send_signal(signal.SIGTERM, to_group=True)
+        wait_for_exit(hook_pid)
+        played = player.finish()
+    assert phases(played, 101)[-2:] == ["backup-abort", "log-end"]
+    assert played.exit_code == 255
+
+
 def test_a_killed_worker_calls_nobody(make_run: MakeRun) -> None:
     with Player(make_run("", VM, compress="zstd", pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
