@@ -67,7 +67,8 @@ def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOf
             idle_reach(backup.vmtype, backup.mode, to_pbs),
             f"On the dump {'storage ' + (backup.storeid or '') if to_pbs else backup.dumpdir or 'directory'}: "
             f"{dump.verdict} ({dump.reason}).",
-            f"On the guest's own disks: {disks.verdict} ({disks.reason}).",
+            f"On the guest's own disks{', which it does not reach' if backup.vmtype == 'qemu' else ''}: "
+            f"{disks.verdict} ({disks.reason}).",
         ),
         dump=dump.verdict,
         volumes=disks.verdict,
