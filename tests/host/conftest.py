@@ -1,4 +1,5 @@
-"""A node as a directory tree: block devices as the kernel shows them in /sys, mounts, and device numbers.
+"""Fixtures: real processes that end with the test, and a node as a directory tree with block devices as the
+kernel shows them in /sys, mounts, and device numbers.
 
 Device nodes cannot be made without root, so the tree answers `device_of` itself: `number[path]`.
 """
@@ -6,12 +7,13 @@ Device nodes cannot be made without root, so the tree answers `device_of` itself
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pvehook.host.node import Node
+from tests.host.players import Player
 
 
 class BlockTree:
@@ -89,3 +91,17 @@ class BlockTree:
 @pytest.fixture
 def tree(tmp_path: Path) -> BlockTree:
     return BlockTree(tmp_path)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Player]]:
+    """Starts players: `start("rsync", "/dump")` is one that is called rsync and mentions /dump."""
+    players: list[Player] = []
+
+    def start_one(name: str = "player", *arguments: str) -> Player:
+        players.append(Player(name, *arguments))
+        return players[-1]
+
+    yield start_one
+    for player in players:
+        player.end()

@@ -1,0 +1,249 @@
+"""Which processes belong to the backup, and which to a guest.
+
+/proc is read here directly and once per call. psutil would hold its own table per process object, gives no
+start time in the kernel's own ticks, and looks at one fixed /proc; we need the ticks as an identity and the
+root for tests. Processes come and go while we read: one that vanishes is left out, never an error.
+
+What belongs to a guest (source: QemuServer.pm and Virtiofs.pm of qemu-server, LXC.pm of pve-container):
+  kvm          /var/run/qemu-server/ID.pid, cmdline `/usr/bin/kvm -id ID ...`, cgroup qemu.slice/ID.scope
+  swtpm        /var/run/qemu-server/ID.swtpm.pid, cmdline with `/qemu-server/ID.swtpm`; makes itself a daemon
+  virtiofsd    no pid file and no VMID in its cmdline; reparented to init, stays in its starter's cgroup
+  a container  cgroup lxc/ID
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from pvehook.host import ioprio
+from pvehook.host.node import Node
+
+_VM_COMMANDS = frozenset({"kvm", "swtpm", "virtiofsd"})
+_VM_COMMAND_PREFIX = "qemu-system-"
+_VM_CGROUP = re.compile(r"/qemu\.slice/(\d+)\.scope(?:/|$)", re.MULTILINE)
+_CONTAINER_CGROUP = re.compile(r"/lxc/(\d+)(?:/|$)", re.MULTILINE)
+_SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
+
+
+class ProcessId(NamedTuple):
+    """One process for certain: a pid alone is used again. The start is in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int
+
+
+class Found(NamedTuple):
+    """A process, the kernel's short name for it, and why it was picked, for the administrator."""
+
+    process: ProcessId
+    comm: str
+    why: str
+
+
+class _Row(NamedTuple):
+    process: ProcessId
+    parent: int
+    comm: str
+    argv: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the process is called: by the kernel (15 bytes at most) and by its own argv[0]."""
+        return self.comm, os.path.basename(self.argv[0]) if self.argv else ""
+
+
+def identify(node: Node, pid: int) -> ProcessId | None:
+    """The process that has this pid now; None if there is none."""
+    row = _read_row(node, pid)
+    return row.process if row else None
+
+
+def parent_of(node: Node, pid: int) -> int | None:
+    """The pid of the process that started this one; None if it is gone."""
+    row = _read_row(node, pid)
+    return row.parent if row else None
+
+
+def command_line(node: Node, pid: int) -> str:
+    """The first word of the process's command line, which a vzdump worker has replaced by its UPID; "" if gone."""
+    row = _read_row(node, pid)
+    return row.argv[0] if row and row.argv else ""
+
+
+def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, str]]) -> list[Found]:
+    """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
+
+    `also` holds (command, text): a process whose name (comm or the last part of argv[0]) is the command and
+    one of whose arguments contains the text; the text "" is any. A worker that is gone is left out.
+    """
+    rows = {row.process.pid: row for row in _read_table(node)}
+    found: dict[int, Found] = {}
+
+    def is_guests(row: _Row) -> bool:
+        return _has_vm_name(row) or _in_guest_cgroup(node, row)
+
+    if (first := rows.get(worker.pid)) and first.process == worker:
+        found[worker.pid] = Found(worker, first.comm, "the vzdump worker")
+        for row in _descendants(rows.values(), worker.pid, leave_out=is_guests):
+            found[row.process.pid] = Found(row.process, row.comm, "started by the vzdump worker")
+    for command, text in also:
+        for row in rows.values():
+            if command in row.names and row.process.pid not in found and not is_guests(row):
+                wanted = text.rstrip("/") or text
+                if any(wanted in argument for argument in row.argv):
+                    why = f"configured: {command}" + (f" that mentions {wanted}" if wanted else "")
+                    found[row.process.pid] = Found(row.process, row.comm, why)
+    return list(found.values())
+
+
+def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Found]:
+    """QEMU of one VM and what runs beside it (swtpm, virtiofsd, all of its scope), QEMU first.
+
+    With `born_after`, the vzdump worker, only what was started after it: a VM that ran before has whatever
+    priority its administrator gave it. Descendants of that worker count as well, as far as they are not
+    known to be another VM's.
+    """
+    rows = {row.process.pid: row for row in _read_table(node)}
+    found: dict[int, Found] = {}
+
+    def add(row: _Row | None, why: str) -> None:
+        if row and row.process.pid not in found and _is_younger(row, born_after):
+            found[row.process.pid] = Found(row.process, row.comm, why)
+
+    # A pid file outlives its process, and the pid may be a stranger's by now: the cmdline must agree.
+    qemu = rows.get(_read_pid(node, f"/var/run/qemu-server/{vmid}.pid"))
+    if qemu and _vmid_of_qemu(qemu) == vmid:
+        add(qemu, f"QEMU of VM {vmid}, by its pid file")
+    swtpm = rows.get(_read_pid(node, f"/var/run/qemu-server/{vmid}.swtpm.pid"))
+    if swtpm and _vmid_of_swtpm(swtpm) == vmid:
+        add(swtpm, f"swtpm of VM {vmid}, by its pid file")
+    for pid in _read_pids(node, f"/sys/fs/cgroup/qemu.slice/{vmid}.scope/cgroup.procs"):
+        add(rows.get(pid), f"in the scope of VM {vmid}")
+    if born_after and (worker := rows.get(born_after.pid)) and worker.process == born_after:
+        for row in _descendants(rows.values(), born_after.pid):
+            if _has_vm_name(row) and _known_vmid(row) in (None, vmid):
+                add(row, f"{row.comm} that vzdump started while it backed up VM {vmid}")
+    return list(found.values())
+
+
+def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
+    """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker.
+
+    This finds what `vm_processes` cannot: a virtiofsd, which nothing ties to its VM. With None: started
+    at any time. Processes inside containers are not looked at: what runs idle there its user made so.
+    Raises NodeError where I/O priorities cannot be read.
+    """
+    found = []
+    for row in _read_table(node):
+        if not _is_younger(row, born_after):
+            continue
+        cgroup = _read_cgroup(node, row.process.pid)
+        if _CONTAINER_CGROUP.search(cgroup) or not (_has_vm_name(row) or _VM_CGROUP.search(cgroup)):
+            continue
+        states = ioprio.read_all_threads(node, row.process.pid).values()
+        idle = sum(state.priority == ioprio.IDLE for state in states)
+        if idle:
+            why = f"{idle} of {len(states)} threads at idle I/O priority"
+            found.append(Found(row.process, row.comm, why))
+    return found
+
+
+def _descendants(
+    rows: Iterable[_Row], ancestor: int, leave_out: Callable[[_Row], bool] = lambda row: False
+) -> Iterator[_Row]:
+    """Children, their children and so on. What is left out takes its own children with it."""
+    children: dict[int, list[_Row]] = {}
+    for row in rows:
+        children.setdefault(row.parent, []).append(row)
+    waiting = children.get(ancestor, [])
+    while waiting:
+        row = waiting.pop()
+        if not leave_out(row):
+            yield row
+            waiting.extend(children.get(row.process.pid, []))
+
+
+def _is_younger(row: _Row, born_after: ProcessId | None) -> bool:
+    # Equal counts as younger: a tick is 10 ms, a worker can start a VM within the tick of its own start.
+    return born_after is None or (
+        row.process.start_ticks >= born_after.start_ticks and row.process != born_after
+    )
+
+
+def _has_vm_name(row: _Row) -> bool:
+    return any(name in _VM_COMMANDS or name.startswith(_VM_COMMAND_PREFIX) for name in row.names)
+
+
+def _known_vmid(row: _Row) -> int | None:
+    vmid = _vmid_of_qemu(row)
+    return _vmid_of_swtpm(row) if vmid is None else vmid
+
+
+def _vmid_of_qemu(row: _Row) -> int | None:
+    """The number after `-id`, which is how qemu-server starts every VM; None if there is none."""
+    for option, value in zip(row.argv, row.argv[1:], strict=False):
+        if option == "-id":
+            return int(value) if value.isdecimal() else None
+    return None
+
+
+def _vmid_of_swtpm(row: _Row) -> int | None:
+    if "swtpm" not in row.names:
+        return None
+    match = _SWTPM_PATH.search("\n".join(row.argv))
+    return int(match[1]) if match else None
+
+
+def _in_guest_cgroup(node: Node, row: _Row) -> bool:
+    cgroup = _read_cgroup(node, row.process.pid)
+    return bool(_VM_CGROUP.search(cgroup) or _CONTAINER_CGROUP.search(cgroup))
+
+
+def _read_table(node: Node) -> list[_Row]:
+    pids = [int(name) for name in os.listdir(node.path("/proc")) if name.isdigit()]
+    return [row for pid in pids if (row := _read_row(node, pid))]
+
+
+def _read_row(node: Node, pid: int) -> _Row | None:
+    """One process, None if it is gone or has ended and only waits for its parent.
+
+    Example of /proc/PID/stat, whose second field may itself hold blanks and brackets (proc(5)):
+    `4711 (task UPID:pve) S 1 4711 4711 0 -1 ...`; from the state on, the parent is the 2nd field, the number
+    of threads the 18th, the start time in ticks the 20th.
+    """
+    stat = _read(node, f"/proc/{pid}/stat")
+    fields = stat[stat.rfind(b")") + 1 :].split()
+    if len(fields) < 20:
+        return None
+    if fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1):
+        return None  # a zombie with more threads is only a first thread that ended early
+    comm = stat[stat.find(b"(") + 1 : stat.rfind(b")")].decode(errors="replace")
+    cmdline = _read(node, f"/proc/{pid}/cmdline").rstrip(b"\0")  # empty for a kernel thread
+    argv = tuple(os.fsdecode(part) for part in cmdline.split(b"\0")) if cmdline else ()
+    return _Row(ProcessId(pid, int(fields[19])), int(fields[1]), comm, argv)
+
+
+def _read_cgroup(node: Node, pid: int) -> str:
+    """Lines like `0::/qemu.slice/101.scope`; "" for a process that is gone."""
+    return _read(node, f"/proc/{pid}/cgroup").decode(errors="replace")
+
+
+def _read_pid(node: Node, path: str) -> int:
+    """The number in a pid file; 0, which is no process, if the file is absent or holds something else."""
+    return next(_read_pids(node, path), 0)
+
+
+def _read_pids(node: Node, path: str) -> Iterator[int]:
+    return (int(word) for word in _read(node, path).split() if word.isdigit())
+
+
+def _read(node: Node, path: str) -> bytes:
+    """The whole file, b"" if it cannot be read: in /proc that is a process which ended, or another user's."""
+    try:
+        with open(node.path(path), "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
