@@ -147,6 +147,7 @@ def _download(work: Path, agent: str) -> Path:
         "Dir::Cache": work / "cache",
         "APT::Sandbox::User": "",  # its own user could not write here
         "Acquire::Languages": "none",
+        "APT::Update::Error-Mode": "any",  # else a mirror out of reach is only a warning
     }
     apt = [f"-o{name}={value}" for name, value in options.items()]
     _run(["apt-get", *apt, "-qq", "update"], work)
