@@ -1,0 +1,31 @@
+"""/etc/vzdump.conf, read as vzdump reads it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvehook.contract.vzdump_config import parse_vzdump_config
+
+
+def test_options_and_comments() -> None:
+    text = "# script: /x\n\ntmpdir: /var/tmp\n  # mode: stop\nionice:8\nprune-backups: keep-last=3,keep-daily=7\n"
+    assert parse_vzdump_config(text) == {
+        "tmpdir": "/var/tmp",
+        "ionice": "8",
+        "prune-backups": "keep-last=3,keep-daily=7",
+    }
+
+
+def test_a_value_may_hold_colons() -> None:
+    assert parse_vzdump_config("notes-template: {{guestname}}: {{node}}\n") == {
+        "notes-template": "{{guestname}}: {{node}}"
+    }
+
+
+def test_of_a_key_that_comes_twice_the_last_counts() -> None:
+    assert parse_vzdump_config("mode: stop\nmode: suspend\n") == {"mode": "suspend"}
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "no colon here\n", "#\n#only: comments\n"])
+def test_nothing_is_set(text: str) -> None:
+    assert parse_vzdump_config(text) == {}

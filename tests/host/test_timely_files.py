@@ -1,0 +1,102 @@
+"""Files that hang, as /etc/pve does on a node in trouble. A FIFO without a writer hangs in open()."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvehook.errors import NodeError
+from pvehook.host.timely_files import FILE_LIMIT_BYTES, TimelyReader
+
+SOON_S = 0.05
+"""A deadline that is meant to pass."""
+
+LATE_S = 60.0
+"""A deadline that would make the tests hang, were it waited for."""
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    yield path
+    let_go(path)
+
+
+def let_go(fifo: Path) -> None:
+    """Ends what hangs on it: the reader sees an empty file. With nobody there it does nothing."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        pass
+
+
+def test_a_file_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("grüße\n", encoding="utf-8")
+    reader = TimelyReader()
+    assert reader.text(str(tmp_path / "file"), LATE_S) == "grüße\n"
+    assert reader.text(str(tmp_path / "none"), LATE_S) is None
+
+
+def test_an_empty_file_is_not_an_absent_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert TimelyReader().text(str(tmp_path / "file"), LATE_S) == ""
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    reader = TimelyReader()
+    (tmp_path / "latin").write_bytes(b"gr\xfc\xdfe")
+    (tmp_path / "long").write_bytes(b"x" * (FILE_LIMIT_BYTES + 1))
+    for name in ("latin", "long", "."):
+        with pytest.raises(NodeError, match="cannot be read"):
+            reader.text(str(tmp_path / name), LATE_S)
+    (tmp_path / "long").write_bytes(b"x" * FILE_LIMIT_BYTES)
+    assert len(reader.text(str(tmp_path / "long"), LATE_S) or "") == FILE_LIMIT_BYTES
+
+
+def test_a_file_that_hangs_is_given_up_in_time_and_named(fifo: Path) -> None:
+    with pytest.raises(NodeError, match=rf"{fifo} did not answer within 0\.05 s"):
+        TimelyReader().text(str(fifo), SOON_S)
+
+
+def test_while_one_hangs_every_other_question_fails_at_once(fifo: Path, tmp_path: Path) -> None:
+    reader = TimelyReader()
+    with pytest.raises(NodeError):
+        reader.text(str(fifo), SOON_S)
+    before = threading.active_count()
+    for _ in range(100):
+        with pytest.raises(NodeError, match=f"was not asked: {fifo} still does not answer"):
+            reader.text(str(tmp_path / "other"), LATE_S)
+    assert threading.active_count() == before  # nor do hanging threads pile up
+
+
+def test_when_the_file_system_is_back_it_is_asked_again(fifo: Path, tmp_path: Path) -> None:
+    reader = TimelyReader()
+    (tmp_path / "other").write_text("back")
+    release = threading.Event()
+    with pytest.raises(NodeError, match="the file system did not answer"):
+        reader.within(SOON_S, "the file system", lambda: release.wait(LATE_S))
+    release.set()
+    give_up_s = time.monotonic() + LATE_S
+    while time.monotonic() < give_up_s:  # its thread needs a moment to see it
+        try:
+            assert reader.text(str(tmp_path / "other"), LATE_S) == "back"
+            return
+        except NodeError:
+            continue
+    pytest.fail("it was never asked again")
+
+
+def test_an_error_is_the_askers(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise KeyError("of the question")
+
+    reader = TimelyReader()
+    with pytest.raises(KeyError, match="of the question"):
+        reader.within(LATE_S, "it", fail)
+    assert reader.within(LATE_S, "it", lambda: 7) == 7  # and the thread lives on
