@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import struct
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
@@ -32,6 +34,9 @@ Log = structlog.typing.FilteringBoundLogger
 IDENTIFIER = "pvehook"
 VALUE_LIMIT_CHARACTERS = 4000
 """A datagram holds about 200 KiB; an event has some 20 fields."""
+
+_LINE_LIMIT_BYTES = select.PIPE_BUF
+"""What a pipe or a stream that has any room takes without waiting (pipe(7))."""
 
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
@@ -86,6 +91,7 @@ class JournalWriter:
         self._stderr = stderr
         self._socket: socket.socket | None = None
         self._lost = 0
+        self._printing = threading.Lock()
 
     def msg(self, **fields: str) -> None:
         if self._lost:
@@ -112,15 +118,19 @@ class JournalWriter:
             for key, value in fields.items()
             if key.startswith("PVEHOOK_") and key not in ("PVEHOOK_EVENT", "PVEHOOK_JOB")
         )
-        line = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{fields['PVEHOOK_EVENT']} {own}".rstrip()
+        text = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{fields['PVEHOOK_EVENT']} {own}".rstrip()
+        line = (text + "]").encode("utf-8", "replace")[: _LINE_LIMIT_BYTES - 1] + b"\n"
         try:
-            # A service's stderr is a stream to journald; do not wait for that one either.
-            os.set_blocking(self._stderr.fileno(), False)
-            self._stderr.write(line + "]\n")
-            self._stderr.flush()
+            # A service's stderr is a stream to journald; do not wait for that one either. It is asked for room and
+            # not set to O_NONBLOCK: that belongs to the open file, which may be an administrator's terminal. Nor is
+            # Python's buffer used, which would give out later what is counted as lost now.
+            fd = self._stderr.fileno()
+            with self._printing:
+                room = select.poll()
+                room.register(fd, select.POLLOUT)
+                return bool(room.poll(0)) and os.write(fd, line) > 0
         except (OSError, ValueError):
             return False
-        return True
 
 
 def encode_fields(fields: dict[str, str]) -> bytes:
