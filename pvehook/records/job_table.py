@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pvehook.records.guest_record import GuestRecord
 
 WIDTH = 80
-_ROW = "{head:<9}{guest:<20.20} {result:<11.11} {idle:<6.6} {effect}"
+_ROW = "{head:<9}{guest:<20.20} {result:<11.11} {idle:<6} {effect}"
 
 
 def job_table(guests: Iterable[GuestRecord]) -> list[str]:
