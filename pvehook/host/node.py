@@ -30,6 +30,11 @@ class Node:
         return self.root == "/"
 
     @property
+    def borrows_processes(self) -> bool:
+        """Whether this is a tree whose `proc` is the running system's: it shows processes that are not its own."""
+        return not self.is_real and os.path.islink(self.path("/proc"))
+
+    @property
     def hook_socket(self) -> str:
         return self.path("/run/pvehook/hook.sock")
 

@@ -121,7 +121,8 @@ def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Fo
     if swtpm and _vmid_of_swtpm(swtpm) == vmid:
         add(swtpm, f"swtpm of VM {vmid}, by its pid file")
     for pid in _read_pids(node, f"/sys/fs/cgroup/qemu.slice/{vmid}.scope/cgroup.procs"):
-        add(rows.get(pid), f"in the scope of VM {vmid}")
+        if (row := rows.get(pid)) and _is_of(node, row):
+            add(row, f"in the scope of VM {vmid}")
     if born_after and (worker := rows.get(born_after.pid)) and worker.process == born_after:
         for row in _descendants(rows.values(), born_after.pid):
             if _has_vm_name(row) and _known_vmid(row) in (None, vmid):
@@ -138,7 +139,7 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
     """
     found = []
     for row in _read_table(node):
-        if not _is_younger(row, born_after):
+        if not _is_younger(row, born_after) or not _is_of(node, row):
             continue
         cgroup = _read_cgroup(node, row.process.pid)
         if _CONTAINER_CGROUP.search(cgroup) or not (_has_vm_name(row) or _VM_CGROUP.search(cgroup)):
@@ -149,6 +150,12 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
             why = f"{idle} of {len(states)} threads at idle I/O priority"
             found.append(Found(row.process, row.comm, why))
     return found
+
+
+def _is_of(node: Node, row: _Row) -> bool:
+    """Whether the process belongs to this node. A rehearsal sees every process of the machine that it is played on,
+    real VMs perhaps: its own are those that name its tree."""
+    return not node.borrows_processes or any(node.root in argument for argument in row.argv)
 
 
 def _descendants(

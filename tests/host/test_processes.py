@@ -200,7 +200,7 @@ def test_a_vm_that_an_idle_worker_started_is_found_and_put_back(
     node: Node, start: Callable[..., Player]
 ) -> None:
     worker = idle_worker(start)
-    kvm = worker.tell("start", argv("/usr/bin/kvm", "-id", "101", "-name", "web"))
+    kvm = worker.tell("start", argv("/usr/bin/kvm", "-id", "101", "-pidfile", f"{node.root}/101.pid"))
     write(node, "/var/run/qemu-server/101.pid", f"{kvm}\n")
     assert ioclass(kvm) == IDLE.io_class  # the trap itself
 
@@ -251,7 +251,7 @@ def test_swtpm_is_found_by_its_own_pid_file(node: Node, start: Callable[..., Pla
 
 def test_a_virtiofsd_given_to_init_is_found_by_being_idle(node: Node, start: Callable[..., Player]) -> None:
     worker = idle_worker(start)
-    virtiofsd = worker.tell("start_orphan", argv("/usr/libexec/virtiofsd", "--fd=20"))
+    virtiofsd = worker.tell("start_orphan", argv("/usr/libexec/virtiofsd", "--shared-dir", node.root))
     assert vm_processes(node, 101, process(worker.pid)) == []
     whys = {each.process: each.why for each in guests_left_idle(node, process(worker.pid))}
     assert whys[process(virtiofsd)] == "1 of 1 threads at idle I/O priority"
@@ -274,10 +274,22 @@ def test_parentage_finds_this_vms_processes_and_not_another_vms(
 
 def test_everything_in_a_vms_scope_is_the_vms(node: Node, start: Callable[..., Player]) -> None:
     worker = start(UPID)
-    helper = worker.tell("start", argv("whatever"))
+    helper = worker.tell("start", argv("whatever", node.root))
     write(node, "/sys/fs/cgroup/qemu.slice/101.scope/cgroup.procs", f"{helper}\n999999999\n")
     assert pids(vm_processes(node, 101, process(worker.pid))) == {helper}
     assert vm_processes(node, 102, process(worker.pid)) == []
+
+
+def test_a_rehearsals_tree_touches_no_process_that_does_not_name_it(
+    node: Node, start: Callable[..., Player]
+) -> None:
+    """Its /proc is the machine's: a real VM there must not become part of the play."""
+    worker = idle_worker(start)
+    foreign = worker.tell("start_orphan", argv("/usr/bin/kvm", "-id", "101"))
+    write(node, "/sys/fs/cgroup/qemu.slice/101.scope/cgroup.procs", f"{foreign}\n")
+    assert foreign not in pids(guests_left_idle(node, process(worker.pid)))
+    assert foreign in pids(guests_left_idle(REAL, process(worker.pid)))
+    assert vm_processes(node, 101, process(worker.pid)) == []
 
 
 @pytest.mark.parametrize(
