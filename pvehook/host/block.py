@@ -177,14 +177,12 @@ def _located(disks: tuple[Disk, ...], detail: str) -> Location:
 def _disks_under(node: Node, names: Iterable[str]) -> tuple[Disk, ...]:
     """The leaves under these block devices, each once, in the order of their names."""
     leaves: dict[str, Disk] = {}
-    seen: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         real = os.path.realpath(node.path(f"/sys/class/block/{name}"))
-        if name in seen or not os.path.isdir(real):
+        if not os.path.isdir(real):
             continue
-        seen.add(name)
         slaves = _list(f"{real}/slaves")
         if os.path.exists(f"{real}/partition"):
             waiting.append(os.path.basename(os.path.dirname(real)))

@@ -166,6 +166,15 @@ def test_a_disk_mounted_below_autofs_is_found_without_mounting_anything(tree: Bl
     assert "not mounted" in locate(tree.node, "/auto/other/dump", must_not_be_asked).detail
 
 
+def test_nothing_inside_a_fuse_file_system_is_looked_at(tree: BlockTree) -> None:
+    tree.mount("/merged", "fuse.mergerfs", "disks")
+    tree.mount("/elsewhere", "nfs4", "nas:/export")
+    (tree.root / "merged").mkdir()
+    (tree.root / "merged/dump").symlink_to(tree.root / "elsewhere")
+    where = locate(tree.node, "/merged/dump", must_not_be_asked)
+    assert (where.kind, "fuse.mergerfs" in where.detail) == ("unknown", True)
+
+
 def test_links_in_a_circle_end(tree: BlockTree) -> None:
     (tree.root / "a").symlink_to(tree.root / "b")
     (tree.root / "b").symlink_to(tree.root / "a")

@@ -85,6 +85,14 @@ def test_what_is_born_later_inherits_and_needs_no_writing(start: Callable[..., P
     assert (again.threads, again.confirmed, again.changed) == (3, 3, 0)
 
 
+@pytest.mark.skipif(shutil.which("ionice") is None, reason="ionice is not installed: what PVE does is not tried")
+def test_what_vzdump_made_idle_with_ionice_needs_no_writing(start: Callable[..., Player]) -> None:
+    player = start()
+    subprocess.run(["ionice", "-c3", "-p", str(player.pid)], check=True)  # stores level 7, which means nothing
+    done = set_all_threads(NODE, player.pid, IDLE)
+    assert (done.threads, done.confirmed, done.changed) == (1, 1, 0)
+
+
 def test_a_thread_born_while_we_walk_is_caught(
     start: Callable[..., Player], monkeypatch: pytest.MonkeyPatch
 ) -> None:

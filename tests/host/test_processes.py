@@ -293,16 +293,22 @@ def test_a_rehearsals_tree_touches_no_process_that_does_not_name_it(
 
 
 @pytest.mark.parametrize(
-    ("cgroup", "is_vms"),
-    [("/qemu.slice/101.scope", True), ("/lxc/103/ns", False), ("/user.slice", False)],
+    ("name", "cgroup", "is_vms"),
+    [
+        ("updatedb", "/qemu.slice/101.scope", True),
+        ("kvm", "/system.slice/pvedaemon.service", True),
+        ("updatedb", "/user.slice", False),
+        ("updatedb", "/lxc/103/ns", False),
+        ("kvm", "/lxc/103/ns", False),  # a container's own business
+    ],
 )
 def test_only_a_vms_idle_process_is_left_idle(
-    tmp_path: Path, start: Callable[..., Player], cgroup: str, is_vms: bool
+    tmp_path: Path, start: Callable[..., Player], name: str, cgroup: str, is_vms: bool
 ) -> None:
     player = start("ionice", "-c3")
     set_all_threads(REAL, player.pid, IDLE)
     tree = FakeProc(tmp_path)
-    tree.process(player.pid, parent=1, start=500, name="updatedb", cgroup=cgroup)
+    tree.process(player.pid, parent=1, start=500, name=name, cgroup=cgroup)
     Path(tree.node.path(f"/proc/{player.pid}/task")).symlink_to(f"/proc/{player.pid}/task")
     assert bool(guests_left_idle(tree.node, None)) == is_vms
 

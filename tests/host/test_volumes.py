@@ -90,6 +90,7 @@ def names(where: Location) -> list[str]:
 def test_a_local_volume_is_on_its_disk(machine: BlockTree, volid: str, disk: str) -> None:
     where = volume(machine, volid)
     assert (where.kind, names(where)) == ("disks", [disk])
+    assert "volume group" not in where.detail  # the volume itself was found, not its neighbours
 
 
 def test_a_logical_volume_that_is_not_active_is_told_by_its_group(machine: BlockTree) -> None:
