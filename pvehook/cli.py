@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pvehook import __version__
+from pvehook.contract.text import printable
 from pvehook.errors import ConfigError, NodeError
 from pvehook.host.clock import SystemClock, at, local_zone
 from pvehook.host.node import Node
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from pvehook.settings import Config
 
 EXIT_OPEN, EXIT_SHUT, EXIT_ERROR = 0, 1, 2
+
+YEARS = (1970, 9000)
+"""Of a time that can be asked for; far enough from the ends of Python's calendar to look ahead in any zone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `pvehook ... | head` is no error; keep Python from complaining when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # say, a file that only root may read: no code but 2 may mean an error
+        print(f"pvehook: {error}", file=sys.stderr)
+        return EXIT_ERROR
 
 
 class UsageError(Exception):
@@ -115,7 +122,8 @@ def duration_s(text: str) -> float:
     """`90s`, `30m`, `2h`, `1d` in seconds. Raises argparse.ArgumentTypeError."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = text[:-1], text[-1:]
-    if unit not in units or not number.isascii() or not number.isdigit() or int(number) == 0:
+    is_number = number.isascii() and number.isdigit() and len(number) <= 9
+    if unit not in units or not is_number or int(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; expected a number with a unit such as 90s, 30m, 2h")
     return float(int(number) * units[unit])
 
@@ -134,6 +142,8 @@ def _instant(text: str | None, in_force: InForce) -> datetime:
         return at(SystemClock(), zone)
     try:
         asked = datetime.fromisoformat(text)
+        if not YEARS[0] <= asked.year <= YEARS[1]:
+            raise ValueError
     except ValueError:
         raise UsageError(
             f"{text!r} is no time; expected something like 2026-03-29T02:30 or 2026-03-29T02:30+01:00"
@@ -297,12 +307,15 @@ def _remember_as_good(node: Node, config: Config) -> None:
 
 
 def _config_show(arguments: argparse.Namespace) -> int:
-    from pvehook.config import Loaded, describe
+    from pvehook.config import Loaded, describe, merge
     from pvehook.host.timely_files import TimelyReader
     from pvehook.job.configuration import read_files
 
-    loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
-    if loaded.problems:
+    try:
+        loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
+    except NodeError:
+        loaded = merge(None, None)._replace(config=None)  # the reason is said below
+    if loaded.config is None:
         # What acts now is what is asked for, also while the files are wrong.
         in_force = _in_force(arguments)
         loaded = Loaded(in_force.config, (), dict.fromkeys(loaded.origins, in_force.source))
@@ -331,7 +344,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 def _allowance_text(each: Allowance, now: datetime) -> str:
     guests = "guests " + ", ".join(map(str, each.vmids)) if each.vmids else "every guest"
     until = datetime.fromtimestamp(each.until, now.tzinfo)
-    return f"{each.id}: {guests} until {_stamp(until)}, by {each.who}: {each.reason}"
+    return f"{each.id}: {guests} until {_stamp(until)}, by {printable(each.who)}: {printable(each.reason)}"
 
 
 def _stamp(when: datetime) -> str:
