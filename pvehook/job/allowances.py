@@ -78,7 +78,7 @@ def _read(path: str, identifier: str) -> Allowance | None:
             reason=str(body["reason"]),
             who=str(body["who"]),
         )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
