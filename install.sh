@@ -19,9 +19,9 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly repo
 readonly node_packages=(python3 python3-psutil python3-yaml python3-structlog)
 readonly test_packages=(
-    python3-venv shellcheck perl zstd lz4 pigz e2fsprogs      # units and rehearsal
-    debootstrap debian-archive-keyring systemd-container      # Debian 12 and 13 under systemd-nspawn
-    qemu-system-x86 qemu-utils busybox-static swtpm           # a real guest
+    python3-venv shellcheck perl zstd lz4 e2fsprogs      # units and rehearsal
+    debootstrap debian-archive-keyring systemd-container # Debian 12 and 13 under systemd-nspawn
+    qemu-system-x86 swtpm                                # a real guest
 )
 readonly can_make_environments='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 readonly units=(pvehook.socket pvehook.service)
@@ -141,7 +141,7 @@ require_system() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/vzdump-hook hooks/pvehook hooks/pvehook.example.yaml "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/vzdump-hook hooks/pvehook hooks/pvehook.example.yaml README.md "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a whole copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -175,7 +175,7 @@ install_program() {
         diff -rq --exclude=__pycache__ "$stage" "$root$lib" >/dev/null; then
         return 0
     fi
-    change "put the program, its compiled bytecode and the example configuration at $lib" copy_program
+    change "put the program, its bytecode, the README and the example configuration at $lib" copy_program
     renewed+=" program"
 }
 
@@ -197,6 +197,7 @@ program_files() { # one line each: where in the repository, where under $lib, mo
     echo hooks/vzdump-hook hooks/vzdump-hook 755
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
+    echo README.md README.md 644
     (cd "$repo" && find pvehook -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
 }
 
@@ -328,7 +329,8 @@ jobs_with_own_settings() { # stdin: jobs.cfg; one line for each job and key: ID,
 # An invalid configuration stops no backup, so it stops no installation either; but this is the moment to hear of it.
 check_configuration() {
     [[ -z $offline && -z $check ]] || return 0
-    "$command" config check >/dev/null || say "note: pvehook runs with its last good or built-in configuration until that is mended"
+    "$command" config check >/dev/null ||
+        say "note: until that is mended pvehook runs with its last good configuration, or with the built-in one"
 }
 
 # -------------------------------------------------------------------------------------------- uninstall
@@ -506,7 +508,8 @@ their_script() { # the script: that vzdump runs now, if it is not ours
 }
 
 chain_in() { # FILE: the script that a configuration chains already, if any
-    conf_value chain "$root$1" | sed -E "s/[[:space:]]+#.*//; s/^(null|Null|NULL|~)\$//; s/^([\"'])(.*)\\1\$/\\2/; s/''/'/g"
+    conf_value chain "$root$1" |
+        sed -E "s/[[:space:]]+#.*//; s/^(null|Null|NULL|~)\$//; s/^([\"'])(.*)\\1\$/\\2/; s/''/'/g"
 }
 
 # ---------------------------------------------------------------------------------------- demo and tests
@@ -538,7 +541,7 @@ install_test_packages() {
         say "note: without root nothing can be installed; tests that need one of these skip themselves: ${missing[*]}"
     else
         say "install Debian packages for the tests: ${missing[*]}"
-        apt_install "${missing[@]}" || say "note: not all of them could be installed; tests that need them skip themselves"
+        apt_install "${missing[@]}" || say "note: not all could be installed; tests that need them skip themselves"
     fi
 }
 
@@ -551,7 +554,7 @@ make_environment() {
     if [[ -x $venv/bin/pvehook && $(cat "$venv/made-for" 2>/dev/null) == "$key" ]]; then return 0; fi
     say "make a private environment at $venv with $("$python" -V)"
     "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "${repo}[test]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repo}[test]"
     printf '%s\n' "$key" >"$venv/made-for"
 }
 

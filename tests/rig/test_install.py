@@ -70,7 +70,7 @@ def source(tmp_path: Path) -> Path:
     copy = tmp_path / "source"
     shutil.copytree(REPO / "pvehook", copy / "pvehook", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPO / "hooks", copy / "hooks", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("install.sh", "pyproject.toml"):
+    for name in ("install.sh", "pyproject.toml", "README.md"):
         shutil.copy(REPO / name, copy / name)
     return copy
 
@@ -91,7 +91,9 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert os.readlink(root / "usr/local/bin/pvehook") == "../lib/pvehook/bin/pvehook"
     wanted = root / "etc/systemd/system/sockets.target.wants/pvehook.socket"
     unit = os.readlink(wanted)
-    assert (root / unit[1:]).is_file()
+    text = (root / unit[1:]).read_text()
+    documentation = text.split("Documentation=file://")[1].splitlines()[0]
+    assert (root / documentation[1:]).is_file()
     modes = {entry.mode & 0o7777 for entry in entries(root / "usr/local/lib/pvehook").values()}
     assert modes == {0o644, 0o755}
 
