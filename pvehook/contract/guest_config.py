@@ -44,6 +44,8 @@ class GuestConfig:
     """The `agent` option as it is written; only a VM has one."""
     os_type: str | None
     on_boot: bool | None
+    tags: tuple[str, ...]
+    """In lower case, as Proxmox compares them unless the data centre is set to tell cases apart."""
     volumes: tuple[Volume, ...]
 
 
@@ -54,9 +56,9 @@ def parse_vm(text: str) -> GuestConfig:
     volumes = []
     for key, value in options.items():
         if _VM_DRIVE.fullmatch(key):
-            volume, settings = _property_string(value, default_key="file")
+            volume, settings = property_string(value, default_key="file")
             is_cdrom = settings.get("media") == "cdrom" or volume == "cdrom"
-            backup = not is_cdrom and _boolean(settings.get("backup")) is not False
+            backup = not is_cdrom and boolean(settings.get("backup")) is not False
             if key.startswith("efidisk") and not has_ovmf:
                 backup = False  # vzdump leaves it out: without OVMF it is not attached
             volumes.append(Volume(key, volume, backup, is_cdrom))
@@ -69,9 +71,9 @@ def parse_container(text: str) -> GuestConfig:
     volumes = []
     for key, value in options.items():
         if _MOUNT_POINT.fullmatch(key):
-            volume, settings = _property_string(value, default_key="volume")
+            volume, settings = property_string(value, default_key="volume")
             # A bind or device mount (an absolute path) is never taken, whatever its flag says.
-            wanted = not volume.startswith("/") and _boolean(settings.get("backup")) is True
+            wanted = not volume.startswith("/") and boolean(settings.get("backup")) is True
             volumes.append(Volume(key, volume, backup=key == "rootfs" or wanted, is_cdrom=False))
     return _guest(options, options.get("hostname"), volumes)
 
@@ -81,9 +83,15 @@ def _guest(options: Mapping[str, str], name: str | None, volumes: list[Volume]) 
         name=name,
         agent=options.get("agent"),
         os_type=options.get("ostype"),
-        on_boot=_boolean(options.get("onboot")),
+        on_boot=boolean(options.get("onboot")),
+        tags=_tags(options.get("tags", "")),
         volumes=tuple(volumes),
     )
+
+
+def _tags(value: str) -> tuple[str, ...]:
+    """Of `web;db`: Proxmox writes semicolons, and takes commas and blanks too (`split_list` of pve-common)."""
+    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value) if tag)
 
 
 def _main_section(text: str) -> dict[str, str]:
@@ -98,7 +106,7 @@ def _main_section(text: str) -> dict[str, str]:
     return options
 
 
-def _property_string(value: str, default_key: str) -> tuple[str, dict[str, str]]:
+def property_string(value: str, default_key: str) -> tuple[str, dict[str, str]]:
     """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`."""
     settings: dict[str, str] = {}
     for part in value.split(","):
@@ -110,8 +118,8 @@ def _property_string(value: str, default_key: str) -> tuple[str, dict[str, str]]
     return settings.get(default_key, ""), settings
 
 
-def _boolean(value: str | None) -> bool | None:
-    """Proxmox's spelling of booleans (`parse_boolean` of pve-common); None if absent or neither."""
+def boolean(value: str | None) -> bool | None:
+    """Proxmox's spelling of booleans (`parseboolean` of pve-common); None if absent or neither."""
     word = (value or "").lower()
     if word in ("1", "on", "yes", "true"):
         return True

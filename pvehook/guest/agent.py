@@ -20,8 +20,8 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
 
+from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
 from pvehook.errors import BadReply, GuestError
 from pvehook.guest.shapes import boolean, items, mapping, refusal, text, whole_number
@@ -29,26 +29,6 @@ from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, conne
 
 _FLUSH = b"\xff"
 """Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""
-
-FreezeStatus = Literal["thawed", "frozen"]
-
-
-class GuestInfo(NamedTuple):
-    """What `guest-info` tells."""
-
-    version: str
-    commands: Mapping[str, bool]
-    """Every command the agent knows, and whether the guest's administrator lets it be used."""
-
-
-class Filesystem(NamedTuple):
-    """One entry of `guest-get-fsinfo`: the same mounts that a freeze walks, bind mounts included."""
-
-    name: str
-    """The device's name in the guest: `sda1`, `loop0`, `dm-2`."""
-    mountpoint: str
-    type: str
-
 
 class Pending:
     """A command that was sent and whose answer has its own deadline."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
-from pvehook.guest.agent import Filesystem
+from pvehook.contract.guest_facts import Filesystem
 from pvehook.rehearsal import backup_job
 from pvehook.rehearsal.guest_sockets import JOIN_S, DenialError, Port, Requests, line, reply_to
 

@@ -102,8 +102,14 @@ def test_a_container_backs_up_its_root_and_what_asks_for_it() -> None:
     assert volume(config, "mp3").volume == "local-lvm:vm-103-disk-3"
 
 
+def test_tags_are_taken_as_proxmox_splits_them_and_in_lower_case() -> None:
+    assert parse_vm("tags: web;Db\n").tags == ("web", "db")
+    assert parse_container("tags: web, db ;;x\n").tags == ("web", "db", "x")
+    assert parse_vm("tags:\n").tags == ()
+
+
 def test_what_is_not_written_is_none_and_not_a_default() -> None:
-    assert parse_vm("") == GuestConfig(name=None, agent=None, os_type=None, on_boot=None, volumes=())
+    assert parse_vm("") == GuestConfig(name=None, agent=None, os_type=None, on_boot=None, tags=(), volumes=())
     assert parse_vm("onboot: 0\n").on_boot is False
     assert parse_vm("onboot: perhaps\n").on_boot is None
 

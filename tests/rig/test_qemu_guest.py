@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.contract.guest_facts import Filesystem
 from pvehook.errors import Refused, Unreachable
-from pvehook.guest.agent import Filesystem, open_agent
+from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline, connect
 from pvehook.host import ioprio, processes
