@@ -1,11 +1,14 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 1,
+        {"v": 2,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
+         "freeze": {"mode": "auto", "windows": "auto", "reply_within_s": 2.0, ...: a key for each field of FreezeConfig,
+                    "rules": [{"guests": [101], "tags": [], "names": [], "mode": "mountpoints",
+                               "mountpoints": ["/"], "leave_out": []}]},
          "chain": null}
 
 The hook's degraded path loads this module, so it imports no yaml. pvehook/config checks what people write.
@@ -21,7 +24,7 @@ from pvehook.errors import ConfigError
 
 T = TypeVar("T")
 
-JSON_LAYOUT = 1
+JSON_LAYOUT = 2
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 NextGuest = Literal["refuse", "allow"]
@@ -33,6 +36,15 @@ RUNNING_GUEST: tuple[RunningGuest, ...] = ("finish", "cancel")
 IoMode = Literal["idle", "off"]
 IO_MODES: tuple[IoMode, ...] = ("idle", "off")
 
+FreezeMode = Literal["auto", "never", "off"]
+FREEZE_MODES: tuple[FreezeMode, ...] = ("auto", "never", "off")
+
+FreezeRuleMode = Literal["auto", "never", "mountpoints", "off"]
+FREEZE_RULE_MODES: tuple[FreezeRuleMode, ...] = ("auto", "never", "mountpoints", "off")
+
+WindowsFreeze = Literal["auto", "never"]
+WINDOWS_FREEZE: tuple[WindowsFreeze, ...] = ("auto", "never")
+
 DUMP_DIRECTORY = "dump-directory"
 """As `mentions`: the directory into which the job writes its archives."""
 
@@ -41,6 +53,20 @@ VMIDS = (100, 999_999_999)
 
 CHECK_EVERY_S = (0.5, 60.0)
 COMPRESSOR_NICE = (0, 19)
+
+FREEZE_TIMES_S = {
+    "reply_within_s": (0.2, 2.5),  # PVE waits 3 s for the agent, and has to be let go before
+    "frozen_at_most_s": (3.0, 60.0),  # from here on it is longer than any reply_within
+    "windows_frozen_at_most_s": (3.0, 9.0),  # VSS lets go by itself after 10 s
+    "wait_for_pve_s": (1.0, 300.0),
+    "veto_hold_at_most_s": (4.0, 30.0),  # longer than PVE's 3 s, or PVE freezes after all
+    "facts_within_s": (0.1, 5.0),
+    "pre_flush_within_s": (1.0, 600.0),
+    "slow_after_s": (0.1, 60.0),
+}
+"""Shortest and longest of each time of FreezeConfig."""
+
+SLOW_FREEZES = (1, 100)
 
 
 class Exempt(NamedTuple):
@@ -81,11 +107,42 @@ class IoPriorityConfig(NamedTuple):
     compressor_nice: int = 0
 
 
+class FreezeRule(NamedTuple):
+    """What counts for some guests instead of the section's `mode`. One match of `guests`, `tags` or `names` is enough;
+    `names` are patterns for fnmatch. `leave_out` is `except` in YAML: filesystems that are never frozen."""
+
+    guests: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    mode: FreezeRuleMode = "auto"
+    mountpoints: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+
+
+class FreezeConfig(NamedTuple):
+    """Which guests are frozen for a backup, and within which bounds. Of `rules` the first one that matches counts."""
+
+    mode: FreezeMode = "auto"
+    windows: WindowsFreeze = "auto"
+    reply_within_s: float = 2.0
+    frozen_at_most_s: float = 10.0
+    windows_frozen_at_most_s: float = 8.0
+    wait_for_pve_s: float = 30.0
+    veto_hold_at_most_s: float = 8.0
+    facts_within_s: float = 2.0
+    pre_flush: bool = False
+    pre_flush_within_s: float = 60.0
+    slow_after_s: float = 5.0
+    slow_freezes: int = 3
+    rules: tuple[FreezeRule, ...] = ()
+
+
 class Config(NamedTuple):
     """All that can be set. `chain` is the absolute path of the script that vzdump ran before pvehook came."""
 
     window: WindowConfig = WindowConfig()
     io_priority: IoPriorityConfig = IoPriorityConfig()
+    freeze: FreezeConfig = FreezeConfig()
     chain: str | None = None
 
 
@@ -97,7 +154,14 @@ def to_json(config: Config) -> str:
     window = {**config.window._asdict(), "exempt": config.window.exempt._asdict()}
     also = [process._asdict() for process in config.io_priority.also]
     io_priority = {**config.io_priority._asdict(), "also": also}
-    everything = {"v": JSON_LAYOUT, "window": window, "io_priority": io_priority, "chain": config.chain}
+    freeze = {**config.freeze._asdict(), "rules": [rule._asdict() for rule in config.freeze.rules]}
+    everything = {
+        "v": JSON_LAYOUT,
+        "window": window,
+        "io_priority": io_priority,
+        "freeze": freeze,
+        "chain": config.chain,
+    }
     return json.dumps(everything, indent=1) + "\n"
 
 
@@ -119,6 +183,7 @@ def from_json(text: str) -> Config:
         return Config(
             window=_window(stored["window"]),
             io_priority=_io_priority(stored["io_priority"]),
+            freeze=_freeze(stored["freeze"]),
             chain=_absolute(stored["chain"]),
         )
     except KeyError as error:
@@ -143,16 +208,33 @@ def _window(stored: Any) -> WindowConfig:
 
 
 def _io_priority(stored: Any) -> IoPriorityConfig:
-    check_every_s = stored["check_every_s"]
-    lowest, highest = CHECK_EVERY_S
-    # Asked this way round NaN, which JSON readers take, is refused.
-    if type(check_every_s) not in (int, float) or not lowest <= check_every_s <= highest:
-        raise ValueError(f"{check_every_s!r:.40} is no time from {lowest:g} to {highest:g} seconds")
     return IoPriorityConfig(
         mode=_one_of(stored["mode"], IO_MODES),
-        check_every_s=float(check_every_s),
+        check_every_s=_time_s(stored["check_every_s"], CHECK_EVERY_S),
         also=_each(stored["also"], lambda also: AlsoProcess(_text(also["command"]), _text(also["mentions"]))),
         compressor_nice=_whole(stored["compressor_nice"], COMPRESSOR_NICE),
+    )
+
+
+def _freeze(stored: Any) -> FreezeConfig:
+    return FreezeConfig(
+        mode=_one_of(stored["mode"], FREEZE_MODES),
+        windows=_one_of(stored["windows"], WINDOWS_FREEZE),
+        pre_flush=_true_or_false(stored["pre_flush"]),
+        slow_freezes=_whole(stored["slow_freezes"], SLOW_FREEZES),
+        rules=_each(stored["rules"], _freeze_rule),
+        **{name: _time_s(stored[name], limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
+    )
+
+
+def _freeze_rule(stored: Any) -> FreezeRule:
+    return FreezeRule(
+        guests=_each(stored["guests"], lambda vmid: _whole(vmid, VMIDS)),
+        tags=_each(stored["tags"], _text),
+        names=_each(stored["names"], _text),
+        mode=_one_of(stored["mode"], FREEZE_RULE_MODES),
+        mountpoints=_each(stored["mountpoints"], _text),
+        leave_out=_each(stored["leave_out"], _text),
     )
 
 
@@ -175,6 +257,19 @@ def _whole(value: object, limits: tuple[int, int]) -> int:
     # In Python True is an int too; in a configuration it is none.
     if not isinstance(value, int) or isinstance(value, bool) or not limits[0] <= value <= limits[1]:
         raise ValueError(f"{value!r:.40} is no whole number from {limits[0]} to {limits[1]}")
+    return value
+
+
+def _time_s(value: object, limits_s: tuple[float, float]) -> float:
+    # Asked this way round NaN, which JSON readers take, is refused.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits_s[0] <= value <= limits_s[1]:
+        raise ValueError(f"{value!r:.40} is no time from {limits_s[0]:g} to {limits_s[1]:g} seconds")
+    return float(value)
+
+
+def _true_or_false(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is neither true nor false")
     return value
 
 

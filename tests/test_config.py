@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from pvehook.config import Loaded, Parsed, describe, merge, nodes, parse
 from pvehook.settings import (
     DEFAULT,
+    FREEZE_TIMES_S,
     AlsoProcess,
     Config,
     Exempt,
+    FreezeConfig,
+    FreezeRule,
     IoPriorityConfig,
     WindowConfig,
     from_json,
@@ -38,6 +41,19 @@ KEYS = {
     "io_priority.check_every",
     "io_priority.also",
     "io_priority.compressor_nice",
+    "freeze.mode",
+    "freeze.windows",
+    "freeze.reply_within",
+    "freeze.frozen_at_most",
+    "freeze.windows_frozen_at_most",
+    "freeze.wait_for_pve",
+    "freeze.veto_hold_at_most",
+    "freeze.facts_within",
+    "freeze.pre_flush",
+    "freeze.pre_flush_within",
+    "freeze.slow_after",
+    "freeze.slow_freezes",
+    "freeze.rules",
     "chain",
 }
 LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader") else [])
@@ -102,6 +118,39 @@ GOOD: list[tuple[str, Config]] = [
         Config(io_priority=IoPriorityConfig(also=(AlsoProcess("rclone", ""),))),
     ),
     ("io_priority: {compressor_nice: 19}", Config(io_priority=IoPriorityConfig(compressor_nice=19))),
+    (
+        "freeze: {mode: never, windows: never, pre_flush: yes, slow_freezes: 1}",
+        Config(freeze=FreezeConfig(mode="never", windows="never", pre_flush=True, slow_freezes=1)),
+    ),
+    ("freeze: {mode: off, pre_flush: off}", Config(freeze=FreezeConfig(mode="off"))),
+    (
+        "freeze: {reply_within: 2500ms, frozen_at_most: 1m, windows_frozen_at_most: 9s, pre_flush_within: 10m}",
+        Config(
+            freeze=FreezeConfig(
+                reply_within_s=2.5, frozen_at_most_s=60.0, windows_frozen_at_most_s=9.0, pre_flush_within_s=600.0
+            )
+        ),
+    ),
+    (
+        "freeze: {wait_for_pve: 5m, veto_hold_at_most: 4s, facts_within: 100ms, slow_after: 60s}",
+        Config(
+            freeze=FreezeConfig(wait_for_pve_s=300.0, veto_hold_at_most_s=4.0, facts_within_s=0.1, slow_after_s=60.0)
+        ),
+    ),
+    (
+        "freeze:\n  rules:\n  - guests: [101]\n    mode: mountpoints\n    mountpoints: [/, /srv/a b]\n"
+        "    except: [/backup]\n"
+        "  - {tags: [db], names: ['cpanel-*'], mode: never}\n  - {names: ['win?'], except: ['D:\\']}\n",
+        Config(
+            freeze=FreezeConfig(
+                rules=(
+                    FreezeRule((101,), mode="mountpoints", mountpoints=("/", "/srv/a b"), leave_out=("/backup",)),
+                    FreezeRule(tags=("db",), names=("cpanel-*",), mode="never"),
+                    FreezeRule(names=("win?",), leave_out=("D:\\",)),
+                )
+            )
+        ),
+    ),
     ("chain: /root/hook.pl", Config(chain="/root/hook.pl")),
     ("chain: '/srv/my hook: old'", Config(chain="/srv/my hook: old")),
     ("chain: /usr/local/lib/pvehook-old/hook", Config(chain="/usr/local/lib/pvehook-old/hook")),
@@ -123,16 +172,16 @@ VMID = "a whole number from 100 to 999999999"
 UNKNOWN = "an unknown key"
 
 BAD: list[tuple[str, int, str, str, str, str]] = [
-    ("\nwindwo:\n", 2, "windwo", UNKNOWN, "one of window, io_priority, chain", "window"),
+    ("\nwindwo:\n", 2, "windwo", UNKNOWN, "one of window, io_priority, freeze, chain", "window"),
     ("window:\n  Open: []\n", 2, "window.Open", UNKNOWN, IN_WINDOW, "open"),
     ("window:\n  next-guest: allow\n", 2, "window.next-guest", UNKNOWN, IN_WINDOW, "next_guest"),
     ("window:\n  exempt:\n    vm: []\n", 3, "window.exempt.vm", UNKNOWN, "one of guests, jobs, storages", ""),
-    ("mode: off\n", 1, "mode", UNKNOWN, "one of window, io_priority, chain", "io_priority.mode"),
+    ("mode: off\n", 1, "mode", UNKNOWN, "one of window, io_priority, freeze, chain", "io_priority.mode"),
     ("<<: {chain: null}\n", 1, "<<", UNKNOWN, "one of window", ""),
-    ("? [window]\n: 1\n", 1, "", "a list", "one of the keys window, io_priority, chain", ""),
+    ("? [window]\n: 1\n", 1, "", "a list", "one of the keys window, io_priority, freeze, chain", ""),
     ("chain: /a\nwindow:\nchain: /a\n", 3, "chain", "the same key again", "once (it stands in line 1 already)", ""),
     ("window: {open: [],\n open: []}\n", 2, "window.open", "the same key again", "line 1", ""),
-    ("- window\n", 1, "", "a list", "a mapping with the keys window, io_priority, chain", ""),
+    ("- window\n", 1, "", "a list", "a mapping with the keys window, io_priority, freeze, chain", ""),
     ("window: 02:00-05:00\n", 1, "window", "02:00-05:00", "a mapping with the keys open", ""),
     ("window:\n  exempt: [101]\n", 2, "window.exempt", "a list", "a mapping with the keys guests", ""),
     ("window:\n  open:\n", 2, "window.open", "nothing", "[] for never", ""),
@@ -203,6 +252,56 @@ BAD: list[tuple[str, int, str, str, str, str]] = [
     ),
     ("io_priority: {compressor_nice: 20}", 1, "io_priority.compressor_nice", "20", "from 0 to 19", ""),
     ("io_priority: {compressor_nice: -1}", 1, "io_priority.compressor_nice", "-1", "from 0 to 19", ""),
+    ("freeze: {mode: mountpoints}", 1, "freeze.mode", "mountpoints", "auto or never or off", ""),
+    ("freeze: {windows: off}", 1, "freeze.windows", "off", "auto or never", ""),
+    ("freeze: {reply_within: 3s}", 1, "freeze.reply_within", "3s", "from 200ms to 2500ms", ""),
+    ("freeze: {frozen_at_most: 2s}", 1, "freeze.frozen_at_most", "2s", "from 3s to 60s", ""),
+    ("freeze: {windows_frozen_at_most: 10s}", 1, "freeze.windows_frozen_at_most", "10s", "from 3s to 9s", ""),
+    ("freeze: {veto_hold_at_most: 3s}", 1, "freeze.veto_hold_at_most", "3s", "from 4s to 30s", ""),
+    ("freeze: {pre_flush: 1}", 1, "freeze.pre_flush", "1", "yes or no, without quotes", ""),
+    ('freeze: {pre_flush: "yes"}', 1, "freeze.pre_flush", '"yes"', "yes or no, without quotes", "yes"),
+    ("freeze: {pre_flush: 60s}", 1, "freeze.pre_flush", "60s", "yes or no, without quotes", ""),
+    ("freeze: {slow_freezes: 0}", 1, "freeze.slow_freezes", "0", "from 1 to 100", ""),
+    ("freeze: {rules: {guests: [101]}}", 1, "freeze.rules", "a mapping", "a list of rules", ""),
+    ("freeze: {rules: [101]}", 1, "freeze.rules[0]", "101", "a mapping with the keys guests, tags, names", ""),
+    ("freeze: {rules: [{mode: never}]}", 1, "freeze.rules[0]", "no guest at all", "at least one of guests, tags", ""),
+    ("freeze: {rules: [{guests: []}]}", 1, "freeze.rules[0]", "no guest at all", "at least one of guests, tags", ""),
+    (
+        "freeze: {rules: [{guests: [101], excpet: []}]}",
+        1,
+        "freeze.rules[0].excpet",
+        UNKNOWN,
+        "one of guests, tags, names, mode, mountpoints, except",
+        "except",
+    ),
+    ("freeze: {rules: [{tags: ['a;b']}]}", 1, "freeze.rules[0].tags[0]", '"a;b"', "a tag", ""),
+    ("freeze: {rules: [{names: ['']}]}", 1, "freeze.rules[0].names[0]", '""', "a name, or a pattern", ""),
+    (
+        "freeze: {rules: [{names: [a], mode: mountpoints}]}",
+        1,
+        "freeze.rules[0].mountpoints",
+        "nothing",
+        "what to freeze, since the mode is mountpoints",
+        "",
+    ),
+    (
+        "freeze: {rules: [{names: [a], mountpoints: [/]}]}",
+        1,
+        "freeze.rules[0].mode",
+        "auto",
+        "mountpoints, since the rule has a list of them",
+        "",
+    ),
+    (
+        "freeze: {rules: [{names: [a], mode: never, except: [/a]}]}",
+        1,
+        "freeze.rules[0].except",
+        "a list",
+        "no exception from never",
+        "",
+    ),
+    ("freeze: {rules: [{names: [a], except: [/a/]}]}", 1, "freeze.rules[0].except[0]", "/a/", "without a slash", ""),
+    ("freeze: {rules: [{names: [a], except: [home]}]}", 1, "freeze.rules[0].except[0]", "home", "such as /home", ""),
     ("chain: hook.sh", 1, "chain", "hook.sh", "the absolute path of a script, or null", ""),
     ('chain: ""', 1, "chain", '""', "the absolute path of a script, or null", ""),
     ('chain: "/a\\e[2J"', 1, "chain", '"/a\\x1b[2J"', "the absolute path of a script, or null", ""),
@@ -237,7 +336,7 @@ def test_a_problem_reads_as_one_line() -> None:
         "/etc/pvehook.yaml:2: io_priority.mode: found Idle, expected idle or off; did you mean idle?"
     ]
     assert messages("- x\n") == [
-        "/etc/pvehook.yaml:1: found a list, expected a mapping with the keys window, io_priority, chain"
+        "/etc/pvehook.yaml:1: found a list, expected a mapping with the keys window, io_priority, freeze, chain"
     ]
 
 
@@ -393,18 +492,31 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "io_priority:\n  mode: off\n  check_every: 1500ms\nchain: '/a b'",
     )
     assert describe(loaded) == [
-        'window.open:                  ["02:00-05:00"]                           # default',
-        "window.timezone:              Europe/Warsaw                             # /etc/pve/pvehook.yaml:1",
-        "window.next_guest:            refuse                                    # default",
-        "window.running_guest:         finish                                    # default",
-        "window.exempt.guests:         []                                        # default",
-        "window.exempt.jobs:           []                                        # default",
-        "window.exempt.storages:       []                                        # default",
-        "io_priority.mode:             off                                       # /etc/pvehook.yaml:2",
-        "io_priority.check_every:      1500ms                                    # /etc/pvehook.yaml:3",
-        'io_priority.also:             [{"command": "rsync", "mentions": "dump-directory"}]  # default',
-        "io_priority.compressor_nice:  0                                         # default",
-        'chain:                        "/a b"                                    # /etc/pvehook.yaml:4',
+        'window.open:                    ["02:00-05:00"]                           # default',
+        "window.timezone:                Europe/Warsaw                             # /etc/pve/pvehook.yaml:1",
+        "window.next_guest:              refuse                                    # default",
+        "window.running_guest:           finish                                    # default",
+        "window.exempt.guests:           []                                        # default",
+        "window.exempt.jobs:             []                                        # default",
+        "window.exempt.storages:         []                                        # default",
+        "io_priority.mode:               off                                       # /etc/pvehook.yaml:2",
+        "io_priority.check_every:        1500ms                                    # /etc/pvehook.yaml:3",
+        'io_priority.also:               [{"command": "rsync", "mentions": "dump-directory"}]  # default',
+        "io_priority.compressor_nice:    0                                         # default",
+        "freeze.mode:                    auto                                      # default",
+        "freeze.windows:                 auto                                      # default",
+        "freeze.reply_within:            2s                                        # default",
+        "freeze.frozen_at_most:          10s                                       # default",
+        "freeze.windows_frozen_at_most:  8s                                        # default",
+        "freeze.wait_for_pve:            30s                                       # default",
+        "freeze.veto_hold_at_most:       8s                                        # default",
+        "freeze.facts_within:            2s                                        # default",
+        "freeze.pre_flush:               no                                        # default",
+        "freeze.pre_flush_within:        60s                                       # default",
+        "freeze.slow_after:              5s                                        # default",
+        "freeze.slow_freezes:            3                                         # default",
+        "freeze.rules:                   []                                        # default",
+        'chain:                          "/a b"                                    # /etc/pvehook.yaml:4',
     ]
 
 
@@ -455,6 +567,26 @@ TEXTS = st.text(PRINTABLE, max_size=12)
 IDS = st.lists(st.text(PRINTABLE.filter(lambda char: char not in " ,"), min_size=1, max_size=8), max_size=3).map(tuple)
 SPANS = st.sampled_from(["02:00-05:00", "sat,sun 22:00-06:00", "mon..fri 01:30-04:00", "fri..mon 00:00-24:00"])
 COMMANDS = st.text(PRINTABLE.filter(lambda char: char != "/"), min_size=1, max_size=8)
+MOUNTPOINTS = st.lists(
+    st.one_of(st.sampled_from(["/", "C:\\"]), TEXTS.map(lambda text: f"/{text}x")), min_size=1, max_size=3
+).map(tuple)
+WHOM = {
+    "guests": st.lists(st.integers(100, 999_999_999), min_size=1, max_size=3).map(tuple),
+    "tags": st.lists(st.sampled_from(["db", "no", "1"]), max_size=2).map(tuple),
+    "names": st.lists(st.text(PRINTABLE, min_size=1, max_size=8), max_size=3).map(tuple),
+}
+NONE: Any = st.just(())
+FREEZE_RULES = [
+    st.builds(FreezeRule, **WHOM, mode=st.sampled_from(["never", "off"]), mountpoints=NONE, leave_out=NONE),
+    st.builds(FreezeRule, **WHOM, mode=st.just("auto"), mountpoints=NONE, leave_out=MOUNTPOINTS),
+    st.builds(FreezeRule, **WHOM, mode=st.just("mountpoints"), mountpoints=MOUNTPOINTS, leave_out=MOUNTPOINTS),
+]
+
+
+def times(limits_s: tuple[float, float]) -> Any:
+    return st.integers(round(limits_s[0] * 1000), round(limits_s[1] * 1000)).map(lambda ms: ms / 1000)
+
+
 CONFIGS = st.builds(
     Config,
     window=st.builds(
@@ -476,6 +608,15 @@ CONFIGS = st.builds(
         check_every_s=st.integers(500, 60_000).map(lambda ms: ms / 1000),
         also=st.lists(st.builds(AlsoProcess, command=COMMANDS, mentions=TEXTS), max_size=3).map(tuple),
         compressor_nice=st.integers(0, 19),
+    ),
+    freeze=st.builds(
+        FreezeConfig,
+        mode=st.sampled_from(["auto", "never", "off"]),
+        windows=st.sampled_from(["auto", "never"]),
+        pre_flush=st.booleans(),
+        slow_freezes=st.integers(1, 100),
+        rules=st.lists(st.one_of(FREEZE_RULES), max_size=3).map(tuple),
+        **{name: times(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
     ),
     chain=st.one_of(st.none(), TEXTS.map(lambda text: "/" + text)),
 )

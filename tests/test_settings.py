@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pvehook.errors import ConfigError
 from pvehook.rules.window import parse_span
-from pvehook.settings import DEFAULT, from_json, to_json
+from pvehook.settings import DEFAULT, FreezeRule, from_json, to_json
 
+RULE = FreezeRule(guests=(101,))._asdict()
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -41,8 +42,8 @@ def test_the_default_window_is_one_that_opens() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "part"),
     [
-        ("v", 2, "layout 2, expected 1"),
-        ("v", 0, "layout 0, expected 1"),
+        ("v", 1, "layout 1, expected 2"),
+        ("v", 0, "layout 0, expected 2"),
         ("v", None, "layout None"),
         ("window", None, "wrong value"),
         ("window", [], "wrong value"),
@@ -67,6 +68,22 @@ def test_the_default_window_is_one_that_opens() -> None:
         ("io_priority.also", [{"command": "rsync"}], "lacks 'mentions'"),
         ("io_priority.compressor_nice", -20, "-20 is no whole number from 0 to 19"),
         ("io_priority.compressor_nice", True, "True is no whole number"),
+        ("freeze", None, "wrong value"),
+        ("freeze", {}, "lacks 'mode'"),
+        ("freeze.mode", "mountpoints", "'mountpoints' is none of auto, never, off"),
+        ("freeze.windows", "off", "'off' is none of auto, never"),
+        ("freeze.reply_within_s", 3, "3 is no time from 0.2 to 2.5 seconds"),
+        ("freeze.frozen_at_most_s", 2.9, "2.9 is no time from 3 to 60 seconds"),
+        ("freeze.windows_frozen_at_most_s", 10, "10 is no time from 3 to 9 seconds"),
+        ("freeze.veto_hold_at_most_s", 3, "3 is no time from 4 to 30 seconds"),
+        ("freeze.facts_within_s", float("inf"), "inf is no time"),
+        ("freeze.pre_flush", 1, "1 is neither true nor false"),
+        ("freeze.slow_freezes", 0, "0 is no whole number from 1 to 100"),
+        ("freeze.rules", {}, "is no list"),
+        ("freeze.rules", [{"guests": [101]}], "lacks 'tags'"),
+        ("freeze.rules", [{**RULE, "mode": "always"}], "'always' is none of auto, never, mountpoints, off"),
+        ("freeze.rules", [{**RULE, "guests": [99]}], "99 is no whole number from 100"),
+        ("freeze.rules", [{**RULE, "leave_out": "/backup"}], "'/backup' is no list"),
         ("chain", "hook.sh", "'hook.sh' is no absolute path"),
         ("chain", ["/a"], "is no text"),
     ],
@@ -77,7 +94,7 @@ def test_a_changed_file_is_refused_with_the_reason(path: str, value: object, par
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"v"', "[" * 100_000, "{}", '{"v": 1}', "9" * 10_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"v"', "[" * 100_000, "{}", '{"v": 2}', "9" * 10_000])
 def test_a_broken_file_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="the last good configuration"):
         from_json(text)
@@ -89,6 +106,7 @@ ANY_JSON: Any = st.recursive(
     max_leaves=5,
 )
 PATHS = ["v", "window", "window.open", "window.exempt.guests", "io_priority", "io_priority.also", "chain"]
+PATHS += ["freeze", "freeze.slow_after_s", "freeze.rules"]
 
 
 @given(path=st.sampled_from(PATHS), value=ANY_JSON)

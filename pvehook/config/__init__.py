@@ -26,11 +26,28 @@ from yaml.nodes import Node
 
 from pvehook.config.checks import CHECKS, duration_text, entries_of
 from pvehook.config.nodes import ConfigProblem, StopReading, Walk, compose, is_null
-from pvehook.settings import DEFAULT, Config, Exempt, IoPriorityConfig, WindowConfig
+from pvehook.settings import (
+    DEFAULT,
+    FREEZE_TIMES_S,
+    Config,
+    Exempt,
+    FreezeConfig,
+    FreezeRule,
+    IoPriorityConfig,
+    WindowConfig,
+)
 
 __all__ = ["ConfigProblem", "Leaf", "Loaded", "Parsed", "describe", "merge", "parse"]
 
 _MAX_PADDED = 40
+
+_FREEZE_FIELDS = {
+    f"freeze.{field.removesuffix('_s')}" if field in FREEZE_TIMES_S else f"freeze.{field}": field
+    for field in FreezeConfig._fields
+}
+"""The keys of the section `freeze` and the fields they set: a time in a file carries its unit, a field in its name."""
+
+_TIMES = {"io_priority.check_every"} | {key for key, field in _FREEZE_FIELDS.items() if field in FREEZE_TIMES_S}
 
 
 class Leaf(NamedTuple):
@@ -131,6 +148,7 @@ def _by_key(config: Config) -> dict[str, Any]:
         "io_priority.check_every": io_priority.check_every_s,
         "io_priority.also": io_priority.also,
         "io_priority.compressor_nice": io_priority.compressor_nice,
+        **{key: getattr(config.freeze, field) for key, field in _FREEZE_FIELDS.items()},
         "chain": config.chain,
     }
 
@@ -154,15 +172,27 @@ def _from_keys(values: Mapping[str, Any]) -> Config:
             also=values["io_priority.also"],
             compressor_nice=values["io_priority.compressor_nice"],
         ),
+        freeze=FreezeConfig(**{field: values[key] for key, field in _FREEZE_FIELDS.items()}),
         chain=values["chain"],
     )
 
 
 def _as_yaml(key: str, value: Any) -> str:
-    if key == "io_priority.check_every":
+    if key in _TIMES:
         return duration_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "freeze.rules":
+        value = [_rule_as_yaml(rule) for rule in value]
     if key == "io_priority.also":
         value = [also._asdict() for also in value]
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/.+-]*", value, re.ASCII):
         return value
     return json.dumps(value, ensure_ascii=False)  # YAML reads what JSON can say
+
+
+def _rule_as_yaml(rule: FreezeRule) -> dict[str, Any]:
+    """What a rule sets; its empty lists are left out, since not every mode takes every list."""
+    entries = rule._asdict()
+    entries["except"] = entries.pop("leave_out")
+    return {name: value for name, value in entries.items() if value}

@@ -18,11 +18,17 @@ from pvehook.rules.window import parse_span
 from pvehook.settings import (
     CHECK_EVERY_S,
     COMPRESSOR_NICE,
+    FREEZE_MODES,
+    FREEZE_RULE_MODES,
+    FREEZE_TIMES_S,
     IO_MODES,
     NEXT_GUEST,
     RUNNING_GUEST,
+    SLOW_FREEZES,
     VMIDS,
+    WINDOWS_FREEZE,
     AlsoProcess,
+    FreezeRule,
 )
 
 Check = Callable[[Walk, Node, str], Any]
@@ -59,8 +65,11 @@ def entries_of(walk: Walk, node: Node, key: str, known: tuple[str, ...]) -> dict
 
 def _nearest_key(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """A neighbour of a similar name, else a key that belongs elsewhere: `mode` is `io_priority.mode`."""
-    elsewhere = {key.rpartition(".")[2]: key for key in CHECKS}
-    return _nearest(name, known) or tuple(elsewhere[last] for last in _nearest(name, elsewhere))
+    near = _nearest(name, known)
+    if near:
+        return near
+    last_words = _nearest(name, [key.rpartition(".")[2] for key in CHECKS])
+    return tuple(key for key in CHECKS if key.rpartition(".")[2] in last_words)
 
 
 def _nearest(found: str, names: Iterable[str], at_most: int = 1) -> tuple[str, ...]:
@@ -83,7 +92,7 @@ def _list_of(check: Check, expected: str) -> Check:
         check(trial, node, key)
         word = word_of(node)
         as_list = f"[{word}]" if word.isdigit() else f'["{word}"]'
-        walk.bad(node, key, expected, () if trial.problems else (as_list,))
+        walk.bad(node, key, expected, (as_list,) if word and not trial.problems else ())
         return ()
 
     return checked
@@ -110,6 +119,13 @@ def _whole(limits: tuple[int, int]) -> Check:
         return number
 
     return check
+
+
+def _yes_or_no(walk: Walk, node: Node, key: str) -> bool:
+    word = word_of(node)
+    if not is_plain(node) or word not in _TRUE + _FALSE:
+        walk.bad(node, key, "yes or no, without quotes", _nearest(word, ("yes", "no")))
+    return word in _TRUE
 
 
 def _text(pattern: str, expected: str) -> Check:
@@ -189,8 +205,37 @@ def _also(walk: Walk, node: Node, key: str) -> AlsoProcess:
     return AlsoProcess(**values)
 
 
+def _freeze_rule(walk: Walk, node: Node, key: str) -> FreezeRule:
+    entries = entries_of(walk, node, key, tuple(_RULE_CHECKS))
+    values = {name: _RULE_CHECKS[name](walk, value, f"{key}.{name}") for name, (_, value) in entries.items()}
+    mode = values.get("mode", "auto")
+    if isinstance(node, MappingNode) and not any(values.get(name) for name in ("guests", "tags", "names")):
+        walk.bad(node, key, "at least one of guests, tags, names: whom the rule is for", found="no guest at all")
+    if mode == "mountpoints" and not values.get("mountpoints"):
+        walk.bad(node, f"{key}.mountpoints", "what to freeze, since the mode is mountpoints", found="nothing")
+    if mode != "mountpoints" and "mountpoints" in values:
+        walk.bad(node, f"{key}.mode", "mountpoints, since the rule has a list of them", found=printable(mode))
+    if mode in ("never", "off") and "except" in values:
+        walk.bad(node, f"{key}.except", f"no exception from {mode}", found="a list")
+    values["leave_out"] = values.pop("except", ())
+    return FreezeRule(**values)
+
+
+_TRUE = ("yes", "true", "on")
+_FALSE = ("no", "false", "off")
 _SPAN = "a span of time, in quotes if it has a comma"
 _ID = r"[^\s,]+"
+# As guest-get-fsinfo has them, for the agent compares letter by letter: it knows / and /home, but no /home/ .
+_MOUNTPOINT = _text(r"/|/.*[^/]|[A-Za-z]:\\.*", "a path such as /home, without a slash at its end, or C:\\")
+_MOUNTPOINTS = _list_of(_MOUNTPOINT, "a list of mountpoints such as [/, /home]")
+_RULE_CHECKS: dict[str, Check] = {
+    "guests": _list_of(_whole(VMIDS), "a list of guest numbers such as [101, 102]"),
+    "tags": _list_of(_text(r"[^\s,;]+", "a tag"), "a list of tags"),
+    "names": _list_of(_text(".+", "a name, or a pattern with * and ?"), "a list of names such as [web, db-*]"),
+    "mode": _choice(FREEZE_RULE_MODES),
+    "mountpoints": _MOUNTPOINTS,
+    "except": _MOUNTPOINTS,
+}
 _ALSO_EXPECTED = {
     "command": "the name of a program, without its path",
     "mentions": 'dump-directory, or a text of the command line, or "" for any',
@@ -212,6 +257,12 @@ CHECKS: dict[str, Check] = {
     "io_priority.check_every": _duration(CHECK_EVERY_S),
     "io_priority.also": _list_of(_also, "a list of entries with command and mentions"),
     "io_priority.compressor_nice": _whole(COMPRESSOR_NICE),
+    "freeze.mode": _choice(FREEZE_MODES),
+    "freeze.windows": _choice(WINDOWS_FREEZE),
+    "freeze.pre_flush": _yes_or_no,
+    "freeze.slow_freezes": _whole(SLOW_FREEZES),
+    "freeze.rules": _list_of(_freeze_rule, "a list of rules, each with guests, tags or names"),
+    **{f"freeze.{name.removesuffix('_s')}": _duration(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
     "chain": _chain,
 }
 """Every key that there is, by its dotted path."""
