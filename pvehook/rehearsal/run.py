@@ -12,6 +12,8 @@ from typing import Literal
 Kind = Literal["qemu", "lxc"]
 State = Literal["running", "stopped", "paused"]
 Mode = Literal["snapshot", "suspend", "stop"]
+QemuServer = Literal["9.1.10", "9.0"]
+"""9.1.10 asks whether the guest is frozen already before it freezes; "9.0" stands for 9.0.23 up to that, which do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Guest:
     """For a container: whether its storage can snapshot. If not, PVE falls back to suspend."""
     archive_s: float = 0.0
     """How long the archive takes at least, in seconds."""
+    agent: bool = False
+    """For a VM: whether its option `agent` is on, so that PVE pings the agent and freezes."""
+    freeze_fs: bool = True
+    """The switch `freeze-fs` in that option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,23 @@ class Run:
     upid_id: str = ""
     upid_user: str = "root@pam"
     node_name: str = "pve"
+    qemu_server: QemuServer = "9.1.10"
+    ping_patience_s: float = 3.0
+    """PVE's own, for `guest-ping`."""
+    freeze_patience_s: float = 20.0
+    """For the freeze, then five times for its status. PVE has 10 min, for which a rehearsal has no time."""
+    thaw_patience_s: float = 20.0
+    """For the thaw. PVE has 3 min."""
     at_s: float | None = None
     """A standing clock for names and log lines, epoch seconds; None: see `clock_file`."""
     clock_file: str = ""
     """A file with one number, seconds to add to the real clock; read anew each time. "": none."""
     pauses: tuple[str, ...] = ()
-    """Where the worker waits for a word: `before PHASE [VMID]`, `after PHASE [VMID]`, `archive VMID`.
+    """Where the worker waits for a word: `before PHASE [VMID]`, `after PHASE [VMID]`, and in a guest's archive step:
 
-    At `archive` the compressor (and tar) run and data flows to them; the archive is not completed."""
+    `before ping VMID`: before PVE asks the guest's agent anything, where it does ask.
+    `before backup VMID`: the guest is frozen, or PVE has decided that it is not to be; the backup job is not started.
+    `archive VMID`: the compressor (and tar) run and data flows to them; the archive is not completed."""
 
 
 def to_json(run: Run) -> str:
