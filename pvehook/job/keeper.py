@@ -259,14 +259,14 @@ class Keeper:
         if guest.shut_at_s is None:
             guest.shut_at_s = self._around.clock.now_s()
             if not cancel:
-                plan = "running_guest: finish lets it finish"
+                guest.shut_plan = "running_guest: finish lets it finish"
             elif guest.vmtype == "lxc":
-                plan = "running_guest: cancel cannot reach a container's backup, it finishes"
+                guest.shut_plan = "running_guest: cancel cannot reach a container's backup, it finishes"
             else:
-                plan = "running_guest: cancel cancels it"
+                guest.shut_plan = "running_guest: cancel cancels it"
             self._log.warning(
                 "window-shut-on-guest",
-                message=f"the window shut while guest {guest.vmid} is in backup; {plan}",
+                message=f"the window shut while guest {guest.vmid} is in backup; {guest.shut_plan}",
                 vmid=guest.vmid,
             )
         if cancel and guest.vmtype != "lxc":
@@ -281,11 +281,11 @@ class Keeper:
             with open_qmp(path, deadline) as qmp:
                 qmp.backup_cancel(deadline)
         except GuestError as error:
-            self._log.error(
-                "backup-cancel-failed",
-                message=f"guest {guest.vmid}: its backup could not be cancelled: {error}",
-                vmid=guest.vmid,
-            )
+            guest.shut_plan = f"running_guest: cancel failed: {error}"
+            text = f"guest {guest.vmid}: its backup could not be cancelled: {error}"
+            if text not in self._said:  # a backup may go on for hours, and each look tries again
+                self._said.add(text)
+                self._log.error("backup-cancel-failed", message=text, vmid=guest.vmid)
             return
         if not guest.cancel_sent:
             guest.cancel_sent = True

@@ -54,6 +54,6 @@ def account_lines(guest: GuestRecord) -> list[str]:
         minutes = (guest.ended_s - guest.shut_at_s) / 60
         lines.append(
             f"{title}: its backup ran {minutes:.0f} minutes past the window's end"
-            + (" and was cancelled" if guest.cancel_sent else " (running_guest: finish)")
+            + (" and was cancelled" if guest.cancel_sent else f" ({guest.shut_plan})")
         )
     return lines

@@ -23,6 +23,8 @@ class GuestRecord:
     ended_s: float | None = None
     shut_at_s: float | None = None
     """When the window shut on it while it ran."""
+    shut_plan: str = ""
+    """What follows from that: `running_guest: ...`."""
     cancel_sent: bool = False
     idle: dict[str, list[int]] = field(default_factory=dict)
     """Command -> [processes, threads seen, threads read back as idle], summed over the processes."""

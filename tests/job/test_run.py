@@ -110,7 +110,7 @@ def test_the_guest_after_the_windows_end_is_refused_and_the_running_one_finishes
         played = player.finish()
     assert [call.exit_code for call in played.calls if call.argv[0] == "backup-start"] == [0, 1]
     log = "\n".join(played.task_log)
-    assert "minutes past the window's end (running_guest: finish)" in log
+    assert "minutes past the window's end (running_guest: finish lets it finish)" in log
     assert "pvehook: guest 102 is refused: it is 05:10:" in log
     assert node.wait_for_event("guest-done", vmid="102")["PVEHOOK_RESULT"] == "refused"
     assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_RESULT"] == "ok"
