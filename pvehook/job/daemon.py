@@ -221,7 +221,8 @@ class Daemon:
 
 def listen(path: str) -> socket.socket:
     """The doorbell's socket, made by ourselves: outside of systemd, in rehearsals and tests."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.chmod(os.path.dirname(path), 0o700)  # an exception may have made it before us, with the umask of a shell
     try:
         os.unlink(path)
     except FileNotFoundError:

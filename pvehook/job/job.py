@@ -96,9 +96,7 @@ class Job:
         reply = tell(call, in_force)
         if self.ended:
             self._keeper.job_ends()
-            record.remove(self._around.node, self._job)
-        else:
-            record.save(self._around.node, self._job)
+        self._write_down()
         return reply, in_force
 
     # Phases of the run
@@ -207,7 +205,7 @@ class Job:
                     guest.result = "worker-died"
                 self._settle(guest)
             self._keeper.job_ends()
-            record.remove(self._around.node, self._job)
+            self._write_down()
             if guest is not None:
                 during = f"during the backup of guest {guest.vmid}"
                 self._log.warning(
@@ -238,6 +236,19 @@ class Job:
         self._keeper.stop()
 
     # Helpers
+
+    def _write_down(self) -> None:
+        """What a new daemon would go on from. A full /run must not cost the answer: a refusal above all."""
+        try:
+            if self.ended:
+                record.remove(self._around.node, self._job)
+            else:
+                record.save(self._around.node, self._job)
+        except OSError as error:
+            self._log.error(
+                "record-not-written",
+                message=f"the job's record could not be written, a restarted daemon would not know of it: {error}",
+            )
 
     def _settle(self, guest: GuestRecord) -> list[str]:
         """The account of one guest: last look at its processes, then the journal, then the task log."""

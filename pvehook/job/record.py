@@ -64,6 +64,8 @@ def load_all(node: Node) -> list[JobRecord]:
     for name in names:
         path = os.path.join(directory, name)
         try:
+            if not name.endswith(".json"):
+                raise ValueError("a new file that was not yet put in place of the old one")
             with open(path, encoding="utf-8") as file:
                 jobs.append(_from_json(json.load(file)))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
