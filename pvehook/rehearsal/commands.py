@@ -129,11 +129,12 @@ def _listen(pipes: Sequence[IO[bytes]], say: Callable[[bytes], None], signals: S
             selector.register(pipe, selectors.EVENT_READ, pipe)
         selector.register(signals, selectors.EVENT_READ)
         while len(selector.get_map()) > 1:
-            for key, _ in selector.select():
-                if key.data is None:
-                    signals.check()
+            ready = [key.data for key, _ in selector.select()]
+            # First: a Stop in the GUI reaches the command too, and its death must not hide the signal to us.
+            signals.check()
+            for pipe in ready:
+                if pipe is None:
                     continue
-                pipe = key.data
                 data = os.read(pipe.fileno(), 65536)
                 lines, rest = split_lines(data)
                 for line in lines:
@@ -145,3 +146,4 @@ def _listen(pipes: Sequence[IO[bytes]], say: Callable[[bytes], None], signals: S
                     selector.unregister(pipe)
                     if begun[pipe]:
                         say(b"".join(begun[pipe]))
+    signals.check()

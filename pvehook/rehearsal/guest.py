@@ -13,45 +13,29 @@ Proxmox's own and follow its patches to QEMU.
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Self
 
 from pvehook.contract.guest_facts import Filesystem
 from pvehook.rehearsal import backup_job
-from pvehook.rehearsal.guest_sockets import JOIN_S, DenialError, Port, Requests, line, reply_to
+from pvehook.rehearsal.guest_agent import FrozenInterval, SimulatedAgent
+from pvehook.rehearsal.guest_sockets import DenialError, Peer, Port, Requests, line, reply_to
+from pvehook.rehearsal.guest_state import GuestState, Heard, Sticky
 
 PLAIN_FILESYSTEMS: Final = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda1", "/", "ext4"))
 
-Sticky = Literal["qmp", "agent", "freeze", "thaw"]
-"""What can hang: the monitor, the agent before every request, or one command inside the guest."""
-
-_WHILE_FROZEN: Final = (
-    *("guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-info", "guest-ping"),
-    *("guest-sync", "guest-sync-delimited"),
-)
-
 _Handler = Callable[[Mapping[str, object]], object]
-
-
-class Heard(NamedTuple):
-    """One command that reached the guest. `at_s` is on the monotonic clock."""
-
-    at_s: float
-    channel: Literal["qmp", "qga"]
-    command: str
 
 
 class SimulatedGuest:
     """Serves `DIRECTORY/VMID.qmp` and `DIRECTORY/VMID.qga` until the block is left.
 
-    `freeze_s` is how long a freeze takes, `backup_s` how long a backup: None is until `finish_backup`.
-    A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does.
+    `freeze_s` is how long a freeze takes, `sync_s` a `sync` by guest-exec, `backup_s` a backup: None is until
+    `finish_backup`. `blocked` are the agent's commands that the guest's administrator has switched off.
+    A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
+    from `stop` on, its agent is silent.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes.
     """
 
@@ -62,48 +46,42 @@ class SimulatedGuest:
         *,
         filesystems: Sequence[Filesystem] = PLAIN_FILESYSTEMS,
         agent_version: str = "7.2.22",
+        os_id: str = "debian",
+        blocked: Collection[str] = (),
         freeze_s: float = 0.0,
+        sync_s: float = 0.0,
         backup_s: float | None = None,
         running: bool = True,
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
         self.qga_path = os.path.join(directory, f"{vmid}.qga")
-        self.heard: list[Heard] = []
-        self.refused: dict[str, str] = {}
-        """Commands that are answered with an error, and its text. To be filled by whoever wants that."""
-        self._filesystems = tuple(filesystems)
-        self._agent_version = agent_version
-        self._freeze_s = freeze_s
-        self._running = running
-        self._frozen: frozenset[str] = frozenset()
+        self.migrating = False
+        """What `query-migrate` shows. To be set by whoever wants that."""
+        self._state = GuestState(running)
         self._backup = backup_job.BackupJob(backup_s)
-        self._stuck: set[Sticky] = set()
-        self._ended = False
-        self._changed = threading.Condition()
-        self._to_agent: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._monitor = Requests()
         self._in_command_mode = False
         self._qmp = Port(self.qmp_path, self._greet, self._monitor_reads)
-        self._qga = Port(self.qga_path, lambda: None, self._to_agent.put)
-        self._agent = threading.Thread(target=self._run_agent, daemon=True)
-        self._agent_commands: dict[str, _Handler] = {
-            "guest-sync": self._sync,
-            "guest-sync-delimited": self._sync,
-            "guest-ping": self._ping,
-            "guest-info": self._info,
-            "guest-get-fsinfo": self._fsinfo,
-            "guest-fsfreeze-status": self._freeze_status,
-            "guest-fsfreeze-freeze": self._freeze,
-            "guest-fsfreeze-freeze-list": self._freeze,
-            "guest-fsfreeze-thaw": self._thaw,
-        }
+        self._agent = SimulatedAgent(
+            self.qga_path,
+            self._state,
+            filesystems=filesystems,
+            version=agent_version,
+            freeze_s=freeze_s,
+            sync_s=sync_s,
+            os_id=os_id,
+            blocked=blocked,
+        )
         self._monitor_commands: dict[str, _Handler] = {
             "query-status": self._status,
+            "stop": self._stop,
             "cont": self._continue,
+            "query-migrate": self._migration,
             "query-block": self._block,
             "query-blockstats": self._blockstats,
             "query-block-jobs": self._block_jobs,
             "block-job-set-speed": self._set_speed,
+            "query-proxmox-support": self._proxmox_support,
             "backup": self._start_backup,
             "backup-cancel": self._cancel_backup,
             "query-backup": self._query_backup,
@@ -111,28 +89,46 @@ class SimulatedGuest:
 
     def __enter__(self) -> Self:
         self._qmp.open()
-        self._qga.open()
-        self._agent.start()
+        self._agent.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        with self._state.changed:
+            self._state.ended = True
+            self._state.changed.notify_all()
         self._qmp.close()
-        self._qga.close()
-        self._to_agent.put(b"")
-        self._agent.join(JOIN_S)
+        self._agent.close()
+
+    @property
+    def heard(self) -> list[Heard]:
+        """Every command that has come so far, syncs included, in order."""
+        return self._state.heard
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Commands that are answered with an error, and its text. To be filled by whoever wants that."""
+        return self._state.refused
 
     @property
     def is_frozen(self) -> bool:
-        return bool(self._frozen)
+        return bool(self._agent.frozen)
 
     @property
     def frozen_mountpoints(self) -> frozenset[str]:
-        return self._frozen
+        return self._agent.frozen
+
+    @property
+    def frozen_intervals(self) -> tuple[FrozenInterval, ...]:
+        """Every freeze that took hold, in order; the last one may still last."""
+        with self._state.changed:
+            return tuple(self._agent.intervals)
+
+    @property
+    def executed(self) -> tuple[tuple[str, ...], ...]:
+        """What guest-exec has started: path and arguments."""
+        return tuple(self._agent.executed)
 
     @property
     def backup_runs(self) -> bool:
@@ -140,94 +136,24 @@ class SimulatedGuest:
 
     def stick(self, what: Sticky) -> None:
         """From now on this hangs, until `unstick`."""
-        with self._changed:
-            self._stuck.add(what)
+        with self._state.changed:
+            self._state.stuck.add(what)
 
     def unstick(self, what: Sticky) -> None:
-        with self._changed:
-            self._stuck.discard(what)
-            self._changed.notify_all()
+        with self._state.changed:
+            self._state.stuck.discard(what)
+            self._state.changed.notify_all()
 
     def finish_backup(self) -> None:
         """The backup job comes to its good end, as if all was read."""
-        with self._changed:
+        with self._state.changed:
             self._backup.finish()
-            self._changed.notify_all()
+            self._state.changed.notify_all()
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Waits until `condition` is true, looking after every command; False when time is up."""
-        with self._changed:
-            return self._changed.wait_for(condition, timeout_s)
-
-    # The agent: one thread, so one command after the other, whoever is connected.
-
-    def _run_agent(self) -> None:
-        requests = Requests()
-        while data := self._to_agent.get():
-            for request in requests.cut(data):
-                self._pass("agent")
-                self._qga.reply_to_whoever_is_next(self._agent_answers(request))
-
-    def _agent_answers(self, request: bytes) -> bytes:
-        reply, command = reply_to(request, self._agent_command)
-        mark = b"\xff" if command == "guest-sync-delimited" and "return" in reply else b""
-        return mark + json.dumps(reply).encode() + b"\n"
-
-    def _agent_command(self, command: str, arguments: Mapping[str, object]) -> object:
-        self._note("qga", command)
-        if command not in self._agent_commands:
-            raise DenialError("CommandNotFound", f"The command {command} has not been found")
-        if self._frozen and command not in _WHILE_FROZEN:
-            old = int(self._agent_version.split(".")[0]) < 10
-            why = "the agent is in frozen state" if old else "the command is not allowed"
-            raise DenialError("CommandNotFound", f"Command {command} has been disabled: {why}")
-        return self._agent_commands[command](arguments)
-
-    def _sync(self, arguments: Mapping[str, object]) -> object:
-        if type(arguments.get("id")) is not int:
-            raise DenialError("GenericError", "Invalid parameter type for 'id', expected: integer")
-        return arguments["id"]
-
-    def _ping(self, arguments: Mapping[str, object]) -> object:
-        return {}
-
-    def _info(self, arguments: Mapping[str, object]) -> object:
-        commands = [
-            {
-                "name": name,
-                "enabled": name not in self.refused and (not self._frozen or name in _WHILE_FROZEN),
-                "success-response": True,
-            }
-            for name in self._agent_commands
-        ]
-        return {"version": self._agent_version, "supported_commands": commands}
-
-    def _fsinfo(self, arguments: Mapping[str, object]) -> object:
-        return [{**entry._asdict(), "disk": []} for entry in self._filesystems]
-
-    def _freeze_status(self, arguments: Mapping[str, object]) -> object:
-        return "frozen" if self._frozen else "thawed"
-
-    def _freeze(self, arguments: Mapping[str, object]) -> object:
-        wanted = arguments.get("mountpoints", [entry.mountpoint for entry in self._filesystems])
-        if not isinstance(wanted, list):
-            raise DenialError("GenericError", "Invalid parameter type for 'mountpoints', expected: array")
-        self._pass("freeze")
-        with self._changed:
-            # Not a sleep: the end of the simulation ends it too.
-            self._changed.wait_for(lambda: self._ended, self._freeze_s)
-            reached = [entry.mountpoint for entry in self._filesystems if entry.mountpoint in wanted]
-            self._frozen = frozenset(reached)
-            self._changed.notify_all()
-        return len(reached)
-
-    def _thaw(self, arguments: Mapping[str, object]) -> object:
-        self._pass("thaw")
-        with self._changed:
-            count = len(self._frozen)
-            self._frozen = frozenset()
-            self._changed.notify_all()
-        return count
+        with self._state.changed:
+            return self._state.changed.wait_for(condition, timeout_s)
 
     # The monitor: in the thread of its socket, because a client's bytes end with the client.
 
@@ -238,14 +164,14 @@ class SimulatedGuest:
         # No capabilities: Proxmox runs its monitor without out-of-band commands.
         self._qmp.reply(line({"QMP": {"version": version, "capabilities": []}}))
 
-    def _monitor_reads(self, data: bytes) -> None:
+    def _monitor_reads(self, data: bytes, peer: Peer) -> None:
         for request in self._monitor.cut(data):
-            self._pass("qmp")
-            reply, _ = reply_to(request, self._monitor_command)
+            self._state.wait_while_stuck("qmp")
+            reply, _ = reply_to(request, lambda command, given: self._monitor_command(command, given, peer))
             self._qmp.reply(line(reply))
 
-    def _monitor_command(self, command: str, arguments: Mapping[str, object]) -> object:
-        self._note("qmp", command)
+    def _monitor_command(self, command: str, arguments: Mapping[str, object], peer: Peer) -> object:
+        self._state.note("qmp", command, peer)
         if command == "qmp_capabilities":
             self._in_command_mode = True
             return {}
@@ -256,11 +182,21 @@ class SimulatedGuest:
         return self._monitor_commands[command](arguments)
 
     def _status(self, arguments: Mapping[str, object]) -> object:
-        return {"status": "running" if self._running else "prelaunch", "running": self._running}
+        return {"status": self._state.run_state, "running": self._state.run_state == "running"}
+
+    def _stop(self, arguments: Mapping[str, object]) -> object:
+        self._state.run("paused")
+        return {}
 
     def _continue(self, arguments: Mapping[str, object]) -> object:
-        self._running = True
+        self._state.run("running")
         return {}
+
+    def _migration(self, arguments: Mapping[str, object]) -> object:
+        return {"status": "active", "ram": {}} if self.migrating else {}
+
+    def _proxmox_support(self, arguments: Mapping[str, object]) -> object:
+        return {"pbs-dirty-bitmap": True, "query-bitmap-info": True, "backup-max-workers": True}
 
     def _block(self, arguments: Mapping[str, object]) -> object:
         size = backup_job.TOTAL_BYTES
@@ -282,27 +218,16 @@ class SimulatedGuest:
         return {}
 
     def _start_backup(self, arguments: Mapping[str, object]) -> object:
-        with self._changed:
+        with self._state.changed:
             started = self._backup.start()
-            self._changed.notify_all()
+            self._state.changed.notify_all()
         return started
 
     def _cancel_backup(self, arguments: Mapping[str, object]) -> object:
-        with self._changed:
+        with self._state.changed:
             self._backup.cancel()
-            self._changed.notify_all()
+            self._state.changed.notify_all()
         return {}
 
     def _query_backup(self, arguments: Mapping[str, object]) -> object:
         return self._backup.as_backup()
-
-    def _note(self, channel: Literal["qmp", "qga"], command: str) -> None:
-        with self._changed:
-            self.heard.append(Heard(time.monotonic(), channel, command))
-            self._changed.notify_all()
-        if command in self.refused:
-            raise DenialError("GenericError", self.refused[command])
-
-    def _pass(self, what: Sticky) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or what not in self._stuck)

@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from pvehook.guest.sockets import fitting_address
 
@@ -23,13 +24,20 @@ class DenialError(Exception):
         self.error = {"class": kind, "desc": description}
 
 
+class Peer(NamedTuple):
+    """Who is connected: the how-manieth client of this socket, and its process as the kernel knows it (unix(7))."""
+
+    number: int
+    pid: int
+
+
 class Port:
     """A listening socket as QEMU's `-chardev socket,server=on` has it: one client at a time, two wait.
 
-    `served` is called when a client's turn has come, `received` with each piece of its bytes.
+    `served` is called when a client's turn has come, `received` with each piece of its bytes and whose they are.
     """
 
-    def __init__(self, path: str, served: Callable[[], None], received: Callable[[bytes], None]) -> None:
+    def __init__(self, path: str, served: Callable[[], None], received: Callable[[bytes, Peer], None]) -> None:
         self._path = path
         self._served = served
         self._received = received
@@ -87,12 +95,15 @@ class Port:
         return True
 
     def _serve(self) -> None:
+        number = 0
         while client := self._next_client():
             with client:
+                number += 1
+                peer = Peer(number, _pid(client))
                 self._served()
                 with contextlib.suppress(ConnectionError):
                     while data := client.recv(65536):
-                        self._received(data)
+                        self._received(data, peer)
                 with self._changed:
                     self._client = None
 
@@ -108,6 +119,13 @@ class Port:
             self._client = client
             self._changed.notify_all()
         return client
+
+
+def _pid(client: socket.socket) -> int:
+    """Of the process that connected, which need not live any more."""
+    size = struct.calcsize("3i")  # struct ucred: pid, uid, gid
+    pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(pid)
 
 
 class Requests:

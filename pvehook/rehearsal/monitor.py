@@ -20,6 +20,17 @@ _ANSWER_S = 5.0
 class MonitorError(Exception):
     """The VM said no, or nothing. The text is for the task log."""
 
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        """QMP's class of the refusal, `CommandNotFound` for one; "" where QMP did not refuse."""
+
+
+class _RefusalError(ValueError):
+    def __init__(self, error: dict[str, str]) -> None:
+        super().__init__(error.get("desc", "unknown error"))
+        self.kind = error.get("class", "")
+
 
 def qmp_socket(node: Node, vmid: int) -> str:
     return node.path(f"/var/run/qemu-server/{vmid}.qmp")
@@ -30,11 +41,11 @@ def is_there(node: Node, vmid: int) -> bool:
     return os.path.exists(qmp_socket(node, vmid))
 
 
-def ask(node: Node, vmid: int, command: str, **arguments: Any) -> Any:
+def ask(node: Node, vmid: int, command: str, *, patience_s: float = _ANSWER_S, **arguments: Any) -> Any:
     """The `return` of one command. Raises MonitorError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_ANSWER_S)
+            connection.settimeout(patience_s)
             with fitting_address(qmp_socket(node, vmid)) as address:
                 connection.connect(address)
             with connection.makefile("rwb") as stream:
@@ -42,7 +53,8 @@ def ask(node: Node, vmid: int, command: str, **arguments: Any) -> Any:
                 _exchange(stream, "qmp_capabilities", {})
                 return _exchange(stream, command, arguments)
     except (OSError, ValueError) as error:
-        raise MonitorError(f"VM {vmid} qmp command '{command}' failed - {error}") from error
+        kind = error.kind if isinstance(error, _RefusalError) else ""
+        raise MonitorError(f"VM {vmid} qmp command '{command}' failed - {error}", kind) from error
 
 
 def _exchange(stream: Any, command: str, arguments: dict[str, Any]) -> Any:
@@ -54,6 +66,6 @@ def _exchange(stream: Any, command: str, arguments: dict[str, Any]) -> Any:
             raise ValueError("got closed connection")
         reply = json.loads(line)
         if "error" in reply:
-            raise ValueError(reply["error"].get("desc", "unknown error"))
+            raise _RefusalError(reply["error"])
         if "return" in reply:  # anything else is an event
             return reply["return"]

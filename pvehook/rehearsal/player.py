@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pvehook.host.node import Node
 from pvehook.rehearsal import stand_in
@@ -46,6 +46,17 @@ class Call:
     """Its output, both streams, as split by PVE."""
 
 
+class FreezeEvent(NamedTuple):
+    """One moment of the freeze around the start of a VM's backup job; worker.py lists their names."""
+
+    vmid: int
+    name: str
+    at_s: float
+    """On the monotonic clock, which is the same in all processes."""
+    why: str
+    """Of a failure, or of a freeze that was skipped; else ""."""
+
+
 @dataclass(frozen=True, slots=True)
 class Played:
     """What vzdump did and showed."""
@@ -56,6 +67,14 @@ class Played:
     exit_code: int
     """Of the worker: 0, 255 when the task died, negative when a signal ended it."""
     upid: str
+    freeze_events: tuple[FreezeEvent, ...] = ()
+
+    def pve_froze_for_s(self, vmid: int) -> float | None:
+        """Seconds from PVE's freeze being sent to its thaw being answered; None if there were not both."""
+        at_s = {event.name: event.at_s for event in self.freeze_events if event.vmid == vmid}
+        if not {"pve-froze", "pve-thawed"} <= at_s.keys():
+            return None
+        return at_s["pve-thawed"] - at_s["pve-freezes"]
 
 
 class Player:
@@ -133,6 +152,12 @@ class Player:
             raise ValueError(f"{pause!r} is not among the pauses of this run: {', '.join(self.run.pauses)}")
         self.wait_until(lambda event: event["event"] == "pause" and event["at"] == pause, pause)
 
+    def wait_for_event(self, name: str, vmid: int) -> FreezeEvent:
+        """Wait until this moment of `vmid`'s freeze has come, one of worker.py's list."""
+        return _freeze_event(
+            self.wait_until(lambda event: event["event"] == name and event["vmid"] == vmid, f"{name} of {vmid}")
+        )
+
     def go_on(self) -> None:
         """Let the worker go on from where it stands."""
         self._write("go")
@@ -166,6 +191,7 @@ class Player:
             tuple(event["line"] for event in events if event["event"] == "notify"),
             exit_code,
             next((event["upid"] for event in events if event["event"] == "started"), ""),
+            tuple(_freeze_event(event) for event in events if "at_s" in event),
         )
 
     def children(self, vmid: int) -> dict[str, int]:
@@ -220,6 +246,10 @@ class Player:
         with self._news:
             self._at_end = True
             self._news.notify_all()
+
+
+def _freeze_event(event: dict[str, Any]) -> FreezeEvent:
+    return FreezeEvent(event["vmid"], event["event"], event["at_s"], event.get("why", ""))
 
 
 def play(run: Run) -> Played:

@@ -13,7 +13,7 @@ Kind = Literal["qemu", "lxc"]
 State = Literal["running", "stopped", "paused"]
 Mode = Literal["snapshot", "suspend", "stop"]
 QemuServer = Literal["9.1.10", "9.0"]
-"""9.1.10 asks whether the guest is frozen already before it freezes; "9.0" stands for 9.0.23 up to that, which do not."""
+"""9.1.10 asks whether the guest is frozen already before it freezes. "9.0", for 9.0.23 and up, does not ask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,8 @@ class Turn:
             self._info("suspending guest")
         self._hook("pre-stop")
         if task.mode == "suspend" and task.guest.kind == "qemu":
-            task.to_resume = True  # it stays suspended until its archive is complete
+            task.to_resume = True
+            self._archive.suspend_guest()
             return
         if task.mode == "suspend":
             self._info("resuming guest")
@@ -141,6 +142,7 @@ class Turn:
             self._hook("pre-restart")
             if task.to_resume:
                 self._info("resume vm")
+                self._archive.resume_guest()
             elif self._archive.is_down():
                 self._info("restarting vm")
                 self._archive.start_guest()

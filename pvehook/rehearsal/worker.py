@@ -2,7 +2,7 @@
 
 The order of phases, the environment and what a failing hook does are PVE::VZDump's (`exec_backup`,
 `exec_backup_task`, `run_hook_script`), held to 40 recordings of the real one. What is not played: locks of
-guests' configurations, pruning, rsync of a suspended container, freezing.
+guests' configurations, pruning, rsync of a suspended container.
 
 It talks to the player on two pipes: one JSON event a line to it, one word a line from it.
 
@@ -13,6 +13,14 @@ It talks to the player on two pipes: one JSON event a line to it, one word a lin
     {"event":"children","vmid":101,"pids":{"zstd":4712}}     the archive's processes
     {"event":"vm","vmid":101,"pid":4713}                     a VM was started by vzdump
     {"event":"pause","at":"archive 101"}                     waits for the word `go`
+
+and around the start of a VM's backup job, each with `vmid` and `at_s` (CLOCK_MONOTONIC, the same in all processes):
+
+    pve-pings     pve-pinged                                 a command is about to be sent, and was answered
+    pve-skipped-freeze                                       with `why`; a ping that is not answered ends here too
+    pve-freezes   pve-froze     pve-freeze-failed            `why` with the last
+    job-started                 job-failed                   the same; `name` with the first
+    pve-thaws     pve-thawed    pve-thaw-failed              the same
 """
 
 from __future__ import annotations
