@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--idle-exit", type=duration_s, metavar="TIME", help="leave after this long without a job (default 60s)"
     )
     serve.add_argument("--clock", metavar="FILE", help="rehearsals only: add the seconds in FILE to the clock")
+    serve.add_argument("--halt-at", metavar="STEP", help="rehearsals only: stop at this step of a freeze")
     serve.set_defaults(run=_serve)
 
     window = commands.add_parser(
@@ -99,6 +100,27 @@ def _parser() -> argparse.ArgumentParser:
         "show", parents=[common], help="every key, its effective value and where it comes from"
     )
     show.set_defaults(run=_config_show)
+
+    guest = commands.add_parser("guest", help="look at one running guest")
+    guest.add_argument("vmid", type=vmid, metavar="VMID")
+    guest_commands = guest.add_subparsers(required=True, metavar="freeze-check")
+    freeze_check = guest_commands.add_parser(
+        "freeze-check",
+        parents=[common],
+        help="facts, verdict and reasons, without freezing; exit 0 when it would be frozen",
+    )
+    freeze_check.add_argument("--json", action="store_true")
+    freeze_check.add_argument(
+        "--forget", action="store_true", help="first drop the history of slow and hung freezes: its cause was mended"
+    )
+    freeze_check.set_defaults(run=_freeze_check)
+
+    thaw = commands.add_parser("thaw", help="thaw guests that pvehook froze; exit 0 when they are thawed")
+    thaw.add_argument("vmid", type=vmid, nargs="?", metavar="VMID")
+    thaw.add_argument("--left-over", action="store_true", help="every guest that a record calls frozen by pvehook")
+    thaw.add_argument("--force", action="store_true", help="thaw VMID whoever froze it")
+    thaw.add_argument("--root", default="/", help=argparse.SUPPRESS)
+    thaw.set_defaults(run=_thaw)
 
     rehearse = commands.add_parser(
         "rehearse", parents=[common], help="say what tonight's backups would do, without starting one"
@@ -175,6 +197,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         idle_exit_s=arguments.idle_exit or IDLE_EXIT_S,
         clock_file=arguments.clock,
         config_file=arguments.config,
+        halt_at=arguments.halt_at,
     )
 
 
@@ -322,6 +345,45 @@ def _config_show(arguments: argparse.Namespace) -> int:
     for line in describe(loaded):
         print(line)
     return 0
+
+
+def _freeze_check(arguments: argparse.Namespace) -> int:
+    from pvehook.host.timely_files import TimelyReader
+    from pvehook.job.freeze_facts import gather
+    from pvehook.job.freeze_history import forget_freezes
+    from pvehook.records.freeze_check import freeze_check_json, freeze_check_lines
+    from pvehook.rules.freeze_policy import policy_for
+    from pvehook.rules.freeze_safety import decide
+
+    node = Node(arguments.root)
+    in_force = _in_force(arguments)
+    if arguments.forget:
+        forgotten = forget_freezes(node, arguments.vmid)
+        print("history: forgotten" if forgotten else "history: there was none", file=sys.stderr)
+    freeze = in_force.config.freeze
+    # As a backup in mode snapshot would find it: in the other modes PVE does not freeze.
+    known = gather(
+        node, TimelyReader(), arguments.vmid, "qemu", "snapshot", freeze.facts_within_s, SystemClock().now_s()
+    )
+    verdict = decide(known.facts, policy_for(freeze, arguments.vmid, known.name, known.tags))
+    if arguments.json:
+        print(json.dumps(freeze_check_json(arguments.vmid, known.name, known.facts, verdict)))
+    else:
+        print("\n".join(freeze_check_lines(arguments.vmid, known.name, known.facts, verdict)))
+    return 0 if verdict.action == "freeze" else 1
+
+
+def _thaw(arguments: argparse.Namespace) -> int:
+    from pvehook.job.thaw import thaw_guest, thaw_left_over
+
+    node = Node(arguments.root)
+    if (arguments.vmid is None) is not arguments.left_over:
+        raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
+    guest = arguments.vmid
+    reports = thaw_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+    for report in reports:
+        print(report.text, file=sys.stdout if report.done else sys.stderr)
+    return 0 if all(report.done for report in reports) else 1
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:

@@ -5,12 +5,14 @@ The request is one JSON line:
     {"v":1,"argv":["pre-stop","snapshot","101"],"env":{"STOREID":"local","VMTYPE":"qemu"},"worker":4711}
 
 The reply is text, because the hook must not pay for a JSON parser: `exit CODE` or `exit CODE chain /path`, then
-the lines that vzdump shows, until the end of the stream.
+the lines that vzdump shows, until the end of the stream. A line `wait SECONDS` may come first: the hook then gives the
+daemon that many seconds more than the phase's own deadline.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import NamedTuple
 
 REQUEST_LIMIT_BYTES = 64 * 1024
@@ -83,6 +85,11 @@ def call_from(argv: list[str], env: dict[str, str], worker_pid: int) -> HookCall
         dumpdir=env.get("DUMPDIR"),
         target=env.get("TARGET"),
     )
+
+
+def encode_patience(seconds: float) -> bytes:
+    """What goes before a reply that takes longer than the phase's deadline: `wait SECONDS`."""
+    return f"wait {math.ceil(seconds)}\n".encode("ascii")
 
 
 def encode_reply(reply: Reply) -> bytes:

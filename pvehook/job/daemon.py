@@ -20,11 +20,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pvehook.contract.call import REQUEST_LIMIT_BYTES, BadCall, HookCall, Reply, encode_reply, parse_call
+from pvehook.contract.call import (
+    REQUEST_LIMIT_BYTES,
+    BadCall,
+    HookCall,
+    Reply,
+    encode_patience,
+    encode_reply,
+    parse_call,
+)
 from pvehook.contract.upid import parse_upid
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of
 from pvehook.job import record
+from pvehook.job.guest_freeze import thaw_left_over_in_daemon
 from pvehook.job.job import Job, Surroundings, chain_of
 
 REQUEST_DEADLINE_S = 2.0
@@ -59,6 +68,7 @@ class Daemon:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
+        thaw_left_over_in_daemon(self._around.node, self._around.freezes, self._log)
         self._pick_up_running_jobs()
         systemd.notify("READY=1")
         while not self._told_to_leave and not self._idle():
@@ -80,7 +90,7 @@ class Daemon:
 
     def _idle(self) -> bool:
         with self._jobs_lock:
-            busy = bool(self._jobs) or self._ringing > 0
+            busy = bool(self._jobs) or self._ringing > 0 or self._around.freezes.any
         return not busy and time.monotonic() - self._last_ring_s >= self._idle_exit_s
 
     # Rings
@@ -122,7 +132,7 @@ class Daemon:
             return Reply((f"pvehook: this call was not served: {bad}",))
         try:
             with self._job_of(worker) as job:
-                return job.phase(call)
+                return job.phase(call, lambda seconds: connection.sendall(encode_patience(seconds)))
         except Exception as fault:  # a fault of ours costs a log line, never a backup
             self._log.error(
                 "fault",

@@ -3,6 +3,7 @@
     job-init, job-start, backup-start    the window, by the last good configuration; a shut one refuses
     every phase but the last             idle I/O priority on the worker and what it has forked so far
     every guest phase                    a VM that vzdump started goes back to normal
+    every phase                          a guest that a daemon froze and left behind is thawed
 
 It knows less than the daemon: no job ids, no configured other processes, nothing between the phases, and it does
 not read /etc/pve. It says so in one line.
@@ -20,9 +21,13 @@ from pvehook.host.node import Node
 from pvehook.host.processes import backup_processes, command_line, guests_left_idle, identify, vm_processes
 from pvehook.job import allowances
 from pvehook.job.last_good import stored_config, window_of
+from pvehook.job.thaw import thaw_left_over
 from pvehook.rules.admission import Admission, Exemptions, Question, admit
 from pvehook.rules.window import Window, window_state
 from pvehook.settings import DEFAULT, Config
+
+
+LEFT_OVER_PATIENCE_S = 1.0
 
 
 def answer(root: str, argv: list[str], env: dict[str, str], worker_pid: int, why: str) -> tuple[int, bytes, bytes]:
@@ -47,6 +52,8 @@ def _answer(node: Node, argv: list[str], env: dict[str, str], worker_pid: int, w
         if not admission.allowed:
             return Reply(tuple(lines), exit_code=1)
     lines += [f"pvehook: {line}" for line in _put_priorities_right(node, call, config)]
+    # A daemon that died may have left a guest frozen, and the next one may never have come.
+    lines += [f"pvehook: {report.text}" for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S)]
     return Reply(tuple(lines), chain=node.path(config.chain) if config.chain else None)
 
 

@@ -3,7 +3,8 @@
     job_init      may this run start?                     before the node's lock: another job may be running
     job_start     may it start now?                       it may have waited hours for the lock
     backup_start  may this guest be backed up now?        a night can run over
-    ...           (pre-stop, pre-restart, post-restart)   processes come and go, the keeper is woken
+    pre_stop      is it safe to freeze it?
+    post_restart  the rendezvous with PVE's freeze is armed
     backup_end    the archive is complete                 or backup_abort, which can come without backup_start
     log_end       the guest's account                     always comes
     job_end       the table of all guests                 or job_abort
@@ -26,6 +27,7 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.job import record
 from pvehook.job.admission_desk import AdmissionDesk
 from pvehook.job.configuration import Configuration, InForce
+from pvehook.job.guest_freeze import GuestFreeze, OpenFreezes
 from pvehook.job.keeper import Keeper
 from pvehook.job.record import JobRecord
 from pvehook.records.guest_account import account_lines, account_message
@@ -47,6 +49,7 @@ class Surroundings(NamedTuple):
     log: Log
     reader: TimelyReader
     configuration: Configuration
+    freezes: OpenFreezes
 
 
 class Job:
@@ -58,20 +61,21 @@ class Job:
         self._log = around.log.bind(job=job.upid or None, worker=job.worker.pid)
         self._desk = AdmissionDesk(around.node, around.clock, around.reader)
         self._keeper = Keeper(around, self._desk, job, self._log)
+        self._freeze = GuestFreeze(around.node, around.clock, around.reader, around.freezes, job.worker, self._log)
         self._lock = threading.Lock()
         self.ended = False
 
-    def phase(self, call: HookCall) -> Reply:
-        """Answers one ring."""
+    def phase(self, call: HookCall, more_time: Callable[[float], None]) -> Reply:
+        """Answers one ring. `more_time` asks the hook to wait that many seconds longer."""
         locked = self._lock.acquire(timeout=PHASE_LOCK_S)
         try:
-            reply, in_force = self._tell(call)
+            reply, in_force = self._tell(call, more_time)
         finally:
             if locked:
                 self._lock.release()
         return reply._replace(chain=chain_of(self._around.node, in_force)) if reply.exit_code == 0 else reply
 
-    def _tell(self, call: HookCall) -> tuple[Reply, InForce]:
+    def _tell(self, call: HookCall, more_time: Callable[[float], None]) -> tuple[Reply, InForce]:
         in_force = self._around.configuration.now()
         self._job.storeid = call.storeid or self._job.storeid
         self._job.dumpdir = call.dumpdir or self._job.dumpdir
@@ -79,9 +83,9 @@ class Job:
             "job-init": self.job_init,
             "job-start": self.job_start,
             "backup-start": self.backup_start,
-            "pre-stop": self.between,
-            "pre-restart": self.between,
-            "post-restart": self.between,
+            "pre-stop": lambda call, in_force: self.pre_stop(call, in_force, more_time),
+            "pre-restart": self.pre_restart,
+            "post-restart": self.post_restart,
             "backup-end": self.backup_end,
             "backup-abort": self.backup_abort,
             "log-end": self.log_end,
@@ -162,15 +166,30 @@ class Job:
         self._keeper.guest_started(self._job.guest)
         return Reply(_ours(decision.lines))
 
-    def between(self, call: HookCall, in_force: InForce) -> Reply:
-        """pre-stop, pre-restart, post-restart: processes come and go here."""
+    def pre_stop(self, call: HookCall, in_force: InForce, more_time: Callable[[float], None]) -> Reply:
+        """Before anything is stopped or frozen: is it safe to freeze this guest?"""
+        guest = self._ensure_guest(call, in_force)
+        lines = self._freeze.prepare(guest, in_force.config.freeze, more_time)
+        self._keeper.wake()
+        return Reply(_ours(lines))
+
+    def pre_restart(self, call: HookCall, in_force: InForce) -> Reply:
+        """Nothing of ours; vzdump goes on to resume or start the guest."""
         self._ensure_guest(call, in_force)
         self._keeper.wake()
         return Reply()
 
+    def post_restart(self, call: HookCall, in_force: InForce) -> Reply:
+        """The archive begins when this returns: PVE asks the agent 3 to 7 ms later and must find us there."""
+        guest = self._ensure_guest(call, in_force)
+        lines = self._freeze.arm(guest, in_force.config.freeze)
+        self._keeper.wake()
+        return Reply(_ours(lines))
+
     def backup_end(self, call: HookCall, in_force: InForce) -> Reply:
         """The archive is complete."""
         guest = self._ensure_guest(call, in_force)
+        self._freeze.over()
         if guest.result == "running":
             guest.result = "ok"
         self._keeper.wake()
@@ -179,6 +198,7 @@ class Job:
     def backup_abort(self, call: HookCall, in_force: InForce) -> Reply:
         """This guest's backup failed, perhaps before it began, perhaps because the window refused it."""
         guest = self._ensure_guest(call, in_force)
+        self._freeze.over()
         if guest.result not in ("refused", "cancelled"):
             guest.result = "cancelled" if guest.cancel_sent else "failed"
         self._keeper.wake()
@@ -203,6 +223,7 @@ class Job:
             if guest is not None:
                 if guest.result == "running":
                     guest.result = "worker-died"
+                self._freeze.worker_died(guest)
                 self._settle(guest)
             self._keeper.job_ends()
             self._write_down()
@@ -253,6 +274,7 @@ class Job:
     def _settle(self, guest: GuestRecord) -> list[str]:
         """The account of one guest: last look at its processes, then the journal, then the task log."""
         guest.ended_s = self._around.clock.now_s()
+        self._freeze.settle(guest)
         self._keeper.guest_ends(guest)
         self._job.done.append(guest)
         self._job.guest = None
@@ -275,6 +297,9 @@ class Job:
             idle_effect=guest.effect_in_short,
             idle_effect_detail=guest.effect or None,
             put_back_to_normal=guest.restored or None,
+            freeze=guest.freeze.action if guest.freeze else None,
+            consistency=guest.freeze.consistency if guest.freeze else None,
+            frozen_ms=guest.freeze.frozen_ms if guest.freeze else None,
         )
         return account_lines(guest)
 

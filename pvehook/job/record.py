@@ -18,7 +18,7 @@ from typing import Any
 from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
-from pvehook.records.guest_record import GuestRecord
+from pvehook.records.guest_record import FreezeAccount, GuestRecord
 
 
 @dataclass(slots=True)
@@ -87,7 +87,12 @@ def _from_json(body: dict[str, Any]) -> JobRecord:
         **{
             **body,
             "worker": ProcessId(int(pid), int(start_ticks)),
-            "guest": GuestRecord(**guest) if guest is not None else None,
-            "done": [GuestRecord(**each) for each in body["done"]],
+            "guest": _guest(guest) if guest is not None else None,
+            "done": [_guest(each) for each in body["done"]],
         }
     )
+
+
+def _guest(body: dict[str, Any]) -> GuestRecord:
+    freeze = body["freeze"]
+    return GuestRecord(**{**body, "freeze": FreezeAccount(**freeze) if freeze is not None else None})

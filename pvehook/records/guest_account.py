@@ -36,6 +36,8 @@ def account_message(guest: GuestRecord) -> str:
         return f"{guest_title(guest)}: refused, the window is shut"
     parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest)]
     parts.append(f"effect: {guest.effect_in_short}")
+    if guest.freeze is not None and guest.freeze.consistency is not None:
+        parts.append(guest.freeze.in_words())
     if guest.restored:
         parts.append(f"{len(guest.restored)} of its processes put back to normal priority")
     return "; ".join(parts)
@@ -47,6 +49,8 @@ def account_lines(guest: GuestRecord) -> list[str]:
         return []
     title = guest_title(guest)
     lines = [f"{title}: {idle_in_words(guest)}"]
+    if guest.freeze is not None and guest.freeze.consistency is not None:
+        lines.insert(0, f"{title}: {guest.freeze.in_words()}")
     lines += [f"{title}: NOT at idle: {reason}" for reason in guest.not_idle]
     lines += [f"{title}: effect: {sentence}" for sentence in guest.effect]
     lines += [f"{title}: {text}" for text in guest.restored]

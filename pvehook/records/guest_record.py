@@ -6,6 +6,43 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
+class FreezeAccount:
+    """What was decided about a VM's freeze, and what became of it."""
+
+    action: str
+    """none, freeze or veto."""
+    reasons: list[str]
+    mountpoints: list[str] | None
+    """What is to be frozen; None: all, or nothing."""
+    alert: str | None = None
+    was_thawed: bool = False
+    """The agent said so before the backup: whatever is frozen later was frozen by this run."""
+    in_archive: bool = False
+    """post-restart has passed: PVE may freeze from here on."""
+    pre_flush: str | None = None
+    pre_flush_ms: int | None = None
+    consistency: str | None = None
+    """filesystem-consistent, crash-consistent, or left-to-pve; None: not known yet, or no question."""
+    why: str = ""
+    frozen_ms: int | None = None
+    filesystems_frozen: int | None = None
+    filesystems_thawed: int | None = None
+    waited_for_pve_ms: int | None = None
+    hung: bool = False
+
+    def in_words(self) -> str:
+        """How it ended, for people."""
+        if self.consistency is None:
+            return f"freeze: {self.action}"
+        text = f"{self.consistency}: {self.why}"
+        if self.frozen_ms is not None:
+            text += f"; frozen for {self.frozen_ms} ms"
+        if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:
+            text += f"; {self.filesystems_frozen} filesystems frozen, {self.filesystems_thawed} thawed"
+        return text
+
+
+@dataclass(slots=True)
 class GuestRecord:
     """One guest's backup: what vzdump told us and what was done."""
 
@@ -35,3 +72,5 @@ class GuestRecord:
     effect: list[str] = field(default_factory=list)
     """Sentences: whether idle priority can have an effect."""
     effect_in_short: str = "unknown"
+    freeze: FreezeAccount | None = None
+    """None: freezing was no question, or pre-stop was not seen."""

@@ -1,0 +1,61 @@
+"""How the last freezes of each guest went, for the next verdict.
+
+/var/lib/pvehook/freezes/101.json
+    [{"at_s": 1795312800.0, "frozen_ms": 184, "outcome": "ok"}, ...]      newest last, at most 10
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import get_args, get_type_hints
+
+from pvehook.errors import NodeError
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.rules.freeze_safety import PastFreeze
+
+KEPT = 10
+READ_S = 1.0
+_OUTCOMES = get_args(get_type_hints(PastFreeze)["outcome"])
+
+
+def past_freezes(node: Node, reader: TimelyReader, vmid: int) -> tuple[PastFreeze, ...]:
+    """The freezes that are remembered. A file that cannot be read is no history: it vetoes nothing."""
+    try:
+        text = reader.text(_path(node, vmid), READ_S)
+        return tuple(_freeze(each) for each in json.loads(text)) if text else ()
+    except (NodeError, ValueError, TypeError, KeyError):
+        return ()
+
+
+def remember(node: Node, reader: TimelyReader, vmid: int, freeze: PastFreeze) -> None:
+    """Adds a freeze. Losing it costs the next verdict a fact, nothing else."""
+    kept = [each._asdict() for each in (*past_freezes(node, reader, vmid), freeze)[-KEPT:]]
+    try:
+        reader.within(READ_S, _path(node, vmid), lambda: replace_file(_path(node, vmid), json.dumps(kept) + "\n"))
+    except (NodeError, OSError):
+        pass
+
+
+def forget_freezes(node: Node, vmid: int) -> bool:
+    """Drops a guest's history: its administrator has mended what made it slow. False when there was none."""
+    try:
+        os.unlink(_path(node, vmid))
+    except OSError:
+        return False
+    return True
+
+
+def _path(node: Node, vmid: int) -> str:
+    return os.path.join(node.state_dir, "freezes", f"{vmid}.json")
+
+
+def _freeze(body: dict[str, object]) -> PastFreeze:
+    at_s, frozen_ms, outcome = body["at_s"], body["frozen_ms"], body["outcome"]
+    if not isinstance(at_s, (int, float)) or not (frozen_ms is None or isinstance(frozen_ms, int)):
+        raise ValueError("no time")
+    if outcome not in _OUTCOMES:
+        raise ValueError("no outcome")
+    return PastFreeze(float(at_s), frozen_ms, outcome)  # type: ignore[arg-type]  # one of the words, just looked up

@@ -1,0 +1,117 @@
+"""Thawing, as often as it takes. `pvehook thaw`, systemd's ExecStopPost, the next daemon, the next phase and the
+guests' hookscript all end here.
+
+A thaw is believed when `guest-fsfreeze-status` says `thawed`, not when the command was answered. It is never sent to
+a guest that is not frozen, and never ends a freeze that the record does not call ours, unless it is forced.
+
+Stdlib only: it must work when nothing else does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from pvehook.errors import GuestError, Unreachable
+from pvehook.guest.agent import open_agent
+from pvehook.guest.sockets import Deadline
+from pvehook.host.node import Node
+from pvehook.job.frozen_record import OURS, Left, left_records, read_record, record_path
+
+ATTEMPT_S = 1.0
+"""One attempt: a thaw takes 4 to 20 ms (facts/qemu.md), and an agent that hangs in a freeze answers when that ends."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+
+LEFT_OVER_PATIENCE_S = 8.0
+"""`thaw --left-over` gives one guest this long; systemd then starts the next daemon, which goes on trying."""
+
+
+class Thawed(NamedTuple):
+    """How it ended. `filesystems`: how many the thaw reached, 0 when it was thawed already."""
+
+    outcome: Literal["thawed", "was-thawed", "gone", "not-answered"]
+    filesystems: int
+    text: str
+    at_s: float
+    """When it was known, on the monotonic clock; the answer to the thaw itself where there was one."""
+
+
+def thaw_until_thawed(
+    agent_path: str, give_up: Callable[[], bool], pause: Callable[[float], object] = time.sleep
+) -> Thawed:
+    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`."""
+    pause_s, fault, reached, at_s = FIRST_PAUSE_S, "never asked", 0, 0.0
+    while True:
+        try:
+            deadline = Deadline.after(ATTEMPT_S)
+            with open_agent(agent_path, deadline) as agent:
+                if agent.fsfreeze_status(deadline) == "thawed":
+                    how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
+                    text = f"it says thawed, {reached} filesystems"
+                    return Thawed(how, reached, text, at_s or time.monotonic())
+                reached += agent.fsfreeze_thaw(deadline)
+                at_s = time.monotonic()
+                pause_s = FIRST_PAUSE_S
+                continue
+        except Unreachable as error:
+            fault = str(error)
+            if not os.path.exists(agent_path):
+                return Thawed("gone", reached, "its VM has ended", time.monotonic())
+        except GuestError as error:
+            fault = str(error)
+        if give_up():
+            return Thawed("not-answered", reached, fault, time.monotonic())
+        pause(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def patience(seconds: float) -> Callable[[], bool]:
+    """A `give_up` that says yes after this long."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+class Report(NamedTuple):
+    """What was done about one guest."""
+
+    vmid: int
+    done: bool
+    text: str
+
+
+def thaw_left_over(node: Node, patience_s: float = LEFT_OVER_PATIENCE_S) -> list[Report]:
+    """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone."""
+    return [_thaw_left(each, patience_s) for each in left_records(node) if each.state in OURS]
+
+
+def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
+    """One guest by name; without `force` only a freeze that a record calls ours."""
+    left = read_record(record_path(node, vmid))
+    if left is not None and left.state in OURS:
+        return _thaw_left(left, patience_s)
+    if not force:
+        return Report(vmid, False, f"guest {vmid}: no freeze of ours is known; --force thaws it whoever froze it")
+    done = thaw_until_thawed(node.path(f"/var/run/qemu-server/{vmid}.qga"), patience(patience_s))
+    return Report(vmid, done.outcome in ("thawed", "was-thawed"), f"guest {vmid}: {done.text}")
+
+
+def forget(node: Node, vmid: int) -> None:
+    """A VM that was just started has no frozen filesystem; its agent does not even run yet."""
+    try:
+        os.unlink(record_path(node, vmid))
+    except FileNotFoundError:
+        pass
+
+
+def _thaw_left(left: Left, patience_s: float) -> Report:
+    done = thaw_until_thawed(left.agent_path, patience(patience_s))
+    if done.outcome == "not-answered":
+        return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
+    try:
+        os.unlink(left.path)
+    except FileNotFoundError:
+        pass
+    return Report(left.vmid, True, f"guest {left.vmid}: a freeze of ours was left over; now {done.text}")

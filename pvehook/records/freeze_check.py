@@ -1,0 +1,67 @@
+"""What `pvehook guest 101 freeze-check` shows: the facts, the verdict and its reasons."""
+
+from __future__ import annotations
+
+from pvehook.contract.text import printable
+from pvehook.rules.freeze_safety import FreezeFacts, FreezeVerdict
+
+_VERDICTS = {
+    "freeze": "would be FROZEN for the start of its backup",
+    "veto": "would NOT be frozen, and PVE would be kept from it",
+    "none": "is no question: PVE itself would not freeze it, or pvehook leaves it to PVE",
+}
+
+
+def freeze_check_lines(vmid: int, name: str | None, facts: FreezeFacts, verdict: FreezeVerdict) -> list[str]:
+    """For people: one fact a line, then the verdict with all its reasons."""
+    lines = [f"VM {vmid}" + (f" ({printable(name, 64)})" if name else "") + f" {_VERDICTS[verdict.action]}"]
+    lines += [f"  because {reason}" for reason in verdict.reasons]
+    if verdict.mountpoints is not None:
+        lines.append(f"  to be frozen: {', '.join(printable(each) for each in verdict.mountpoints) or 'nothing'}")
+    if verdict.alert:
+        lines.append(f"  ALERT: {verdict.alert}")
+    lines.append("facts")
+    lines += [f"  {key:<12} {value}" for key, value in _facts(facts)]
+    return lines
+
+
+def freeze_check_json(vmid: int, name: str | None, facts: FreezeFacts, verdict: FreezeVerdict) -> dict[str, object]:
+    """The same for programs."""
+    return {
+        "vmid": vmid,
+        "name": name,
+        "verdict": verdict.action,
+        "mountpoints": None if verdict.mountpoints is None else list(verdict.mountpoints),
+        "reasons": list(verdict.reasons),
+        "alert": verdict.alert,
+        "facts": dict(_facts(facts)),
+    }
+
+
+def _facts(facts: FreezeFacts) -> list[tuple[str, str]]:
+    option = facts.agent_option
+    agent_option = "off" if not option.enabled else "on" if option.freezes else "on, freezing switched off"
+    agent = facts.agent_fault or (f"version {printable(facts.info.version, 40)}" if facts.info else "not asked")
+    mounts = facts.filesystems
+    past = ", ".join(
+        f"{each.outcome}" + (f" {each.frozen_ms} ms" if each.frozen_ms is not None else "") for each in facts.history
+    )
+    return [
+        ("VM", facts.run_state or f"unknown: {facts.qmp_fault or 'not asked'}"),
+        ("migrating", "yes" if facts.migrating else "no"),
+        ("agent option", agent_option),
+        ("agent", agent),
+        ("system", printable(facts.os_id, 40) if facts.os_id else "unknown"),
+        ("status", facts.status or "unknown"),
+        (
+            "filesystems",
+            "unknown"
+            if mounts is None
+            else ", ".join(
+                f"{printable(each.mountpoint)} ({printable(each.name, 40)}, {printable(each.type, 20)})"
+                for each in mounts
+            )
+            or "none",
+        ),
+        ("history", past or "no freeze yet"),
+    ]
