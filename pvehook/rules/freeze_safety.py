@@ -205,7 +205,7 @@ def _slow(facts: FreezeFacts, policy: FreezePolicy) -> str | None:
 
 
 def _nothing_to_freeze(facts: FreezeFacts, _: FreezePolicy) -> str | None:
-    if facts.filesystems is None or facts.status == "frozen" or freezable(facts.filesystems):
+    if facts.filesystems is None or freezable(facts.filesystems):
         return None
     if not facts.filesystems:
         return "guest-get-fsinfo lists no filesystem (overlay, network filesystems and ZFS are not listed)"

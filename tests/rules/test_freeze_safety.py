@@ -174,6 +174,12 @@ VETO: list[tuple[dict[str, Any], FreezePolicy, str]] = [
         f"9000 ms, 1.0 days ago); {TRIED_AGAIN}",
     ),
     (
+        {"history": (past(2, 6000, "slow"), past(1.5, 7000, "slow"), past(1, None, "failed"))},
+        AUTO._replace(slow_freezes=2),
+        "slow: the last 2 freezes were all longer than 5000 ms (6000 ms, 2.0 days ago; 7000 ms, 1.5 days ago); "
+        + TRIED_AGAIN,
+    ),
+    (
         {"history": (past(7.4, 6000, "slow"),)},
         AUTO._replace(slow_freezes=1),
         f"slow: the last freeze was longer than 5000 ms (6000 ms, 7.4 days ago); {TRIED_AGAIN}",
@@ -313,6 +319,11 @@ def test_a_filesystem_that_is_excepted_goes_with_all_its_mountpoints() -> None:
             "/backup (sdb, xfs)",
         ),
     )
+
+
+def test_filesystems_whose_device_has_no_name_are_not_taken_for_one() -> None:
+    mounts = (Filesystem("", "/backup", "xfs"), Filesystem("", "/srv", "xfs"), LOOP, ROOT)
+    assert listed(RULE._replace(leave_out=("/backup",)), filesystems=mounts)[0] == ("/srv", "/")
 
 
 def test_an_exception_that_is_not_mounted_now_may_be_in_a_second_so_there_is_a_list() -> None:
