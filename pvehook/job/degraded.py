@@ -26,7 +26,6 @@ from pvehook.rules.admission import Admission, Exemptions, Question, admit
 from pvehook.rules.window import Window, window_state
 from pvehook.settings import DEFAULT, Config
 
-
 LEFT_OVER_PATIENCE_S = 1.0
 
 

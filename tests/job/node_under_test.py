@@ -17,6 +17,9 @@ REPO = Path(__file__).parent.parent.parent
 ALWAYS = 'window: {open: ["00:00-24:00"]}\n'
 NEVER = "window: {open: []}\n"
 
+AS_WORKER = ("/bin/sh", "-c", '"$0" "$@"; exit $?')
+"""A process of its own as the hook's parent: whoever that is goes to idle I/O priority, and it must not be pytest."""
+
 
 class NodeUnderTest:
     """One node's tree and the daemon that serves it."""

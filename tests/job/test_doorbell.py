@@ -19,7 +19,7 @@ from pvehook.rehearsal.player import play
 from pvehook.rehearsal.run import Guest
 from pvehook.rules.admission import Allowance
 from pvehook.settings import Config, WindowConfig
-from tests.job.node_under_test import NEVER, NodeUnderTest
+from tests.job.node_under_test import AS_WORKER, NEVER, NodeUnderTest
 
 WAIT_S = 30.0
 
@@ -45,10 +45,10 @@ def request(*argv: str, worker: int, **env: str) -> bytes:
 
 
 def call(node: NodeUnderTest, *argv: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The real hook with this process as its worker."""
+    """The real hook, with a shell as its worker."""
     environment = {"LC_ALL": "C", **(env or {})}
     return subprocess.run(
-        [node.hook, *argv], env=environment, capture_output=True, text=True, check=False, timeout=WAIT_S
+        [*AS_WORKER, node.hook, *argv], env=environment, capture_output=True, text=True, check=False, timeout=WAIT_S
     )
 
 
@@ -174,7 +174,9 @@ def test_one_who_says_nothing_holds_up_nobody(node: NodeUnderTest) -> None:
 def test_forty_rings_at_once(node: NodeUnderTest) -> None:
     store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
     hooks = [
-        subprocess.Popen([node.hook, "job-init"], env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*AS_WORKER, node.hook, "job-init"], env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for _ in range(40)
     ]
     answers = [each.communicate(timeout=WAIT_S)[0].decode() for each in hooks]

@@ -15,7 +15,7 @@ from pvehook.rules.admission import Allowance
 from tests.job.node_under_test import NEVER, NodeUnderTest
 
 
-def priorities(node: NodeUnderTest, pid: int) -> set[tuple[int, int]]:
+def priorities(node: NodeUnderTest, pid: int) -> set[tuple[int, ...]]:
     return {tuple(state.priority) for state in read_all_threads(node.node, pid).values()}
 
 

@@ -21,7 +21,7 @@ from pvehook.rehearsal.player import Player, play
 from pvehook.rehearsal.run import Guest
 from pvehook.rules.window import is_open
 from pvehook.settings import DEFAULT, Config, WindowConfig
-from tests.job.node_under_test import REPO, NodeUnderTest
+from tests.job.node_under_test import AS_WORKER, REPO, NodeUnderTest
 
 ALWAYS_OPEN = Config(window=WindowConfig(open=("00:00-24:00",)))
 NEVER_OPEN = Config(window=WindowConfig(open=()))
@@ -116,7 +116,7 @@ def test_hung_no_phase_outlasts_its_deadline(node: NodeUnderTest) -> None:
     try:
         calls = {
             phase: subprocess.Popen(
-                [node.hook, phase, *(("snapshot", "101") if phase in GUEST_PHASES else ())],
+                [*AS_WORKER, node.hook, phase, *(("snapshot", "101") if phase in GUEST_PHASES else ())],
                 env={"LC_ALL": "C"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -158,7 +158,7 @@ def test_a_mad_daemon_is_treated_as_none(node_without_daemon: NodeUnderTest, ans
         thread = threading.Thread(target=serve)
         thread.start()
         done = subprocess.run(
-            [node_without_daemon.hook, "job-start"], env={}, capture_output=True, text=True, check=False
+            [*AS_WORKER, node_without_daemon.hook, "job-start"], env={}, capture_output=True, text=True, check=False
         )
         thread.join(10)
     assert done.returncode == 0
