@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from pvehook.contract.agent_option import AgentOption, parse_agent_option
 from pvehook.contract.guest_config import GuestConfig, parse_vm
-from pvehook.errors import GuestError, NodeError
-from pvehook.guest.agent import open_agent
+from pvehook.errors import GuestError, NodeError, Refused
+from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
@@ -102,13 +102,21 @@ def _ask_agent(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
             facts = facts._replace(status=agent.fsfreeze_status(Deadline.after(within_s)))
             if facts.status == "thawed":
                 facts = facts._replace(filesystems=agent.get_fsinfo(Deadline.after(within_s)))
-                if facts.info is not None and facts.info.commands.get(OS_INFO):
-                    answer = agent.execute(OS_INFO, deadline=Deadline.after(within_s))
-                    os_id = answer.get("id") if isinstance(answer, dict) else None
-                    facts = facts._replace(os_id=os_id if isinstance(os_id, str) else None)
+                facts = facts._replace(os_id=_os_id(agent, facts, within_s))
     except GuestError as error:
         return facts._replace(agent_fault=str(error))
     return facts
+
+
+def _os_id(agent: AgentConnection, facts: FreezeFacts, within_s: float) -> str | None:
+    if facts.info is None or not facts.info.commands.get(OS_INFO):
+        return None
+    try:
+        answer = agent.execute(OS_INFO, deadline=Deadline.after(within_s))
+    except Refused:
+        return None  # only this is forbidden; the guest can be frozen all the same
+    os_id = answer.get("id") if isinstance(answer, dict) else None
+    return os_id if isinstance(os_id, str) else None
 
 
 class PreFlush(NamedTuple):

@@ -15,7 +15,7 @@ import pytest
 from pvehook.contract.call import REQUEST_LIMIT_BYTES
 from pvehook.job import allowances
 from pvehook.job.last_good import store_config
-from pvehook.rehearsal.player import play
+from pvehook.rehearsal.player import Player, play
 from pvehook.rehearsal.run import Guest
 from pvehook.rules.admission import Allowance
 from pvehook.settings import Config, WindowConfig
@@ -283,16 +283,17 @@ def test_a_run_that_cannot_be_written_down_is_backed_up_and_told_to_its_end(node
 
 def test_what_a_killed_daemon_left_half_written_is_not_a_second_job(node: NodeUnderTest) -> None:
     """SIGKILL between writing the new file and putting it in place of the old one."""
-    done = call(node, "job-init")
-    assert done.returncode == 0
-    node.kill_daemon()
-    jobs = node.root / "run/pvehook/jobs"
-    (record,) = jobs.iterdir()
-    half = jobs / f"{record.name}.4711.1.new"
-    half.write_text(record.read_text())
-    before = len(node.journal.events)
-    node.start_daemon()
-    node.wait_for_event("job-picked-up")
-    assert_serves(node)
-    assert node.event_names()[before:].count("job-picked-up") == 1
-    assert list(jobs.iterdir()) == [record]  # it is that job's phase which was served
+    with Player(node.run(pauses=("after job-init",))) as player:
+        player.wait_for("after job-init")
+        node.kill_daemon()
+        jobs = node.root / "run/pvehook/jobs"
+        (record,) = jobs.iterdir()
+        half = jobs / f"{record.name}.4711.1.new"
+        half.write_text(record.read_text())
+        before = len(node.journal.events)
+        node.start_daemon()
+        node.wait_for_event("job-picked-up")
+        assert node.event_names()[before:].count("job-picked-up") == 1
+        player.go_on()
+        assert player.finish().exit_code == 0
+    assert list(jobs.iterdir()) == []
