@@ -182,7 +182,7 @@ def _in_force(arguments: argparse.Namespace) -> InForce:
     if in_force.problems and arguments.config is not None:
         raise ConfigError("\n".join(in_force.problems))
     for problem in in_force.problems:
-        print(f"pvehook: {problem}; the {in_force.source} is in force", file=sys.stderr)
+        print(f"pvehook: {problem}; in force: {in_force.source}", file=sys.stderr)
     return in_force
 
 
@@ -310,7 +310,7 @@ def _config_check(arguments: argparse.Namespace) -> int:
     for problem in loaded.problems:
         print(problem)
     if loaded.problems:
-        print(f"{len(loaded.problems)} problem(s); until they are mended the last good configuration is in force")
+        print(f"{len(loaded.problems)} problem(s); until they are mended, what was in force before stays so")
         return 1
     if arguments.config is None and loaded.config is not None:
         _remember_as_good(Node(arguments.root), loaded.config)

@@ -346,7 +346,7 @@ def test_while_a_file_is_wrong_what_acts_is_shown_and_the_reason_said(
     done = pvehook("config", "show")
     assert done.code == 0
     assert "etc/pvehook.yaml" in done.err
-    assert "the last good configuration is in force" in done.err
+    assert "in force: last good configuration" in done.err
     (line,) = [line for line in done.out.splitlines() if line.startswith("window.next_guest:")]
     assert line.split()[1:] == ["allow", "#", "last", "good", "configuration"]
 
@@ -355,7 +355,7 @@ def test_without_a_last_good_one_the_defaults_act(pvehook: Command, root: Path) 
     (root / "etc/pvehook.yaml").write_text("windows: {}\n")
     done = pvehook("window", "--json", "--at", "2026-11-22T03:00")
     assert json.loads(done.out)["reason"] == "inside " + DEFAULT.window.open[0]
-    assert "the built-in defaults" in done.err
+    assert "built-in defaults" in done.err
     assert "/etc/pvehook.yaml:1" in done.err
 
 

@@ -130,6 +130,7 @@ class Job:
 
     def job_end(self, _call: HookCall, _in_force: InForce) -> Reply:
         """All guests were gone through; what is printed here is mailed."""
+        self._settle_unfinished()
         self.ended = True
         table = job_table(self._job.done)
         results = [guest.result for guest in self._job.done]
@@ -146,6 +147,7 @@ class Job:
 
     def job_abort(self, _call: HookCall, _in_force: InForce) -> Reply:
         """The run itself failed or was stopped."""
+        self._settle_unfinished()
         self.ended = True
         self._log.warning("job-aborted", message="vzdump aborted the run", guests=len(self._job.done))
         return Reply(tuple(job_table(self._job.done)))
@@ -154,6 +156,7 @@ class Job:
 
     def backup_start(self, call: HookCall, in_force: InForce) -> Reply:
         """The window is asked for every guest: a night can run over."""
+        self._settle_unfinished()
         self._job.guest = self._guest_of(call)
         decision = self._desk.ask(call, self._job, in_force)
         self._job.guest.admitted_by = decision.reason
@@ -271,6 +274,14 @@ class Job:
                 message=f"the job's record could not be written, a restarted daemon would not know of it: {error}",
             )
 
+    def _settle_unfinished(self) -> None:
+        """A guest whose last phases were answered without the daemon: it died, and the hook helped itself."""
+        guest = self._job.guest
+        if guest is not None:
+            if guest.result == "running":
+                guest.result = "unknown"
+            self._settle(guest)
+
     def _settle(self, guest: GuestRecord) -> list[str]:
         """The account of one guest: last look at its processes, then the journal, then the task log."""
         guest.ended_s = self._around.clock.now_s()
@@ -344,13 +355,13 @@ class Job:
         for problem in in_force.problems:
             self._log.error(
                 "configuration-problem",
-                message=f"{problem}; the {in_force.source} is in force",
+                message=f"{problem}; in force: {in_force.source}",
                 in_force=in_force.source,
             )
         more = f" (and {len(in_force.problems) - 1} more)" if len(in_force.problems) > 1 else ""
         return (
             f"pvehook: CONFIGURATION NOT USED: {printable(in_force.problems[0], 300)}{more}; "
-            f"the {in_force.source} is in force; see `pvehook config check`",
+            f"in force: {in_force.source}; see `pvehook config check`",
         )
 
 

@@ -56,7 +56,7 @@ class GuestRecord:
     admitted_by: str = ""
     """Why the window let it through: admission's reason."""
     result: str = "running"
-    """running, ok, failed, refused, cancelled, or worker-died."""
+    """running, ok, failed, refused, cancelled, worker-died, or unknown (its last phases were answered without us)."""
     ended_s: float | None = None
     shut_at_s: float | None = None
     """When the window shut on it while it ran."""

@@ -46,7 +46,7 @@ def test_an_invalid_file_never_stops_a_run_and_is_said_loudly(node: NodeUnderTes
     assert played.exit_code == 0
     (line,) = doubts(played.calls[0])
     assert "/etc/pvehook.yaml:2: window.opens: " in line
-    assert "the last good configuration is in force" in line
+    assert "in force: last good configuration" in line
     assert "see `pvehook config check`" in line
     assert any(DOUBT in mailed for mailed in played.notification)
     problem = node.wait_for_event("configuration-problem")
@@ -80,7 +80,7 @@ def test_with_no_last_good_one_the_built_in_defaults_count(node: NodeUnderTest, 
     node.set_clock(clock + "+00:00")
     first = play(node.run()).calls[0]
     assert first.exit_code == exit_code
-    assert "the built-in defaults" in doubts(first)[0]
+    assert "built-in defaults" in doubts(first)[0]
     assert stored_config(node.node) is None  # and they do not become the last good one
 
 
@@ -113,14 +113,14 @@ def test_the_last_good_one_survives_the_daemon(node: NodeUnderTest) -> None:
     node.start_daemon()
     first = play(node.run()).calls[0]
     assert first.exit_code == 1
-    assert "the last good configuration is in force" in doubts(first)[0]
+    assert "in force: last good configuration" in doubts(first)[0]
 
 
 def test_a_damaged_last_good_one_is_as_none(node: NodeUnderTest) -> None:
     (node.root / "var/lib/pvehook").mkdir(parents=True)
     (node.root / "var/lib/pvehook/config.json").write_text("{")
     node.configure(WRONG)
-    assert "the built-in defaults" in doubts(play(node.run()).calls[0])[0]
+    assert "built-in defaults" in doubts(play(node.run()).calls[0])[0]
 
 
 def test_a_cluster_file_system_that_hangs_costs_no_run(node: NodeUnderTest, hanging_file: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_cluster_file_system_that_hangs_costs_no_run(node: NodeUnderTest, hang
     assert played.exit_code == 0
     (line,) = doubts(played.calls[0])
     assert "etc/pve/pvehook.yaml did not answer within 1 s" in line
-    assert "the last good configuration is in force" in line
+    assert "in force: last good configuration" in line
     assert not any("the daemon does not answer" in line for call in played.calls for line in call.lines)
     assert node.wait_for_event("configuration-problem")["PRIORITY"] == "3"
 
