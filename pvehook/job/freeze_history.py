@@ -26,7 +26,7 @@ def past_freezes(node: Node, reader: TimelyReader, vmid: int) -> tuple[PastFreez
     try:
         text = reader.text(_path(node, vmid), READ_S)
         return tuple(_freeze(each) for each in json.loads(text)) if text else ()
-    except (NodeError, ValueError, TypeError, KeyError):
+    except (NodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return ()
 
 

@@ -102,7 +102,7 @@ def read_record(path: str) -> Left | None:
             str(body["agent"]),
             float(body["armed_s"]),
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

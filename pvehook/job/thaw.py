@@ -10,6 +10,7 @@ Stdlib only: it must work when nothing else does.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -49,16 +50,18 @@ def thaw_until_thawed(
             deadline = Deadline.after(ATTEMPT_S)
             with open_agent(agent_path, deadline) as agent:
                 if agent.fsfreeze_status(deadline) == "thawed":
+                    # `reached`: by a thaw after which it still said frozen.
                     how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
-                    text = f"it says thawed, {reached} filesystems"
-                    return Thawed(how, reached, text, at_s or time.monotonic())
+                    return Thawed(how, reached, _says_thawed(reached), at_s or time.monotonic())
                 reached += agent.fsfreeze_thaw(deadline)
                 at_s = time.monotonic()
-                pause_s = FIRST_PAUSE_S
-                continue
+                if agent.fsfreeze_status(deadline) == "thawed":
+                    return Thawed("thawed", reached, _says_thawed(reached), at_s)
+                fault = f"it says frozen, although its thaw was answered with {reached} filesystems"
         except Unreachable as error:
             fault = str(error)
-            if not os.path.exists(agent_path):
+            # A socket that nobody listens at: QEMU died and could not take it away.
+            if not os.path.exists(agent_path) or isinstance(error.__cause__, ConnectionRefusedError):
                 return Thawed("gone", reached, "its VM has ended", time.monotonic())
         except GuestError as error:
             fault = str(error)
@@ -66,6 +69,10 @@ def thaw_until_thawed(
             return Thawed("not-answered", reached, fault, time.monotonic())
         pause(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _says_thawed(filesystems: int) -> str:
+    return f"it says thawed, {filesystems} filesystem{'s' if filesystems != 1 else ''}"
 
 
 def patience(seconds: float) -> Callable[[], bool]:
@@ -83,8 +90,21 @@ class Report(NamedTuple):
 
 
 def thaw_left_over(node: Node, patience_s: float = LEFT_OVER_PATIENCE_S) -> list[Report]:
-    """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone."""
-    return [_thaw_left(each, patience_s) for each in left_records(node) if each.state in OURS]
+    """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone.
+
+    All at once: a guest whose freeze hangs must not keep the others frozen."""
+    left = [each for each in left_records(node) if each.state in OURS]
+    reports: dict[str, Report] = {}
+
+    def thaw(each: Left) -> None:
+        reports[each.path] = _thaw_left(each, patience_s)
+
+    threads = [threading.Thread(target=thaw, args=(each,), daemon=True) for each in left]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [reports[each.path] for each in left]
 
 
 def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
@@ -100,18 +120,19 @@ def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_O
 
 def forget(node: Node, vmid: int) -> None:
     """A VM that was just started has no frozen filesystem; its agent does not even run yet."""
-    try:
-        os.unlink(record_path(node, vmid))
-    except FileNotFoundError:
-        pass
+    _remove(record_path(node, vmid))
 
 
 def _thaw_left(left: Left, patience_s: float) -> Report:
     done = thaw_until_thawed(left.agent_path, patience(patience_s))
     if done.outcome == "not-answered":
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
-    try:
-        os.unlink(left.path)
-    except FileNotFoundError:
-        pass
+    _remove(left.path)
     return Report(left.vmid, True, f"guest {left.vmid}: a freeze of ours was left over; now {done.text}")
+
+
+def _remove(record: str) -> None:
+    try:
+        os.unlink(record)
+    except OSError:
+        pass  # gone already; or it stays, and costs the next one a look at a thawed guest
