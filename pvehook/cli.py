@@ -115,11 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     freeze_check.set_defaults(run=_freeze_check)
 
-    thaw = commands.add_parser("thaw", help="thaw guests that pvehook froze; exit 0 when they are thawed")
+    thaw = commands.add_parser(
+        "thaw", parents=[common], help="thaw guests that pvehook froze; exit 0 when they are thawed"
+    )
     thaw.add_argument("vmid", type=vmid, nargs="?", metavar="VMID")
     thaw.add_argument("--left-over", action="store_true", help="every guest that a record calls frozen by pvehook")
     thaw.add_argument("--force", action="store_true", help="thaw VMID whoever froze it")
-    thaw.add_argument("--root", default="/", help=argparse.SUPPRESS)
     thaw.set_defaults(run=_thaw)
 
     rehearse = commands.add_parser(

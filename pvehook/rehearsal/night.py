@@ -27,7 +27,7 @@ from pvehook.rehearsal.night_report import Check, print_report
 from pvehook.rehearsal.player import Played, Player
 from pvehook.rehearsal.run import Guest, Run
 from pvehook.rehearsal.tree import RehearsalNode
-from pvehook.rehearsal.witness import all_idle, all_normal, io_classes
+from pvehook.rehearsal.witness import all_idle, all_normal, io_priorities
 
 GUESTS = (
     Guest(101, name="build", state="stopped"),
@@ -132,7 +132,7 @@ def _stopped_vm(player: Player, node: RehearsalNode, checks: list[Check]) -> Non
     checks.append(_idle_check("VM 101", *compressor))
     checks.append(
         Check(
-            f"VM 101: started by vzdump, it was born at idle, and all of its {len(io_classes(vm))} threads were put"
+            f"VM 101: started by vzdump, it was born at idle, and all of its {len(io_priorities(vm))} threads were put"
             " back to normal while its backup runs",
             restored["PVEHOOK_WAS_IDLE"] == restored["PVEHOOK_THREADS"] and all_normal(vm),
         )
@@ -219,7 +219,7 @@ def _await_event(node: RehearsalNode, name: str, pid: int) -> dict[str, str]:
 
 
 def _idle_check(guest: str, name: str, pid: int) -> Check:
-    return Check(f"{guest}: {name} is at idle on every thread ({len(io_classes(pid))})", all_idle(pid))
+    return Check(f"{guest}: {name} is at idle on every thread ({len(io_priorities(pid))})", all_idle(pid))
 
 
 def _leave(*_: object) -> None:

@@ -45,7 +45,7 @@ def print_report(
     _print_row(out, ["-" * width for width in _WIDTHS])
     for guest in guests:
         _print_row(out, _row(guest, events))
-    _print_title(out, "checked, the priorities by asking the kernel through ionice")
+    _print_title(out, "checked, the priorities by asking the kernel through psutil")
     for check in checks:
         _print_wrapped(out, f"{'ok    ' if check.held else 'FAILED'}  {check.text}", " " * 8)
     failed = sum(not check.held for check in checks)

@@ -1,37 +1,44 @@
-"""What the kernel says of a process, asked by another program than ours: util-linux's ionice."""
+"""What the kernel says of a process, asked through a library that is not ours: psutil.
+
+One thread at a time: psutil's `Process.ionice()` means the one thread whose id it was made with (facts of ioprio.py).
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
+from typing import Any
 
-_ANSWER_S = 10.0
+import psutil
+
+_CLASS_NONE, _CLASS_BEST_EFFORT, _CLASS_IDLE = 0, 2, 3  # Linux include/uapi/linux/ioprio.h
+_NORMAL_LEVEL = 4
+"""What the kernel (5.18 and later) calls the best-effort level of a thread that nobody touched."""
 
 
-def io_classes(pid: int) -> dict[int, str]:
-    """Each thread of `pid` and its I/O priority as `ionice -p` words it: `idle`, `best-effort: prio 4`.
-
-    Threads that end meanwhile are left out.
-    """
-    classes = {}
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        command = ["ionice", "-p", tid]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
-        if asked.returncode == 0:
-            classes[int(tid)] = asked.stdout.strip()
-    return classes
+def io_priorities(pid: int) -> dict[int, tuple[int, int]]:
+    """Class and level of each thread of `pid`. Threads that end meanwhile are left out."""
+    found = {}
+    try:
+        for thread in psutil.Process(pid).threads():
+            try:
+                seen: Any = psutil.Process(thread.id).ionice()  # psutil's types know a class only, not its level
+                found[thread.id] = (int(seen.ioclass), int(seen.value))
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return found
 
 
 def all_idle(pid: int) -> bool:
     """Whether every thread is at idle; False for a process that is gone."""
-    classes = io_classes(pid)
-    return bool(classes) and set(classes.values()) == {"idle"}
+    found = io_priorities(pid)
+    return bool(found) and all(io_class == _CLASS_IDLE for io_class, _ in found.values())
 
 
 def all_normal(pid: int) -> bool:
-    """Whether every thread has what a process gets that nobody touched; False for a process that is gone.
-
-    The kernel words that as "none", or (since 5.18) as the best effort that it amounts to.
-    """
-    classes = io_classes(pid)
-    return bool(classes) and set(classes.values()) <= {"none: prio 0", "none: prio 4", "best-effort: prio 4"}
+    """Whether every thread has what a process gets that nobody touched; False for a process that is gone."""
+    found = io_priorities(pid)
+    return bool(found) and all(
+        io_class == _CLASS_NONE or (io_class, level) == (_CLASS_BEST_EFFORT, _NORMAL_LEVEL)
+        for io_class, level in found.values()
+    )
