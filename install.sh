@@ -29,6 +29,8 @@ readonly units=(pvehook.socket pvehook.service)
 # Paths as the node spells them; `$root` in front of them is empty on the node itself.
 readonly lib=/usr/local/lib/pvehook
 readonly hook=$lib/hooks/vzdump-hook
+readonly guest_hook=$lib/hooks/guest-hook
+readonly snippet=pvehook-guest-hook # what the guest hook is called in a storage
 readonly command=/usr/local/bin/pvehook
 readonly unit_dir=/usr/local/lib/systemd/system
 readonly socket_link=/etc/systemd/system/sockets.target.wants/pvehook.socket
@@ -115,6 +117,7 @@ install_pvehook() {
     list_jobs_that_win
     check_configuration
     conclude "pvehook $(version) is in place" "install"
+    offer_guest_hook
 }
 
 require_system() {
@@ -141,7 +144,7 @@ require_system() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/vzdump-hook hooks/pvehook hooks/pvehook.example.yaml README.md "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml} README.md "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a whole copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -195,6 +198,7 @@ build_program() {
 
 program_files() { # one line each: where in the repository, where under $lib, mode
     echo hooks/vzdump-hook hooks/vzdump-hook 755
+    echo hooks/guest-hook hooks/guest-hook 755
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
     echo README.md README.md 644
@@ -326,6 +330,13 @@ jobs_with_own_settings() { # stdin: jobs.cfg; one line for each job and key: ID,
         }'
 }
 
+# A VM takes a hookscript from a storage only, and has room for one: that is the admin's to decide.
+offer_guest_hook() {
+    say "optional: a VM that is shut down while its backup has it frozen is thawed first, if you let it run" \
+        "$guest_hook, from a storage that holds snippets:"
+    say "    cp $guest_hook /var/lib/vz/snippets/$snippet && qm set VMID --hookscript local:snippets/$snippet"
+}
+
 # An invalid configuration stops no backup, so it stops no installation either; but this is the moment to hear of it.
 check_configuration() {
     [[ -z $offline && -z $check ]] || return 0
@@ -351,7 +362,18 @@ uninstall_pvehook() {
     [[ -n $check ]] || rmdir --ignore-fail-on-non-empty "$root${record%/*}" 2>/dev/null || true
     [[ -n $purge || -n $check || ! -e $root$node_yaml ]] || say "kept: $node_yaml (--uninstall --purge removes it)"
     [[ -z $purge || ! -e $root$cluster_yaml ]] || say "kept: $cluster_yaml, which is the whole cluster's"
+    list_vms_with_guest_hook
     conclude "pvehook is not installed" "uninstall"
+}
+
+# A VM whose hookscript is gone does not start, so a copy in a storage is never removed here. Alone it does nothing.
+list_vms_with_guest_hook() {
+    local config
+    while IFS= read -r config; do
+        config=${config##*/}
+        say "note: VM ${config%.conf} still runs $snippet, which does nothing now; take it off, then remove that" \
+            "snippet: qm set ${config%.conf} --delete hookscript"
+    done < <(timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" --include='*.conf' | sort)
 }
 
 # Takes our lines for the given keys out of a file that was changed by put_lines.

@@ -88,6 +88,9 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert said.code == 0, said.text
     assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + OURS
     assert stat.S_IMODE((root / HOOK[1:]).stat().st_mode) == 0o755  # vzdump asks -f and -x
+    guest_hook = root / "usr/local/lib/pvehook/hooks/guest-hook"
+    assert guest_hook.read_bytes() == (REPO / "hooks/guest-hook").read_bytes()
+    assert stat.S_IMODE(guest_hook.stat().st_mode) == 0o755
     assert os.readlink(root / "usr/local/bin/pvehook") == "../lib/pvehook/bin/pvehook"
     wanted = root / "etc/systemd/system/sockets.target.wants/pvehook.socket"
     unit = os.readlink(wanted)
@@ -96,6 +99,34 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert (root / documentation[1:]).is_file()
     modes = {entry.mode & 0o7777 for entry in entries(root / "usr/local/lib/pvehook").values()}
     assert modes == {0o644, 0o755}
+
+
+def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path, tmp_path: Path) -> None:
+    """The command is carried out as it stands there, up to `qm`, which only Proxmox has."""
+    copy, run = install(root).text.splitlines()[-1].removeprefix("pvehook: ").strip().split(" && ")
+    assert run == "qm set VMID --hookscript local:snippets/pvehook-guest-hook"
+    (root / "var/lib/vz/snippets").mkdir(parents=True)
+    subprocess.run([word if word == "cp" else f"{root}{word}" for word in copy.split()], check=True, timeout=20)
+    snippet = root / "var/lib/vz/snippets/pvehook-guest-hook"
+    assert os.access(snippet, os.X_OK)  # Proxmox starts no VM whose hookscript is not executable
+    assert subprocess.run([snippet, "101", "pre-start"], check=True, timeout=20, env={}).returncode == 0
+
+
+def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path) -> None:
+    install(root)
+    (root / "etc/pve/qemu-server").mkdir()
+    for vmid, script in (("101", "pvehook-guest-hook"), ("102", "another")):
+        (root / f"etc/pve/qemu-server/{vmid}.conf").write_text(f"name: web\nhookscript: local:snippets/{script}\n")
+    snippet = root / "var/lib/vz/snippets/pvehook-guest-hook"
+    snippet.parent.mkdir(parents=True)
+    shutil.copy(root / "usr/local/lib/pvehook/hooks/guest-hook", snippet)
+    said = install(root, "--uninstall")
+    assert said.code == 0
+    assert "note: VM 101 still runs pvehook-guest-hook" in said.text
+    assert "qm set 101 --delete hookscript" in said.text
+    assert "VM 102" not in said.text
+    assert snippet.exists()
+    assert not (root / "usr/local/lib/pvehook").exists()
 
 
 def test_the_installed_bytecode_is_the_one_of_the_installed_files(root: Path) -> None:
