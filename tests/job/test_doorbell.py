@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 
@@ -91,7 +92,14 @@ def test_who_is_not_a_child_of_its_worker_is_not_served(node: NodeUnderTest, cla
 def test_who_is_a_child_of_its_worker_is_served(node: NodeUnderTest) -> None:
     """The pair of the test above, and it shows that a refusal reaches the hook."""
     node.configure(NEVER)
-    assert ring(node, request("job-init", worker=os.getppid())).startswith(b"exit 1\npvehook: this run is refused")
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.recv(4096).decode())"
+    )
+    line = request("job-init", worker=os.getpid()).decode().strip()
+    command = [sys.executable, "-I", "-c", code, node.node.hook_socket, line]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT_S)
+    assert done.stdout.startswith("exit 1\npvehook: this run is refused")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's ring can only be tried by root")
