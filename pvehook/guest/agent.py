@@ -119,7 +119,15 @@ class AgentConnection:
 
     def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
         """Whether a freeze is in force, whoever asked for it."""
-        reply = self.execute("guest-fsfreeze-status", deadline=deadline)
+        return self.receive_status(self.send_status(deadline), deadline)
+
+    def send_status(self, deadline: Deadline) -> Pending:
+        """Sends the question for the status; see `receive_status`."""
+        return self.send("guest-fsfreeze-status", deadline=deadline)
+
+    def receive_status(self, pending: Pending, deadline: Deadline) -> FreezeStatus:
+        """The answer to `send_status`."""
+        reply = self.receive(pending, deadline=deadline)
         if reply == "thawed":
             return "thawed"
         if reply == "frozen":

@@ -53,8 +53,8 @@ def boolean(fields: Mapping[str, object], key: str, *, source: str) -> bool:
 
 
 def whole_number(value: object, *, source: str) -> int:
-    """`value` as an integer of at least 0: nothing we ask for counts below it."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    """`value` as an integer of at least 0 and of QEMU's own 63 bits: nothing we ask for counts below or above."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise BadReply(f"{source}: expected a whole number, seen {_seen(value)}")
     return value
 

@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from pvehook.errors import GuestError, TimedOut
+from pvehook.errors import BadReply, GuestError, TimedOut
 from pvehook.guest.agent import AgentConnection, Pending, open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
+from pvehook.guest.sockets import Deadline, connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
 from pvehook.host.waiters import WaiterWatch
@@ -63,10 +63,16 @@ JOB_LOOK_EVERY_S = 0.25
 """While nobody has arrived: a backup that began without asking the agent ends the wait."""
 
 SYNC_S = 1.0
+SERVED_S = 0.5
+"""QEMU accepts a client within 15 ms when it has no other one."""
+
 SEND_S = 0.5
 QMP_S = 1.0
 SLICE_S = 0.05
 """How long one wait for a late answer lasts before it is asked again whether anything else has happened."""
+
+ASK_AGAIN_S, ASK_AGAIN_AT_MOST_S = 0.5, 5.0
+"""Between two thaws that wait behind a freeze that hangs."""
 
 THAW_RESERVE_S = 0.3
 """A thaw takes 4 to 20 ms; it begins this long before the bound."""
@@ -113,7 +119,7 @@ class Rendezvous:
         self.vmid = vmid
         self._node = node
         self._worker = worker
-        self._veto = veto
+        self._veto = "vetoed" if veto else ""
         self._mountpoints = mountpoints
         self._limits = limits
         self._at_step = at_step
@@ -128,6 +134,8 @@ class Rendezvous:
         self._jobs_before: frozenset[str] = frozenset()
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
+        self._status_asked: Pending | None = None
+        self._ask_at_s, self._ask_pause_s = 0.0, ASK_AGAIN_S
         self.outcome: Outcome | None = None
 
     # What the phases call
@@ -149,9 +157,12 @@ class Rendezvous:
             self._watch = self._open.enter_context(WaiterWatch(self._node, self._agent_path))
             self._hold = contextlib.ExitStack()
             self._open.enter_context(self._hold)
-            self._agent: AgentConnection = self._hold.enter_context(
-                open_agent(self._agent_path, Deadline.after(SYNC_S))
-            )
+            try:
+                self._agent: AgentConnection = self._hold.enter_context(
+                    open_agent(self._agent_path, Deadline.after(SYNC_S))
+                )
+            except (TimedOut, BadReply) as error:
+                self._hold_without_a_sync(error)
             self._at_step("held")
             _lock_memory()
         except BaseException:
@@ -160,6 +171,17 @@ class Rendezvous:
         self._armed_s = time.monotonic()
         threading.Thread(target=self._run, name=f"freeze-{self.vmid}", daemon=True).start()
         self._at_step("armed")
+
+    def _hold_without_a_sync(self, error: TimedOut | BadReply) -> None:
+        """An agent that cannot be talked to now is not one to freeze, by nobody. To keep PVE from it QEMU's side of the
+        socket is enough. But QEMU must serve us, and not some other client in front of us: then `error` is raised."""
+        self._veto = self._veto or f"the agent did not answer when PVE was about to freeze: {error}"
+        self._hold.enter_context(connect(self._agent_path))
+        served_within = Deadline.after(SERVED_S)
+        while self._watch.waiters():
+            if served_within.left_s() == 0:
+                raise error
+            time.sleep(LOOK_EVERY_S)
 
     def abandon(self) -> None:
         """The backup is over, one way or another: let go, thaw if need be."""
@@ -195,7 +217,7 @@ class Rendezvous:
             return Outcome("left-to-pve", arrival)
         self._at_step("pve-arrived")
         if self._veto:
-            return self._keep_pve_from_freezing("vetoed")
+            return self._keep_pve_from_freezing(self._veto)
         return self._freeze()
 
     def _wait_for_pve(self) -> str | None:
@@ -245,9 +267,12 @@ class Rendezvous:
             return self._freeze_hangs(error)
         except GuestError as error:
             # Refused, or an answer that is none: whether something is frozen only the status can tell.
-            done = self._thaw_on_hold()
+            was_frozen = self._thaw_on_hold()
+            frozen_ms = self._frozen_ms() if was_frozen else None
             outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
-            return outcome._replace(frozen_ms=self._frozen_ms() if done else None)
+            if was_frozen is None:
+                frozen_ms = self._frozen_ms(self._thaw())
+            return outcome._replace(frozen_ms=frozen_ms)
         if frozen == 0:
             self._nothing_is_frozen()
             return self._keep_pve_from_freezing("the freeze reached no filesystem")
@@ -291,8 +316,6 @@ class Rendezvous:
         """The agent is serial: a thaw sent now runs at the moment the freeze ends. PVE is kept from freezing too."""
         self._record.say("thawing")
         self._at_step("thawing")
-        with contextlib.suppress(GuestError):
-            self._agent.send_thaw(Deadline.after(SEND_S))
         pve_waits_until_s = time.monotonic() + self._limits.veto_hold_at_most_s
         thawed: Thawed | None = None
         while thawed is None:
@@ -314,13 +337,29 @@ class Rendezvous:
         )
 
     def _thawed_behind_the_freeze(self) -> Thawed | None:
-        """Asks the held connection for the status, which the agent answers behind freeze and thaw."""
+        """Has the thaw, and the question whether it worked, wait on the held connection behind the freeze.
+
+        They are sent again after ever longer pauses: an agent that was restarted meanwhile never saw them. Not at every
+        look, since a guest that hangs for an hour would have to answer them all when it wakes, to whoever asks next."""
         try:
-            if self._agent.fsfreeze_status(Deadline.after(SLICE_S)) == "thawed":
+            now_s = time.monotonic()
+            if now_s >= self._ask_at_s:
+                self._agent.send_thaw(Deadline.after(SEND_S))
+                asked = self._agent.send_status(Deadline.after(SEND_S))
+                self._status_asked = self._status_asked or asked
+                self._ask_at_s = now_s + self._ask_pause_s
+                self._ask_pause_s = min(2 * self._ask_pause_s, ASK_AGAIN_AT_MOST_S)
+            if self._status_asked is None:
+                time.sleep(SLICE_S)
+                return None
+            if self._agent.receive_status(self._status_asked, Deadline.after(SLICE_S)) == "thawed":
                 return Thawed("thawed", 0, "thawed behind the freeze", time.monotonic())
+            self._status_asked = None
         except TimedOut:
             pass
         except GuestError:
+            # Nothing sensible comes on this connection any more; kept open it would be in our own way.
+            self._hold.close()
             return self._thaw_until_thawed()
         return None
 
@@ -330,7 +369,6 @@ class Rendezvous:
             thawed = self._thawed_behind_the_freeze()
             if thawed is not None:
                 return thawed
-            self._abandoned.wait(0 if self._abandoned.is_set() else SLICE_S)
 
     def _pve_still_waits(self, until_s: float) -> bool:
         return time.monotonic() < until_s and not self._abandoned.is_set() and self._watch.waiters_alive() > 0
@@ -341,8 +379,9 @@ class Rendezvous:
 
     # Thawing
 
-    def _thaw_on_hold(self) -> bool:
-        """After a freeze that was answered badly: thaw on the held connection. Whether anything was frozen."""
+    def _thaw_on_hold(self) -> bool | None:
+        """After a freeze that was answered badly: thaw on the held connection. Whether anything was frozen; None: no
+        sensible answer. The thaw is on its way then, and the connection still keeps PVE from an agent like that."""
         try:
             deadline = Deadline.after(SYNC_S)
             if self._agent.fsfreeze_status(deadline) == "thawed":
@@ -353,10 +392,9 @@ class Rendezvous:
                 self._thaw_is_over()
                 return True
         except GuestError:
-            pass
-        self._hold.close()
-        self._thaw()
-        return True
+            with contextlib.suppress(GuestError):
+                self._agent.send_thaw(Deadline.after(SEND_S))
+        return None
 
     def _thaw(self) -> Thawed:
         self._record.say("thawing")

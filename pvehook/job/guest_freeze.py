@@ -181,7 +181,13 @@ class GuestFreeze:
         self._rendezvous.abandon()
         if not self._rendezvous.wait_until_ended(OVER_S) and account.consistency is None:
             account.consistency, account.hung = "crash-consistent", True
-            account.why = "its freeze still hangs; it is thawed the moment that ends, the journal will say so"
+            account.why = "it has not said yet that it is thawed; it is asked until it does, the journal will say so"
+            self._log.critical(
+                "freeze-not-thawed",
+                message=f"{guest_text(guest)}: STILL FROZEN, as far as we know, after its backup: it is asked to thaw "
+                "until it says that it is; if it stays so, reset the VM",
+                vmid=guest.vmid,
+            )
         self._rendezvous = None
 
     def worker_died(self, guest: GuestRecord) -> None:
@@ -241,7 +247,9 @@ class GuestFreeze:
             if outcome.frozen_ms is not None:
                 word = _outcome_word(outcome, config)
                 remember(self._node, self._reader, guest.vmid, PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
-            write = self._log.info if outcome.consistency != "crash-consistent" else self._log.warning
+            # A veto was told with its reasons before; what follows from it is no news.
+            is_news = outcome.consistency == "crash-consistent" and account.action != "veto"
+            write = self._log.warning if is_news else self._log.info
             write(
                 "freeze-done",
                 message=f"{guest_text(guest)}: {account.in_words()}",
