@@ -9,6 +9,7 @@
         101.qmp  101.qga        QEMU's listening sockets
         101.pid                 QEMU makes itself a daemon, as under Proxmox
         101.shell               a shell in the guest, for `run`
+        101.events              a QMP of the test's own: what QEMU does is seen there, and vzdump's QMP stays free
     ROOT/images/                a raw disk for each mountpoint, ext4
     ROOT/console                the guest's serial console
 
@@ -59,6 +60,7 @@ class QemuGuest(NamedTuple):
     root: str
     qmp: str
     qga: str
+    events: str
     console: Path
     shell: Connection
 
@@ -121,6 +123,7 @@ def qemu_guest(
             root=root,
             qmp=os.path.join(sockets, f"{vmid}.qmp"),
             qga=os.path.join(sockets, f"{vmid}.qga"),
+            events=os.path.join(sockets, f"{vmid}.events"),
             console=Path(root, "console"),
             shell=cleanup.enter_context(connect(os.path.join(sockets, f"{vmid}.shell"))),
         )
@@ -151,8 +154,9 @@ def _command_line(
     argv += ["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", str(memory_mb)]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     argv += ["-daemonize", "-pidfile", str(run / f"{vmid}.pid")]
-    argv += ["-chardev", f"socket,id=qmp,path={run}/{vmid}.qmp,server=on,wait=off"]
-    argv += ["-mon", "chardev=qmp,mode=control"]
+    for name in ("qmp", "events"):
+        argv += ["-chardev", f"socket,id={name},path={run}/{vmid}.{name},server=on,wait=off"]
+        argv += ["-mon", f"chardev={name},mode=control"]
     argv += ["-chardev", f"file,id=console,path={root}/console", "-serial", "chardev:console"]
     argv += ["-device", "virtio-serial-pci,id=serial0"]
     for name, port in (("qga", "org.qemu.guest_agent.0"), ("shell", "pvehook.shell")):
