@@ -350,7 +350,7 @@ def _config_show(arguments: argparse.Namespace) -> int:
 
 def _freeze_check(arguments: argparse.Namespace) -> int:
     from pvehook.host.timely_files import TimelyReader
-    from pvehook.job.freeze_facts import gather
+    from pvehook.job.freeze_facts import CONFIG_S, gather, qmp_path
     from pvehook.job.freeze_history import forget_freezes
     from pvehook.records.freeze_check import freeze_check_json, freeze_check_lines
     from pvehook.rules.freeze_policy import policy_for
@@ -362,10 +362,13 @@ def _freeze_check(arguments: argparse.Namespace) -> int:
         forgotten = forget_freezes(node, arguments.vmid)
         print("history: forgotten" if forgotten else "history: there was none", file=sys.stderr)
     freeze = in_force.config.freeze
-    # As a backup in mode snapshot would find it: in the other modes PVE does not freeze.
-    known = gather(
-        node, TimelyReader(), arguments.vmid, "qemu", "snapshot", freeze.facts_within_s, SystemClock().now_s()
-    )
+    reader = TimelyReader()
+    runs = os.path.exists(qmp_path(node, arguments.vmid))
+    if not runs and reader.text(node.path(f"/etc/pve/qemu-server/{arguments.vmid}.conf"), CONFIG_S) is None:
+        raise UsageError(f"there is no VM {arguments.vmid} on this node (containers are never frozen)")
+    # As its backup would find it: in mode snapshot, or, if it does not run, in the mode that vzdump takes then.
+    mode = "snapshot" if runs else "stop"
+    known = gather(node, reader, arguments.vmid, "qemu", mode, freeze.facts_within_s, SystemClock().now_s())
     verdict = decide(known.facts, policy_for(freeze, arguments.vmid, known.name, known.tags))
     if arguments.json:
         print(json.dumps(freeze_check_json(arguments.vmid, known.name, known.facts, verdict)))

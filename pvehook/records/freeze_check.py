@@ -7,21 +7,25 @@ from pvehook.rules.freeze_safety import FreezeFacts, FreezeVerdict
 
 _VERDICTS = {
     "freeze": "would be FROZEN for the start of its backup",
-    "veto": "would NOT be frozen, and PVE would be kept from it",
-    "none": "is no question: PVE itself would not freeze it, or pvehook leaves it to PVE",
+    "veto": "would NOT be frozen, and Proxmox would be kept from freezing it",
+    "none": "would be left as Proxmox does it, without pvehook",
 }
+_NOT_RUNNING = "does not run: nothing of it would be frozen"
 
 
 def freeze_check_lines(vmid: int, name: str | None, facts: FreezeFacts, verdict: FreezeVerdict) -> list[str]:
-    """For people: one fact a line, then the verdict with all its reasons."""
-    lines = [f"VM {vmid}" + (f" ({printable(name, 64)})" if name else "") + f" {_VERDICTS[verdict.action]}"]
+    """For people: the verdict with all its reasons, then one fact a line."""
+    title = f"VM {vmid}" + (f" ({printable(name, 64)})" if name else "")
+    if not _runs(facts):
+        return [f"{title} {_NOT_RUNNING}"]
+    lines = [f"{title} {_VERDICTS[verdict.action]}"]
     lines += [f"  because {reason}" for reason in verdict.reasons]
     if verdict.mountpoints is not None:
         lines.append(f"  to be frozen: {', '.join(printable(each) for each in verdict.mountpoints) or 'nothing'}")
     if verdict.alert:
         lines.append(f"  ALERT: {verdict.alert}")
     lines.append("facts")
-    lines += [f"  {key:<12} {value}" for key, value in _facts(facts)]
+    lines += [f"  {key:<13} {value}" for key, value in _facts(facts)]
     return lines
 
 
@@ -38,16 +42,24 @@ def freeze_check_json(vmid: int, name: str | None, facts: FreezeFacts, verdict: 
     }
 
 
+def _runs(facts: FreezeFacts) -> bool:
+    """In mode stop the guest is down while its backup begins; that is how vzdump takes a VM that does not run."""
+    return facts.mode != "stop"
+
+
 def _facts(facts: FreezeFacts) -> list[tuple[str, str]]:
     option = facts.agent_option
     agent_option = "off" if not option.enabled else "on" if option.freezes else "on, freezing switched off"
-    agent = facts.agent_fault or (f"version {printable(facts.info.version, 40)}" if facts.info else "not asked")
+    agent = f"version {printable(facts.info.version, 40)}" if facts.info else "not asked"
+    if facts.agent_fault:
+        agent = "does not answer everything" if facts.info else "does not answer"  # the reason says why
+    state = facts.run_state or f"unknown: {printable(facts.qmp_fault or 'not asked')}"
     mounts = facts.filesystems
     past = ", ".join(
         f"{each.outcome}" + (f" {each.frozen_ms} ms" if each.frozen_ms is not None else "") for each in facts.history
     )
     return [
-        ("VM", facts.run_state or f"unknown: {facts.qmp_fault or 'not asked'}"),
+        ("VM", printable(state) if _runs(facts) else "does not run"),
         ("migrating", "yes" if facts.migrating else "no"),
         ("agent option", agent_option),
         ("agent", agent),
