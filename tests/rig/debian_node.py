@@ -22,7 +22,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -163,8 +163,11 @@ class DebianNode:
 
 
 @contextmanager
-def booted(suite: str, scratch: str) -> Iterator[DebianNode]:
-    """Boot a fresh `suite` whose changes live under `scratch`; end it with the block, however that ends."""
+def booted(suite: str, scratch: str, binds: Mapping[str, str] | None = None) -> Iterator[DebianNode]:
+    """Boot a fresh `suite` whose changes live under `scratch`; end it with the block, however that ends.
+
+    `binds` are directories of this machine that the system sees too, writable: here -> inside.
+    """
     name = f"pvehook-{suite}-{os.getpid()}-{secrets.token_hex(3)}"
     with ExitStack() as stack:
         root = stack.enter_context(_fresh_copy(pristine_tree(suite), scratch))
@@ -174,7 +177,8 @@ def booted(suite: str, scratch: str) -> Iterator[DebianNode]:
         ready.bind(f"\0{name}")
         nspawn = subprocess.Popen(
             ["systemd-nspawn", "--quiet", "-D", root, "--boot", "--register=no", "--keep-unit",
-             "--notify-ready=yes", f"--machine={name}", "--console=pipe"],
+             "--notify-ready=yes", f"--machine={name}", "--console=pipe",
+             *(f"--bind={here}:{inside}" for here, inside in (binds or {}).items())],
             env={**os.environ, "NOTIFY_SOCKET": f"@{name}"},
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
         )  # fmt: skip
