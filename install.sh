@@ -350,6 +350,10 @@ uninstall_pvehook() {
     local worker
     [[ -n $offline || $EUID == 0 ]] || die "only root can uninstall on this node"
     worker=$(running_worker)
+    # Its last guests still call the hook: without configuration and state it would go by the built-in window.
+    [[ -z $purge || -z $worker ]] ||
+        die "a backup runs (pid $worker), and its hook still needs configuration and state;" \
+            "run --uninstall --purge again when it is over (--uninstall alone can be run now)"
     restore "$vzdump_conf" script ionice
     drop_unrecorded_script
     [[ -n $purge ]] || restore "$node_yaml" chain
@@ -360,7 +364,7 @@ uninstall_pvehook() {
     [[ ! -d $root$record ]] || change "forget what was changed at installation ($record)" rm -r "$root$record"
     [[ -z $purge ]] || purge_history
     [[ -n $check ]] || rmdir --ignore-fail-on-non-empty "$root${record%/*}" 2>/dev/null || true
-    [[ -n $purge || -n $check || ! -e $root$node_yaml ]] || say "kept: $node_yaml (--uninstall --purge removes it)"
+    [[ -n $purge || -n $check || ! -e $root$node_yaml ]] || say "kept: $node_yaml, with what you wrote; remove it by hand if you want"
     [[ -z $purge || ! -e $root$cluster_yaml ]] || say "kept: $cluster_yaml, which is the whole cluster's"
     list_vms_with_guest_hook
     conclude "pvehook is not installed" "uninstall"

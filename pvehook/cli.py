@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pvehook import __version__
@@ -171,7 +171,15 @@ def _instant(text: str | None, in_force: InForce) -> datetime:
         raise UsageError(
             f"{text!r} is no time; expected something like 2026-03-29T02:30 or 2026-03-29T02:30+01:00"
         ) from None
-    return asked.replace(tzinfo=zone) if asked.tzinfo is None else asked.astimezone(zone)
+    if asked.tzinfo is not None:
+        return asked.astimezone(zone)
+    real = asked.replace(tzinfo=zone).astimezone(UTC).astimezone(zone)
+    if real.replace(tzinfo=None) != asked:
+        print(
+            f"pvehook: {text} does not exist on that day, the clocks are set forward; meant is {_stamp(real)}",
+            file=sys.stderr,
+        )
+    return real
 
 
 def _in_force(arguments: argparse.Namespace) -> InForce:
@@ -238,6 +246,7 @@ def _allow(arguments: argparse.Namespace) -> int:
     node = Node(arguments.root)
     log = journal_log(node.journal_socket)
     now = at(SystemClock(), local_zone(node))
+    allowances.drop_expired(node, now.timestamp())
     if arguments.list:
         found = allowances.in_force(node, now.timestamp())
         for each in found:
@@ -385,6 +394,8 @@ def _thaw(arguments: argparse.Namespace) -> int:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
     guest = arguments.vmid
     reports = thaw_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+    if guest is None and not reports and sys.stdout.isatty():  # systemd asks at every stop; that is no news
+        print("no guest is recorded as frozen by pvehook")
     for report in reports:
         print(report.text, file=sys.stdout if report.done else sys.stderr)
     return 0 if all(report.done for report in reports) else 1

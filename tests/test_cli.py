@@ -416,6 +416,8 @@ def test_a_night_for_scripts(pvehook: Command) -> None:
         "type": "qemu",
         "running": True,
         "mode": "snapshot",
+        "pvehook_runs": True,
+        "at_is_guess": False,
         "allowed": True,
         "reason": "window-open",
         "lines": [],
@@ -463,9 +465,9 @@ def test_without_jobs_there_is_nothing_to_say(pvehook: Command) -> None:
 @pytest.mark.parametrize(
     ("vzdump_conf", "note"),
     [
-        ("ionice: 8\n", "pvehook will NOT run: /etc/vzdump.conf has no script; run install.sh"),
-        ("script: /opt/own\n", "pvehook will NOT run: /etc/vzdump.conf has script: /opt/own; run install.sh"),
-        (None, "pvehook will NOT run: /etc/vzdump.conf has no script; run install.sh"),
+        ("ionice: 8\n", "/etc/vzdump.conf has no script; run install.sh"),
+        ("script: /opt/own\n", "/etc/vzdump.conf has script: /opt/own; run install.sh"),
+        (None, "/etc/vzdump.conf has no script; run install.sh"),
     ],
 )
 def test_a_node_that_does_not_call_pvehook_is_told_so(
@@ -481,8 +483,23 @@ def test_a_node_that_does_not_call_pvehook_is_told_so(
 def test_a_jobs_own_script_wins_and_is_named(pvehook: Command, node_with_guests: Path) -> None:
     jobs = node_with_guests / "etc/pve/jobs.cfg"
     jobs.write_text(jobs.read_text().replace("\tstorage nas\n", "\tstorage nas\n\tscript /opt/own\n"))
-    notes = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))[101]["notes"]
-    assert "pvehook will NOT run: job nightly has script: /opt/own; run install.sh" in notes
+    told = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))[101]
+    assert told["pvehook_runs"] is False
+    assert any("job nightly has a script of its own: /opt/own" in note for note in told["notes"])
+    assert "would be backed up WITHOUT pvehook" in pvehook("rehearse", "--at", IN_WINDOW).out
+
+
+def test_a_rehearsal_of_another_time_ends_no_exception(pvehook: Command, node_with_guests: Path) -> None:
+    assert pvehook("allow", "--vmid", "110", "--for", "2h", "--reason", "restore test").code == 0
+    pvehook("rehearse", "--at", "2099-11-23T12:00")
+    assert "guests 110 until" in pvehook("allow", "--list").out
+
+
+def test_an_hour_that_does_not_exist_is_said(pvehook: Command, root: Path) -> None:
+    (root / "etc/pvehook.yaml").write_text("window: {timezone: Europe/Warsaw}\n")
+    done = pvehook("window", "--at", "2026-03-29T02:30")
+    assert "02:30 does not exist on that day" in done.err
+    assert "2026-03-29 03:30:00 CEST" in done.err
 
 
 def test_a_job_of_this_very_node_counts(pvehook: Command, node_with_guests: Path) -> None:

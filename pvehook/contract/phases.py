@@ -25,9 +25,4 @@ REFUSABLE_PHASES = ("job-init", "job-start", "backup-start")
 """Where a shut window may say no. A non-zero exit anywhere else costs more than it prevents: in `pre-restart`
 and `post-restart` after the archive, PVE then leaves a guest down or suspended."""
 
-LAST_GUEST_PHASE = "log-end"
-"""Always comes, whatever happened to the guest before."""
-
 LAST_JOB_PHASES = ("job-end", "job-abort")
-
-MODES = ("snapshot", "suspend", "stop")

@@ -18,19 +18,12 @@ class Clock(Protocol):
         """Seconds since the epoch."""
         ...
 
-    def monotonic_s(self) -> float:
-        """Seconds that no administrator and no NTP can set."""
-        ...
-
 
 class SystemClock:
     """The node's clock."""
 
     def now_s(self) -> float:
         return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
 
 
 class RehearsalClock:
@@ -50,9 +43,6 @@ class RehearsalClock:
         except (OSError, ValueError):
             pass
         return time.time() + self._offset_s
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
 
 
 def local_zone(node: Node) -> tzinfo:

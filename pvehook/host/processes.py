@@ -73,6 +73,19 @@ def command_line(node: Node, pid: int) -> str:
     return row.argv[0] if row and row.argv else ""
 
 
+def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
+    """The inodes of the sockets that a process holds open; None: it may not be asked. Empty for one that is gone.
+    Reads procfs only, which is no disk; some 100 microseconds."""
+    directory = node.path(f"/proc/{pid}/fd")
+    try:
+        links = [_link(f"{directory}/{fd}") for fd in os.listdir(directory)]
+    except (FileNotFoundError, ProcessLookupError):
+        return frozenset()
+    except OSError:
+        return None
+    return frozenset(int(link[8:-1]) for link in links if link.startswith("socket:["))
+
+
 def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, str]]) -> list[Found]:
     """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
 
@@ -245,6 +258,13 @@ def _read_pid(node: Node, path: str) -> int:
 
 def _read_pids(node: Node, path: str) -> Iterator[int]:
     return (int(word) for word in _read(node, path).split() if word.isdigit())
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""  # closed since the listing
 
 
 def _read(node: Node, path: str) -> bytes:

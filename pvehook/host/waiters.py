@@ -135,6 +135,14 @@ class WaiterWatch:
         except OSError as error:
             raise self._lost(error) from error
 
+    def waiting_sockets(self) -> frozenset[int] | None:
+        """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd. None: cannot be told
+        (/proc/net/unix does not show them). Raises NodeError as `waiters` does."""
+        try:
+            return self._way.waiting_sockets()
+        except OSError as error:
+            raise self._lost(error) from error
+
     def _lost(self, error: OSError) -> NodeError:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or started anew?")
@@ -169,8 +177,11 @@ class _SockDiag:
         return int(_U32.unpack_from(self._answer, at)[0])
 
     def waiters_alive(self) -> int:
+        return len(self.waiting_sockets())
+
+    def waiting_sockets(self) -> frozenset[int]:
         at, size = self._ask(self._which, _WAITING_INODES)
-        return sum(inode != 0 for (inode,) in _U32.iter_unpack(self._answer[at : at + size]))
+        return frozenset(inode for (inode,) in _U32.iter_unpack(self._answer[at : at + size]) if inode != 0)
 
     def _choose(self, path: str, listeners: Sequence[_Listener]) -> _Listener:
         found = [each for each in listeners if _is_same_file(each, path)]
@@ -249,6 +260,10 @@ class _SocketTable:
     def waiters_alive(self) -> int:
         table = self._read_while_it_listens()
         return table.count(self._waiting) - table.count(self._closed)
+
+    def waiting_sockets(self) -> None:
+        """It shows inode 0 for every client that waits."""
+        return
 
     def _read_while_it_listens(self) -> bytearray:
         table = self._read()

@@ -25,28 +25,27 @@ def directory(node: Node) -> str:
     return os.path.join(node.run_dir, "allow")
 
 
-def in_force(node: Node, now_s: float) -> list[Allowance]:
-    """The exceptions that have not run out; files of those that have are removed. A file that cannot be read, or
-    that names an end which `pvehook allow` never gives, counts as no exception: refusing costs one night, allowing
-    wrongly costs the guests theirs."""
-    found = []
+def in_force(node: Node, at_s: float) -> list[Allowance]:
+    """The exceptions that hold at one instant, which may lie in the future. Nothing is changed. A file that cannot be
+    read, or that names an end which `pvehook allow` never gives, counts as no exception: refusing costs one night,
+    allowing wrongly costs the guests theirs."""
+    return [each for each in _all(node) if at_s < each.until <= at_s + LONGEST_S]
+
+
+def _all(node: Node) -> list[Allowance]:
     try:
         names = sorted(os.listdir(directory(node)))
     except OSError:
         return []
-    for name in names:
-        identifier, dot, ending = name.rpartition(".")
-        if not dot or ending != "json":
-            continue
-        path = os.path.join(directory(node), name)
-        allowance = _read(path, identifier)
-        if allowance is None:
-            continue
-        if now_s < allowance.until <= now_s + LONGEST_S:
-            found.append(allowance)
-        elif allowance.until <= now_s:
-            _remove(path)
-    return found
+    read = (_read(os.path.join(directory(node), name), name[:-5]) for name in names if name.endswith(".json"))
+    return [each for each in read if each is not None]
+
+
+def drop_expired(node: Node, now_s: float) -> None:
+    """Takes the files of exceptions away that have run out. `now_s` is the real clock's, never a time asked about."""
+    for each in _all(node):
+        if each.until <= now_s:
+            _remove(os.path.join(directory(node), f"{each.id}.json"))
 
 
 def grant(node: Node, allowance: Allowance) -> None:

@@ -40,7 +40,7 @@ REQUEST_DEADLINE_S = 2.0
 """The hook sends its line at once; whoever does not is not the hook."""
 
 RINGS_AT_ONCE = 16
-BEAT_S = 5.0
+BEAT_S = 2.0
 """How often the main thread wakes at least; systemd's WatchdogSec is a multiple of it."""
 
 
@@ -68,7 +68,7 @@ class Daemon:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
-        thaw_left_over_in_daemon(self._around.node, self._around.freezes, self._log)
+        thaw_left_over_in_daemon(self._around)
         self._pick_up_running_jobs()
         systemd.notify("READY=1")
         while not self._told_to_leave and not self._idle():
@@ -154,6 +154,8 @@ class Daemon:
         if uid not in (0, os.geteuid()):
             raise BadCall(f"process {pid} belongs to user {uid}, only root may ring")
         parent = parent_of(self._around.node, pid)
+        if parent is None:
+            raise BadCall(f"the hook {pid} of worker {call.worker_pid} had given up before it was served")
         if parent != call.worker_pid:
             raise BadCall(f"process {pid} says it serves worker {call.worker_pid}, but its parent is {parent}")
         worker = identify(self._around.node, call.worker_pid)
@@ -180,15 +182,18 @@ class Daemon:
         upid = parse_upid(command_line(self._around.node, worker.pid))
         return upid.text if upid else ""
 
-    def _watch(self, worker: ProcessId) -> None:
-        """Has the main thread told when the worker dies, however it dies."""
+    def _watch(self, worker: ProcessId) -> bool:
+        """Has the main thread told when the worker dies, however it dies. False: it is dead."""
+        if worker in self._pidfds:
+            return True  # its job ended and began anew: a chained script that fails in job-end brings a job-abort
         try:
             pidfd = os.pidfd_open(worker.pid)
         except OSError:
-            return  # it ended just now; its last ring ends the job, or the next start of the daemon does
+            return False
         self._pidfds[worker] = pidfd
         self._selector.register(pidfd, selectors.EVENT_READ, worker)
         os.write(self._wake_write, b"x")
+        return True
 
     def _unwatch(self, worker: ProcessId) -> None:
         pidfd = self._pidfds.pop(worker, None)
@@ -221,8 +226,7 @@ class Daemon:
         for left in record.load_all(self._around.node):
             job = Job(self._around, left)
             self._jobs[left.worker] = job
-            if identify(self._around.node, left.worker.pid) == left.worker:
-                self._watch(left.worker)
+            if identify(self._around.node, left.worker.pid) == left.worker and self._watch(left.worker):
                 job.resume()
             else:
                 self._worker_died(left.worker)

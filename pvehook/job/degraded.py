@@ -51,8 +51,12 @@ def _answer(node: Node, argv: list[str], env: dict[str, str], worker_pid: int, w
         if not admission.allowed:
             return Reply(tuple(lines), exit_code=1)
     lines += [f"pvehook: {line}" for line in _put_priorities_right(node, call, config)]
+    if call.phase == "post-restart" and call.vmtype != "lxc" and config.freeze.mode != "off":
+        lines.append(f"pvehook: freezing of VM {call.vmid} is left to Proxmox this time: neither judged nor bounded")
     # A daemon that died may have left a guest frozen, and the next one may never have come.
-    lines += [f"pvehook: {report.text}" for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S)]
+    lines += [
+        f"pvehook: {report.text}" for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S, spare_living_daemon=True)
+    ]
     return Reply(tuple(lines), chain=node.path(config.chain) if config.chain else None)
 
 

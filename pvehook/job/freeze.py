@@ -4,11 +4,16 @@
     arrive     3 to 7 ms later PVE connects and waits behind us: guest-ping, 3 s patience
     freeze     on the held connection; let go; PVE pings, sees "frozen", skips its own freeze, starts its job
     thaw       as soon as the job is visible, or the bound is reached; until the guest says "thawed"
-    veto       hold until PVE has given up; it backs up without a freeze
+    veto       hold until PVE has given up, or its job is there; it backs up without a freeze
 
 From `arm` on there is no file I/O: everything is open, the record is mapped memory (frozen_record.py), waits are on
 sockets. Nobody may connect to the agent between PVE's ping and its job unless they own the freeze: PVE's thaw would
 wait behind them (facts/vzdump.md). That is why a thaw waits for the visible job, and a veto for PVE to give up.
+
+Others wait at that socket too: a GUI that shows a guest's addresses, a chained script. PVE is known by its socket: the
+kernel tells which sockets wait, and /proc which of them vzdump's worker holds (procfs is memory, not a disk).
+
+A veto must not depend on anything but the connection: not on QMP, not on the agent's answers, not on /run.
 """
 
 from __future__ import annotations
@@ -18,14 +23,14 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from pvehook.errors import BadReply, GuestError, TimedOut
+from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.guest.agent import AgentConnection, Pending, open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline, connect
 from pvehook.host.node import Node
-from pvehook.host.processes import ProcessId
+from pvehook.host.processes import ProcessId, sockets_of
 from pvehook.host.waiters import WaiterWatch
 from pvehook.job.frozen_record import FrozenRecord, record_path
 from pvehook.job.thaw import Thawed, thaw_until_thawed
@@ -43,29 +48,17 @@ Step = Literal[
     "thawed",
     "settled",
 ]
-STEPS: tuple[Step, ...] = (
-    "recorded",
-    "held",
-    "armed",
-    "pve-arrived",
-    "freezing",
-    "frozen",
-    "let-go",
-    "job-seen",
-    "thawing",
-    "thawed",
-    "settled",
-)
+STEPS: tuple[Step, ...] = get_args(Step)
 """Every step that a freeze passes, in order. The kill matrix of the tests is made from this list."""
 
 LOOK_EVERY_S = 0.002
 JOB_LOOK_EVERY_S = 0.25
 """While nobody has arrived: a backup that began without asking the agent ends the wait."""
 
-SYNC_S = 1.0
-SERVED_S = 0.5
-"""QEMU accepts a client within 15 ms when it has no other one."""
+JOB_LOOK_S = 0.1
+"""One such look: a QMP that is slow must not hide PVE's arrival."""
 
+SYNC_S = 1.0
 SEND_S = 0.5
 QMP_S = 1.0
 SLICE_S = 0.05
@@ -126,7 +119,11 @@ class Rendezvous:
         self._on_end = on_end
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
         self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
+        self.alert: str | None = None
+        """What an administrator must look at, found while arming."""
         self._open = contextlib.ExitStack()
+        self._hold = self._open.enter_context(contextlib.ExitStack())
+        self._watch: WaiterWatch | None = None
         self._abandoned = threading.Event()
         self._not_frozen = threading.Event()
         self._not_frozen.set()
@@ -141,10 +138,32 @@ class Rendezvous:
     # What the phases call
 
     def arm(self, now_s: float) -> None:
-        """Opens everything, holds the agent's socket and starts the thread. Raises GuestError, NodeError or OSError;
-        then nothing is held, and PVE meets the agent as if we were not there."""
+        """Holds the agent's socket, opens everything and starts the thread. Raises GuestError when the socket cannot be
+        held; then PVE meets the agent as if we were not there. Whatever else fails makes the freeze a veto."""
         try:
-            self._jobs_before = frozenset(self._backup_jobs())
+            with contextlib.suppress(NodeError):
+                self._watch = self._open.enter_context(WaiterWatch(self._node, self._agent_path))
+            if not self._veto:
+                self._veto = self._prepare_freeze(now_s)
+            if self._veto:
+                self._hold.close()
+                # Whoever is served before us, PVE comes after us.
+                self._hold.enter_context(connect(self._agent_path))
+            self._at_step("held")
+            _lock_memory()
+            self._armed_s = time.monotonic()
+            threading.Thread(target=self._run, name=f"freeze-{self.vmid}", daemon=True).start()
+        except BaseException:
+            self._open.close()
+            raise
+        self._at_step("armed")
+
+    def _prepare_freeze(self, now_s: float) -> str:
+        """All that a freeze needs and a veto does not. Why there can be no freeze; "" when there can."""
+        if self._watch is None:
+            return "it cannot be seen who waits for the agent"
+        try:
+            self._jobs_before = self._backup_jobs()
             self._record = FrozenRecord(
                 record_path(self._node, self.vmid),
                 self.vmid,
@@ -154,34 +173,15 @@ class Rendezvous:
             )
             self._open.callback(self._record.remove)
             self._at_step("recorded")
-            self._watch = self._open.enter_context(WaiterWatch(self._node, self._agent_path))
-            self._hold = contextlib.ExitStack()
-            self._open.enter_context(self._hold)
-            try:
-                self._agent: AgentConnection = self._hold.enter_context(
-                    open_agent(self._agent_path, Deadline.after(SYNC_S))
-                )
-            except (TimedOut, BadReply) as error:
-                self._hold_without_a_sync(error)
-            self._at_step("held")
-            _lock_memory()
-        except BaseException:
-            self._open.close()
-            raise
-        self._armed_s = time.monotonic()
-        threading.Thread(target=self._run, name=f"freeze-{self.vmid}", daemon=True).start()
-        self._at_step("armed")
-
-    def _hold_without_a_sync(self, error: TimedOut | BadReply) -> None:
-        """An agent that cannot be talked to now is not one to freeze, by nobody. To keep PVE from it QEMU's side of the
-        socket is enough. But QEMU must serve us, and not some other client in front of us: then `error` is raised."""
-        self._veto = self._veto or f"the agent did not answer when PVE was about to freeze: {error}"
-        self._hold.enter_context(connect(self._agent_path))
-        served_within = Deadline.after(SERVED_S)
-        while self._watch.waiters():
-            if served_within.left_s() == 0:
-                raise error
-            time.sleep(LOOK_EVERY_S)
+            deadline = Deadline.after(SYNC_S)
+            self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
+            # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
+            if self._agent.fsfreeze_status(deadline) == "frozen":
+                self.alert = "it was frozen by somebody else after pre-stop; pvehook does not thaw that"
+                return "frozen by somebody else since pre-stop"
+        except (GuestError, OSError) as error:
+            return f"when PVE was about to freeze it: {error}"
+        return ""
 
     def abandon(self) -> None:
         """The backup is over, one way or another: let go, thaw if need be."""
@@ -198,57 +198,68 @@ class Rendezvous:
     # The thread
 
     def _run(self) -> None:
+        outcome = Outcome("crash-consistent", "fault in the rendezvous")
         try:
             outcome = self._meet()
         except Exception as fault:  # whatever happened: nothing may stay frozen
             outcome = Outcome("crash-consistent", f"fault in the rendezvous: {fault!r}")
             if not self._not_frozen.is_set():
                 self._thaw()
-        self._at_step("settled")
-        self._open.close()
-        self.outcome = outcome
-        self._ended.set()
-        self._on_end(outcome)
+        finally:
+            self._at_step("settled")
+            self._open.close()
+            self.outcome = outcome
+            self._on_end(outcome)
+            self._ended.set()
 
     def _meet(self) -> Outcome:
-        arrival = self._wait_for_pve()
-        if arrival is not None:
-            self._hold.close()
-            return Outcome("left-to-pve", arrival)
-        self._at_step("pve-arrived")
         if self._veto:
             return self._keep_pve_from_freezing(self._veto)
+        try:
+            not_met = self._wait_for_pve()
+        except NodeError:
+            not_met = "the VM ended"
+        if not_met:
+            self._hold.close()
+            return Outcome("left-to-pve", not_met)
+        self._at_step("pve-arrived")
         return self._freeze()
 
-    def _wait_for_pve(self) -> str | None:
-        """Until somebody waits behind us: None, or why nobody did. Our own connection is accepted already: its sync
-        was answered, so it is not mistaken for a waiter."""
+    def _wait_for_pve(self) -> str:
+        """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted already: its sync was
+        answered, so it is not mistaken for a waiter."""
         until_s = self._armed_s + self._limits.wait_for_pve_s
         next_job_look_s = self._armed_s + JOB_LOOK_EVERY_S
-        while not self._watch.waiters():
+        while not self._pve_waits():
             now_s = time.monotonic()
             if self._abandoned.wait(LOOK_EVERY_S):
                 return "the backup ended before PVE asked the agent"
-            if now_s >= until_s:
+            # What a list leaves out must not be frozen after all, so a list has no such limit.
+            if now_s >= until_s and self._mountpoints is None:
                 return f"PVE did not ask the agent within {self._limits.wait_for_pve_s:g} s"
             if now_s >= next_job_look_s:
-                if self._job_is_visible():
+                if self._job_is_visible(JOB_LOOK_S):
                     return "PVE began its backup without asking the agent"
                 next_job_look_s = now_s + JOB_LOOK_EVERY_S
         self._arrived_s = time.monotonic()
-        return None
+        return ""
 
     def _keep_pve_from_freezing(self, why: str) -> Outcome:
-        """Holds until PVE's ping has given up, or its job is there: then it goes on without a freeze."""
-        until_s = time.monotonic() + self._limits.veto_hold_at_most_s
+        """Holds until PVE's ping has given up, or its job is there, or the backup is over. There is no other end: who
+        else comes and goes proves nothing, and holding on costs PVE nothing once its ping has failed."""
         look_s = 0.0
-        while time.monotonic() < until_s and not self._abandoned.wait(LOOK_EVERY_S):
-            if not self._watch.waiters_alive():
+        gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
+        while not self._abandoned.wait(LOOK_EVERY_S):
+            waits = self._pve_waits_or_unknown()
+            now_s = time.monotonic()
+            if waits and gives_up_s is None:
+                self._arrived_s, gives_up_s = now_s, now_s + self._limits.veto_hold_at_most_s
+            if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
                 break
-            if time.monotonic() >= look_s:
-                if self._job_is_visible():
+            if now_s >= look_s:
+                if self._job_is_visible(JOB_LOOK_S):
                     break
-                look_s = time.monotonic() + JOB_LOOK_EVERY_S
+                look_s = now_s + JOB_LOOK_EVERY_S
         self._hold.close()
         return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
 
@@ -266,7 +277,8 @@ class Rendezvous:
         except TimedOut as error:
             return self._freeze_hangs(error)
         except GuestError as error:
-            # Refused, or an answer that is none: whether something is frozen only the status can tell.
+            # Refused, or an answer that is none: whether something is frozen only the status can tell. It said thawed
+            # on this connection when we armed, and nobody else could reach the agent since: what is frozen is ours.
             was_frozen = self._thaw_on_hold()
             frozen_ms = self._frozen_ms() if was_frozen else None
             outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
@@ -276,6 +288,10 @@ class Rendezvous:
         if frozen == 0:
             self._nothing_is_frozen()
             return self._keep_pve_from_freezing("the freeze reached no filesystem")
+        if self._pve_waits_or_unknown() is False:
+            thawed = self._thaw()
+            why = "PVE had given up and gone on before the guest was frozen"
+            return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed), filesystems_frozen=frozen)
         self._record.say("frozen")
         self._at_step("frozen")
         self._hold.close()
@@ -371,7 +387,8 @@ class Rendezvous:
                 return thawed
 
     def _pve_still_waits(self, until_s: float) -> bool:
-        return time.monotonic() < until_s and not self._abandoned.is_set() and self._watch.waiters_alive() > 0
+        waits = self._pve_waits_or_unknown() is not False
+        return time.monotonic() < until_s and not self._abandoned.is_set() and waits
 
     def _wait_for_pve_to_give_up(self, until_s: float) -> None:
         while self._pve_still_waits(until_s):
@@ -417,6 +434,27 @@ class Rendezvous:
         self._not_frozen.set()
 
     # What is seen
+
+    def _pve_waits(self) -> bool:
+        """Whether vzdump's worker itself waits behind us. Where that cannot be told, whether anybody does. Raises
+        NodeError when the VM has ended."""
+        assert self._watch is not None  # noqa: S101  (without it there is no freeze)
+        waiting = self._watch.waiting_sockets()
+        if waiting is None:
+            return self._watch.waiters_alive() > 0
+        if not waiting:
+            return False
+        own = sockets_of(self._node, self._worker.pid)
+        return True if own is None else bool(waiting & own)
+
+    def _pve_waits_or_unknown(self) -> bool | None:
+        """The same for a veto, which needs certainty: None where it cannot be told."""
+        try:
+            if self._watch is None or self._watch.waiting_sockets() is None:
+                return None
+            return self._pve_waits()
+        except NodeError:
+            return None
 
     def _job_is_visible(self, within_s: float = QMP_S) -> bool:
         try:

@@ -47,13 +47,17 @@ def gather(
 
     The agent is asked only where PVE would freeze: nobody is disturbed for a guest that is never frozen.
     """
-    config, fault = _config(node, reader, vmid)
+    config, unknown = _config(node, reader, vmid)
+    try:
+        history = past_freezes(node, reader, vmid)
+    except NodeError as error:
+        history, unknown = (), unknown or str(error)
     option = parse_agent_option(config.agent) if config is not None else AgentOption(True, True)
     facts = FreezeFacts(
         vmtype=vmtype,
         mode=mode,
         run_state=None,
-        qmp_fault=fault,
+        qmp_fault=None,
         migrating=False,
         agent_option=option,
         agent_fault=None,
@@ -61,8 +65,9 @@ def gather(
         os_id=None,
         status=None,
         filesystems=None,
-        history=past_freezes(node, reader, vmid),
+        history=history,
         now_s=now_s,
+        unknown=unknown,
     )
     if vmtype != "lxc" and mode == "snapshot":
         facts = _ask_qemu(facts, qmp_path(node, vmid))

@@ -31,9 +31,13 @@ def past_freezes(node: Node, reader: TimelyReader, vmid: int) -> tuple[PastFreez
 
 
 def remember(node: Node, reader: TimelyReader, vmid: int, freeze: PastFreeze) -> None:
-    """Adds a freeze. Losing it costs the next verdict a fact, nothing else."""
-    kept = [each._asdict() for each in (*past_freezes(node, reader, vmid), freeze)[-KEPT:]]
+    """Adds a freeze; one that was remembered as hanging is replaced when it has ended. Losing it costs the next verdict
+    a fact, nothing else."""
     try:
+        past = past_freezes(node, reader, vmid)
+        if past and past[-1].outcome == "hung" and past[-1].frozen_ms is None and freeze.outcome == "hung":
+            past = past[:-1]
+        kept = [each._asdict() for each in (*past, freeze)[-KEPT:]]
         reader.within(READ_S, _path(node, vmid), lambda: replace_file(_path(node, vmid), json.dumps(kept) + "\n"))
     except (NodeError, OSError):
         pass

@@ -2,7 +2,8 @@
 
     /run/pvehook/frozen/101.freeze       one page
         freezing\\n                       what is going on now, padded to 16 bytes
-        {"vmid": 101, "worker": [4711, 8812345], "agent": "/var/run/qemu-server/101.qga", "armed_s": 1795312800.0}
+        {"vmid": 101, "worker": [4711, 8812345], "agent": "/var/run/qemu-server/101.qga", "armed_s": 1795312800.0,
+         "daemon": 4712}
 
 The page is mapped and the first word is stored into it without a system call: between a freeze and its thaw nothing
 may wait for a file system. /run is memory, and the mapping survives a SIGKILL of the one who wrote it.
@@ -32,7 +33,13 @@ class FrozenRecord:
 
     def __init__(self, path: str, vmid: int, worker: tuple[int, int], agent_path: str, armed_s: float) -> None:
         """Creates the file, saying `armed`. Raises OSError."""
-        body = {"vmid": vmid, "worker": list(worker), "agent": agent_path, "armed_s": armed_s}
+        body = {
+            "vmid": vmid,
+            "worker": list(worker),
+            "agent": agent_path,
+            "armed_s": armed_s,
+            "daemon": os.getpid(),
+        }
         page = _word("armed") + json.dumps(body).encode() + b"\n"
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self._path = path
@@ -66,6 +73,8 @@ class Left(NamedTuple):
     worker: tuple[int, int]
     agent_path: str
     armed_s: float
+    daemon_pid: int
+    """Who wrote it."""
 
 
 def record_path(node: Node, vmid: int) -> str:
@@ -101,9 +110,20 @@ def read_record(path: str) -> Left | None:
             (int(worker_pid), int(worker_start)),
             str(body["agent"]),
             float(body["armed_s"]),
+            int(body["daemon"]),
         )
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
+
+
+def remove_record(left: Left) -> None:
+    """Its guest is thawed or gone. A record that was written anew since is a newer freeze's, and stays."""
+    now = read_record(left.path)
+    if now is not None and now.armed_s == left.armed_s:
+        try:
+            os.unlink(left.path)
+        except OSError:
+            pass  # gone already; or it stays, and costs the next one a look at a thawed guest
 
 
 def _word(state: State) -> bytes:

@@ -9,35 +9,41 @@ worker died    thaw ours; and a freeze that PVE itself left behind
 
 from __future__ import annotations
 
-import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from pvehook.errors import GuestError, NodeError
 from pvehook.job.freeze import Limits, Outcome, Rendezvous, Step
-from pvehook.job.freeze_facts import KnownGuest, agent_path, gather, pre_flush
+from pvehook.job.freeze_facts import agent_path, gather, pre_flush
 from pvehook.job.freeze_history import remember
-from pvehook.job.frozen_record import OURS, left_records
-from pvehook.job.thaw import patience, thaw_until_thawed
+from pvehook.job.frozen_record import OURS, Left, left_records, remove_record
+from pvehook.job.thaw import patience, thaw_until_thawed, wait_for_pve
 from pvehook.records.guest_record import FreezeAccount
 from pvehook.rules.freeze_policy import policy_for
-from pvehook.rules.freeze_safety import FreezeVerdict, PastFreeze, decide
+from pvehook.rules.freeze_safety import PastFreeze, decide
 
 if TYPE_CHECKING:
     from pvehook.host.clock import Clock
     from pvehook.host.node import Node
     from pvehook.host.processes import ProcessId
     from pvehook.host.timely_files import TimelyReader
+    from pvehook.job.job import Surroundings
     from pvehook.records.guest_record import GuestRecord
     from pvehook.records.journal import Log
     from pvehook.settings import FreezeConfig
 
-OVER_S = 4.0
+OVER_S = 2.5
 """How long backup-end waits for a thaw that takes its time; the thread goes on whatever the phase does."""
 
 LEFT_BY_PVE_S = 900.0
 """How long a guest is asked after its vzdump was killed: a freeze of PVE's own may hang for as long (10 min)."""
+
+LEFT_OVER_HUNG_S = 2.0
+"""A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
+
+AGENT_QUESTIONS, FACTS_BESIDE_S = 5, 3.0
+"""sync, info, status, filesystems, system; configuration, QMP and history beside them."""
 
 WINDOWS = "mswindows"
 
@@ -48,6 +54,7 @@ class OpenFreezes:
     def __init__(self, at_step: Callable[[Step], None] = lambda step: None) -> None:
         self.at_step = at_step
         self._open = 0
+        self._thaws: dict[int, list[threading.Event]] = {}
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -62,17 +69,26 @@ class OpenFreezes:
     def any(self) -> bool:
         return self._open > 0
 
-    def run(self, work: Callable[[], None], name: str) -> None:
-        """Runs `work` in a thread that the daemon waits for."""
+    def cancel(self, vmid: int) -> None:
+        """A new rendezvous with this guest begins: thaws of earlier ones are given up."""
+        with self._lock:
+            for cancelled in self._thaws.pop(vmid, ()):
+                cancelled.set()
+
+    def run(self, vmid: int, work: Callable[[threading.Event], None]) -> None:
+        """Thaws one guest in a thread that the daemon waits for. `work` gives up when its event is set."""
+        cancelled = threading.Event()
+        with self._lock:
+            self._thaws.setdefault(vmid, []).append(cancelled)
         self.begin()
 
         def run() -> None:
             try:
-                work()
+                work(cancelled)
             finally:
                 self.end()
 
-        threading.Thread(target=run, name=name, daemon=True).start()
+        threading.Thread(target=run, name=f"thaw-{vmid}", daemon=True).start()
 
 
 class GuestFreeze:
@@ -88,17 +104,17 @@ class GuestFreeze:
         self._worker = worker
         self._log = log
         self._rendezvous: Rendezvous | None = None
-        self._verdict: FreezeVerdict | None = None
-        self._known: KnownGuest | None = None
 
     # Phases
 
     def prepare(self, guest: GuestRecord, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
         """pre-stop: what is known, what follows from it. Lines for the task log."""
-        self._rendezvous = self._verdict = None
-        if config.mode == "off" and not config.rules:
+        self._rendezvous = None
+        if (config.mode == "off" and not config.rules) or guest.vmtype == "lxc":
             return []
-        more_time(4 * config.facts_within_s + (config.pre_flush_within_s if config.pre_flush else 0.0))
+        if guest.mode == "snapshot":
+            flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
+            more_time(AGENT_QUESTIONS * config.facts_within_s + FACTS_BESIDE_S + flush_s)
         known = gather(
             self._node,
             self._reader,
@@ -110,13 +126,13 @@ class GuestFreeze:
         )
         policy = policy_for(config, guest.vmid, known.name or guest.name, known.tags)
         verdict = decide(known.facts, policy)
-        self._known, self._verdict = known, verdict
         account = guest.freeze = FreezeAccount(
             action=verdict.action,
             reasons=list(verdict.reasons),
             mountpoints=list(verdict.mountpoints) if verdict.mountpoints is not None else None,
             alert=verdict.alert,
             was_thawed=known.facts.status == "thawed",
+            is_windows=known.facts.os_id == WINDOWS,
         )
         if verdict.action == "freeze" and config.pre_flush:
             flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
@@ -129,16 +145,15 @@ class GuestFreeze:
 
     def arm(self, guest: GuestRecord, config: FreezeConfig) -> list[str]:
         """post-restart: from here on PVE cannot reach the agent before we let it."""
-        account, verdict = guest.freeze, self._verdict
-        if account is None or verdict is None or guest.result != "running":
+        account = guest.freeze
+        if account is None or guest.result != "running":
             return []
         account.in_archive = True
-        if verdict.action == "none":
+        if account.action == "none":
             return []
-        is_windows = self._known is not None and self._known.facts.os_id == WINDOWS
         limits = Limits(
             reply_within_s=config.reply_within_s,
-            frozen_at_most_s=config.windows_frozen_at_most_s if is_windows else config.frozen_at_most_s,
+            frozen_at_most_s=config.windows_frozen_at_most_s if account.is_windows else config.frozen_at_most_s,
             wait_for_pve_s=config.wait_for_pve_s,
             veto_hold_at_most_s=config.veto_hold_at_most_s,
         )
@@ -146,16 +161,18 @@ class GuestFreeze:
             self._node,
             guest.vmid,
             self._worker,
-            veto=verdict.action == "veto",
-            mountpoints=verdict.mountpoints,
+            veto=account.action == "veto",
+            mountpoints=tuple(account.mountpoints) if account.mountpoints is not None else None,
             limits=limits,
             at_step=self._freezes.at_step,
             on_end=lambda outcome: self._rendezvous_ended(guest, account, config, outcome),
         )
+        # An older run's thaw of this guest must not take the coming freeze for its own.
+        self._freezes.cancel(guest.vmid)
         self._freezes.begin()
         try:
             rendezvous.arm(self._clock.now_s())
-        except (GuestError, NodeError, OSError) as error:
+        except Exception as error:  # whatever it is, it must not end as a fault that keeps the daemon for ever
             self._freezes.end()
             account.consistency, account.why = "left-to-pve", f"the agent's socket could not be held: {error}"
             self._log.warning(
@@ -164,6 +181,9 @@ class GuestFreeze:
                 vmid=guest.vmid,
             )
             return [f"{guest_text(guest)}: {account.why}; PVE decides about the freeze alone"]
+        if rendezvous.alert:
+            account.alert = rendezvous.alert
+            self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {account.alert}", vmid=guest.vmid)
         self._rendezvous = rendezvous
         return []
 
@@ -181,6 +201,8 @@ class GuestFreeze:
         self._rendezvous.abandon()
         if not self._rendezvous.wait_until_ended(OVER_S) and account.consistency is None:
             account.consistency, account.hung = "crash-consistent", True
+            # Remembered now: should the daemon not live to see its end, the next night must know of it.
+            self._remember(guest, PastFreeze(self._clock.now_s(), None, "hung"))
             account.why = "it has not said yet that it is thawed; it is asked until it does, the journal will say so"
             self._log.critical(
                 "freeze-not-thawed",
@@ -198,17 +220,19 @@ class GuestFreeze:
         if account is None or not account.in_archive or not account.was_thawed:
             return
 
-        def thaw() -> None:
+        def thaw(cancelled: threading.Event) -> None:
             if rendezvous is not None:
                 rendezvous.wait_until_ended(LEFT_BY_PVE_S)
-            done = thaw_until_thawed(agent_path(self._node, guest.vmid), patience(LEFT_BY_PVE_S))
+            too_long = patience(LEFT_BY_PVE_S)
+            path = agent_path(self._node, guest.vmid)
+            done = thaw_until_thawed(path, lambda: cancelled.is_set() or too_long())
             if done.outcome == "thawed":
                 self._log.warning(
                     "freeze-left-by-pve",
                     message=f"{guest_text(guest)}: vzdump was killed and left it frozen; {done.text}",
                     vmid=guest.vmid,
                 )
-            elif done.outcome == "not-answered":
+            elif done.outcome == "not-answered" and not cancelled.is_set():
                 self._log.critical(
                     "freeze-unknown",
                     message=f"{guest_text(guest)}: vzdump was killed during its backup, and whether it is frozen "
@@ -216,12 +240,17 @@ class GuestFreeze:
                     vmid=guest.vmid,
                 )
 
-        self._freezes.run(thaw, f"thaw-{guest.vmid}")
+        self._freezes.run(guest.vmid, thaw)
 
     # Reports
 
+    def _remember(self, guest: GuestRecord, freeze: PastFreeze) -> None:
+        remember(self._node, self._reader, guest.vmid, freeze)
+
     def _report_verdict(self, guest: GuestRecord, account: FreezeAccount) -> None:
-        write = self._log.warning if account.action == "veto" else self._log.info
+        # What the administrator has switched off is no news either.
+        wanted = all(reason.startswith("never:") for reason in account.reasons)
+        write = self._log.warning if account.action == "veto" and not wanted else self._log.info
         write(
             "freeze-verdict",
             message=f"{guest_text(guest)}: freeze {account.action}: {'; '.join(account.reasons)}",
@@ -246,7 +275,7 @@ class GuestFreeze:
         try:
             if outcome.frozen_ms is not None:
                 word = _outcome_word(outcome, config)
-                remember(self._node, self._reader, guest.vmid, PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
+                self._remember(guest, PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
             # A veto was told with its reasons before; what follows from it is no news.
             is_news = outcome.consistency == "crash-consistent" and account.action != "veto"
             write = self._log.warning if is_news else self._log.info
@@ -278,28 +307,27 @@ def guest_text(guest: GuestRecord) -> str:
     return f"VM {guest.vmid}" + (f" ({guest.name})" if guest.name else "")
 
 
-def thaw_left_over_in_daemon(node: Node, freezes: OpenFreezes, log: Log) -> None:
+def thaw_left_over_in_daemon(around: Surroundings) -> None:
     """A new daemon's first deed: every guest that a record calls frozen by us is thawed, however long it takes."""
-    for left in left_records(node):
+    for left in left_records(around.node):
         if left.state not in OURS:
-            _unlink(left.path)
+            remove_record(left)
             continue
 
-        def thaw(path: str = left.path, vmid: int = left.vmid, agent: str = left.agent_path) -> None:
-            done = thaw_until_thawed(agent, give_up=lambda: False)
-            _unlink(path)
-            log.warning(
+        def thaw(cancelled: threading.Event, left: Left = left) -> None:
+            wait_for_pve(around.node, left)
+            began_s = time.monotonic()
+            done = thaw_until_thawed(left.agent_path, cancelled.is_set)
+            if cancelled.is_set():
+                return  # the record is a newer freeze's by now
+            remove_record(left)
+            if time.monotonic() - began_s > LEFT_OVER_HUNG_S:
+                remember(around.node, around.reader, left.vmid, PastFreeze(around.clock.now_s(), None, "hung"))
+            around.log.warning(
                 "freeze-left-over",
-                message=f"VM {vmid}: a freeze of ours was left over by a daemon that died; {done.text}",
-                vmid=vmid,
+                message=f"VM {left.vmid}: a freeze of ours was left over by a daemon that died; {done.text}",
+                vmid=left.vmid,
                 outcome=done.outcome,
             )
 
-        freezes.run(thaw, f"thaw-{left.vmid}")
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        around.freezes.run(left.vmid, thaw)

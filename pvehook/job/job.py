@@ -36,7 +36,7 @@ from pvehook.records.job_table import job_table
 from pvehook.records.journal import Log
 from pvehook.rules.admission import Admission, admits_whole_run
 
-PHASE_LOCK_S = 4.0
+PHASE_LOCK_S = 2.0
 """A `backup-abort` can overlap the hook that a SIGTERM interrupted (facts/vzdump.md). It waits this long for the
 other one's answer, then goes on without the lock: a late account is better than a hook that misses its deadline."""
 
@@ -63,6 +63,7 @@ class Job:
         self._keeper = Keeper(around, self._desk, job, self._log)
         self._freeze = GuestFreeze(around.node, around.clock, around.reader, around.freezes, job.worker, self._log)
         self._lock = threading.Lock()
+        self._doubted: tuple[str, ...] = ()
         self.ended = False
 
     def phase(self, call: HookCall, more_time: Callable[[float], None]) -> Reply:
@@ -97,7 +98,11 @@ class Job:
             # A phase of a newer Proxmox VE is no reason to fail.
             self._log.info("phase-unknown", message=f"vzdump announced {call.phase!r}, which pvehook does not know")
             return Reply(), in_force
+        # Once where it begins, and at every job-init: the run goes on by other rules than the files say.
+        doubts = self._doubts_about_configuration(in_force) if in_force.problems != self._doubted else ()
+        self._doubted = in_force.problems
         reply = tell(call, in_force)
+        reply = reply._replace(lines=(*doubts, *reply.lines))
         if self.ended:
             self._keeper.job_ends()
         self._write_down()
@@ -108,13 +113,12 @@ class Job:
     def job_init(self, call: HookCall, in_force: InForce) -> Reply:
         """Asked before the node's lock. What is set here on the worker is overwritten by PVE's own ionice before
         `job-start`, so idle priority waits until then."""
-        doubts = self._doubts_about_configuration(in_force)
         decision = self._desk.ask(call, self._job, in_force)
         self._report(decision, call, in_force)
         if not decision.allowed:
             self.ended = True
-            return Reply((*doubts, *_ours(decision.lines)), exit_code=1)
-        return Reply((*doubts, *_ours(decision.lines)))
+            return Reply(_ours(decision.lines), exit_code=1)
+        return Reply(_ours(decision.lines))
 
     def job_start(self, call: HookCall, in_force: InForce) -> Reply:
         """Asked again: the run may have waited up to `lockwait` (3 h) since `job-init`."""

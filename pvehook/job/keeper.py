@@ -17,6 +17,7 @@ from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
 from pvehook.host.ioprio import IDLE, restore_normal, set_all_threads
 from pvehook.host.processes import Found, ProcessId, backup_processes, guests_left_idle, vm_processes
+from pvehook.host.timely_files import TimelyReader
 from pvehook.job.where_it_acts import Backup, effect_of_idle
 from pvehook.rules.admission import WINDOW_OPEN
 from pvehook.settings import DUMP_DIRECTORY
@@ -38,7 +39,7 @@ CANCEL_DEADLINE_S = 5.0
 
 FIRST_WAIT_S = 0.1
 
-LAST_LOOK_S = 3.0
+LAST_LOOK_S = 2.0
 """How long `log-end` waits for a look that is being taken before it takes its own."""
 
 
@@ -61,6 +62,8 @@ class Keeper:
         self._effect_known_for: GuestRecord | None = None
         self._seen: dict[ProcessId, _Seen] = {}
         self._said: set[str] = set()
+        # Its own: the disks under a storage may take 8 s to be found, and configuration waits for no disk.
+        self._reader = TimelyReader()
         self._look_lock = threading.Lock()
         self._woken = threading.Event()
         self._stopped = threading.Event()
@@ -110,6 +113,8 @@ class Keeper:
         """The last look, taken by the phase itself: after it nothing of this guest is at idle."""
         if _may_have_been_started_by_vzdump(guest):
             self._locked(lambda: self._put_guests_back(guest), guest)
+        if guest.result != "refused":
+            self._add_up(guest)  # a backup may be over before the first look; the worker was set all the same
         self._guest = None
         worker = self._seen.get(self._job.worker)
         self._seen = {self._job.worker: worker} if worker else {}
@@ -182,6 +187,9 @@ class Keeper:
             failed.update(dict.fromkeys(f"{comm}: {reason}" for reason in done.failed))
             self._note(found, _Seen(comm, done.threads, done.confirmed), changed=done.changed)
         guest.not_idle = list(failed)
+        self._add_up(guest)
+
+    def _add_up(self, guest: GuestRecord) -> None:
         totals: dict[str, list[int]] = {}
         for seen in self._seen.values():
             total = totals.setdefault(seen.comm, [0, 0, 0])
@@ -303,7 +311,7 @@ class Keeper:
         self._effect_known_for = guest
         found = effect_of_idle(
             self._around.node,
-            self._around.reader,
+            self._reader,
             Backup(guest.vmid, guest.vmtype, guest.mode, self._job.storeid, self._job.dumpdir),
         )
         guest.effect_in_short, guest.effect = found.in_short, list(found.sentences)

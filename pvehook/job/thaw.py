@@ -19,10 +19,13 @@ from pvehook.errors import GuestError, Unreachable
 from pvehook.guest.agent import open_agent
 from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
-from pvehook.job.frozen_record import OURS, Left, left_records, read_record, record_path
+from pvehook.job.frozen_record import OURS, Left, left_records, read_record, record_path, remove_record
 
 ATTEMPT_S = 1.0
 """One attempt: a thaw takes 4 to 20 ms (facts/qemu.md), and an agent that hangs in a freeze answers when that ends."""
+
+PVES_OWN_FREEZE_S = 2.0
+"""From PVE's ping to the end of its own freeze takes some 0.3 s of a sound guest (measured)."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 
@@ -63,7 +66,7 @@ def thaw_until_thawed(
             # A socket that nobody listens at: QEMU died and could not take it away.
             if not os.path.exists(agent_path) or isinstance(error.__cause__, ConnectionRefusedError):
                 return Thawed("gone", reached, "its VM has ended", time.monotonic())
-        except GuestError as error:
+        except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
             fault = str(error)
         if give_up():
             return Thawed("not-answered", reached, fault, time.monotonic())
@@ -89,14 +92,21 @@ class Report(NamedTuple):
     text: str
 
 
-def thaw_left_over(node: Node, patience_s: float = LEFT_OVER_PATIENCE_S) -> list[Report]:
+def thaw_left_over(
+    node: Node, patience_s: float = LEFT_OVER_PATIENCE_S, *, spare_living_daemon: bool = False
+) -> list[Report]:
     """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone.
 
-    All at once: a guest whose freeze hangs must not keep the others frozen."""
+    All at once: a guest whose freeze hangs must not keep the others frozen. `spare_living_daemon`: not the freezes of
+    a daemon that lives and is perhaps only slow; one that hangs is ended by systemd's watchdog, then it is dead."""
     left = [each for each in left_records(node) if each.state in OURS]
+    if spare_living_daemon:
+        left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
     reports: dict[str, Report] = {}
 
     def thaw(each: Left) -> None:
+        if not spare_living_daemon:  # else vzdump is at its next phase already, and PVE's own freeze is over
+            wait_for_pve(node, each)
         reports[each.path] = _thaw_left(each, patience_s)
 
     threads = [threading.Thread(target=thaw, args=(each,), daemon=True) for each in left]
@@ -123,11 +133,18 @@ def forget(node: Node, vmid: int) -> None:
     _remove(record_path(node, vmid))
 
 
+def wait_for_pve(node: Node, left: Left) -> None:
+    """`freezing` says that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
+    freezes by itself now and thaws a moment later: not to be taken for ours. A living worker gets this moment."""
+    if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker[0]}")):
+        time.sleep(PVES_OWN_FREEZE_S)
+
+
 def _thaw_left(left: Left, patience_s: float) -> Report:
     done = thaw_until_thawed(left.agent_path, patience(patience_s))
     if done.outcome == "not-answered":
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
-    _remove(left.path)
+    remove_record(left)
     return Report(left.vmid, True, f"guest {left.vmid}: a freeze of ours was left over; now {done.text}")
 
 

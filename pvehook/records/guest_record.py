@@ -17,6 +17,8 @@ class FreezeAccount:
     alert: str | None = None
     was_thawed: bool = False
     """The agent said so before the backup: whatever is frozen later was frozen by this run."""
+    is_windows: bool = False
+    """VSS lets go of a frozen Windows earlier than other systems do."""
     in_archive: bool = False
     """post-restart has passed: PVE may freeze from here on."""
     pre_flush: str | None = None
@@ -71,6 +73,6 @@ class GuestRecord:
     """Processes of this guest that were found at idle and put back to normal."""
     effect: list[str] = field(default_factory=list)
     """Sentences: whether idle priority can have an effect."""
-    effect_in_short: str = "unknown"
+    effect_in_short: str = "not looked up in time"
     freeze: FreezeAccount | None = None
     """None: freezing was no question, or pre-stop was not seen."""

@@ -52,6 +52,10 @@ class Outlook(NamedTuple):
     mode: str
     admission: Admission
     effect: EffectOfIdle
+    pvehook_runs: bool
+    """False: the job has another script, or none."""
+    is_guess: bool
+    """Proxmox could not be asked when the job runs next."""
     notes: tuple[str, ...]
 
 
@@ -203,7 +207,9 @@ def _outlook(
         mode,
         admission,
         effect_of_idle(node, reader, backup),
-        _notes(node, job, options, guest),
+        pvehook_runs=options.get("script") == HOOK,
+        is_guess=asked is None and next_run_s is None,
+        notes=_notes(job, options, guest),
     )
 
 
@@ -221,18 +227,18 @@ def _when(
     return opens_at, f"Proxmox could not be asked when {schedule or 'it'!r} comes next, so when the window is open"
 
 
-def _notes(node: Node, job: Section, options: Mapping[str, str], guest: Guest) -> tuple[str, ...]:
+def _notes(job: Section, options: Mapping[str, str], guest: Guest) -> tuple[str, ...]:
     notes = []
     script = options.get("script")
-    if script != HOOK:
-        where = f"job {job.id}" if "script" in job.properties else "/etc/vzdump.conf"
+    if script != HOOK and "script" in job.properties:
         notes.append(
-            f"pvehook will NOT run: {where} has {'script: ' + script if script else 'no script'}; run install.sh"
+            f"job {job.id} has a script of its own: {script}; to let pvehook watch over it: "
+            f"pvesh set /cluster/backup/{job.id} --delete script"
         )
-    if options.get("ionice") != "8":
-        notes.append(
-            f"vzdump itself sets ionice {options.get('ionice', '7')}; pvehook sets idle at job-start all the same"
-        )
+    elif script != HOOK:
+        notes.append(f"/etc/vzdump.conf has {'script: ' + script if script else 'no script'}; run install.sh")
+    elif options.get("ionice") != "8":
+        notes.append(f"vzdump sets ionice {options.get('ionice', '7')} first; pvehook sets idle at job-start")
     if not guest.running and guest.vmtype == "qemu":
         notes.append("it is off: vzdump starts its QEMU at idle priority, pvehook puts that back to normal")
     if "pool" in options:
@@ -280,9 +286,14 @@ def _print(
 def _print_guest(each: Outlook, out: TextIO) -> None:
     kind = "VM" if each.guest.vmtype == "qemu" else "CT"
     verdict = "would be backed up" if each.admission.allowed else "would be REFUSED"
+    if not each.pvehook_runs:
+        verdict = "would be backed up WITHOUT pvehook: no window, no priority, no freeze"
+    elif each.is_guess:
+        verdict += " if it starts then"
     state = "running" if each.guest.running else "off"
     out.write(f"  {kind} {each.guest.vmid} {each.guest.name or ''} ({state}, mode {each.mode}): {verdict}\n")
-    for text in (*each.admission.lines, *each.effect.sentences, *each.notes):
+    told = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
+    for text in (*told, *each.notes):
         out.write(f"      {text}\n")
 
 
@@ -296,6 +307,8 @@ def _as_json(each: Outlook) -> dict[str, object]:
         "type": each.guest.vmtype,
         "running": each.guest.running,
         "mode": each.mode,
+        "pvehook_runs": each.pvehook_runs,
+        "at_is_guess": each.is_guess,
         "allowed": each.admission.allowed,
         "reason": each.admission.reason,
         "lines": list(each.admission.lines),

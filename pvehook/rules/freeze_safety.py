@@ -60,6 +60,8 @@ class FreezeFacts(NamedTuple):
     """Newest last."""
     now_s: float
     """Seconds since the epoch, to tell how old the history is."""
+    unknown: str | None = None
+    """Why the guest's configuration or its history could not be read: its tags and its past are not known."""
 
 
 class FreezePolicy(NamedTuple):
@@ -134,6 +136,12 @@ def _left_to_pve(_: FreezeFacts, policy: FreezePolicy) -> str | None:
 
 def _never(_: FreezeFacts, policy: FreezePolicy) -> str | None:
     return f"{policy.because} says never" if policy.mode == "never" else None
+
+
+def _unknown(facts: FreezeFacts, _: FreezePolicy) -> str | None:
+    if facts.unknown is None:
+        return None
+    return f"{_seen(facts.unknown)}: a rule for its tags, or a freeze that hung, would not be seen"
 
 
 def _no_monitor(facts: FreezeFacts, _: FreezePolicy) -> str | None:
@@ -233,6 +241,7 @@ NOT_ATTEMPTED = (
 
 UNSAFE = (
     Row("never", _never),
+    Row("unknown", _unknown),
     Row("no-monitor", _no_monitor),
     Row("halted", _halted),
     Row("migrating", _migrating),

@@ -85,10 +85,3 @@ def test_while_its_file_is_away_or_broken_the_last_number_counts(tmp_path: Path,
     else:
         file.write_text(content)
     assert clock.now_s() - time.time() > 999_000
-
-
-def test_monotonic_time_is_not_shifted(tmp_path: Path) -> None:
-    (tmp_path / "clock").write_text("1000000")
-    before = time.monotonic()
-    assert before <= RehearsalClock(str(tmp_path / "clock")).monotonic_s() <= time.monotonic()
-    assert before <= SystemClock().monotonic_s() <= time.monotonic()

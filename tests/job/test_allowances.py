@@ -32,6 +32,10 @@ def test_what_was_granted_is_in_force_until_its_end_and_then_gone(node: Node) ->
     assert allowances.in_force(node, NOW_S + 59.9) == [ONE]
     assert names(node) == ["a1.json"]
     assert allowances.in_force(node, NOW_S + 60) == []
+    assert names(node) == ["a1.json"]  # a question about another time, a rehearsal's say, ends nothing
+    allowances.drop_expired(node, NOW_S + 59.9)
+    assert names(node) == ["a1.json"]
+    allowances.drop_expired(node, NOW_S + 60)
     assert names(node) == []
 
 

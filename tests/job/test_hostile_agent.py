@@ -237,7 +237,7 @@ def test_an_agent_that_falls_silent_before_the_freeze_is_frozen_by_nobody(node: 
     ]
     ((name, text),) = told(node)
     assert name == "freeze-done"
-    assert "crash-consistent: the agent did not answer when PVE was about to freeze" in text
+    assert "crash-consistent: when PVE was about to freeze it: " in text
 
 
 @pytest.mark.parametrize("lie", ANSWERS.values(), ids=ANSWERS.keys())

@@ -19,7 +19,7 @@ from pvehook.rehearsal import monitor, stand_in
 from pvehook.rehearsal.guest import SimulatedGuest
 from pvehook.rehearsal.player import Player, play
 from pvehook.rehearsal.run import Guest, Run
-from pvehook.rehearsal.witness import all_idle, io_classes
+from pvehook.rehearsal.witness import all_idle, io_priorities
 
 VM = Guest(101, name="web")
 MakeRun = Callable[..., Run]
@@ -201,7 +201,7 @@ def test_pve_sets_its_own_priority_after_job_init(make_run: MakeRun) -> None:
         assert all_idle(player.pid)
         player.go_on()
         player.wait_for("before job-start")
-        assert set(io_classes(player.pid).values()) == {"best-effort: prio 5"}
+        assert set(io_priorities(player.pid).values()) == {(2, 5)}
         player.go_on()
         player.finish()
 

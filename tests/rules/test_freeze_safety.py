@@ -222,7 +222,7 @@ def test_all_reasons_are_told_and_not_only_the_first() -> None:
 
 
 def test_each_rule_of_the_tables_is_seen_to_fire() -> None:
-    fired = {row[2].split(":")[0] for row in NONE + VETO} | {"frozen-by-others"}
+    fired = {row[2].split(":")[0] for row in NONE + VETO} | {"frozen-by-others", "unknown"}
     assert fired == {row.name for row in NOT_ATTEMPTED + UNSAFE}
 
 
@@ -548,3 +548,9 @@ def test_walked_as_the_agent_does_no_loop_device_is_frozen_after_what_may_hold_i
     if any(loops):
         assert loops[0]
         assert len({each.name for each, is_loop in zip(walk, loops, strict=True) if is_loop}) == 1
+
+
+def test_what_could_not_be_read_vetoes_and_is_named() -> None:
+    seen = verdict(unknown="/etc/pve/qemu-server/101.conf did not answer within 1 s")
+    assert seen.action == "veto"
+    assert seen.reasons[0].startswith("unknown: /etc/pve/qemu-server/101.conf did not answer within 1 s")
