@@ -128,7 +128,7 @@ class Rendezvous:
         self._not_frozen = threading.Event()
         self._not_frozen.set()
         self._ended = threading.Event()
-        self._jobs_before: frozenset[str] = frozenset()
+        self._jobs_before: dict[str, int] = {}
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
         self._status_asked: Pending | None = None
@@ -457,16 +457,21 @@ class Rendezvous:
             return None
 
     def _job_is_visible(self, within_s: float = QMP_S) -> bool:
+        """A job of a killed vzdump may go on in QEMU under the very name that PVE's next one has, until PVE ends it. A
+        job never goes backwards: one that is less far than it was is another."""
         try:
-            return bool(self._backup_jobs(within_s) - self._jobs_before)
+            jobs = self._backup_jobs(within_s)
         except GuestError:
             return False
+        return any(offset < self._jobs_before.get(name, offset + 1) for name, offset in jobs.items())
 
-    def _backup_jobs(self, within_s: float = QMP_S) -> frozenset[str]:
-        """In a connection as short as possible: PVE itself wants this socket, and serves one client at a time."""
+    def _backup_jobs(self, within_s: float = QMP_S) -> dict[str, int]:
+        """How far each backup job is, in bytes. Asked in a connection as short as possible: PVE itself wants this
+        socket, and QEMU serves one client at a time."""
         deadline = Deadline.after(within_s)
         with open_qmp(self._qmp_path, deadline) as qmp:
-            return frozenset(job.device for job in qmp.query_block_jobs(deadline) if job.type == "backup")
+            jobs = qmp.query_block_jobs(deadline)
+        return {job.device: job.offset_bytes for job in jobs if job.type == "backup"}
 
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:
         end_s = thawed.at_s if thawed is not None else time.monotonic()

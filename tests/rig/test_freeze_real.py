@@ -252,6 +252,27 @@ def test_what_pve_froze_and_a_killed_worker_left_is_thawed_by_the_daemon(
 
 
 @ONLY_7_2
+def test_the_night_after_a_killed_worker_is_a_night_like_any_other(
+    vm: QemuGuest, node: NodeUnderTest, witness: Witness
+) -> None:
+    """The block jobs of the killed one go on in QEMU, under the names that the next ones will have."""
+    node.start_daemon()
+    with Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        node.wait_for_event("freeze-done", vmid="101", consistency="filesystem-consistent")
+        player.send_signal(signal.SIGKILL)
+        player.finish()
+    witness.job("drive-scsi0")
+    node.wait_for_event("worker-died", vmid="101")
+    before = len(node.journal.events)
+    assert names(play(node.run(WEB))) == PVE_SKIPPED
+    done = node.wait_for_event("freeze-done", after=before, vmid="101")
+    began = witness.job("drive-scsi0")
+    assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
+    assert len(witness.blocked_around(began)) == 1
+
+
+@ONLY_7_2
 @pytest.mark.parametrize("step", ["held", "freezing", "frozen", "let-go", "thawing"])
 @pytest.mark.parametrize("victim", ["daemon", "hook", "worker"])
 def test_whatever_is_killed_the_guest_is_thawed(
