@@ -128,7 +128,7 @@ class Rendezvous:
         self._not_frozen = threading.Event()
         self._not_frozen.set()
         self._ended = threading.Event()
-        self._jobs_before: dict[str, int] = {}
+        self._jobs_before: frozenset[str] = frozenset()
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
         self._status_asked: Pending | None = None
@@ -223,6 +223,7 @@ class Rendezvous:
             self._hold.close()
             return Outcome("left-to-pve", not_met)
         self._at_step("pve-arrived")
+        self._forget_jobs_that_ended()
         return self._freeze()
 
     def _wait_for_pve(self) -> str:
@@ -457,21 +458,22 @@ class Rendezvous:
             return None
 
     def _job_is_visible(self, within_s: float = QMP_S) -> bool:
-        """A job of a killed vzdump may go on in QEMU under the very name that PVE's next one has, until PVE ends it. A
-        job never goes backwards: one that is less far than it was is another."""
         try:
-            jobs = self._backup_jobs(within_s)
+            return bool(self._backup_jobs(within_s) - self._jobs_before)
         except GuestError:
             return False
-        return any(offset < self._jobs_before.get(name, offset + 1) for name, offset in jobs.items())
 
-    def _backup_jobs(self, within_s: float = QMP_S) -> dict[str, int]:
-        """How far each backup job is, in bytes. Asked in a connection as short as possible: PVE itself wants this
-        socket, and QEMU serves one client at a time."""
+    def _forget_jobs_that_ended(self) -> None:
+        """A job of a killed vzdump goes on in QEMU under the very name that the next one will have. PVE ends it before
+        it asks the agent, so what is still there when it asks is not its own, and what has gone may come again."""
+        with contextlib.suppress(GuestError):
+            self._jobs_before &= self._backup_jobs(JOB_LOOK_S)
+
+    def _backup_jobs(self, within_s: float = QMP_S) -> frozenset[str]:
+        """In a connection as short as possible: PVE itself wants this socket, and serves one client at a time."""
         deadline = Deadline.after(within_s)
         with open_qmp(self._qmp_path, deadline) as qmp:
-            jobs = qmp.query_block_jobs(deadline)
-        return {job.device: job.offset_bytes for job in jobs if job.type == "backup"}
+            return frozenset(job.device for job in qmp.query_block_jobs(deadline) if job.type == "backup")
 
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:
         end_s = thawed.at_s if thawed is not None else time.monotonic()
