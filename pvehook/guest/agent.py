@@ -170,7 +170,14 @@ def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
 
     Raises TimedOut when no agent runs in the guest, when it hangs, and when another client is served first.
     """
-    with connect(path) as connection:
+    with talk_on(connect(path), deadline) as agent:
+        yield agent
+
+
+@contextlib.contextmanager
+def talk_on(connection: Connection, deadline: Deadline) -> Iterator[AgentConnection]:
+    """Synchronises on a connection to an agent that was made before; closes it at the end. Raises as `open_agent`."""
+    with connection:
         _synchronise(connection, deadline)
         yield AgentConnection(connection)
 

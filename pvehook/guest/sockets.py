@@ -88,6 +88,11 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def inode(self) -> int:
+        """Of our end: by it the kernel tells who waits at a listener (host/waiters.py)."""
+        return os.fstat(self._socket.fileno()).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows
+
     def allow(self, limit_bytes: int = REPLY_LIMIT_BYTES) -> None:
         """Lets the peer send `limit_bytes` more: a new exchange begins."""
         self._limit_bytes = limit_bytes

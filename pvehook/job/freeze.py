@@ -2,7 +2,8 @@
 
     arm        post-restart: connect to the agent, synchronise, HOLD the socket; only then the hook returns
     arrive     3 to 7 ms later PVE connects and waits behind us: guest-ping, 3 s patience
-    freeze     on the held connection; let go; PVE pings, sees "frozen", skips its own freeze, starts its job
+    freeze     on the held connection; let go, to the end of the line (place_in_line.py);
+               PVE pings, sees "frozen", skips its own freeze, starts its job
     thaw       as soon as the job is visible, or the bound is reached; until the guest says "thawed"
     veto       hold until PVE has given up, or its job is there; it backs up without a freeze
 
@@ -33,6 +34,7 @@ from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, sockets_of
 from pvehook.host.waiters import WaiterWatch
 from pvehook.job.frozen_record import FrozenRecord, record_path
+from pvehook.job.place_in_line import PlaceInLine
 from pvehook.job.thaw import Thawed, thaw_until_thawed
 
 Step = Literal[
@@ -172,6 +174,8 @@ class Rendezvous:
                 now_s,
             )
             self._open.callback(self._record.remove)
+            self._line = PlaceInLine(self._agent_path, self._watch)
+            self._open.callback(self._line.leave)
             self._at_step("recorded")
             deadline = Deadline.after(SYNC_S)
             self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
@@ -295,6 +299,7 @@ class Rendezvous:
             return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed), filesystems_frozen=frozen)
         self._record.say("frozen")
         self._at_step("frozen")
+        self._line.stand()
         self._hold.close()
         self._at_step("let-go")
         job_seen = self._wait_for_job()
@@ -313,6 +318,7 @@ class Rendezvous:
     def _wait_for_job(self) -> bool:
         until_s = self._frozen_from_s + self._limits.frozen_at_most_s - THAW_RESERVE_S
         while time.monotonic() < until_s:
+            self._line.let_pass()
             left_s = until_s - time.monotonic()
             if self._job_is_visible(min(QMP_S, max(left_s, 0.01))):
                 return True
@@ -424,7 +430,7 @@ class Rendezvous:
 
     def _thaw_until_thawed(self) -> Thawed:
         """Never given up while the VM runs: a guest that stays frozen is the worst that can happen."""
-        return thaw_until_thawed(self._agent_path, give_up=lambda: False)
+        return thaw_until_thawed(self._agent_path, give_up=lambda: False, connected=self._line.give())
 
     def _thaw_is_over(self) -> None:
         self._nothing_is_frozen()

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from pvehook.errors import GuestError, Unreachable
-from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Deadline
+from pvehook.guest.agent import open_agent, talk_on
+from pvehook.guest.sockets import Connection, Deadline
 from pvehook.host.node import Node
 from pvehook.job.frozen_record import OURS, Left, left_records, read_record, record_path, remove_record
 
@@ -44,14 +44,21 @@ class Thawed(NamedTuple):
 
 
 def thaw_until_thawed(
-    agent_path: str, give_up: Callable[[], bool], pause: Callable[[float], object] = time.sleep
+    agent_path: str,
+    give_up: Callable[[], bool],
+    pause: Callable[[float], object] = time.sleep,
+    connected: Connection | None = None,
 ) -> Thawed:
-    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`."""
+    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`.
+
+    `connected` is a connection to it on which nothing was said yet: the first attempt is made on it."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "never asked", 0, 0.0
     while True:
         try:
             deadline = Deadline.after(ATTEMPT_S)
-            with open_agent(agent_path, deadline) as agent:
+            opening = talk_on(connected, deadline) if connected else open_agent(agent_path, deadline)
+            connected = None
+            with opening as agent:
                 if agent.fsfreeze_status(deadline) == "thawed":
                     # `reached`: by a thaw after which it still said frozen.
                     how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
