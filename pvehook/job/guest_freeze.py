@@ -110,8 +110,9 @@ class GuestFreeze:
     def prepare(self, guest: GuestRecord, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
         """pre-stop: what is known, what follows from it. Lines for the task log."""
         self._rendezvous = None
-        if (config.mode == "off" and not config.rules) or guest.vmtype == "lxc":
+        if guest.vmtype == "lxc":
             return []
+        # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
         if guest.mode == "snapshot":
             flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
             more_time(AGENT_QUESTIONS * config.facts_within_s + FACTS_BESIDE_S + flush_s)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
+
 from pvehook.guest.agent import open_agent
 from pvehook.guest.sockets import Deadline
 from pvehook.job.frozen_record import left_records
@@ -115,9 +117,10 @@ def test_a_backup_that_begins_without_asking_the_agent_ends_the_wait(node: NodeU
         assert commands(guest) == ["backup"]
 
 
-def test_a_freeze_that_pve_left_behind_is_thawed_when_its_worker_is_killed(node: NodeUnderTest) -> None:
+@pytest.mark.parametrize("setting", ["mode: off", "rules: [{guests: [101], mode: off}]"])
+def test_a_freeze_that_pve_left_behind_is_thawed_when_its_worker_is_killed(node: NodeUnderTest, setting: str) -> None:
     """pvehook was told to leave this guest's freeze to PVE, and still thaws what a killed vzdump leaves."""
-    node.configure(ALWAYS + "freeze: {rules: [{guests: [101], mode: off}]}\n")
+    node.configure(ALWAYS + f"freeze: {{{setting}}}\n")
     with running_vm(node) as guest, Player(node.run(WEB, pauses=("before backup 101",))) as player:
         player.wait_for("before backup 101")
         assert guest.is_frozen
