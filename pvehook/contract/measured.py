@@ -27,3 +27,8 @@ class Broken(NamedTuple):
 
 
 Measured: TypeAlias = T | Absent | Broken
+
+
+def value_of(measured: Measured[T]) -> T | None:
+    """The value, or None for what is absent or broken: only where the difference plays no part."""
+    return None if isinstance(measured, (Absent, Broken)) else measured

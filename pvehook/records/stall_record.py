@@ -1,0 +1,139 @@
+"""One guest's backup as it stays: what it suffered, what was done, with what. Written at `log-end`, read by reports.
+
+records/plain.py makes JSON of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pvehook.contract.measured import Measured
+from pvehook.rules.latency import Latency
+from pvehook.rules.stalls import GuestView, HostView, HypervisorView, Verdict
+
+POINTS_KEPT = 120
+"""Points of a night's chart; a longer night has coarser ones."""
+
+
+class Point(NamedTuple):
+    """A piece of the night's chart."""
+
+    at_s: float
+    """Its end, in seconds since the backup's start."""
+    lasted_s: float
+    p99_ms: float | None
+    """Of all the guest's requests in it; None: it made none."""
+    operations: int
+    stalled_s: float
+    backup_bytes: int
+    """How much the backup read in it."""
+
+
+class Baseline(NamedTuple):
+    """The same guest before its backup."""
+
+    lasted_s: float
+    source: Literal["before", "history", "since-start"]
+    """Just before this backup; the last nights' `before`; or the mean since the VM was started, which tells no p99."""
+    read: Latency
+    write: Latency
+    flush: Latency
+
+
+class SpeedPoint(NamedTuple):
+    """What the governor did and saw. Seconds since the backup's start; speed 0 is unlimited."""
+
+    at_s: float
+    speed_bytes_per_s: int
+    latency_ms: float | None
+    target_ms: float
+
+
+class GovernorAccount(NamedTuple):
+    """What slowing the backup did."""
+
+    mode: str
+    slowed_s: float
+    cost_s: float
+    """How much longer the backup took for it, estimated."""
+    least_bytes_per_s: int | None
+    target_ms: float | None
+    reasons: tuple[str, ...]
+    advice: tuple[str, ...]
+    speeds: tuple[SpeedPoint, ...]
+
+
+class PacerAccount(NamedTuple):
+    """What pacing the archive's writeback did."""
+
+    mode: str
+    state: str
+    """`paced`, or why not."""
+    paced_bytes: int
+    step_bytes: int
+    waited_s: float
+
+
+class FreezeOutcome(NamedTuple):
+    """What became of its freeze."""
+
+    action: str
+    consistency: str | None
+    frozen_ms: int | None
+    why: str
+
+
+class IdlePriority(NamedTuple):
+    """What idle I/O priority reached: threads read back as idle, of those seen, and whether it can have an effect."""
+
+    threads: int
+    confirmed: int
+    effect: str
+
+
+class Versions(NamedTuple):
+    """What the night ran on. A regression is called when it coincides with a change of one of these."""
+
+    pve_manager: str | None
+    qemu: str | None
+    """Of the running VM, which may be older than the installed one."""
+    kernel: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallRecord:
+    """See the top of this file."""
+
+    node: str
+    job: str
+    """UPID of vzdump's task."""
+    vmid: int
+    name: str | None
+    vmtype: str | None
+    mode: str
+    result: str
+    """As in GuestRecord."""
+    started_s: float
+    ended_s: float
+    backup_bytes: int | None
+    """What the block jobs had to read; None: not seen."""
+    verdict: Verdict
+    guest: Measured[GuestView]
+    hypervisor: Measured[HypervisorView]
+    host: Measured[HostView]
+    baseline: Measured[Baseline]
+    points: tuple[Point, ...]
+    freeze: FreezeOutcome | None
+    idle: IdlePriority
+    governor: GovernorAccount | None
+    pacer: PacerAccount | None
+    admitted_by: str
+    """Why the window let it through."""
+    versions: Versions
+    sampler_cpu_s: float
+    """What looking cost."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended_s - self.started_s
