@@ -366,9 +366,10 @@ HOSTILE: list[tuple[str, int, str]] = [
     ("window: &w {open: [*w]}\n", 1, "anchor"),
     ("\nchain: !!python/object/apply:os.system [id]\n", 2, "a tag"),
     ("chain: !secret x\n", 1, "a tag"),
-    ("[" * 100_000, 1, "nesting over 20 levels"),
-    ("- " * 100_000, 1, "nesting over 20 levels"),
-    ("? " * 100_000, 1, "nesting over 20 levels"),
+    # A newer libyaml has a limit of its own, which such a text reaches before ours is asked.
+    ("[" * 100_000, 1, "nesting"),
+    ("- " * 100_000, 1, "nesting"),
+    ("? " * 100_000, 1, "nesting"),
     ("{a: " * 21, 1, "nesting over 20 levels"),
     ("x" * (1 << 20), 1, "1048576 bytes, expected at most 262144"),
     ("#" * ((256 << 10) + 1), 1, "262145 bytes"),
