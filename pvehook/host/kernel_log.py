@@ -1,0 +1,137 @@
+"""The node's kernel log from now on, read from /dev/kmsg.
+
+Each read gives one whole record, in order, to each reader on its own; with O_NONBLOCK it says EAGAIN where the records
+end, and EPIPE once when records were overwritten before they were read (the next read goes on with the oldest one that
+is left; their numbers tell how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux; seen so on 6.18.
+
+What the kernel has begun and not yet ended with a newline is no record yet: it comes as new when it is ended.
+
+A record's time is the kernel's `local_clock`, which nobody corrects: `dmesg -T` is minutes off after months. Here a
+record was written between two looks, and that keeps its time right.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from typing import Self
+
+from pvehook.contract.kernel_line import KernelLine, parse_kernel_line
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.host.clock import Clock
+from pvehook.host.node import Node
+
+_RECORD_BYTES = 8192  # CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX: with a smaller buffer a long record gives EINVAL
+_KMSG_NUMBER = (1, 11)  # Documentation/admin-guide/devices.txt of Linux
+
+LINES_LIMIT = 1000
+"""Of one look, which is 4 ms of work. The rest stays in the kernel for the next look, or is overwritten and counted."""
+BYTES_LIMIT = 256 * 1024
+
+_NO_LOG = "this node has no kernel log of its own (/dev/kmsg): a container?"
+_REMEDY = (
+    "the service needs DeviceAllow=/dev/kmsg and CAP_SYSLOG (kernel.dmesg_restrict), as hooks/systemd/pvehook.service"
+    " has them; outside of it, root"
+)
+
+
+def open_kernel_log(node: Node, clock: Clock) -> Measured[HostKernelLog]:
+    """The log, to be read from its end on."""
+    path = node.path("/dev/kmsg")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            return Absent(_NO_LOG)
+        if error.errno in (errno.EPERM, errno.EACCES):
+            return Broken(f"{path} may not be read ({error.strerror}): {_REMEDY}")
+        return Broken(f"{path} cannot be opened: {error.strerror}")
+    try:
+        status = os.fstat(fd)
+        # systemd-nspawn puts a FIFO there, others a link to /dev/null or the console.
+        if not stat.S_ISCHR(status.st_mode) or (os.major(status.st_rdev), os.minor(status.st_rdev)) != _KMSG_NUMBER:
+            os.close(fd)
+            return Absent(_NO_LOG)
+        os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        os.close(fd)
+        return Broken(f"{path} cannot be read from its end: {error.strerror}")
+    return HostKernelLog(fd, clock)
+
+
+class HostKernelLog:
+    """An open kernel log. Use it from one thread."""
+
+    lost: int
+    """Records that were overwritten before they were read; of those before the first one read it is known only that
+    there were some, which counts as 1."""
+    fault: Broken | None
+    """Why the log cannot be read any more."""
+
+    def __init__(self, fd: int, clock: Clock) -> None:
+        self.lost = 0
+        self.fault = None
+        self._fd = fd
+        self._clock = clock
+        self._next_number: int | None = None
+        self._looked_s = clock.now_s()
+        self._boot_s = self._looked_s - time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def read_new(self) -> list[KernelLine]:
+        """What was written since the last look, at most LINES_LIMIT lines; never waits. After a fault: nothing."""
+        lines: list[KernelLine] = []
+        taken_bytes = 0
+        overwritten = at_end = False
+        for _ in range(LINES_LIMIT):
+            if self.fault is not None or taken_bytes > BYTES_LIMIT:
+                break
+            try:
+                record = os.read(self._fd, _RECORD_BYTES).decode("ascii", errors="replace")
+                taken_bytes += len(record)
+                line = parse_kernel_line(record)
+                number = int(record.split(",", 2)[1])
+            except BlockingIOError:
+                at_end = True
+                break
+            except BrokenPipeError:
+                overwritten = True
+                continue
+            except OSError as error:
+                self.fault = Broken(f"/dev/kmsg cannot be read: {error.strerror}")
+                break
+            except ValueError as error:
+                self.fault = Broken(f"/dev/kmsg: {error}")
+                break
+            if overwritten:
+                self.lost += 1 if self._next_number is None else max(number - self._next_number, 0)
+                overwritten = False
+            self._next_number = number + 1
+            lines.append(line)
+        self._correct(lines, at_end)
+        return lines
+
+    def at_s(self, line: KernelLine) -> float:
+        """When one of the lines just read was written, in seconds since the epoch."""
+        return self._boot_s + line.at_us / 1e6
+
+    def _correct(self, lines: list[KernelLine], at_end: bool) -> None:
+        """Moves the log's zero so that the lines lie between the last look and this one."""
+        now_s = self._clock.now_s()
+        if lines:
+            self._boot_s = max(self._boot_s, self._looked_s - lines[0].at_us / 1e6)
+            self._boot_s = min(self._boot_s, now_s - lines[-1].at_us / 1e6)
+        if at_end:
+            self._looked_s = now_s
+        elif lines:
+            self._looked_s = self.at_s(lines[-1])  # what is left for the next look may have been written since then
