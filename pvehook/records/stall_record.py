@@ -39,6 +39,8 @@ class Baseline(NamedTuple):
     read: Latency
     write: Latency
     flush: Latency
+    p99_ms: float | None = None
+    """Of all its requests together, as in Point; None: not known."""
 
 
 class SpeedPoint(NamedTuple):
@@ -82,6 +84,8 @@ class FreezeOutcome(NamedTuple):
     consistency: str | None
     frozen_ms: int | None
     why: str
+    at_s: float | None = None
+    """When it began, in seconds since the backup's start; None: not frozen, or not known."""
 
 
 class IdlePriority(NamedTuple):

@@ -1,0 +1,192 @@
+"""A record's figures under one name each: the journal, `--json`, the history and Prometheus all take them from here.
+
+    stalled_s            3.4                                      a value, zero among them
+    guest_io_some_s      Absent("the guest runs no agent")        nothing to look at
+    write_p99_ms         Broken("QMP did not answer within 5 s")  it is there and could not be read
+
+In the journal and in JSON an absent figure is the text `absent: why`, a broken one `broken: why`; where there is room
+for one character only, `-` and `?`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
+from pvehook.records.stall_record import Baseline, StallRecord
+from pvehook.rules.latency import Latency
+from pvehook.rules.stalls import LOCKUPS, GuestView, HypervisorView, KernelEvent, PressureSeconds
+
+V = TypeVar("V")
+
+ABSENT_MARK: Final = "-"
+BROKEN_MARK: Final = "?"
+
+_ABSENT, _BROKEN = "absent: ", "broken: "
+
+
+def figures(record: StallRecord) -> dict[str, Measured[float]]:
+    """All of them; the names carry their units."""
+    guest, hypervisor, host = record.guest, record.hypervisor, record.host
+    return {
+        "stalled_s": _stall(record, record.verdict.stalled_s),
+        "slowed_s": _stall(record, record.verdict.slowed_s),
+        "read_p99_ms": _from(hypervisor, lambda view: _p99(view, view.read, "read")),
+        "write_p99_ms": _from(hypervisor, lambda view: _p99(view, view.write, "write")),
+        "flush_p99_ms": _from(hypervisor, lambda view: _p99(view, view.flush, "flush")),
+        "over_1s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_1s)),
+        "over_10s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_10s)),
+        "baseline_read_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.read, "read")),
+        "baseline_write_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.write, "write")),
+        "baseline_flush_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.flush, "flush")),
+        "qmp_silence_ms": _from(hypervisor, lambda view: view.silence_ms),
+        "guest_io_some_s": _pressure(guest, lambda view: view.io, lambda waited: waited.some_s),
+        "guest_io_full_s": _pressure(guest, lambda view: view.io, lambda waited: waited.full_s),
+        "guest_cpu_some_s": _pressure(guest, lambda view: view.cpu, lambda waited: waited.some_s),
+        "guest_memory_full_s": _pressure(guest, lambda view: view.memory, lambda waited: waited.full_s),
+        "guest_steal_s": _from(guest, lambda view: view.steal_s),
+        "guest_lockups": _from(guest, lambda view: _from(view.kernel, lambda lines: float(len(lockups(lines))))),
+        "run_delay_s": _from(host, lambda view: view.run_delay_s),
+        "worst_vcpu_s": _from(host, lambda view: view.worst_vcpu_s),
+        "host_io_full_s": _from(host, lambda view: view.io_full_s),
+        "host_cpu_some_s": _from(host, lambda view: view.cpu_some_s),
+        "host_memory_full_s": _from(host, lambda view: view.memory_full_s),
+        "host_perf_lines": _from(host, lambda view: _from(view.kernel, _long_interrupts)),
+        "agent_slowest_ms": _from(host, lambda view: view.agent_slowest_ms),
+        "frozen_ms": _frozen_ms(record),
+        "governor_slowed_s": _governor(record, lambda slowed_s, _: slowed_s),
+        "governor_cost_s": _governor(record, lambda _, cost_s: cost_s),
+        "backup_bytes": _or_absent(record.backup_bytes, "no block job was seen"),
+        "sampler_cpu_s": record.sampler_cpu_s,
+    }
+
+
+def lockups(lines: tuple[KernelEvent, ...]) -> list[KernelEvent]:
+    """Those that say: something stood still."""
+    return [line for line in lines if line.kind in LOCKUPS]
+
+
+def lockups_of(record: StallRecord) -> list[KernelEvent]:
+    """The guest's own; none also where nobody could look."""
+    guest = record.guest
+    if isinstance(guest, (Absent, Broken)) or isinstance(guest.kernel, (Absent, Broken)):
+        return []
+    return lockups(guest.kernel)
+
+
+def _long_interrupts(lines: tuple[KernelEvent, ...]) -> float:
+    return float(sum(line.kind == "long-interrupt" for line in lines))
+
+
+# Written as one value, for a journal field, JSON and a column of the history
+
+
+def told(measured: Measured[float]) -> float | int | str:
+    """The number, or `absent: why`, `broken: why`."""
+    if isinstance(measured, Absent):
+        return _ABSENT + printable(measured.why)
+    if isinstance(measured, Broken):
+        return _BROKEN + printable(measured.why)
+    rounded = round(measured, 3)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def untold(value: object) -> Measured[float]:
+    """What `told` made this of. Raises ValueError for what is none of it."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, str) and value.startswith(_ABSENT):
+        return Absent(value.removeprefix(_ABSENT))
+    if isinstance(value, str) and value.startswith(_BROKEN):
+        return Broken(value.removeprefix(_BROKEN))
+    raise ValueError(f"{value!r:.40} is no figure")
+
+
+def marked(measured: Measured[float], show: Callable[[float], str]) -> str:
+    """For a narrow column: the number as `show` writes it, `-`, or `?`."""
+    if isinstance(measured, Absent):
+        return ABSENT_MARK
+    return BROKEN_MARK if isinstance(measured, Broken) else show(measured)
+
+
+def short_number(value: float) -> str:
+    """As many digits as say something: `0`, `0.04`, `3.4`, `24`, `1310`. What is not zero never looks like it."""
+    if value == 0:
+        return "0"
+    if value >= 10:
+        return f"{value:.0f}"
+    if value >= 0.1:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.005 else "<0.01"
+
+
+# Reaching in
+
+
+def _from(measured: Measured[V], get: Callable[[V], Measured[float]]) -> Measured[float]:
+    """A figure of a view; what the view lacks, its figures lack."""
+    return measured if isinstance(measured, (Absent, Broken)) else get(measured)
+
+
+def _or_absent(value: float | None, why: str) -> Measured[float]:
+    return Absent(why) if value is None else float(value)
+
+
+def _pressure(
+    guest: Measured[GuestView],
+    which: Callable[[GuestView], Measured[PressureSeconds]],
+    get: Callable[[PressureSeconds], float],
+) -> Measured[float]:
+    return _from(guest, lambda view: _from(which(view), get))
+
+
+def _p99(view: HypervisorView, latency: Latency, kind: str) -> Measured[float]:
+    if latency.p99_ms is not None:
+        return latency.p99_ms
+    if not latency.operations:
+        return Absent(f"it made no {kind}")
+    if view.not_armed:
+        return Broken(f"no latency histogram: {view.not_armed[0]}")
+    return Absent("no latency histogram")
+
+
+def _over(view: HypervisorView, get: Callable[[Latency], int]) -> Measured[float]:
+    """Counted by histograms; without any, zero would be a guess."""
+    kinds = [each for each in (view.read, view.write, view.flush) if each.operations]
+    if kinds and all(each.p99_ms is None for each in kinds):
+        return Broken(f"no latency histogram: {view.not_armed[0]}") if view.not_armed else Absent("no histogram")
+    return float(sum(map(get, kinds)))
+
+
+def _p99_before(before: Baseline, latency: Latency, kind: str) -> Measured[float]:
+    if latency.p99_ms is not None:
+        return latency.p99_ms
+    if before.source == "since-start":
+        return Absent("before the backup only a mean since the VM's start is known")
+    return Absent(f"before the backup it made no {kind}")
+
+
+def _stall(record: StallRecord, seen: float | None) -> Measured[float]:
+    if seen is not None:
+        return seen
+    if record.vmtype == "lxc":
+        if record.verdict.stalled_s is not None:
+            return Absent("of a container only the seconds in which all of it waited are seen")
+        reason = _from(record.host, lambda view: _from(view.guest_io, lambda waited: waited.full_s))
+    else:
+        reason = _from(record.hypervisor, lambda view: view.stalled_s)
+    return reason if isinstance(reason, (Absent, Broken)) else Absent("nobody could see it")
+
+
+def _frozen_ms(record: StallRecord) -> Measured[float]:
+    if record.freeze is None:
+        return Absent("freezing was no question")
+    return _or_absent(record.freeze.frozen_ms, "pvehook did not freeze it")
+
+
+def _governor(record: StallRecord, get: Callable[[float, float], float]) -> Measured[float]:
+    if record.governor is None:
+        return Absent("no governor")
+    return get(record.governor.slowed_s, record.governor.cost_s)

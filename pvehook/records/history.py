@@ -1,0 +1,371 @@
+"""What every guest suffered in every night, kept: SQLite at /var/lib/pvehook/history.db.
+
+    nights     a row for each guest and backup: what lists and trends show; the schema is SCHEMA below
+    details    the whole record of a night, without its chart: zlib over JSON (records/plain.py)
+    charts     the points of a night's chart, the same way; dropped after CHART_DAYS
+
+    $ sqlite3 /var/lib/pvehook/history.db "SELECT vmid, stalled_s, causes FROM nights ORDER BY started_s DESC LIMIT 9"
+
+A figure that was not there is kept as the text `absent: why`, one that could not be read as `broken: why`.
+
+One program writes, the daemon, a record at each guest's end; reports read beside it. Losing the history costs the
+history and nothing else: what fails here is a NodeError that says it, and the backup goes on. A database that is
+damaged, or that a newer pvehook made, is moved aside and a new one begun.
+
+Bound: with 200 guests backed up every night and kept for KEEP_DAYS, under 100 MB (tests/records/test_history_size.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import urllib.parse
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.errors import NodeError
+from pvehook.records.figures import figures, told, untold
+from pvehook.records.plain import from_plain, to_plain
+from pvehook.records.stall_record import Baseline, Point, SpeedPoint, StallRecord, Versions
+
+KEEP_DAYS: Final = 400
+"""So that a night can be compared with the one a year ago."""
+CHART_DAYS: Final = 35
+"""A month and some; older nights keep their figures, causes and kernel lines."""
+BUSY_S: Final = 2.0
+"""How long a lock of somebody else's is waited for."""
+DETAIL_LIMIT_BYTES: Final = 4 << 20
+"""Of one record as JSON. Ours have some 10 kB; a damaged blob may claim anything."""
+
+DAY_S: Final = 86400
+
+_FIGURES: Final = (
+    *("stalled_s", "slowed_s", "read_p99_ms", "write_p99_ms", "flush_p99_ms", "baseline_write_p99_ms"),
+    *("over_1s", "frozen_ms"),
+)
+"""Those of records/figures.py that have a column."""
+
+_COLUMNS: Final = (
+    *("id", "vmid", "started_s", "duration_s", "node", "name", "vmtype", "result", "severity", "causes"),
+    *Versions._fields,
+    *_FIGURES,
+)
+"""In the order of Night, whose `versions` are three of them."""
+
+SCHEMA: Final = (
+    f"""
+    CREATE TABLE nights (
+        id INTEGER PRIMARY KEY,
+        vmid INTEGER NOT NULL,
+        started_s REAL NOT NULL,
+        duration_s REAL NOT NULL,
+        node TEXT NOT NULL,
+        name TEXT,
+        vmtype TEXT,
+        result TEXT NOT NULL,
+        severity TEXT NOT NULL,
+        causes TEXT NOT NULL,
+        pve_manager TEXT,
+        qemu TEXT,
+        kernel TEXT,
+        {", ".join(_FIGURES)},
+        UNIQUE (vmid, started_s)
+    );
+    CREATE INDEX nights_by_time ON nights (started_s);
+    CREATE TABLE details (night INTEGER PRIMARY KEY, body BLOB NOT NULL);
+    CREATE TABLE charts (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
+    CREATE INDEX charts_by_time ON charts (started_s);
+    """,
+)
+"""Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""
+
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_ROOM_FOR_SHM: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_writing = threading.Lock()
+"""Jobs end in threads of their own, and only one of them may move a database aside."""
+
+
+class Night(NamedTuple):
+    """One guest's backup as lists and trends know it."""
+
+    id: int
+    vmid: int
+    started_s: float
+    duration_s: float
+    node: str
+    name: str | None
+    vmtype: str | None
+    result: str
+    severity: str
+    causes: tuple[str, ...]
+    """Their kinds, as in rules/stalls.py."""
+    versions: Versions
+    stalled_s: Measured[float]
+    slowed_s: Measured[float]
+    read_p99_ms: Measured[float]
+    write_p99_ms: Measured[float]
+    flush_p99_ms: Measured[float]
+    baseline_write_p99_ms: Measured[float]
+    over_1s: Measured[float]
+    frozen_ms: Measured[float]
+
+
+# Writing
+
+
+def append(path: str, *records: StallRecord, now_s: float, keep_days: int = KEEP_DAYS) -> str | None:
+    """Adds records and drops what is too old. A record of the same guest and time replaces the one that is there.
+
+    Returns what an administrator should know, if anything: that a database was moved aside. Raises NodeError when the
+    records are not kept. May wait BUSY_S for a lock, and as long as the disk takes.
+    """
+    with _writing:
+        try:
+            _append(path, records, now_s, keep_days)
+            return None
+        except _NotOurs as not_ours:
+            aside = _move_aside(path, not_ours)
+            try:
+                _append(path, records, now_s, keep_days)
+            except (_NotOurs, sqlite3.Error, OSError) as error:
+                raise NodeError(f"history {path}: {error}; tonight's record is not kept") from error
+            return f"history {path}: {not_ours}; it is now {aside}, and a new one was begun"
+        except (sqlite3.Error, OSError) as error:
+            raise NodeError(f"history {path}: {error}; tonight's record is not kept") from error
+
+
+class _NotOurs(Exception):
+    """A database that this version of pvehook cannot go on with; the text says why."""
+
+    def __init__(self, text: str, suffix: str) -> None:
+        super().__init__(text)
+        self.suffix = suffix
+
+
+def _append(path: str, records: tuple[StallRecord, ...], now_s: float, keep_days: int) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it readable for all
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as history:
+            history.execute("PRAGMA journal_mode = WAL")
+            history.execute("PRAGMA synchronous = NORMAL")
+            _bring_up_to_date(history)
+            history.execute("BEGIN IMMEDIATE")
+            for record in records:
+                _insert(history, record)
+            _drop_old(history, now_s, keep_days)
+            history.execute("COMMIT")
+    except sqlite3.DatabaseError as error:
+        if _primary_code(error) in _DAMAGED:
+            raise _NotOurs(f"damaged ({error})", "damaged") from error
+        raise
+
+
+def _bring_up_to_date(history: sqlite3.Connection) -> None:
+    version = _version(history)
+    if version > len(SCHEMA):
+        raise _NotOurs(f"made by a newer pvehook (version {version}; this one knows {len(SCHEMA)})", "newer")
+    if version < len(SCHEMA):
+        steps = "".join(SCHEMA[version:])
+        history.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(SCHEMA)}; COMMIT;")
+
+
+def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
+    known = figures(record)
+    row: dict[str, object] = {
+        "vmid": record.vmid,
+        "started_s": record.started_s,
+        "duration_s": round(record.duration_s, 3),
+        "node": record.node,
+        "name": record.name,
+        "vmtype": record.vmtype,
+        "result": record.result,
+        "severity": record.verdict.severity,
+        "causes": " ".join(cause.kind for cause in record.verdict.causes),
+        **record.versions._asdict(),
+        **{name: told(known[name]) for name in _FIGURES},
+    }
+    sql = f"INSERT INTO nights ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608  (names are ours)
+    forget = "SELECT id FROM nights WHERE vmid = ? AND started_s = ?"
+    for (night,) in history.execute(forget, (record.vmid, record.started_s)).fetchall():
+        for table, key in (("nights", "id"), ("details", "night"), ("charts", "night")):
+            history.execute(f"DELETE FROM {table} WHERE {key} = ?", (night,))  # noqa: S608
+    night = history.execute(sql, tuple(row.values())).lastrowid
+    speeds = record.governor.speeds if record.governor is not None else ()
+    body = replace(record, points=(), governor=record.governor and record.governor._replace(speeds=()))
+    history.execute("INSERT INTO details VALUES (?, ?)", (night, _packed(to_plain(body))))
+    if record.points or speeds:
+        chart = {"points": to_plain(record.points), "speeds": to_plain(speeds)}
+        history.execute("INSERT INTO charts VALUES (?, ?, ?)", (night, record.started_s, _packed(chart)))
+
+
+def _drop_old(history: sqlite3.Connection, now_s: float, keep_days: int) -> None:
+    oldest_s = now_s - keep_days * DAY_S
+    history.execute("DELETE FROM charts WHERE started_s < ?", (max(oldest_s, now_s - CHART_DAYS * DAY_S),))
+    history.execute("DELETE FROM details WHERE night IN (SELECT id FROM nights WHERE started_s < ?)", (oldest_s,))
+    history.execute("DELETE FROM nights WHERE started_s < ?", (oldest_s,))
+
+
+def _move_aside(path: str, not_ours: _NotOurs) -> str:
+    """One of each kind is kept: moving aside night after night must not fill the disk. Raises NodeError."""
+    aside = f"{path}.{not_ours.suffix}"
+    try:
+        os.replace(path, aside)
+        for journal in ("-wal", "-shm"):
+            try:
+                os.replace(path + journal, aside + journal)
+            except FileNotFoundError:
+                pass
+    except OSError as error:
+        raise NodeError(f"history {path}: {not_ours}, and it cannot be moved aside ({error})") from error
+    return aside
+
+
+# Reading
+
+
+@contextmanager
+def reading(path: str) -> Iterator[sqlite3.Connection]:
+    """The database, to read from: while the daemon writes, after a crash, and where nothing can be written at all (a
+    copy on another machine, a medium that is read-only). Raises NodeError; what SQLite says in its body is one too."""
+    try:
+        with _to_read(path) as history:
+            version = _version(history)
+            if version > len(SCHEMA):
+                raise NodeError(f"history {path}: made by a newer pvehook (version {version}, not {len(SCHEMA)})")
+            if version < len(SCHEMA):
+                raise NodeError(f"history {path}: of an older pvehook; the next backup brings it up to date")
+            yield history
+    except (sqlite3.Error, OSError) as error:
+        raise NodeError(f"history {path}: {error}") from error
+
+
+@contextmanager
+def _to_read(path: str) -> Iterator[sqlite3.Connection]:
+    with closing(_connect_to_read(path)) as history:
+        try:
+            _version(history)
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) not in _NO_ROOM_FOR_SHM or not os.path.exists(path):
+                raise
+        else:
+            yield history
+            return
+    # A database in WAL mode is read with the help of its -shm file, which cannot be made on a read-only medium. So a
+    # copy is read, with the journal that belongs to it.
+    with tempfile.TemporaryDirectory(prefix="pvehook-history-") as directory:
+        copy = os.path.join(directory, "history.db")
+        for journal in ("", "-wal"):
+            if os.path.exists(path + journal):
+                shutil.copyfile(path + journal, copy + journal)
+        with closing(_connect_to_read(copy)) as history:
+            yield history
+
+
+def _connect_to_read(path: str) -> sqlite3.Connection:
+    url = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+    return sqlite3.connect(url, uri=True, timeout=BUSY_S, isolation_level=None)
+
+
+def nights(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[Night]:
+    """The nights that began at `since_s` or later, of one guest or of all, the oldest first."""
+    sql = f"SELECT {', '.join(_COLUMNS)} FROM nights WHERE started_s >= ?"  # noqa: S608  (names are ours)
+    if vmid is None:
+        rows = history.execute(f"{sql} ORDER BY started_s", (since_s,))
+    else:
+        rows = history.execute(f"{sql} AND vmid = ? ORDER BY started_s", (since_s, vmid))
+    return [_night(row) for row in rows]
+
+
+def _night(row: tuple[Any, ...]) -> Night:
+    causes, versions, known = row[9], row[10:13], row[13:]
+    return Night._make((*row[:9], tuple(causes.split()), Versions(*versions), *map(_figure, known)))
+
+
+def _figure(value: object) -> Measured[float]:
+    try:
+        return untold(value)
+    except ValueError as error:
+        return Broken(f"damaged in the history: {error}")
+
+
+def record_of(history: sqlite3.Connection, night: int) -> Measured[StallRecord]:
+    """The whole record of a night, with its chart if that is still kept."""
+    record = _detail(history, night)
+    if isinstance(record, (Absent, Broken)):
+        return record
+    for (body,) in history.execute("SELECT body FROM charts WHERE night = ?", (night,)):
+        try:
+            chart = _unpacked(body)
+            points = from_plain(tuple[Point, ...], chart["points"])
+            speeds = from_plain(tuple[SpeedPoint, ...], chart["speeds"])
+        except (ValueError, TypeError, KeyError) as error:
+            return Broken(f"the chart cannot be read: {error}")
+        governor = record.governor and record.governor._replace(speeds=speeds)
+        record = replace(record, points=points, governor=governor)
+    return record
+
+
+def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecord]:
+    """Each guest's newest record that began at `since_s` or later, without its chart; those that can be read."""
+    newest = "SELECT id, max(started_s) FROM nights WHERE started_s >= ? GROUP BY vmid ORDER BY vmid"
+    records = [_detail(history, night) for night, _ in history.execute(newest, (since_s,)).fetchall()]
+    return [record for record in records if isinstance(record, StallRecord)]
+
+
+def past_baselines(path: str, vmid: int, limit: int = 7) -> list[Baseline]:
+    """What was measured just before a guest's last backups, the newest first. Raises NodeError."""
+    if not os.path.exists(path):
+        return []
+    with reading(path) as history:
+        newest = "SELECT id FROM nights WHERE vmid = ? ORDER BY started_s DESC LIMIT ?"
+        records = [_detail(history, night) for (night,) in history.execute(newest, (vmid, 4 * limit)).fetchall()]
+    found = [record.baseline for record in records if isinstance(record, StallRecord)]
+    return [each for each in found if isinstance(each, Baseline) and each.source == "before"][:limit]
+
+
+def _detail(history: sqlite3.Connection, night: int) -> Measured[StallRecord]:
+    row = history.execute("SELECT body FROM details WHERE night = ?", (night,)).fetchone()
+    if row is None:
+        return Absent("its details are not kept")
+    try:
+        record: StallRecord = from_plain(StallRecord, _unpacked(row[0]))
+        return record
+    except ValueError as error:
+        return Broken(f"its details cannot be read: {error}")
+
+
+def _version(history: sqlite3.Connection) -> int:
+    (version,) = history.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """SQLite's kind of error; the upper bytes say more of it (sqlite.org/rescode.html)."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _packed(plain: object) -> bytes:
+    return zlib.compress(json.dumps(plain, separators=(",", ":")).encode())
+
+
+def _unpacked(body: object) -> Any:
+    """Raises ValueError for whatever is no JSON of ours."""
+    if not isinstance(body, bytes):
+        raise ValueError("no bytes")
+    try:
+        unpacking = zlib.decompressobj()
+        text = unpacking.decompress(body, DETAIL_LIMIT_BYTES)
+        if not unpacking.eof:
+            raise ValueError(f"cut short, or over {DETAIL_LIMIT_BYTES} bytes")
+        return json.loads(text)
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(str(error)) from error
