@@ -1,7 +1,7 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 2,
+        {"v": 3,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
@@ -9,6 +9,10 @@
          "freeze": {"mode": "auto", "windows": "auto", "reply_within_s": 2.0, ...: a key for each field of FreezeConfig,
                     "rules": [{"guests": [101], "tags": [], "names": [], "mode": "mountpoints",
                                "mountpoints": ["/"], "leave_out": []}]},
+         "metrics": {"mode": "on", "sample_every_s": 0.5, "guest_kernel_log": true, "keep_days": 400, "textfile": null},
+         "governor": {"mode": "on", "latency_floor_s": 0.01, "latency_factor": 3.5, "stretch_at_most": 2.5,
+                      "rules": [{"guests": [101], "tags": [], "names": [], "mode": "off"}]},
+         "pacer": {"mode": "auto", "step_mib": 2},
          "chain": null}
 
 The hook's degraded path loads this module, so it imports no yaml. pvehook/config checks what people write.
@@ -24,7 +28,7 @@ from pvehook.errors import ConfigError
 
 T = TypeVar("T")
 
-JSON_LAYOUT = 2
+JSON_LAYOUT = 3
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 NextGuest = Literal["refuse", "allow"]
@@ -44,6 +48,15 @@ FREEZE_RULE_MODES: tuple[FreezeRuleMode, ...] = ("auto", "never", "mountpoints",
 
 WindowsFreeze = Literal["auto", "never"]
 WINDOWS_FREEZE: tuple[WindowsFreeze, ...] = ("auto", "never")
+
+MetricsMode = Literal["on", "off"]
+METRICS_MODES: tuple[MetricsMode, ...] = ("on", "off")
+
+GovernorMode = Literal["on", "observe", "off"]
+GOVERNOR_MODES: tuple[GovernorMode, ...] = ("on", "observe", "off")
+
+PacerMode = Literal["auto", "on", "off"]
+PACER_MODES: tuple[PacerMode, ...] = ("auto", "on", "off")
 
 DUMP_DIRECTORY = "dump-directory"
 """As `mentions`: the directory into which the job writes its archives."""
@@ -67,6 +80,13 @@ FREEZE_TIMES_S = {
 """Shortest and longest of each time of FreezeConfig."""
 
 SLOW_FREEZES = (1, 100)
+
+SAMPLE_EVERY_S = (0.2, 10.0)
+KEEP_DAYS = (1, 3650)
+LATENCY_FLOOR_S = (0.001, 1.0)
+LATENCY_FACTOR = (1.5, 20.0)
+STRETCH_AT_MOST = (1.1, 20.0)
+STEP_MIB = (1, 64)
 
 
 class Exempt(NamedTuple):
@@ -137,12 +157,53 @@ class FreezeConfig(NamedTuple):
     rules: tuple[FreezeRule, ...] = ()
 
 
+class MetricsConfig(NamedTuple):
+    """What is looked at while a guest is backed up. Without it there is no governor either, which lives on what is
+    seen. `textfile` is where node_exporter's textfile collector finds the last night; None: nowhere."""
+
+    mode: MetricsMode = "on"
+    sample_every_s: float = 0.5
+    guest_kernel_log: bool = True
+    keep_days: int = 400
+    textfile: str | None = None
+
+
+class GovernorRule(NamedTuple):
+    """What counts for some guests instead of the section's `mode`, matched as a FreezeRule is."""
+
+    guests: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    mode: GovernorMode = "on"
+
+
+class GovernorConfig(NamedTuple):
+    """When a backup is slowed down: while its guest's requests take longer than `latency_factor` times what they took
+    before, and longer than `latency_floor_s`. A backup is stretched to `stretch_at_most` times its length by it."""
+
+    mode: GovernorMode = "on"
+    latency_floor_s: float = 0.01
+    latency_factor: float = 3.5
+    stretch_at_most: float = 2.5
+    rules: tuple[GovernorRule, ...] = ()
+
+
+class PacerConfig(NamedTuple):
+    """Whether the archive is written back in small steps: `auto` where it shares a disk with the guest."""
+
+    mode: PacerMode = "auto"
+    step_mib: int = 2
+
+
 class Config(NamedTuple):
     """All that can be set. `chain` is the absolute path of the script that vzdump ran before pvehook came."""
 
     window: WindowConfig = WindowConfig()
     io_priority: IoPriorityConfig = IoPriorityConfig()
     freeze: FreezeConfig = FreezeConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    governor: GovernorConfig = GovernorConfig()
+    pacer: PacerConfig = PacerConfig()
     chain: str | None = None
 
 
@@ -155,11 +216,15 @@ def to_json(config: Config) -> str:
     also = [process._asdict() for process in config.io_priority.also]
     io_priority = {**config.io_priority._asdict(), "also": also}
     freeze = {**config.freeze._asdict(), "rules": [rule._asdict() for rule in config.freeze.rules]}
+    governor = {**config.governor._asdict(), "rules": [rule._asdict() for rule in config.governor.rules]}
     everything = {
         "v": JSON_LAYOUT,
         "window": window,
         "io_priority": io_priority,
         "freeze": freeze,
+        "metrics": config.metrics._asdict(),
+        "governor": governor,
+        "pacer": config.pacer._asdict(),
         "chain": config.chain,
     }
     return json.dumps(everything, indent=1) + "\n"
@@ -184,6 +249,12 @@ def from_json(text: str) -> Config:
             window=_window(stored["window"]),
             io_priority=_io_priority(stored["io_priority"]),
             freeze=_freeze(stored["freeze"]),
+            metrics=_metrics(stored["metrics"]),
+            governor=_governor(stored["governor"]),
+            pacer=PacerConfig(
+                mode=_one_of(stored["pacer"]["mode"], PACER_MODES),
+                step_mib=_whole(stored["pacer"]["step_mib"], STEP_MIB),
+            ),
             chain=_absolute(stored["chain"]),
         )
     except KeyError as error:
@@ -238,6 +309,35 @@ def _freeze_rule(stored: Any) -> FreezeRule:
     )
 
 
+def _metrics(stored: Any) -> MetricsConfig:
+    return MetricsConfig(
+        mode=_one_of(stored["mode"], METRICS_MODES),
+        sample_every_s=_number(stored["sample_every_s"], SAMPLE_EVERY_S),
+        guest_kernel_log=_true_or_false(stored["guest_kernel_log"]),
+        keep_days=_whole(stored["keep_days"], KEEP_DAYS),
+        textfile=_absolute(stored["textfile"]),
+    )
+
+
+def _governor(stored: Any) -> GovernorConfig:
+    return GovernorConfig(
+        mode=_one_of(stored["mode"], GOVERNOR_MODES),
+        latency_floor_s=_number(stored["latency_floor_s"], LATENCY_FLOOR_S),
+        latency_factor=_number(stored["latency_factor"], LATENCY_FACTOR),
+        stretch_at_most=_number(stored["stretch_at_most"], STRETCH_AT_MOST),
+        rules=_each(stored["rules"], _governor_rule),
+    )
+
+
+def _governor_rule(stored: Any) -> GovernorRule:
+    return GovernorRule(
+        guests=_each(stored["guests"], lambda vmid: _whole(vmid, VMIDS)),
+        tags=_each(stored["tags"], _text),
+        names=_each(stored["names"], _text),
+        mode=_one_of(stored["mode"], GOVERNOR_MODES),
+    )
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} is no text")
@@ -261,9 +361,13 @@ def _whole(value: object, limits: tuple[int, int]) -> int:
 
 
 def _time_s(value: object, limits_s: tuple[float, float]) -> float:
+    return _number(value, limits_s, "time", " seconds")
+
+
+def _number(value: object, limits: tuple[float, float], what: str = "number", unit: str = "") -> float:
     # Asked this way round NaN, which JSON readers take, is refused.
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits_s[0] <= value <= limits_s[1]:
-        raise ValueError(f"{value!r:.40} is no time from {limits_s[0]:g} to {limits_s[1]:g} seconds")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits[0] <= value <= limits[1]:
+        raise ValueError(f"{value!r:.40} is no {what} from {limits[0]:g} to {limits[1]:g}{unit}")
     return float(value)
 
 

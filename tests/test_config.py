@@ -15,12 +15,20 @@ from pvehook.config import Loaded, Parsed, describe, merge, nodes, parse
 from pvehook.settings import (
     DEFAULT,
     FREEZE_TIMES_S,
+    KEEP_DAYS,
+    LATENCY_FLOOR_S,
+    SAMPLE_EVERY_S,
+    STEP_MIB,
     AlsoProcess,
     Config,
     Exempt,
     FreezeConfig,
     FreezeRule,
+    GovernorConfig,
+    GovernorRule,
     IoPriorityConfig,
+    MetricsConfig,
+    PacerConfig,
     WindowConfig,
     from_json,
     to_json,
@@ -54,6 +62,18 @@ KEYS = {
     "freeze.slow_after",
     "freeze.slow_freezes",
     "freeze.rules",
+    "metrics.mode",
+    "metrics.sample_every",
+    "metrics.guest_kernel_log",
+    "metrics.keep_days",
+    "metrics.textfile",
+    "governor.mode",
+    "governor.latency_floor",
+    "governor.latency_factor",
+    "governor.stretch_at_most",
+    "governor.rules",
+    "pacer.mode",
+    "pacer.step_mib",
     "chain",
 }
 LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader") else [])
@@ -124,6 +144,20 @@ GOOD: list[tuple[str, Config]] = [
     ),
     ("freeze: {mode: off, pre_flush: off}", Config(freeze=FreezeConfig(mode="off"))),
     (
+        "metrics: {mode: off, sample_every: 1s, guest_kernel_log: no, keep_days: 30, textfile: /srv/pvehook.prom}",
+        Config(metrics=MetricsConfig("off", 1.0, guest_kernel_log=False, keep_days=30, textfile="/srv/pvehook.prom")),
+    ),
+    ("metrics: {textfile: null}", DEFAULT),
+    (
+        "governor: {mode: observe, latency_floor: 25ms, latency_factor: 5, stretch_at_most: 1.5}",
+        Config(governor=GovernorConfig("observe", 0.025, 5.0, 1.5)),
+    ),
+    (
+        "governor: {rules: [{tags: [batch], mode: off}]}",
+        Config(governor=GovernorConfig(rules=(GovernorRule(tags=("batch",), mode="off"),))),
+    ),
+    ("pacer: {mode: on, step_mib: 8}", Config(pacer=PacerConfig("on", 8))),
+    (
         "freeze: {reply_within: 2500ms, frozen_at_most: 1m, windows_frozen_at_most: 9s, pre_flush_within: 10m}",
         Config(
             freeze=FreezeConfig(
@@ -171,17 +205,18 @@ UNITS = "a whole number with its unit (ms, s, m, h), from 500ms to 60s"
 VMID = "a whole number from 100 to 999999999"
 UNKNOWN = "an unknown key"
 
+SECTIONS = "window, io_priority, freeze, metrics, governor, pacer, chain"
 BAD: list[tuple[str, int, str, str, str, str]] = [
-    ("\nwindwo:\n", 2, "windwo", UNKNOWN, "one of window, io_priority, freeze, chain", "window"),
+    ("\nwindwo:\n", 2, "windwo", UNKNOWN, f"one of {SECTIONS}", "window"),
     ("window:\n  Open: []\n", 2, "window.Open", UNKNOWN, IN_WINDOW, "open"),
     ("window:\n  next-guest: allow\n", 2, "window.next-guest", UNKNOWN, IN_WINDOW, "next_guest"),
     ("window:\n  exempt:\n    vm: []\n", 3, "window.exempt.vm", UNKNOWN, "one of guests, jobs, storages", ""),
-    ("mode: off\n", 1, "mode", UNKNOWN, "one of window, io_priority, freeze, chain", "io_priority.mode"),
+    ("mode: off\n", 1, "mode", UNKNOWN, f"one of {SECTIONS}", "io_priority.mode"),
     ("<<: {chain: null}\n", 1, "<<", UNKNOWN, "one of window", ""),
-    ("? [window]\n: 1\n", 1, "", "a list", "one of the keys window, io_priority, freeze, chain", ""),
+    ("? [window]\n: 1\n", 1, "", "a list", f"one of the keys {SECTIONS}", ""),
     ("chain: /a\nwindow:\nchain: /a\n", 3, "chain", "the same key again", "once (it stands in line 1 already)", ""),
     ("window: {open: [],\n open: []}\n", 2, "window.open", "the same key again", "line 1", ""),
-    ("- window\n", 1, "", "a list", "a mapping with the keys window, io_priority, freeze, chain", ""),
+    ("- window\n", 1, "", "a list", f"a mapping with the keys {SECTIONS}", ""),
     ("window: 02:00-05:00\n", 1, "window", "02:00-05:00", "a mapping with the keys open", ""),
     ("window:\n  exempt: [101]\n", 2, "window.exempt", "a list", "a mapping with the keys guests", ""),
     ("window:\n  open:\n", 2, "window.open", "nothing", "[] for never", ""),
@@ -302,6 +337,16 @@ BAD: list[tuple[str, int, str, str, str, str]] = [
     ),
     ("freeze: {rules: [{names: [a], except: [/a/]}]}", 1, "freeze.rules[0].except[0]", "/a/", "without a slash", ""),
     ("freeze: {rules: [{names: [a], except: [home]}]}", 1, "freeze.rules[0].except[0]", "home", "such as /home", ""),
+    ("metrics: {textfile: a.prom}", 1, "metrics.textfile", "a.prom", "ends in .prom, or null", ""),
+    ("metrics: {textfile: /srv/a}", 1, "metrics.textfile", "/srv/a", "ends in .prom, or null", ""),
+    ("metrics: {keep_days: 0}", 1, "metrics.keep_days", "0", "from 1 to 3650", ""),
+    ("governor: {latency_factor: 1}", 1, "governor.latency_factor", "1", "a number from 1.5 to 20", ""),
+    ('governor: {stretch_at_most: "2"}', 1, "governor.stretch_at_most", '"2"', "without quotes", ""),
+    ("governor: {stretch_at_most: 1e1}", 1, "governor.stretch_at_most", "1e1", "a number from 1.1 to 20", ""),
+    ("governor: {rules: [{mode: off}]}", 1, "governor.rules[0]", "no guest at all", "guests, tags, names", ""),
+    ("governor: {rules: [{tags: [a]}]}", 1, "governor.rules[0].mode", "nothing", "on or observe or off", ""),
+    ("governor: {rules: [{tags: [a], mode: no}]}", 1, "governor.rules[0].mode", "no", "on or observe or off", ""),
+    ("pacer: {step_mib: 65}", 1, "pacer.step_mib", "65", "from 1 to 64", ""),
     ("chain: hook.sh", 1, "chain", "hook.sh", "the absolute path of a script, or null", ""),
     ('chain: ""', 1, "chain", '""', "the absolute path of a script, or null", ""),
     ('chain: "/a\\e[2J"', 1, "chain", '"/a\\x1b[2J"', "the absolute path of a script, or null", ""),
@@ -336,7 +381,7 @@ def test_a_problem_reads_as_one_line() -> None:
         "/etc/pvehook.yaml:2: io_priority.mode: found Idle, expected idle or off; did you mean idle?"
     ]
     assert messages("- x\n") == [
-        "/etc/pvehook.yaml:1: found a list, expected a mapping with the keys window, io_priority, freeze, chain"
+        f"/etc/pvehook.yaml:1: found a list, expected a mapping with the keys {SECTIONS}"
     ]
 
 
@@ -517,6 +562,18 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "freeze.slow_after:              5s                                        # default",
         "freeze.slow_freezes:            3                                         # default",
         "freeze.rules:                   []                                        # default",
+        "metrics.mode:                   on                                        # default",
+        "metrics.sample_every:           500ms                                     # default",
+        "metrics.guest_kernel_log:       yes                                       # default",
+        "metrics.keep_days:              400                                       # default",
+        "metrics.textfile:               null                                      # default",
+        "governor.mode:                  on                                        # default",
+        "governor.latency_floor:         10ms                                      # default",
+        "governor.latency_factor:        3.5                                       # default",
+        "governor.stretch_at_most:       2.5                                       # default",
+        "governor.rules:                 []                                        # default",
+        "pacer.mode:                     auto                                      # default",
+        "pacer.step_mib:                 2                                         # default",
         'chain:                          "/a b"                                    # /etc/pvehook.yaml:4',
     ]
 
@@ -619,6 +676,23 @@ CONFIGS = st.builds(
         rules=st.lists(st.one_of(FREEZE_RULES), max_size=3).map(tuple),
         **{name: times(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
     ),
+    metrics=st.builds(
+        MetricsConfig,
+        mode=st.sampled_from(["on", "off"]),
+        sample_every_s=times(SAMPLE_EVERY_S),
+        guest_kernel_log=st.booleans(),
+        keep_days=st.integers(*KEEP_DAYS),
+        textfile=st.sampled_from([None, "/srv/a b.prom"]),
+    ),
+    governor=st.builds(
+        GovernorConfig,
+        mode=st.sampled_from(["on", "observe", "off"]),
+        latency_floor_s=times(LATENCY_FLOOR_S),
+        latency_factor=st.integers(15, 200).map(lambda tenths: tenths / 10),
+        stretch_at_most=st.integers(11, 200).map(lambda tenths: tenths / 10),
+        rules=st.lists(st.builds(GovernorRule, **WHOM, mode=st.sampled_from(["on", "observe", "off"]))).map(tuple),
+    ),
+    pacer=st.builds(PacerConfig, mode=st.sampled_from(["auto", "on", "off"]), step_mib=st.integers(*STEP_MIB)),
     chain=st.one_of(st.none(), TEXTS.map(lambda text: "/" + text)),
 )
 

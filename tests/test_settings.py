@@ -42,8 +42,8 @@ def test_the_default_window_is_one_that_opens() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "part"),
     [
-        ("v", 1, "layout 1, expected 2"),
-        ("v", 0, "layout 0, expected 2"),
+        ("v", 1, "layout 1, expected 3"),
+        ("v", 0, "layout 0, expected 3"),
         ("v", None, "layout None"),
         ("window", None, "wrong value"),
         ("window", [], "wrong value"),
@@ -84,6 +84,12 @@ def test_the_default_window_is_one_that_opens() -> None:
         ("freeze.rules", [{**RULE, "mode": "always"}], "'always' is none of auto, never, mountpoints, off"),
         ("freeze.rules", [{**RULE, "guests": [99]}], "99 is no whole number from 100"),
         ("freeze.rules", [{**RULE, "leave_out": "/backup"}], "'/backup' is no list"),
+        ("metrics.sample_every_s", 0, "0 is no number from 0.2 to 10"),
+        ("metrics.textfile", "a.prom", "'a.prom' is no absolute path"),
+        ("governor.mode", "auto", "'auto' is none of on, observe, off"),
+        ("governor.latency_factor", float("nan"), "nan is no number"),
+        ("governor.rules", [{"guests": [1]}], "1 is no whole number from 100"),
+        ("pacer", {"mode": "on"}, "lacks 'step_mib'"),
         ("chain", "hook.sh", "'hook.sh' is no absolute path"),
         ("chain", ["/a"], "is no text"),
     ],

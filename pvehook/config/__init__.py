@@ -33,7 +33,11 @@ from pvehook.settings import (
     Exempt,
     FreezeConfig,
     FreezeRule,
+    GovernorConfig,
+    GovernorRule,
     IoPriorityConfig,
+    MetricsConfig,
+    PacerConfig,
     WindowConfig,
 )
 
@@ -47,7 +51,16 @@ _FREEZE_FIELDS = {
 }
 """The keys of the section `freeze` and the fields they set: a time in a file carries its unit, a field in its name."""
 
+_PLAIN_SECTIONS: dict[str, Any] = {"metrics": MetricsConfig, "governor": GovernorConfig, "pacer": PacerConfig}
+_PLAIN_FIELDS = {
+    f"{section}.{field.removesuffix('_s')}": (section, field)
+    for section, kind in _PLAIN_SECTIONS.items()
+    for field in kind._fields
+}
+"""The same for the sections without an exception."""
+
 _TIMES = {"io_priority.check_every"} | {key for key, field in _FREEZE_FIELDS.items() if field in FREEZE_TIMES_S}
+_TIMES |= {key for key, (_, field) in _PLAIN_FIELDS.items() if field.endswith("_s")}
 
 
 class Leaf(NamedTuple):
@@ -149,6 +162,7 @@ def _by_key(config: Config) -> dict[str, Any]:
         "io_priority.also": io_priority.also,
         "io_priority.compressor_nice": io_priority.compressor_nice,
         **{key: getattr(config.freeze, field) for key, field in _FREEZE_FIELDS.items()},
+        **{key: getattr(getattr(config, section), field) for key, (section, field) in _PLAIN_FIELDS.items()},
         "chain": config.chain,
     }
 
@@ -173,6 +187,10 @@ def _from_keys(values: Mapping[str, Any]) -> Config:
             compressor_nice=values["io_priority.compressor_nice"],
         ),
         freeze=FreezeConfig(**{field: values[key] for key, field in _FREEZE_FIELDS.items()}),
+        **{
+            section: kind(**{field: values[key] for key, (of, field) in _PLAIN_FIELDS.items() if of == section})
+            for section, kind in _PLAIN_SECTIONS.items()
+        },
         chain=values["chain"],
     )
 
@@ -182,7 +200,7 @@ def _as_yaml(key: str, value: Any) -> str:
         return duration_text(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if key == "freeze.rules":
+    if key in ("freeze.rules", "governor.rules"):
         value = [_rule_as_yaml(rule) for rule in value]
     if key == "io_priority.also":
         value = [also._asdict() for also in value]
@@ -191,8 +209,8 @@ def _as_yaml(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # YAML reads what JSON can say
 
 
-def _rule_as_yaml(rule: FreezeRule) -> dict[str, Any]:
+def _rule_as_yaml(rule: FreezeRule | GovernorRule) -> dict[str, Any]:
     """What a rule sets; its empty lists are left out, since not every mode takes every list."""
     entries = rule._asdict()
-    entries["except"] = entries.pop("leave_out")
+    entries["except"] = entries.pop("leave_out", ())
     return {name: value for name, value in entries.items() if value}

@@ -21,14 +21,24 @@ from pvehook.settings import (
     FREEZE_MODES,
     FREEZE_RULE_MODES,
     FREEZE_TIMES_S,
+    GOVERNOR_MODES,
     IO_MODES,
+    KEEP_DAYS,
+    LATENCY_FACTOR,
+    LATENCY_FLOOR_S,
+    METRICS_MODES,
     NEXT_GUEST,
+    PACER_MODES,
     RUNNING_GUEST,
+    SAMPLE_EVERY_S,
     SLOW_FREEZES,
+    STEP_MIB,
+    STRETCH_AT_MOST,
     VMIDS,
     WINDOWS_FREEZE,
     AlsoProcess,
     FreezeRule,
+    GovernorRule,
 )
 
 Check = Callable[[Walk, Node, str], Any]
@@ -121,6 +131,19 @@ def _whole(limits: tuple[int, int]) -> Check:
     return check
 
 
+def _number(limits: tuple[float, float]) -> Check:
+    expected = f"a number from {limits[0]:g} to {limits[1]:g}, such as {limits[0]:g}, without quotes"
+
+    def check(walk: Walk, node: Node, key: str) -> float:
+        word = word_of(node)
+        number = float(word) if re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})?", word) else -1.0
+        if not is_plain(node) or not limits[0] <= number <= limits[1]:
+            walk.bad(node, key, expected)
+        return number
+
+    return check
+
+
 def _yes_or_no(walk: Walk, node: Node, key: str) -> bool:
     word = word_of(node)
     if not is_plain(node) or word not in _TRUE + _FALSE:
@@ -194,6 +217,30 @@ def _chain(walk: Walk, node: Node, key: str) -> str | None:
     return word
 
 
+def _textfile(walk: Walk, node: Node, key: str) -> str | None:
+    if is_null(node):
+        return None
+    word = word_of(node)
+    if not word.startswith("/") or not word.endswith(".prom") or not word.isprintable():
+        walk.bad(node, key, "the absolute path of a file that ends in .prom, or null")
+    return word
+
+
+def _governor_rule(walk: Walk, node: Node, key: str) -> GovernorRule:
+    entries = entries_of(walk, node, key, (*_WHOM_CHECKS, "mode"))
+    checks = {**_WHOM_CHECKS, "mode": _choice(GOVERNOR_MODES)}
+    values = {name: checks[name](walk, value, f"{key}.{name}") for name, (_, value) in entries.items()}
+    _is_for_somebody(walk, node, key, values)
+    if isinstance(node, MappingNode) and "mode" not in values:
+        walk.bad(node, f"{key}.mode", " or ".join(GOVERNOR_MODES), found="nothing")
+    return GovernorRule(**values)
+
+
+def _is_for_somebody(walk: Walk, node: Node, key: str, values: dict[str, Any]) -> None:
+    if isinstance(node, MappingNode) and not any(values.get(name) for name in _WHOM_CHECKS):
+        walk.bad(node, key, "at least one of guests, tags, names: whom the rule is for", found="no guest at all")
+
+
 def _also(walk: Walk, node: Node, key: str) -> AlsoProcess:
     entries = entries_of(walk, node, key, tuple(_ALSO_CHECKS))
     values = {"command": "", "mentions": ""}
@@ -209,8 +256,7 @@ def _freeze_rule(walk: Walk, node: Node, key: str) -> FreezeRule:
     entries = entries_of(walk, node, key, tuple(_RULE_CHECKS))
     values = {name: _RULE_CHECKS[name](walk, value, f"{key}.{name}") for name, (_, value) in entries.items()}
     mode = values.get("mode", "auto")
-    if isinstance(node, MappingNode) and not any(values.get(name) for name in ("guests", "tags", "names")):
-        walk.bad(node, key, "at least one of guests, tags, names: whom the rule is for", found="no guest at all")
+    _is_for_somebody(walk, node, key, values)
     if mode == "mountpoints" and not values.get("mountpoints"):
         walk.bad(node, f"{key}.mountpoints", "what to freeze, since the mode is mountpoints", found="nothing")
     if mode != "mountpoints" and "mountpoints" in values:
@@ -228,10 +274,13 @@ _ID = r"[^\s,]+"
 # As guest-get-fsinfo has them, for the agent compares letter by letter: it knows / and /home, but no /home/ .
 _MOUNTPOINT = _text(r"/|/.*[^/]|[A-Za-z]:\\.*", "a path such as /home, without a slash at its end, or C:\\")
 _MOUNTPOINTS = _list_of(_MOUNTPOINT, "a list of mountpoints such as [/, /home]")
-_RULE_CHECKS: dict[str, Check] = {
+_WHOM_CHECKS: dict[str, Check] = {
     "guests": _list_of(_whole(VMIDS), "a list of guest numbers such as [101, 102]"),
     "tags": _list_of(_text(r"[^\s,;]+", "a tag"), "a list of tags"),
     "names": _list_of(_text(".+", "a name, or a pattern with * and ?"), "a list of names such as [web, db-*]"),
+}
+_RULE_CHECKS: dict[str, Check] = {
+    **_WHOM_CHECKS,
     "mode": _choice(FREEZE_RULE_MODES),
     "mountpoints": _MOUNTPOINTS,
     "except": _MOUNTPOINTS,
@@ -263,6 +312,18 @@ CHECKS: dict[str, Check] = {
     "freeze.slow_freezes": _whole(SLOW_FREEZES),
     "freeze.rules": _list_of(_freeze_rule, "a list of rules, each with guests, tags or names"),
     **{f"freeze.{name.removesuffix('_s')}": _duration(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
+    "metrics.mode": _choice(METRICS_MODES),
+    "metrics.sample_every": _duration(SAMPLE_EVERY_S),
+    "metrics.guest_kernel_log": _yes_or_no,
+    "metrics.keep_days": _whole(KEEP_DAYS),
+    "metrics.textfile": _textfile,
+    "governor.mode": _choice(GOVERNOR_MODES),
+    "governor.latency_floor": _duration(LATENCY_FLOOR_S),
+    "governor.latency_factor": _number(LATENCY_FACTOR),
+    "governor.stretch_at_most": _number(STRETCH_AT_MOST),
+    "governor.rules": _list_of(_governor_rule, "a list of rules, each with mode and guests, tags or names"),
+    "pacer.mode": _choice(PACER_MODES),
+    "pacer.step_mib": _whole(STEP_MIB),
     "chain": _chain,
 }
 """Every key that there is, by its dotted path."""
