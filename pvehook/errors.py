@@ -10,6 +10,7 @@
            ├─ TimedOut         no answer within the deadline: the peer may still act on what was sent
            ├─ BadReply         an answer of a wrong shape, too long or too deep: do not trust this peer
            └─ Refused          an answer that says no: its class and text are in the message
+                └─ NotActive     the block job it is about has ended: go on without
 """
 
 
@@ -51,3 +52,7 @@ class BadReply(GuestError):
 
 class Refused(GuestError):
     """The peer answered with an error."""
+
+
+class NotActive(Refused):
+    """QEMU's DeviceNotActive: there is no such block job any more, which is how every backup ends."""

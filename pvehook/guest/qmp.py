@@ -40,6 +40,16 @@ class BlockJob(NamedTuple):
     """0 is no limit."""
 
 
+class QemuVersion(NamedTuple):
+    """What `query-version` tells of the QEMU that runs, which need not be the one that is installed."""
+
+    major: int
+    minor: int
+    micro: int
+    package: str
+    """Who built it; on Proxmox `pve-qemu-kvm_10.0.2-4`."""
+
+
 class QmpConnection:
     """A connection in command mode. Every method raises the errors of pvehook.errors.GuestError."""
 
@@ -62,7 +72,7 @@ class QmpConnection:
             request["arguments"] = arguments
         self._connection.allow(limit_bytes)
         self._connection.send(json.dumps(request).encode() + b"\n", deadline)
-        source = self._source(command)
+        source = self.source(command)
         while True:
             reply = parse_document(self._connection.read_line(deadline), source=source)
             if not _is_for(reply, self._last_id):
@@ -75,7 +85,7 @@ class QmpConnection:
 
     def query_status(self, deadline: Deadline) -> Status:
         """Whether the VM runs."""
-        source = self._source("query-status")
+        source = self.source("query-status")
         reply = mapping(self.execute("query-status", deadline=deadline), source=source)
         return Status(
             status=text(reply, "status", source=source),
@@ -84,7 +94,7 @@ class QmpConnection:
 
     def query_block_jobs(self, deadline: Deadline) -> tuple[BlockJob, ...]:
         """The block jobs that exist now."""
-        source = self._source("query-block-jobs")
+        source = self.source("query-block-jobs")
         return tuple(
             BlockJob(
                 device=text(job, "device", source=source),
@@ -96,11 +106,38 @@ class QmpConnection:
             for job in items(self.execute("query-block-jobs", deadline=deadline), source=source)
         )
 
+    def set_job_speed(self, device: str, bytes_per_s: int, deadline: Deadline) -> None:
+        """Limits the block job called `device`; 0 is no limit. Raises NotActive when there is no such job any more."""
+        arguments = {"device": device, "speed": bytes_per_s}
+        self.execute("block-job-set-speed", arguments, deadline=deadline)
+
+    def query_version(self, deadline: Deadline) -> QemuVersion:
+        """Which QEMU this VM runs on."""
+        source = self.source("query-version")
+        reply = mapping(self.execute("query-version", deadline=deadline), source=source)
+        number = mapping(reply.get("qemu"), source=source)
+        return QemuVersion(
+            major=integer(number, "major", source=source),
+            minor=integer(number, "minor", source=source),
+            micro=integer(number, "micro", source=source),
+            package=text(reply, "package", source=source),
+        )
+
+    def query_cpus_fast(self, deadline: Deadline) -> tuple[int, ...]:
+        """The host's thread ids of the vCPUs, the first vCPU first."""
+        source = self.source("query-cpus-fast")
+        threads = {
+            integer(cpu, "cpu-index", source=source): integer(cpu, "thread-id", source=source)
+            for cpu in items(self.execute("query-cpus-fast", deadline=deadline), source=source)
+        }
+        return tuple(threads[index] for index in sorted(threads))
+
     def backup_cancel(self, deadline: Deadline) -> None:
         """Ends the running backup with Proxmox's own command; stock QEMU does not know it (Refused)."""
         self.execute("backup-cancel", deadline=deadline)
 
-    def _source(self, command: str) -> str:
+    def source(self, command: str) -> str:
+        """How a message names an answer: by the socket and the command."""
         return f"{self._connection.path}: {command}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pvehook.contract.text import printable
-from pvehook.errors import BadReply, Refused
+from pvehook.errors import BadReply, NotActive, Refused
 
 ITEMS_LIMIT = 8192
 """Entries of one list. A web host with a bind mount for every user has thousands of filesystems."""
@@ -22,11 +22,12 @@ def mapping(value: object, *, source: str) -> Mapping[str, object]:
 
 def items(value: object, *, source: str) -> list[Mapping[str, object]]:
     """`value` as a list of JSON objects, of a bounded length."""
-    if not isinstance(value, list):
-        raise BadReply(f"{source}: expected a list, seen {_seen(value)}")
-    if len(value) > ITEMS_LIMIT:
-        raise BadReply(f"{source}: a list of {len(value)} entries, more than {ITEMS_LIMIT}")
-    return [mapping(item, source=source) for item in value]
+    return [mapping(item, source=source) for item in _bounded_list(value, source=source)]
+
+
+def numbers(value: object, *, source: str) -> tuple[int, ...]:
+    """`value` as a list of whole numbers, of a bounded length."""
+    return tuple(whole_number(item, source=source) for item in _bounded_list(value, source=source))
 
 
 def text(fields: Mapping[str, object], key: str, *, source: str) -> str:
@@ -66,7 +67,16 @@ def refusal(error: object, *, source: str) -> Refused | BadReply:
     kind, description = error.get("class"), error.get("desc")
     if not isinstance(kind, str) or not isinstance(description, str):
         return BadReply(f"{source}: an `error` without `class` and `desc`")
-    return Refused(f"{source}: refused: {printable(kind, 40)}: {printable(description)}")
+    refused = NotActive if kind == "DeviceNotActive" else Refused
+    return refused(f"{source}: refused: {printable(kind, 40)}: {printable(description)}")
+
+
+def _bounded_list(value: object, *, source: str) -> list[object]:
+    if not isinstance(value, list):
+        raise BadReply(f"{source}: expected a list, seen {_seen(value)}")
+    if len(value) > ITEMS_LIMIT:
+        raise BadReply(f"{source}: a list of {len(value)} entries, more than {ITEMS_LIMIT}")
+    return value
 
 
 def _seen(value: object) -> str:
