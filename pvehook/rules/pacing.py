@@ -1,0 +1,163 @@
+"""Whether the writeback of a guest's archive is worth pacing, and the account of having done so.
+
+The kernel lets an archive gather in the page cache and writes it out in bursts. Where archive and guest share a disk,
+each burst stands in front of the guest's requests (measured: tests/bench/pacer.py). Pacing writes it out in small steps
+as it grows. That can help only where the archive goes through the page cache of this node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from pvehook.rules.io_effect import LocationLike
+from pvehook.settings import PacerMode
+
+PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "bcachefs", "vfat", "exfat"})
+"""Those with a block device under them that write their files through the page cache."""
+
+Reason = Literal[
+    "shared-disk",
+    "asked-for",
+    "switched-off",
+    "no-dump-file",
+    "network",
+    "in-memory",
+    "zfs",
+    "file-system",
+    "dump-unknown",
+    "volumes-unknown",
+    "no-shared-disk",
+]
+
+End = Literal["not-begun", "running", "blocked", "complete", "deleted", "stopped", "too-long", "refused", "failed"]
+
+
+class MountLike(Protocol):
+    """What is asked of a mount; `pvehook.host.mounts.Mount` has it."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def fs_type(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def is_network(self) -> bool: ...
+    @property
+    def is_fuse(self) -> bool: ...
+    @property
+    def is_in_memory(self) -> bool: ...
+
+
+class DumpPlace(NamedTuple):
+    """The mount that the archive is written to, and the disks under it."""
+
+    mount: MountLike
+    where: LocationLike
+
+
+class Pacing(NamedTuple):
+    """Whether to pace, and why. `reason` is for programs, `why` for people."""
+
+    acts: bool
+    reason: Reason
+    why: str
+
+
+class PacerRecord(NamedTuple):
+    """One guest's archive, as far as it was paced."""
+
+    mode: PacerMode
+    pacing: Pacing | None
+    """None: the disks were not looked up yet, or could not be."""
+    step_bytes: int
+    end: End = "not-begun"
+    """`running` until the archive is complete, that is, has got its final name."""
+    why: str = ""
+    """What ended it, where it was not the archive's end."""
+    file: str | None = None
+    paced_bytes: int = 0
+    steps: int = 0
+    blocked_s: float = 0.0
+    """Waited for the disk, in all steps: the pacer's time, nobody else waits with it."""
+    worst_step_s: float = 0.0
+    most_behind_bytes: int = 0
+    """How far the archive was ahead at the worst: the disk did not keep up, or it was written while we waited."""
+    cpu_s: float = 0.0
+
+    @property
+    def has_paced(self) -> bool:
+        return self.steps > 0
+
+
+def growing_file(target: str | None) -> str | None:
+    """What vzdump writes to until the archive is complete; None if this backup writes no file.
+
+    `/var/lib/vz/dump/vzdump-qemu-101-2026_11_22-02_10_00.vma.zst` grows as `...-02_10_00.vma.dat`. For a backup server
+    the target is `vm/101/2026-11-22T02:10:00Z`. Source: `exec_backup_task` of pve-manager's PVE/VZDump.pm.
+    """
+    if not target or not target.startswith("/") or "\0" in target:
+        return None
+    growing = re.sub(r"\.[^./]+$", ".dat", target)
+    return growing if growing != target else None
+
+
+def judge_pacing(
+    mode: PacerMode, file: str | None, dump: DumpPlace | str, volumes: Sequence[tuple[str, LocationLike]] | str
+) -> Pacing:
+    """`file` is `growing_file`'s; `volumes` are all that the guest uses, also those that are not backed up, each with
+    its name. A text in place of the dump or the volumes says why nobody knows."""
+    if mode == "off":
+        return Pacing(False, "switched-off", "pacer: off")
+    if file is None:
+        return Pacing(False, "no-dump-file", "this backup writes no file on this node")
+    if isinstance(dump, str):
+        return Pacing(False, "dump-unknown", f"the file system of the archive is unknown: {dump}")
+    refusal = _unpaced(dump)
+    if refusal is not None:
+        return refusal
+    if mode == "on":
+        return Pacing(True, "asked-for", f"pacer: on; the archive goes to {dump.where.detail}")
+    return _judge_disks(dump.where, volumes)
+
+
+def _judge_disks(dump: LocationLike, volumes: Sequence[tuple[str, LocationLike]] | str) -> Pacing:
+    """Only a disk that is known to carry both is reason enough to act unasked."""
+    if not dump.disks:
+        return Pacing(False, "dump-unknown", f"the disks under the archive are unknown: {dump.detail}")
+    if isinstance(volumes, str):
+        return Pacing(False, "volumes-unknown", f"the disks under the guest are unknown: {volumes}")
+    shared = {name: common for name, where in volumes if (common := _names(where) & _names(dump))}
+    if shared:
+        disks = sorted(set().union(*shared.values()))
+        carry = f"{', '.join(disks)} {'carries' if len(disks) == 1 else 'carry'}"
+        why = f"{carry} the archive ({dump.detail}) and {', '.join(shared)} of the guest"
+        return Pacing(True, "shared-disk", why)
+    unknown = [f"{name}: {where.detail}" for name, where in volumes if where.kind == "unknown" and not where.disks]
+    on = ", ".join(sorted(_names(dump)))
+    if unknown:
+        why = f"the archive is written to {on}; what lies under the guest is not all known ({'; '.join(unknown)})"
+        return Pacing(False, "volumes-unknown", why)
+    return Pacing(False, "no-shared-disk", f"nothing of the guest lies on {on}, where the archive is written")
+
+
+def _unpaced(dump: DumpPlace) -> Pacing | None:
+    """Why this file system's writeback is not for us to pace; None if it is."""
+    mount, where = dump
+    place = f"{mount.fs_type or 'an unknown file system'} at {mount.mount_point or 'an unknown place'}"
+    if mount.is_network or (where.kind == "network" and not where.disks):
+        return Pacing(False, "network", f"{where.detail}: another machine's file system has its own rules")
+    if mount.is_in_memory:
+        return Pacing(False, "in-memory", f"{place} is in memory and on no disk")
+    if mount.fs_type == "zfs":
+        return Pacing(False, "zfs", f"{place}: ZFS does not write through the page cache")
+    if mount.fs_type not in PACED_FILE_SYSTEMS:
+        doer = "a process of its own does the I/O" if mount.is_fuse else "nobody knows how it writes back"
+        return Pacing(False, "file-system", f"{place}: {doer}")
+    return None
+
+
+def _names(where: LocationLike) -> set[str]:
+    return {disk.name for disk in where.disks}
