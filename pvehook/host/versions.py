@@ -1,0 +1,67 @@
+"""Which kernel and which Proxmox VE this node runs: an upgrade of either is the first suspect when nights get worse.
+
+pve-manager's version is taken from dpkg's status file, whose format is documented (deb822(5)) and the same in every
+release; PVE/pvecfg.pm has changed its shape between releases. dpkg replaces the file by rename, so it is always whole.
+No process is started: dpkg-query takes 7 ms, this 1.
+
+    Package: pve-manager
+    Status: install ok installed
+    Version: 9.2.11
+
+What is installed can be newer than what runs, until the daemons of Proxmox VE are restarted; of the kernel it is the
+running one. QEMU's version is a matter of each running VM, not of the node.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
+from pvehook.host.node import Node
+
+_STATUS = "/var/lib/dpkg/status"
+_STATUS_LIMIT_BYTES = 32 * 1024 * 1024  # some 1.5 MB on a node
+_VERSION_CHARACTERS = 80
+
+
+class Versions(NamedTuple):
+    """As their makers write them: `6.8.12-4-pve`, `9.2.11`."""
+
+    kernel: Measured[str]
+    pve_manager: Measured[str]
+
+
+def read_versions(node: Node) -> Versions:
+    """Takes a millisecond or two, and reads a file of the root disk: not where a stalled disk must not matter."""
+    return Versions(_kernel(node), _pve_manager(node))
+
+
+def _kernel(node: Node) -> Measured[str]:
+    path = node.path("/proc/sys/kernel/osrelease")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_VERSION_CHARACTERS).decode("ascii", errors="replace").strip()
+    except OSError as error:
+        return Broken(f"{path} cannot be read: {error.strerror}")
+    return printable(text, _VERSION_CHARACTERS) if text else Broken(f"{path} is empty")
+
+
+def _pve_manager(node: Node) -> Measured[str]:
+    path = node.path(_STATUS)
+    try:
+        with open(path, "rb") as file:
+            status = b"\n" + file.read(_STATUS_LIMIT_BYTES) + b"\n"
+    except FileNotFoundError:
+        return Absent("no Proxmox VE: dpkg is not used here")
+    except OSError as error:
+        return Broken(f"{path} cannot be read: {error.strerror}")
+    begin = status.find(b"\nPackage: pve-manager\n")
+    if begin < 0:
+        return Absent("no Proxmox VE: pve-manager is not installed")
+    paragraph = status[begin : status.find(b"\n\n", begin)].decode("utf-8", errors="replace")
+    fields = dict(line.split(": ", 1) for line in paragraph.split("\n") if ": " in line and not line.startswith(" "))
+    if not fields.get("Status", "").endswith(" installed"):  # or only its configuration is left, or half of it
+        return Absent("no Proxmox VE: pve-manager is not installed")
+    version = fields.get("Version", "")
+    return printable(version, _VERSION_CHARACTERS) if version else Broken(f"{path}: pve-manager without a version")
