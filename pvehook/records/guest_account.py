@@ -3,11 +3,19 @@
 pvehook: VM 101 (web): idle I/O priority on vzdump, zstd (2 processes, 6 of 6 threads, read back)
 pvehook: VM 101 (web): effect: dump /var/lib/vz/dump on sda (mq-deadline): honoured
 pvehook: VM 101 (web): effect: its disks are read by its own QEMU, which idle priority does not reach
+pvehook: VM 101 (web): stalled for 3.4 s, slowed for 41 s, p99 of writes 24 ms before and 310 ms during; slow ...
 """
 
 from __future__ import annotations
 
+from pvehook.contract.measured import Absent, Broken
+from pvehook.contract.text import printable
+from pvehook.records.figures import figures, lockups_of, short_number, told
 from pvehook.records.guest_record import GuestRecord
+from pvehook.records.stall_record import StallRecord
+
+LOCKUPS_SHOWN = 3
+"""In a task log; the record has all that were kept."""
 
 
 def guest_title(guest: GuestRecord) -> str:
@@ -30,8 +38,8 @@ def idle_in_words(guest: GuestRecord) -> str:
     )
 
 
-def account_message(guest: GuestRecord) -> str:
-    """One sentence: the guest, how it ended, what was done, whether it had an effect."""
+def account_message(guest: GuestRecord, stall: StallRecord | None = None) -> str:
+    """One sentence: the guest, how it ended, what was done, whether it had an effect, what the guest suffered."""
     if guest.result == "refused":
         return f"{guest_title(guest)}: refused, the window is shut"
     parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest)]
@@ -40,10 +48,12 @@ def account_message(guest: GuestRecord) -> str:
         parts.append(guest.freeze.in_words())
     if guest.restored:
         parts.append(f"{len(guest.restored)} of its processes put back to normal priority")
+    if stall is not None:
+        parts.append(stall_in_words(stall))
     return "; ".join(parts)
 
 
-def account_lines(guest: GuestRecord) -> list[str]:
+def account_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[str]:
     """What vzdump's task log shows at `log-end`. Nothing for a refused guest: its one line was shown already."""
     if guest.result == "refused":
         return []
@@ -54,6 +64,9 @@ def account_lines(guest: GuestRecord) -> list[str]:
     lines += [f"{title}: NOT at idle: {reason}" for reason in guest.not_idle]
     lines += [f"{title}: effect: {sentence}" for sentence in guest.effect]
     lines += [f"{title}: {text}" for text in guest.restored]
+    if stall is not None:
+        lines.append(f"{title}: {stall_in_words(stall)}")
+        lines += [f"{title}: its kernel said: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
     if guest.shut_at_s is not None and guest.ended_s is not None:
         minutes = (guest.ended_s - guest.shut_at_s) / 60
         lines.append(
@@ -61,3 +74,38 @@ def account_lines(guest: GuestRecord) -> list[str]:
             + (" and was cancelled" if guest.cancel_sent else f" ({guest.shut_plan})")
         )
     return lines
+
+
+def stall_in_words(stall: StallRecord) -> str:
+    """How long the guest stalled, how its writes fared, and the causes with their evidence."""
+    known = figures(stall)
+    stalled_s, slowed_s = known["stalled_s"], known["slowed_s"]
+    if isinstance(stalled_s, (Absent, Broken)):
+        kind = "could not be read" if isinstance(stalled_s, Broken) else "was not seen"
+        text = f"whether it stalled {kind}: {printable(stalled_s.why)}"
+    else:
+        text = f"stalled for {short_number(stalled_s)} s" if stalled_s else "not stalled"
+    if not isinstance(slowed_s, (Absent, Broken)):
+        text += f", slowed for {short_number(slowed_s)} s"
+    during, before = known["write_p99_ms"], known["baseline_write_p99_ms"]
+    if not isinstance(during, (Absent, Broken)):
+        text += ", p99 of writes "
+        if not isinstance(before, (Absent, Broken)):
+            text += f"{short_number(before)} ms before and "
+        text += f"{short_number(during)} ms during"
+    if found := lockups_of(stall):
+        text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
+    return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
+
+
+def stall_fields(record: StallRecord) -> dict[str, object]:
+    """The journal's fields of a guest's record; a figure that is missing is the text `absent: why` or `broken: why`."""
+    return {
+        "severity": record.verdict.severity,
+        "causes": [f"{cause.kind}: {cause.evidence}" for cause in record.verdict.causes],
+        **{name: told(figure) for name, figure in figures(record).items()},
+        "kernel_lines": [printable(line.text) for line in lockups_of(record)],
+        "pve_manager": record.versions.pve_manager,
+        "qemu": record.versions.qemu,
+        "kernel": record.versions.kernel,
+    }
