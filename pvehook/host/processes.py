@@ -25,6 +25,8 @@ _VM_COMMANDS = frozenset({"kvm", "swtpm", "virtiofsd"})
 _VM_COMMAND_PREFIX = "qemu-system-"
 _VM_CGROUP = re.compile(r"/qemu\.slice/(\d+)\.scope(?:/|$)", re.MULTILINE)
 _CONTAINER_CGROUP = re.compile(r"/lxc/(\d+)(?:/|$)", re.MULTILINE)
+_VM_PID_FILE = re.compile(r"([1-9][0-9]{2,8})\.pid")  # beside ID.swtpm.pid; Proxmox numbers guests from 100 on
+_PID_DIGITS = 10
 _SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
 
 
@@ -143,6 +145,23 @@ def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Fo
     return list(found.values())
 
 
+def qemu_of(node: Node, vmid: int) -> ProcessId | None:
+    """QEMU of one VM; None while the VM does not run on this node. Reads its pid file and two files of /proc."""
+    # As in `vm_processes`: the file may be stale, and the pid a stranger's.
+    row = _read_row(node, _read_pid(node, f"/var/run/qemu-server/{vmid}.pid"))
+    return row.process if row and _vmid_of_qemu(row) == vmid else None
+
+
+def running_vms(node: Node) -> dict[int, ProcessId]:
+    """QEMU of each VM that runs on this node now, by the VM's number."""
+    try:
+        names = os.listdir(node.path("/var/run/qemu-server"))
+    except OSError:
+        return {}  # no VM has run here since the start
+    vmids = sorted(int(match[1]) for name in names if (match := _VM_PID_FILE.fullmatch(name)))
+    return {vmid: qemu for vmid in vmids if (qemu := qemu_of(node, vmid))}
+
+
 def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
     """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker.
 
@@ -257,7 +276,7 @@ def _read_pid(node: Node, path: str) -> int:
 
 
 def _read_pids(node: Node, path: str) -> Iterator[int]:
-    return (int(word) for word in _read(node, path).split() if word.isdigit())
+    return (int(word) for word in _read(node, path).split() if word.isdigit() and len(word) <= _PID_DIGITS)
 
 
 def _link(path: str) -> str:

@@ -25,6 +25,8 @@ from pvehook.host.processes import (
     guests_left_idle,
     identify,
     parent_of,
+    qemu_of,
+    running_vms,
     vm_processes,
 )
 from tests.host.players import argv
@@ -223,10 +225,30 @@ def test_a_pid_file_that_points_at_a_stranger_hits_nobody(node: Node, start: Cal
         assert vm_processes(node, 101, None) == []
 
 
-@pytest.mark.parametrize("text", ["", "nonsense\n", "-1\n", "0\n"])
+@pytest.mark.parametrize("text", ["", "nonsense\n", "-1\n", "0\n", "9" * 5000])
 def test_a_broken_pid_file_names_no_process(node: Node, text: str) -> None:
     write(node, "/var/run/qemu-server/101.pid", text)
     assert vm_processes(node, 101, None) == []
+    assert qemu_of(node, 101) is None
+    assert running_vms(node) == {}
+
+
+def test_the_vms_that_run_here(node: Node, start: Callable[..., Player]) -> None:
+    assert running_vms(node) == {}
+    one, other = start("/usr/bin/kvm", "-id", "101"), start("/usr/bin/kvm", "-id", "1010")
+    stopped, stranger = start("/usr/bin/kvm", "-id", "103"), start("postgres")
+    for vmid, player in ((101, one), (1010, other), (103, stopped), (104, stranger), (105, one)):
+        write(node, f"/var/run/qemu-server/{vmid}.pid", f"{player.pid}\n")
+    for name in ("101.swtpm.pid", "0101.pid", "101.pid.tmp", "x.pid", "1" * 200 + ".pid"):
+        write(node, f"/var/run/qemu-server/{name}", f"{one.pid}\n")
+    expected = {101: process(one.pid), 1010: process(other.pid)}
+    stopped.end()
+    assert running_vms(node) == expected
+    assert [qemu_of(node, vmid) for vmid in (101, 103, 104, 105, 106)] == [process(one.pid), None, None, None, None]
+
+
+def test_a_node_on_which_no_vm_ever_ran(tmp_path: Path) -> None:
+    assert running_vms(Node(str(tmp_path))) == {}
 
 
 def test_a_vm_that_ran_before_the_backup_is_left_alone(node: Node, start: Callable[..., Player]) -> None:
