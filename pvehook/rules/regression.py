@@ -1,0 +1,142 @@
+"""Whether a guest's nights got worse with a change of a version: pure.
+
+    kernel      6.8   6.8   6.8   6.8   6.8   6.8   6.8 | 6.14  6.14  6.14  6.14  6.14  6.14  6.14
+    stalled_s     0     0   1.2     0     0     0     0 |  9.1   4.0   7.7  12.5     8   6.1   9.9
+
+Nights with the same versions make a stretch; a week of nights on each side is the least, so that both sides have every
+day of the week. It is called when a figure's median is worse by a half and by a least amount, when chance would hardly
+order the nights that way, and when both hold for the first nights after the change and for the guest's latest. So one
+bad night, noise, a slow drift and what was mended since are no regression; nor is what got worse without a change of
+version, which has other causes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+NIGHTS_LEAST: Final = 7
+"""On each side, with a known figure."""
+NIGHTS_LOOKED_AT: Final = 14
+"""Of each side, next to the change, and of the latest."""
+WORSE_BY: Final = 1.5
+"""The median after, in medians before."""
+DEVIATIONS: Final = 3.0
+"""Chance alone sets nights of equal kind this far apart once in 700 times."""
+
+What = Literal["pve-manager", "QEMU", "kernel"]
+Figure = Literal["stalled_s", "slowed_s", "write_p99_ms"]
+LEAST_MORE: Final[dict[Figure, float]] = {"stalled_s": 1.0, "slowed_s": 5.0, "write_p99_ms": 10.0}
+"""The median has to grow by this much: what is less, nobody feels."""
+
+
+class NightFigures(NamedTuple):
+    """One night of one guest. None: not known."""
+
+    started_s: float
+    stalled_s: float | None
+    slowed_s: float | None
+    write_p99_ms: float | None
+    versions: tuple[str | None, str | None, str | None]
+    """In the order of `What`."""
+
+
+class Change(NamedTuple):
+    """A version that is another one since."""
+
+    what: What
+    before: str
+    after: str
+
+
+class Worse(NamedTuple):
+    """A figure's medians."""
+
+    figure: Figure
+    before: float
+    after: float
+
+
+class Regression(NamedTuple):
+    """What got worse, with which change."""
+
+    since_s: float
+    """The first night after it."""
+    changes: tuple[Change, ...]
+    worse: tuple[Worse, ...]
+    nights_before: int
+    nights_after: int
+
+
+def find_regression(nights: Sequence[NightFigures]) -> Regression | None:
+    """The latest one that still holds; `nights` of one guest, the oldest first."""
+    stretches = _stretches(nights)
+    for index in range(len(stretches) - 1, 0, -1):
+        before, after = stretches[index - 1], stretches[index]
+        since_s = after[0].started_s
+        since = [night for night in nights if night.started_s >= since_s]
+        changes = _changes(before[-1], after[0])
+        worse = _worse(before[-NIGHTS_LOOKED_AT:], after[:NIGHTS_LOOKED_AT], since[-NIGHTS_LOOKED_AT:])
+        if changes and worse:
+            return Regression(since_s, changes, worse, len(before), len(since))
+    return None
+
+
+def in_words(regression: Regression) -> str:
+    """`stalled seconds 0.2 -> 8 a night since QEMU 9.2 -> 10.0 (7 nights before, 9 after)`."""
+    names = {"stalled_s": "stalled seconds", "slowed_s": "slowed seconds", "write_p99_ms": "write p99 in ms"}
+    worse = ", ".join(f"{names[each.figure]} {each.before:.3g} -> {each.after:.3g}" for each in regression.worse)
+    changes = ", ".join(f"{each.what} {each.before} -> {each.after}" for each in regression.changes)
+    return (
+        f"{worse} a night since {changes} ({regression.nights_before} nights before, {regression.nights_after} after)"
+    )
+
+
+def _stretches(nights: Sequence[NightFigures]) -> list[list[NightFigures]]:
+    """Runs of nights with the same versions. One that is too short, say between two upgrades of the same week, is left
+    out: what came before it is compared with what came after it."""
+    stretches: list[list[NightFigures]] = []
+    for night in nights:
+        if stretches and _changes(stretches[-1][-1], night) == ():
+            stretches[-1].append(night)
+        else:
+            stretches.append([night])
+    return [stretch for stretch in stretches if len(stretch) >= NIGHTS_LEAST]
+
+
+def _changes(before: NightFigures, after: NightFigures) -> tuple[Change, ...]:
+    names: tuple[What, ...] = ("pve-manager", "QEMU", "kernel")
+    pairs = zip(names, before.versions, after.versions, strict=True)
+    return tuple(Change(what, old, new) for what, old, new in pairs if old and new and old != new)
+
+
+def _worse(
+    before: Sequence[NightFigures], after: Sequence[NightFigures], latest: Sequence[NightFigures]
+) -> tuple[Worse, ...]:
+    found = []
+    for figure, least_more in LEAST_MORE.items():
+        old, new, now = (_known(side, figure) for side in (before, after, latest))
+        if _is_worse(old, new, least_more) and _is_worse(old, now, least_more):
+            found.append(Worse(figure, statistics.median(old), statistics.median(now)))
+    return tuple(found)
+
+
+def _known(nights: Sequence[NightFigures], figure: Figure) -> list[float]:
+    values: list[float | None] = [getattr(night, figure) for night in nights]
+    return [value for value in values if value is not None]
+
+
+def _is_worse(before: Sequence[float], after: Sequence[float], least_more: float) -> bool:
+    if min(len(before), len(after)) < NIGHTS_LEAST:
+        return False
+    old, new = statistics.median(before), statistics.median(after)
+    if new < max(WORSE_BY * old, old + least_more):
+        return False
+    # Mann and Whitney's U by its normal approximation: it looks at the order alone, so one extreme night is one night.
+    # Equal pairs count for neither side, which can only keep it from being called.
+    pairs = len(before) * len(after)
+    worse_pairs = sum(later > earlier for later in after for earlier in before)
+    deviation = math.sqrt(pairs * (len(before) + len(after) + 1) / 12)
+    return worse_pairs - pairs / 2 >= DEVIATIONS * deviation
