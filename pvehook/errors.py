@@ -51,7 +51,12 @@ class BadReply(GuestError):
 
 
 class Refused(GuestError):
-    """The peer answered with an error."""
+    """The peer answered with an error. `kind` and `description` are its own words, not fit to be shown."""
+
+    def __init__(self, message: str, *, kind: str = "", description: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.description = description
 
 
 class NotActive(Refused):

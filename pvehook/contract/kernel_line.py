@@ -20,10 +20,21 @@ class KernelLine(NamedTuple):
     text: str
 
 
+class TimedLine(NamedTuple):
+    """The same with the time on the host's clock."""
+
+    at_s: float
+    """Since the epoch."""
+    text: str
+
+
 def parse_kernel_line(record: str) -> KernelLine:
     """One record. Raises ValueError when it is none."""
     head, semicolon, text = record.partition(";")
     fields = head.split(",")
     if not semicolon or len(fields) < 4:
         raise ValueError(f"no record of a kernel log: {record[:60]!r}")
-    return KernelLine(int(fields[2]), text.partition("\n")[0])
+    at_us = int(fields[2])
+    if not 0 <= at_us < 2**63:
+        raise ValueError(f"no time of a kernel log: {record[:60]!r}")
+    return KernelLine(at_us, text.partition("\n")[0])

@@ -30,6 +30,6 @@ def parse_pressure(text: str) -> PressureTotals:
         words = line.split()
         if words and words[0] in ("some", "full") and words[-1].startswith("total="):
             totals[words[0]] = int(words[-1].removeprefix("total="))
-    if "some" not in totals or any(total < 0 for total in totals.values()):
+    if "some" not in totals or any(not 0 <= total < 2**63 for total in totals.values()):
         raise ValueError(f"no pressure totals in {text[:60]!r}")
     return PressureTotals(totals["some"], totals.get("full", 0))

@@ -15,6 +15,7 @@ we asked.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import secrets
@@ -29,6 +30,13 @@ from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, conne
 
 _FLUSH = b"\xff"
 """Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""
+
+FILE_READ_LIMIT_BYTES = 2048
+"""Asked of one `guest-file-read`: in base64 its answer is still a text that shapes.py lets in."""
+
+_CLOSE_SEND_S = 0.2
+"""For what nobody takes: the socket's own buffer takes it at once, unless much was sent before."""
+
 
 class Pending:
     """A command that was sent and whose answer has its own deadline."""
@@ -51,9 +59,7 @@ class AgentConnection:
         self._connection = connection
         self._unanswered: deque[Pending] = deque()
 
-    def send(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline
-    ) -> Pending:
+    def send(self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline) -> Pending:
         """Sends `command` behind all that was sent before, without waiting for an answer."""
         request: dict[str, object] = {"execute": command}
         if arguments is not None:
@@ -63,9 +69,7 @@ class AgentConnection:
         self._unanswered.append(pending)
         return pending
 
-    def receive(
-        self, pending: Pending, *, deadline: Deadline, limit_bytes: int = REPLY_LIMIT_BYTES
-    ) -> object:
+    def receive(self, pending: Pending, *, deadline: Deadline, limit_bytes: int = REPLY_LIMIT_BYTES) -> object:
         """The `return` of `pending`. Answers to earlier commands come first and are kept for who asks."""
         self._connection.allow(limit_bytes)
         while pending in self._unanswered:
@@ -100,8 +104,7 @@ class AgentConnection:
         return GuestInfo(
             version=text(reply, "version", source=source),
             commands={
-                text(command, "name", source=source): boolean(command, "enabled", source=source)
-                for command in commands
+                text(command, "name", source=source): boolean(command, "enabled", source=source) for command in commands
             },
         )
 
@@ -139,9 +142,7 @@ class AgentConnection:
         """Sends the freeze of all filesystems, or of those at exactly `mountpoints`; see `receive_count`."""
         if mountpoints is None:
             return self.send("guest-fsfreeze-freeze", deadline=deadline)
-        return self.send(
-            "guest-fsfreeze-freeze-list", {"mountpoints": list(mountpoints)}, deadline=deadline
-        )
+        return self.send("guest-fsfreeze-freeze-list", {"mountpoints": list(mountpoints)}, deadline=deadline)
 
     def send_thaw(self, deadline: Deadline) -> Pending:
         """Sends the thaw. Behind a freeze that hangs it runs at the moment the freeze ends."""
@@ -159,6 +160,38 @@ class AgentConnection:
     def fsfreeze_thaw(self, deadline: Deadline) -> int:
         """Thaws and returns the number of filesystems; thawing what is not frozen returns 0."""
         return self.receive_count(self.send_thaw(deadline), deadline)
+
+    def file_open(self, path: str, deadline: Deadline) -> int:
+        """Opens a file of the guest for reading. The handle outlives this connection: see `file_close`."""
+        reply = self.execute("guest-file-open", {"path": path}, deadline=deadline)
+        return whole_number(reply, source=self._source("guest-file-open"))
+
+    def file_seek_end(self, handle: int, deadline: Deadline) -> None:
+        """Goes to the end of the file."""
+        self.execute("guest-file-seek", {"handle": handle, "offset": 0, "whence": 2}, deadline=deadline)
+
+    def file_read(self, handle: int, count: int, deadline: Deadline) -> bytes:
+        """Up to `count` bytes, at most FILE_READ_LIMIT_BYTES; none at the end of the file."""
+        return self.receive_file_read(self.send_file_read(handle, count, deadline), deadline)
+
+    def send_file_read(self, handle: int, count: int, deadline: Deadline) -> Pending:
+        """Sends the question for `count` bytes; see `receive_file_read`."""
+        return self.send("guest-file-read", {"handle": handle, "count": count}, deadline=deadline)
+
+    def receive_file_read(self, pending: Pending, deadline: Deadline) -> bytes:
+        """The answer to `send_file_read`."""
+        source = self._source("guest-file-read")
+        reply = mapping(self.receive(pending, deadline=deadline), source=source)
+        try:
+            return base64.b64decode(text(reply, "buf-b64", source=source), validate=True)
+        except ValueError as error:
+            raise BadReply(f"{source}: `buf-b64` is not base64") from error
+
+    def file_close(self, handle: int, deadline: Deadline) -> None:
+        """Closes the file. The close is sent also past the deadline, because nobody else would ever close it: behind a
+        read that hangs it runs when the read ends."""
+        pending = self.send("guest-file-close", {"handle": handle}, deadline=Deadline.after(_CLOSE_SEND_S))
+        self.receive(pending, deadline=deadline)
 
     def _source(self, command: str) -> str:
         return f"{self._connection.path}: {command}"

@@ -68,7 +68,8 @@ def refusal(error: object, *, source: str) -> Refused | BadReply:
     if not isinstance(kind, str) or not isinstance(description, str):
         return BadReply(f"{source}: an `error` without `class` and `desc`")
     refused = NotActive if kind == "DeviceNotActive" else Refused
-    return refused(f"{source}: refused: {printable(kind, 40)}: {printable(description)}")
+    message = f"{source}: refused: {printable(kind, 40)}: {printable(description)}"
+    return refused(message, kind=kind, description=description)
 
 
 def _bounded_list(value: object, *, source: str) -> list[object]:
