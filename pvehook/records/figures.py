@@ -10,7 +10,7 @@ for one character only, `-` and `?`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -23,6 +23,15 @@ V = TypeVar("V")
 
 ABSENT_MARK: Final = "-"
 BROKEN_MARK: Final = "?"
+
+_SHORT_CAUSES: Final = {
+    "slow-target": "slow target",
+    "shared-disks": "shared disks",
+    "disks": "slow disks",
+    "cpu": "no CPU",
+    "freeze": "frozen",
+    "memory": "no memory",
+}
 
 _ABSENT, _BROKEN = "absent: ", "broken: "
 
@@ -106,9 +115,7 @@ def untold(value: object) -> Measured[float]:
 
 def marked(measured: Measured[float], show: Callable[[float], str]) -> str:
     """For a narrow column: the number as `show` writes it, `-`, or `?`."""
-    if isinstance(measured, Absent):
-        return ABSENT_MARK
-    return BROKEN_MARK if isinstance(measured, Broken) else show(measured)
+    return mark_of(measured) if isinstance(measured, (Absent, Broken)) else show(measured)
 
 
 def short_number(value: float) -> str:
@@ -120,6 +127,39 @@ def short_number(value: float) -> str:
     if value >= 0.1:
         return f"{value:.1f}"
     return f"{value:.2f}" if value >= 0.005 else "<0.01"
+
+
+def mark_of(missing: Absent | Broken) -> str:
+    """`-` or `?`."""
+    return BROKEN_MARK if isinstance(missing, Broken) else ABSENT_MARK
+
+
+def in_bytes(number: float) -> str:
+    """`8.5 MiB`."""
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def short_duration(seconds: float) -> str:
+    """In five characters: `45s`, `12m04`, `1h04`, `3d02h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes_left:02}"
+    return f"{minutes}m{rest:02}" if minutes else f"{rest}s"
+
+
+def causes_in_short(severity: str, kinds: Iterable[str]) -> str:
+    """`lockup, slow target`; empty where there is none."""
+    return ", ".join(
+        (["lockup"] if severity == "locked-up" else []) + [_SHORT_CAUSES.get(kind, kind) for kind in kinds]
+    )
 
 
 # Reaching in

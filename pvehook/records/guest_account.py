@@ -20,8 +20,13 @@ LOCKUPS_SHOWN = 3
 
 def guest_title(guest: GuestRecord) -> str:
     """`VM 101 (web)`, `CT 110`."""
-    kind = {"qemu": "VM", "lxc": "CT"}.get(guest.vmtype or "", "guest")
-    return f"{kind} {guest.vmid}" + (f" ({guest.name})" if guest.name else "")
+    return guest_number(guest.vmtype, guest.vmid) + (f" ({guest.name})" if guest.name else "")
+
+
+def guest_number(vmtype: str | None, vmid: int) -> str:
+    """`VM 101`."""
+    kind = {"qemu": "VM", "lxc": "CT"}.get(vmtype or "", "guest")
+    return f"{kind} {vmid}"
 
 
 def idle_in_words(guest: GuestRecord) -> str:

@@ -18,22 +18,23 @@ from typing import TypeAlias
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
-from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, figures, lockups_of, marked, short_number
+from pvehook.records.figures import (
+    ABSENT_MARK,
+    BROKEN_MARK,
+    causes_in_short,
+    figures,
+    lockups_of,
+    marked,
+    short_duration,
+    short_number,
+)
+from pvehook.records.guest_account import guest_number
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import SEVERITIES
 
 WIDTH = 80
 _ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11} {idle:>6}  {cause}"
-_SHORT_CAUSES = {
-    "slow-target": "slow target",
-    "shared-disks": "shared disks",
-    "disks": "disks",
-    "cpu": "no CPU",
-    "freeze": "frozen",
-    "memory": "memory",
-}
-
 Told: TypeAlias = tuple[GuestRecord, StallRecord | None]
 """A guest's backup, and what it suffered; None: nobody looked."""
 
@@ -76,7 +77,7 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
     return _ROW.format(
         guest=_title(guest),
         result=guest.result,
-        took=_took(guest.ended_s - guest.started_s) if begun and guest.ended_s is not None else ABSENT_MARK,
+        took=short_duration(guest.ended_s - guest.started_s) if begun and guest.ended_s is not None else ABSENT_MARK,
         stalled=marked(known.get("stalled_s", nothing), lambda seconds: f"{short_number(seconds)}s"),
         p99=_p99(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
         idle=f"{confirmed}/{threads}" if begun and threads else ABSENT_MARK,
@@ -95,9 +96,7 @@ def _p99(before: Measured[float], during: Measured[float]) -> str:
 def _short_cause(stall: StallRecord | None) -> str:
     if stall is None:
         return ABSENT_MARK
-    words = ["lockup"] if lockups_of(stall) else []
-    words += [_SHORT_CAUSES[cause.kind] for cause in stall.verdict.causes]
-    return ", ".join(words) or ABSENT_MARK
+    return causes_in_short(stall.verdict.severity, (cause.kind for cause in stall.verdict.causes)) or ABSENT_MARK
 
 
 def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
@@ -126,20 +125,8 @@ def _idle_effects(guests: Iterable[GuestRecord]) -> list[str]:
     return lines
 
 
-def _took(seconds: float) -> str:
-    """In five characters: `45s`, `12m04`, `1h04`, `3d02h`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d{hours % 24:02}h"
-    if hours:
-        return f"{hours}h{minutes_left:02}"
-    return f"{minutes}m{rest:02}" if minutes else f"{rest}s"
-
-
 def _title(guest: GuestRecord) -> str:
-    kind = {"qemu": "VM", "lxc": "CT"}.get(guest.vmtype or "", "guest")
-    return f"{kind} {guest.vmid} {printable(guest.name or '', 40)}".rstrip()
+    return f"{guest_number(guest.vmtype, guest.vmid)} {printable(guest.name or '', 40)}".rstrip()
 
 
 def _ascii(text: str) -> str:
