@@ -9,12 +9,16 @@ Texts as qemu-ga 7.2 and 10.0 give them (facts/qemu.md):
 
 from __future__ import annotations
 
+from typing import Final
+
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
 from pvehook.guest.shapes import mapping
 from pvehook.guest.sockets import Deadline
+
+_NOT_THERE: Final = ("No such file or directory", "Operation not supported")
 
 
 def explain(agent: AgentConnection, path: str, fault: GuestError, deadline: Deadline) -> Absent | Broken:
@@ -23,10 +27,9 @@ def explain(agent: AgentConnection, path: str, fault: GuestError, deadline: Dead
         return Broken(str(fault))
     if fault.kind == "CommandNotFound":
         return _no_file_commands(agent, fault, deadline)
-    if fault.description.endswith("No such file or directory"):
-        return Absent(f"the guest has no {path}")
-    if fault.description.endswith("Operation not supported"):
-        return Absent(f"the guest's kernel has {path} switched off (`psi=1` on its command line switches pressure on)")
+    if fault.description.endswith(_NOT_THERE):
+        hint = "; `psi=1` on its kernel's command line switches it on" if path.startswith("/proc/pressure/") else ""
+        return Absent(f"the guest has no {path}{hint}")
     if _is_windows(agent, deadline):
         return Absent(f"the guest runs Windows, which has no {path}")
     return Broken(str(fault))

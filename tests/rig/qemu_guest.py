@@ -10,7 +10,7 @@
         101.pid                 QEMU makes itself a daemon, as under Proxmox
         101.shell               a shell in the guest, for `run`
         101.events              a QMP of the test's own: what QEMU does is seen there, and vzdump's QMP stays free
-    ROOT/images/                a raw disk for each mountpoint, ext4
+    ROOT/images/                a raw disk for each mountpoint, ext4, and what else was asked for
     ROOT/console                the guest's serial console
 
 QEMU runs without KVM, so this works wherever the packages are: 3 to 6 seconds to the agent's first answer.
@@ -20,6 +20,7 @@ The agent runs inside the guest and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -30,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pvehook.errors import GuestError
 from pvehook.guest.agent import open_agent
@@ -42,6 +43,13 @@ BOOT_DEADLINE_S = 120
 START_DEADLINE_S = 60
 END_DEADLINE_S = 20
 DISK_BYTES = 64 * 1024 * 1024
+
+Aio = Literal["threads", "io_uring", "native"]
+Attach = Literal["drive", "blockdev"]
+CdDrive = Literal["none", "empty", "loaded"]
+
+_HOST_CANNOT = ("io_uring", "native AIO", "O_DIRECT")
+"""What QEMU's message names when this machine's kernel, file system or QEMU itself lacks what `aio` needs."""
 
 
 class CannotStart(Exception):
@@ -91,12 +99,21 @@ def qemu_guest(
     disks: Sequence[str] = ("/data",),
     launcher: Sequence[str] = (),
     wait_for_agent: bool = True,
+    aio: Aio = "threads",
+    attach: Attach = "drive",
+    spare_disk: bool = False,
+    cd_drive: CdDrive = "none",
+    kernel_options: str = "",
 ) -> Iterator[QemuGuest]:
     """Boots a VM and ends it, by its pid, when the block is left.
 
     `disks` are the mountpoints of its disks: scsi0, scsi1, ... `launcher` is put before QEMU's command line,
     such as `("nice", "-n10")`: QEMU inherits the priority of what starts it. Without `wait_for_agent` QEMU
-    runs, but the guest may still be booting. Raises CannotStart where the tools are missing.
+    runs, but the guest may still be booting.
+
+    `aio` and `attach` are how the disks are opened: Proxmox's own choice is io_uring, and `-blockdev` since version 9.
+    `spare_disk` adds virtio0, which the guest leaves alone, `cd_drive` ide2. `kernel_options` go to the guest's kernel,
+    such as `psi=0`. Raises CannotStart where the tools are missing, or this machine cannot open a disk that way.
     """
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise CannotStart(f"{', '.join(missing)} not installed")
@@ -109,11 +126,18 @@ def qemu_guest(
     with tempfile.TemporaryDirectory(prefix="vm-") as root, contextlib.ExitStack() as cleanup:
         _lay_out(Path(root))
         sockets = os.path.join(root, "var/run/qemu-server")
-        argv = [*launcher, *_command_line(vmid, Path(root), image, memory_mb, disks)]
+        storage = _disks(Path(root), vmid, disks, aio, attach)
+        storage += _spare_disk(Path(root), vmid, attach) if spare_disk else []
+        storage += _cd_drive(Path(root), loaded=cd_drive == "loaded") if cd_drive != "none" else []
+        options = f"pvehook.disks={','.join(disks)} {kernel_options}"
+        argv = [*launcher, *_command_line(vmid, Path(root), image, memory_mb, storage, options)]
         # QEMU returns when its sockets listen and its pid file is written.
         started = subprocess.run(argv, cwd=root, capture_output=True, timeout=START_DEADLINE_S, check=False)
         if started.returncode != 0:
-            raise GuestFailed(f"QEMU does not start: {started.stderr.decode(errors='replace')}")
+            said = started.stderr.decode(errors="replace")
+            if aio != "threads" and any(lacking in said for lacking in _HOST_CANNOT):
+                raise CannotStart(f"this machine has no aio={aio}: {said}")
+            raise GuestFailed(f"QEMU does not start: {said}")
         pid = int(Path(sockets, f"{vmid}.pid").read_text())
         process = os.pidfd_open(pid)
         cleanup.callback(_end, process, pid)
@@ -141,7 +165,7 @@ def _lay_out(root: Path) -> None:
 
 
 def _command_line(
-    vmid: int, root: Path, image: GuestImage, memory_mb: int, disks: Sequence[str]
+    vmid: int, root: Path, image: GuestImage, memory_mb: int, storage: list[str], options: str
 ) -> list[str]:
     run = root / "var/run/qemu-server"
     # Proxmox's QEMU has an option `-id VMID`, by which everybody tells VMs apart, and stock QEMU refuses it.
@@ -164,16 +188,49 @@ def _command_line(
         argv += ["-device", f"virtserialport,bus=serial0.0,chardev={name},name={port}"]
     argv += ["-object", "iothread,id=iothread-scsi"]
     argv += ["-device", "virtio-scsi-pci,id=scsihw0,iothread=iothread-scsi"]
-    for number, _ in enumerate(disks):
-        disk = root / f"images/vm-{vmid}-disk-{number}.raw"
-        with open(disk, "wb") as file:
-            file.truncate(DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], timeout=START_DEADLINE_S, check=True)
-        argv += ["-drive", f"file={disk},if=none,id=drive-scsi{number},format=raw,cache=none,aio=threads"]
-        argv += ["-device", f"scsi-hd,bus=scsihw0.0,scsi-id={number},drive=drive-scsi{number},id=scsi{number}"]
+    argv += storage
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
-    argv += ["-append", f"console=ttyS0 quiet mitigations=off pvehook.disks={','.join(disks)}"]
+    argv += ["-append", f"console=ttyS0 quiet mitigations=off {options}"]
     return argv
+
+
+def _disks(root: Path, vmid: int, mountpoints: Sequence[str], aio: Aio, attach: Attach) -> list[str]:
+    argv = []
+    for number, _ in enumerate(mountpoints):
+        disk = _image(root / f"images/vm-{vmid}-disk-{number}.raw", DISK_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], timeout=START_DEADLINE_S, check=True)
+        argv += _opened(disk, f"drive-scsi{number}", aio, attach)
+        argv += ["-device", f"scsi-hd,bus=scsihw0.0,scsi-id={number},drive=drive-scsi{number},id=scsi{number}"]
+    return argv
+
+
+def _spare_disk(root: Path, vmid: int, attach: Attach) -> list[str]:
+    disk = _image(root / f"images/vm-{vmid}-spare.raw", 1024 * 1024)
+    argv = _opened(disk, "drive-virtio0", "threads", attach)
+    return [*argv, "-device", "virtio-blk-pci,drive=drive-virtio0,id=virtio0"]
+
+
+def _cd_drive(root: Path, *, loaded: bool) -> list[str]:
+    medium = f"file={_image(root / 'images/medium.iso', 64 * 1024)},format=raw," if loaded else ""
+    argv = ["-drive", f"{medium}if=none,id=drive-ide2,media=cdrom"]
+    return [*argv, "-device", "ide-cd,bus=ide.1,unit=0,drive=drive-ide2,id=ide2"]
+
+
+def _image(path: Path, size_bytes: int) -> Path:
+    with open(path, "wb") as file:
+        file.truncate(size_bytes)
+    return path
+
+
+def _opened(disk: Path, name: str, aio: Aio, attach: Attach) -> list[str]:
+    """The disk as Proxmox 8 opens it, or as Proxmox 9 does: with a throttle node on top, which bears the name."""
+    if attach == "drive":
+        return ["-drive", f"file={disk},if=none,id={name},format=raw,cache=none,aio={aio}"]
+    direct = {"direct": True, "no-flush": False}
+    file = {"driver": "file", "filename": str(disk), "aio": aio, "cache": direct, "node-name": f"file-{name}"}
+    raw = {"driver": "raw", "file": file, "cache": direct, "node-name": f"format-{name}"}
+    top = {"driver": "throttle", "throttle-group": f"throttle-{name}", "file": raw, "node-name": name}
+    return ["-object", f"throttle-group,id=throttle-{name}", "-blockdev", json.dumps(top)]
 
 
 def _wait_for_agent(guest: QemuGuest, process: int) -> None:
