@@ -6,14 +6,17 @@ import os
 import threading
 
 
-def replace_file(path: str, text: str) -> None:
-    """Writes the whole file or nothing: a reader sees the old text or the new, also after a crash of ours."""
+def replace_file(path: str, text: str, mode: int | None = None) -> None:
+    """Writes the whole file or nothing: a reader sees the old text or the new, also after a crash of ours. With `mode`
+    the umask does not count."""
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
         os.replace(temporary, path)
     except OSError:
         try:

@@ -28,9 +28,11 @@ from pvehook.job import record
 from pvehook.job.admission_desk import AdmissionDesk
 from pvehook.job.configuration import Configuration, InForce
 from pvehook.job.guest_freeze import GuestFreeze, OpenFreezes
+from pvehook.job.guest_watch import BEGIN_S
 from pvehook.job.keeper import Keeper
+from pvehook.job.metrics import Metrics
 from pvehook.job.record import JobRecord
-from pvehook.records.guest_account import account_lines, account_message
+from pvehook.records.guest_account import account_lines, account_message, stall_fields
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.job_table import job_table
 from pvehook.records.journal import Log
@@ -61,6 +63,7 @@ class Job:
         self._log = around.log.bind(job=job.upid or None, worker=job.worker.pid)
         self._desk = AdmissionDesk(around.node, around.clock, around.reader)
         self._keeper = Keeper(around, self._desk, job, self._log)
+        self._metrics = Metrics(around, job, self._log)
         self._freeze = GuestFreeze(around.node, around.clock, around.reader, around.freezes, job.worker, self._log)
         self._lock = threading.Lock()
         self._doubted: tuple[str, ...] = ()
@@ -105,6 +108,7 @@ class Job:
         reply = reply._replace(lines=(*doubts, *reply.lines))
         if self.ended:
             self._keeper.job_ends()
+            self._metrics.job_ends()
         self._write_down()
         return reply, in_force
 
@@ -130,13 +134,14 @@ class Job:
         self._job.admitted = admits_whole_run(decision)
         self._job.began = True
         self._keeper.start(in_force)
+        self._metrics.job_started(in_force)
         return Reply(_ours((*decision.lines, *self._keeper.set_worker_idle())))
 
     def job_end(self, _call: HookCall, _in_force: InForce) -> Reply:
         """All guests were gone through; what is printed here is mailed."""
         self._settle_unfinished()
         self.ended = True
-        table = job_table(self._job.done)
+        table = self._table()
         results = [guest.result for guest in self._job.done]
         self._log.info(
             "job-ended",
@@ -154,7 +159,7 @@ class Job:
         self._settle_unfinished()
         self.ended = True
         self._log.warning("job-aborted", message="vzdump aborted the run", guests=len(self._job.done))
-        return Reply(tuple(job_table(self._job.done)))
+        return Reply(tuple(self._table()))
 
     # Phases of one guest
 
@@ -171,12 +176,15 @@ class Job:
         self._keeper.start(in_force)
         self._keeper.set_worker_idle()
         self._keeper.guest_started(self._job.guest)
+        self._metrics.guest_started(self._job.guest, in_force)
         return Reply(_ours(decision.lines))
 
     def pre_stop(self, call: HookCall, in_force: InForce, more_time: Callable[[float], None]) -> Reply:
         """Before anything is stopped or frozen: is it safe to freeze this guest?"""
         guest = self._ensure_guest(call, in_force)
-        lines = self._freeze.prepare(guest, in_force.config.freeze, more_time)
+        # Time can be asked for once; the look inside comes after the freeze's questions, before its agent is held.
+        lines = self._freeze.prepare(guest, in_force.config.freeze, lambda seconds: more_time(seconds + BEGIN_S))
+        self._metrics.look_inside()
         self._keeper.wake()
         return Reply(_ours(lines))
 
@@ -189,6 +197,7 @@ class Job:
     def post_restart(self, call: HookCall, in_force: InForce) -> Reply:
         """The archive begins when this returns: PVE asks the agent 3 to 7 ms later and must find us there."""
         guest = self._ensure_guest(call, in_force)
+        self._metrics.archive_begins()
         lines = self._freeze.arm(guest, in_force.config.freeze)
         self._keeper.wake()
         return Reply(_ours(lines))
@@ -197,6 +206,7 @@ class Job:
         """The archive is complete."""
         guest = self._ensure_guest(call, in_force)
         self._freeze.over()
+        self._metrics.archive_over()
         if guest.result == "running":
             guest.result = "ok"
         self._keeper.wake()
@@ -206,6 +216,7 @@ class Job:
         """This guest's backup failed, perhaps before it began, perhaps because the window refused it."""
         guest = self._ensure_guest(call, in_force)
         self._freeze.over()
+        self._metrics.archive_over()
         if guest.result not in ("refused", "cancelled"):
             guest.result = "cancelled" if guest.cancel_sent else "failed"
         self._keeper.wake()
@@ -233,6 +244,7 @@ class Job:
                 self._freeze.worker_died(guest)
                 self._settle(guest)
             self._keeper.job_ends()
+            self._metrics.job_ends()
             self._write_down()
             if guest is not None:
                 during = f"during the backup of guest {guest.vmid}"
@@ -258,12 +270,18 @@ class Job:
             self._keeper.set_worker_idle()
             if self._job.guest is not None:
                 self._keeper.guest_started(self._job.guest)
+                self._metrics.guest_started(self._job.guest, in_force)
 
     def put_down(self) -> None:
         """The daemon leaves while the job runs; its record stays for the next one."""
         self._keeper.stop()
+        self._metrics.put_down()
 
     # Helpers
+
+    def _table(self) -> list[str]:
+        records = self._metrics.records_of(self._job.done)
+        return job_table((guest, records.get(guest.vmid)) for guest in self._job.done)
 
     def _write_down(self) -> None:
         """What a new daemon would go on from. A full /run must not cost the answer: a refusal above all."""
@@ -291,12 +309,14 @@ class Job:
         guest.ended_s = self._around.clock.now_s()
         self._freeze.settle(guest)
         self._keeper.guest_ends(guest)
+        stall = self._metrics.account(guest)
         self._job.done.append(guest)
         self._job.guest = None
-        write = self._log.info if guest.result == "ok" else self._log.warning
+        suffered = stall is not None and stall.verdict.severity in ("stalled", "locked-up")
+        write = self._log.info if guest.result == "ok" and not suffered else self._log.warning
         write(
             "guest-done",
-            message=account_message(guest),
+            message=account_message(guest, stall),
             vmid=guest.vmid,
             guest=guest.name,
             vmtype=guest.vmtype,
@@ -314,9 +334,9 @@ class Job:
             put_back_to_normal=guest.restored or None,
             freeze=guest.freeze.action if guest.freeze else None,
             consistency=guest.freeze.consistency if guest.freeze else None,
-            frozen_ms=guest.freeze.frozen_ms if guest.freeze else None,
+            **(stall_fields(stall) if stall is not None else {"frozen_ms": guest.freeze and guest.freeze.frozen_ms}),
         )
-        return account_lines(guest)
+        return account_lines(guest, stall)
 
     def _ensure_guest(self, call: HookCall, in_force: InForce) -> GuestRecord:
         """The guest in backup. It is unknown after `backup-abort` without `backup-start` (a guest that does not
@@ -327,6 +347,7 @@ class Job:
             if call.phase not in ("backup-abort", "log-end"):
                 self._keeper.start(in_force)
                 self._keeper.guest_started(guest)
+                self._metrics.guest_started(guest, in_force)
         return guest
 
     def _guest_of(self, call: HookCall) -> GuestRecord:

@@ -2,7 +2,7 @@
 
     /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
         {"worker": [4711, 8812345], "upid": "UPID:...", "started_s": 1795312800.0, "began": true, "admitted": true,
-         "storeid": "local", "dumpdir": "/var/lib/vz/dump",
+         "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [102],
          "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
 
 A new daemon loads these, goes on with the jobs whose worker lives and ends the others.
@@ -35,6 +35,8 @@ class JobRecord:
     storeid: str | None = None
     dumpdir: str | None = None
     job_id: str | None = None
+    waiting: list[int] = field(default_factory=list)
+    """VMs whose histograms are armed and whose turn has not come: at the job's end they are removed."""
     guest: GuestRecord | None = None
     done: list[GuestRecord] = field(default_factory=list)
 

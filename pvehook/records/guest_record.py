@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -76,3 +77,5 @@ class GuestRecord:
     effect_in_short: str = "not looked up in time"
     freeze: FreezeAccount | None = None
     """None: freezing was no question, or pre-stop was not seen."""
+    seen: dict[str, Any] | None = None
+    """Where the counting of its stalls began (job/guest_night.py), as JSON: a restarted daemon goes on from there."""

@@ -70,6 +70,8 @@ class GuestView(NamedTuple):
     memory: Measured[PressureSeconds]
     steal_s: Measured[float]
     kernel: Measured[tuple[KernelEvent, ...]]
+    kernel_missing: tuple[str, ...] = ()
+    """What of its kernel's log was not seen, and why."""
 
 
 class HypervisorView(NamedTuple):
