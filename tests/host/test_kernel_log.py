@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pvehook.host.kernel_log import BYTES_LIMIT, LINES_LIMIT, HostKernelLog, ope
 from pvehook.host.node import Node
 
 TOP = Path(__file__).parent.parent.parent
+UNIT = TOP / "hooks/systemd/pvehook.service"
 NO_LOG = Absent("this node has no kernel log of its own (/dev/kmsg): a container?")
 
 
@@ -92,19 +94,29 @@ print(open_kernel_log(Node(), SystemClock()))
 """
 
 
-def test_without_the_capability_it_is_broken_and_says_what_to_do() -> None:
+def opened_with(capabilities: str) -> str:
+    """What a root with these capabilities (as setpriv spells them) is told when it opens the log."""
     real_log().close()
     if Path("/proc/sys/kernel/dmesg_restrict").read_text().strip() != "1":
         pytest.skip("kernel.dmesg_restrict is off: everybody may read the kernel log here")
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv to take a capability away")
-    without = "-syslog,-sys_admin"
-    told = subprocess.run(
-        ["setpriv", f"--bounding-set={without}", f"--inh-caps={without}", sys.executable, "-c", OPEN_IT],
+    return subprocess.run(
+        ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", sys.executable, "-c", OPEN_IT],
         cwd=TOP, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert told.stdout.startswith("Broken(why='/dev/kmsg may not be read (Operation not permitted): ")
-    assert "CAP_SYSLOG" in told.stdout
+    ).stdout  # fmt: skip
+
+
+def test_the_units_own_capabilities_are_enough() -> None:
+    (line,) = re.findall(r"^CapabilityBoundingSet=(.+)$", UNIT.read_text(), re.MULTILINE)
+    units = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in line.split())
+    assert "HostKernelLog" in opened_with(f"-all,{units}")
+
+
+def test_without_the_capability_it_is_broken_and_says_what_to_do() -> None:
+    told = opened_with("-syslog,-sys_admin")
+    assert told.startswith("Broken(why='/dev/kmsg may not be read (Operation not permitted): ")
+    assert "CAP_SYSLOG" in told
 
 
 # No log
