@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.rules.latency import Latency
-from pvehook.rules.stalls import LOCKUPS, GuestView, HypervisorView, KernelEvent, PressureSeconds
+from pvehook.rules.stalls import LOCKUPS, SEVERITIES, GuestView, HypervisorView, KernelEvent, PressureSeconds
 
 V = TypeVar("V")
 
@@ -120,9 +120,7 @@ def marked(measured: Measured[float], show: Callable[[float], str]) -> str:
 
 def short_number(value: float) -> str:
     """As many digits as say something: `0`, `0.04`, `3.4`, `24`, `1310`. What is not zero never looks like it."""
-    if value == 0:
-        return "0"
-    if value >= 10:
+    if value >= 10 or value == int(value):
         return f"{value:.0f}"
     if value >= 0.1:
         return f"{value:.1f}"
@@ -132,6 +130,13 @@ def short_number(value: float) -> str:
 def mark_of(missing: Absent | Broken) -> str:
     """`-` or `?`."""
     return BROKEN_MARK if isinstance(missing, Broken) else ABSENT_MARK
+
+
+def before_and_during(before: Measured[float], during: Measured[float]) -> str:
+    """`24>310`; one mark where both lack."""
+    if isinstance(before, (Absent, Broken)) and type(before) is type(during):
+        return mark_of(before)
+    return f"{marked(before, short_number)}>{marked(during, short_number)}"
 
 
 def in_bytes(number: float) -> str:
@@ -160,6 +165,17 @@ def causes_in_short(severity: str, kinds: Iterable[str]) -> str:
     return ", ".join(
         (["lockup"] if severity == "locked-up" else []) + [_SHORT_CAUSES.get(kind, kind) for kind in kinds]
     )
+
+
+def badness(severity: str, stalled_s: Measured[float], slowed_s: Measured[float]) -> tuple[int, float, float]:
+    """To sort nights by, the worst the highest. One that could not be read comes before a good one: somebody may have
+    to look; one that there was nothing to look at for comes last."""
+    rank = SEVERITIES.index(severity) if severity in SEVERITIES else 0
+    if rank == 0 and isinstance(stalled_s, Broken):
+        rank = SEVERITIES.index("none") + 1
+    elif rank > SEVERITIES.index("none"):
+        rank += 1
+    return rank, value_of(stalled_s) or 0.0, value_of(slowed_s) or 0.0
 
 
 # Reaching in

@@ -16,11 +16,13 @@ import textwrap
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.measured import Absent, Measured
 from pvehook.contract.text import printable
 from pvehook.records.figures import (
     ABSENT_MARK,
     BROKEN_MARK,
+    badness,
+    before_and_during,
     causes_in_short,
     figures,
     lockups_of,
@@ -31,7 +33,6 @@ from pvehook.records.figures import (
 from pvehook.records.guest_account import guest_number
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
-from pvehook.rules.stalls import SEVERITIES
 
 WIDTH = 80
 _ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11} {idle:>6}  {cause}"
@@ -44,7 +45,7 @@ def job_table(guests: Iterable[Told]) -> list[str]:
 
     `idle` is threads read back as idle, of those that were seen.
     """
-    rows = sorted(guests, key=_badness)
+    rows = sorted(guests, key=_goodness)
     if not rows:
         return []
     number = f"{len(rows)} guest{'s' if len(rows) != 1 else ''}"
@@ -60,12 +61,14 @@ def job_table(guests: Iterable[Told]) -> list[str]:
     return [_ascii(line)[:WIDTH].rstrip() for line in lines]
 
 
-def _badness(told: Told) -> tuple[int, float, bool]:
-    """The worst first; a backup that did not go well before one that did."""
+def _goodness(told: Told) -> tuple[float, ...]:
+    """The worst night first, of equal ones a backup that did not go well."""
     guest, stall = told
-    severity = SEVERITIES.index(stall.verdict.severity) if stall is not None else 0
-    stalled_s = stall.verdict.stalled_s if stall is not None else None
-    return -severity, -(stalled_s or 0.0), guest.result == "ok"
+    if stall is None:
+        return 0.0, 0.0, 0.0, float(guest.result == "ok")
+    known = figures(stall)
+    worst_first = badness(stall.verdict.severity, known["stalled_s"], known["slowed_s"])
+    return (*(-each for each in worst_first), float(guest.result == "ok"))
 
 
 def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
@@ -79,18 +82,10 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
         result=guest.result,
         took=short_duration(guest.ended_s - guest.started_s) if begun and guest.ended_s is not None else ABSENT_MARK,
         stalled=marked(known.get("stalled_s", nothing), lambda seconds: f"{short_number(seconds)}s"),
-        p99=_p99(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
+        p99=before_and_during(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
         idle=f"{confirmed}/{threads}" if begun and threads else ABSENT_MARK,
         cause=_short_cause(stall) if begun else "window shut",
     )
-
-
-def _p99(before: Measured[float], during: Measured[float]) -> str:
-    if isinstance(before, Absent) and isinstance(during, Absent):
-        return ABSENT_MARK
-    if isinstance(before, Broken) and isinstance(during, Broken):
-        return BROKEN_MARK
-    return f"{marked(before, short_number)}>{marked(during, short_number)}"
 
 
 def _short_cause(stall: StallRecord | None) -> str:

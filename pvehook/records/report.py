@@ -87,8 +87,7 @@ def _overview(found: list[Trend], worst: int | None, out: TextIO, now: datetime,
     if as_json:
         print(json.dumps(overview_json(found[:worst], zone)), file=out)
         return
-    shown = found[: worst if worst is not None else WORST_SHOWN]
-    for line in overview_lines(shown, len(found) - len(shown), zone, look_of(out)):
+    for line in overview_lines(found, worst if worst is not None else WORST_SHOWN, zone, look_of(out)):
         print(line, file=out)
 
 

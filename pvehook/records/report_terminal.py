@@ -12,24 +12,24 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
-from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, causes_in_short, marked, short_number
+from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
 from pvehook.records.history import Night
 from pvehook.records.look import Look
 from pvehook.records.trends import LEVELS_S, Trend, day, level, worst_of
 from pvehook.rules.regression import in_words
 
-_FIXED = "{} {:<9} {:>8} {:>11}  {}"
+_FIXED = "{} {:<9} {:>7} {:>10}  {}"
 
 
-def overview_lines(trends: Sequence[Trend], left_out: int, zone: tzinfo, look: Look) -> list[str]:
-    """Regressions, then a line a guest, then what the marks mean. `left_out` guests are not shown."""
+def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, look: Look) -> list[str]:
+    """Every regression, then a line for each of the first guests, then what the marks mean."""
     nights = [night for trend in trends for night in trend.nights]
     first, last = (day(pick(night.started_s for night in nights), zone) for pick in (min, max))
     number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
     lines = [f"pvehook: {number}, nights of {first} to {last}, worst last night first"]
     lines += regression_lines(trends, zone, look)
-    lines += ["", *_table(trends, zone, look), ""]
-    if left_out:
+    lines += ["", *_table(trends[:number_shown], zone, look), ""]
+    if left_out := len(trends[number_shown:]):
         lines.append(f"{left_out} more guest{'s' if left_out != 1 else ''} with better nights; --worst shows more")
     return lines + _legend(look)
 
@@ -49,7 +49,7 @@ def _table(trends: Sequence[Trend], zone: tzinfo, look: Look) -> list[str]:
     days = sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
     more = max(look.columns - 80, 0) // 4
     guest = min(18 + more, max(len(trend.title) for trend in trends))
-    cause = 16 + more
+    cause = 13 + more
     nights = max(min(len(days), look.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
     fixed = _FIXED.format(f"{'nights':<{nights}}", f"{'last':<9}", "stalled", "write p99", "cause")
     lines = [f"{'guest':<{guest}} {fixed}"]
@@ -59,7 +59,7 @@ def _table(trends: Sequence[Trend], zone: tzinfo, look: Look) -> list[str]:
             f"{sparkline(trend, days, nights, zone, look):<{nights}}",
             look.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
             marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
-            f"{marked(last.baseline_write_p99_ms, short_number)}>{marked(last.write_p99_ms, short_number)}",
+            before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
             (causes_in_short(last.severity, last.causes) or ABSENT_MARK)[:cause],
         )
         lines.append(f"{look.shown(trend.title):<{guest}.{guest}} {fixed}".rstrip())

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Measured, value_of
 from pvehook.contract.text import printable
+from pvehook.records.figures import badness
 from pvehook.records.guest_account import guest_number
 from pvehook.records.history import Night
 from pvehook.rules.regression import NightFigures, Regression, find_regression
-from pvehook.rules.stalls import SEVERITIES
 
 NAME_LIMIT: Final = 64
 
@@ -49,7 +49,7 @@ def trends(nights: Iterable[Night], shown_from_s: float) -> list[Trend]:
         shown = tuple(night for night in own if night.started_s >= shown_from_s)
         if shown:
             found.append(Trend(shown, find_regression([_for_rule(night) for night in own])))
-    return sorted(found, key=_badness)
+    return sorted(found, key=_goodness)
 
 
 def _for_rule(night: Night) -> NightFigures:
@@ -62,19 +62,16 @@ def _for_rule(night: Night) -> NightFigures:
     )
 
 
-def _badness(trend: Trend) -> tuple[int, float, float, float, int]:
+def _goodness(trend: Trend) -> tuple[float, ...]:
     last = trend.last
     whole_s = sum(value_of(night.stalled_s) or 0.0 for night in trend.nights)
-    return (-_rank(last), -(value_of(last.stalled_s) or 0.0), -(value_of(last.slowed_s) or 0.0), -whole_s, last.vmid)
-
-
-def _rank(night: Night) -> int:
-    return SEVERITIES.index(night.severity) if night.severity in SEVERITIES else 0
+    worst_first = (*badness(last.severity, last.stalled_s, last.slowed_s), whole_s)
+    return (*(-each for each in worst_first), last.vmid)
 
 
 def worst_of(nights: Iterable[Night]) -> Night:
     """Of several backups of a day, or several nights that share a bar."""
-    return max(nights, key=lambda night: (_rank(night), value_of(night.stalled_s) or 0.0))
+    return max(nights, key=lambda night: badness(night.severity, night.stalled_s, night.slowed_s))
 
 
 def level(night: Night) -> Measured[int]:

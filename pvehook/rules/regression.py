@@ -87,11 +87,17 @@ def find_regression(nights: Sequence[NightFigures]) -> Regression | None:
 def in_words(regression: Regression) -> str:
     """`stalled seconds 0.2 -> 8 a night since QEMU 9.2 -> 10.0 (7 nights before, 9 after)`."""
     names = {"stalled_s": "stalled seconds", "slowed_s": "slowed seconds", "write_p99_ms": "write p99 in ms"}
-    worse = ", ".join(f"{names[each.figure]} {each.before:.3g} -> {each.after:.3g}" for each in regression.worse)
+    worse = ", ".join(
+        f"{names[each.figure]} {_short(each.before)} -> {_short(each.after)}" for each in regression.worse
+    )
     changes = ", ".join(f"{each.what} {each.before} -> {each.after}" for each in regression.changes)
     return (
         f"{worse} a night since {changes} ({regression.nights_before} nights before, {regression.nights_after} after)"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
 def _stretches(nights: Sequence[NightFigures]) -> list[list[NightFigures]]:

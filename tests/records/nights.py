@@ -1,0 +1,224 @@
+"""Invented nights, seeded: what a node with good and bad guests would have written down."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from pvehook.contract.measured import Absent, Broken
+from pvehook.records.stall_record import (
+    Baseline,
+    FreezeOutcome,
+    GovernorAccount,
+    IdlePriority,
+    PacerAccount,
+    Point,
+    SpeedPoint,
+    StallRecord,
+    Versions,
+)
+from pvehook.rules.latency import Latency
+from pvehook.rules.stalls import (
+    Cause,
+    GuestView,
+    HostView,
+    HypervisorView,
+    KernelEvent,
+    PressureSeconds,
+    Severity,
+    Verdict,
+)
+
+NOW_S = 1_795_500_000.0
+"""2026-11-24 04:00 UTC."""
+DAY_S = 86400.0
+MB = 1_000_000
+
+NO_AGENT = Absent("the guest runs no agent")
+HUNG = Broken("QMP did not answer within 5 s")
+SLOW_TARGET = Cause(
+    "slow-target",
+    "slow target: each first write of the guest waits for the backup's copy",
+    "p99 of reads 2.1 ms (1810), of writes 1310 ms; mean write before 4.1 ms, during 212 ms",
+)
+OLD = Versions("9.0.3", "9.2.0", "6.8.12-4-pve")
+NEW = Versions("9.0.3", "10.0.2", "6.8.12-4-pve")
+SOFT_LOCKUP = KernelEvent(
+    NOW_S - 1500, "soft-lockup", "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]"
+)
+
+
+def latency(p99_ms: float, operations: int = 4000, over_1s: int = 0, over_10s: int = 0) -> Latency:
+    return Latency(operations, p99_ms / 6, p99_ms / 12, p99_ms / 2, p99_ms, p99_ms * 2, over_1s, over_10s)
+
+
+def guest_view(**changes: Any) -> GuestView:
+    values: dict[str, Any] = {
+        "cpu": PressureSeconds(0.4, 0.0),
+        "io": PressureSeconds(14.2, 9.8),
+        "memory": PressureSeconds(0.0, 0.0),
+        "steal_s": 0.8,
+        "kernel": (),
+    }
+    return GuestView(**{**values, **changes})
+
+
+def host_view(**changes: Any) -> HostView:
+    values: dict[str, Any] = {
+        "run_delay_s": 1.2,
+        "worst_vcpu_s": 0.7,
+        "io_full_s": 21.0,
+        "cpu_some_s": 3.0,
+        "memory_full_s": 0.0,
+        "guest_cpu": PressureSeconds(1.1, 0.2),
+        "guest_memory": PressureSeconds(0.0, 0.0),
+        "guest_io": Absent("of a VM's cgroup it would be wrong"),
+        "kernel": (),
+        "agent_slowest_ms": 12.0,
+    }
+    return HostView(**{**values, **changes})
+
+
+def hypervisor_view(**changes: Any) -> HypervisorView:
+    values: dict[str, Any] = {
+        "read": latency(2.1, 1810),
+        "write": latency(24.0),
+        "flush": latency(31.0, 600),
+        "stalled_s": 0.0,
+        "slowed_s": 0.0,
+        "samples": 4800,
+        "silence_ms": 40.0,
+        "run_state": "running",
+    }
+    return HypervisorView(**{**values, **changes})
+
+
+def record(**changes: Any) -> StallRecord:
+    """A VM's good night of an hour that was seen by all three views."""
+    stalled_s, slowed_s = changes.pop("stalled_s", 0.0), changes.pop("slowed_s", 0.0)
+    severity: Severity = "stalled" if stalled_s >= 1 else "slowed" if slowed_s >= 1 else "none"
+    causes = (SLOW_TARGET,) if severity != "none" else ()
+    values: dict[str, Any] = {
+        "node": "pve1",
+        "job": "UPID:pve1:00001267:0086789C:6923D2A0:vzdump::root@pam:",
+        "vmid": 101,
+        "name": "web",
+        "vmtype": "qemu",
+        "mode": "snapshot",
+        "result": "ok",
+        "started_s": NOW_S - 4800,
+        "ended_s": NOW_S - 1200,
+        "backup_bytes": 32_000 * MB,
+        "verdict": Verdict(severity, stalled_s, slowed_s, causes),
+        "guest": guest_view(),
+        "hypervisor": hypervisor_view(stalled_s=stalled_s, slowed_s=slowed_s),
+        "host": host_view(),
+        "baseline": Baseline(3600.0, "before", latency(1.4), latency(4.1), latency(9.0), 4.4),
+        "points": (),
+        "freeze": FreezeOutcome("freeze", "filesystem-consistent", 184, "frozen and thawed by pvehook", 3.2),
+        "idle": IdlePriority(6, 6, "compressor only, dump honoured"),
+        "governor": None,
+        "pacer": None,
+        "admitted_by": "the window 02:00-05:00 is open",
+        "versions": NEW,
+        "sampler_cpu_s": 2.4,
+    }
+    values.update(changes)
+    if "verdict" not in changes and isinstance(values["hypervisor"], (Absent, Broken)):
+        values["verdict"] = Verdict("unknown", None, None, ())
+    return StallRecord(**values)
+
+
+def container(**changes: Any) -> StallRecord:
+    """A container's: QEMU has nothing to say, and it has no agent."""
+    host = host_view(guest_io=PressureSeconds(40.0, 12.0), run_delay_s=Absent("a container has no vCPUs"))
+    values: dict[str, Any] = {
+        "vmid": 110,
+        "name": "mail",
+        "vmtype": "lxc",
+        "guest": Absent("a container has no agent"),
+        "hypervisor": Absent("a container has no QEMU"),
+        "baseline": Absent("a container has no QEMU"),
+        "host": host,
+        "freeze": None,
+        "verdict": Verdict("stalled", 12.0, None, (Cause("shared-disks", "shared disks", "waited 12.0 s"),)),
+    }
+    return record(**{**values, **changes})
+
+
+def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) -> StallRecord:
+    """A night with a chart: quiet at first, then the disks are full of the backup until the governor slows it."""
+    rng = random.Random(seed)
+    lasted_s = (changes.get("ended_s", 3600.0) - changes.get("started_s", 0.0)) / number
+    points, speeds = [], []
+    for index in range(number):
+        part = index / number
+        busy = bad and 0.25 < part < 0.6
+        p99_ms = (600.0 if busy else 9.0) * rng.lognormvariate(0.0, 0.6)
+        stalled_s = max(0.0, rng.gauss(0.4, 0.6)) if busy else 0.0
+        moved = int((60 if busy else 110) * MB * lasted_s * rng.uniform(0.7, 1.1) * (0.4 if bad and part > 0.6 else 1))
+        points.append(Point((index + 1) * lasted_s, lasted_s, p99_ms, 400, round(stalled_s, 2), moved))
+        if bad and part > 0.55 and index % 3 == 0:
+            speeds.append(SpeedPoint(index * lasted_s, int(rng.uniform(30, 55)) * MB, p99_ms, 25.0))
+    stalled_s = round(sum(point.stalled_s for point in points), 1)
+    write = latency(1310.0, 4000, 31, 0) if bad else latency(12.0)
+    governor = GovernorAccount(
+        "on",
+        1600.0 if speeds else 0.0,
+        240.0 if speeds else 0.0,
+        30 * MB if speeds else None,
+        25.0,
+        ("the guest's writes took 600 ms, over the target of 25 ms",) if speeds else (),
+        ("performance: max-workers=1 in /etc/vzdump.conf would help more",) if speeds else (),
+        tuple(speeds),
+    )
+    values: dict[str, Any] = {
+        "points": tuple(points),
+        "stalled_s": stalled_s,
+        "slowed_s": 6 * stalled_s,
+        "governor": governor,
+        "pacer": PacerAccount("auto", "the dump is on another disk", 0, 2 * MB, 0.0),
+        "hypervisor": hypervisor_view(write=write, stalled_s=stalled_s, slowed_s=6 * stalled_s),
+        "guest": guest_view(kernel=(SOFT_LOCKUP,) if bad else ()),
+    }
+    return record(**{**values, **changes})
+
+
+def a_nodes_nights(guests: int, days: int, seed: int = 7, charts_for_days: int = 0) -> list[StallRecord]:
+    """`guests` over `days`, the oldest first: guest 103 gets worse with a new QEMU 12 nights ago, 105's agent is away,
+    107's monitor hangs in the last night, some others have a bad night now and then."""
+    rng = random.Random(seed)
+    made = []
+    for age in range(days - 1, -1, -1):
+        for number in range(guests):
+            vmid = 101 + number
+            started_s = NOW_S - age * DAY_S - 7200 + number * 30
+            made.append(_a_night(vmid, started_s, age, age < charts_for_days, rng))
+    return made
+
+
+def _a_night(vmid: int, started_s: float, age: int, has_chart: bool, rng: random.Random) -> StallRecord:
+    after_upgrade = vmid % 50 == 3 and age < 12
+    bad = after_upgrade or rng.random() < 0.03
+    stalled_s = round(rng.uniform(4, 40), 1) if bad else 0.0
+    slowed_s = stalled_s * 5 if bad else round(rng.expovariate(2), 1)
+    lasted_s = rng.uniform(300, 5400)
+    names = ("web", "build", "db", "files", "mail", "win-dc1", "git", "backup", "monitoring", "erp-test")
+    changes: dict[str, Any] = {
+        "vmid": vmid,
+        "name": f"{names[vmid % 10]}{vmid // 10}",
+        "started_s": started_s,
+        "ended_s": started_s + lasted_s,
+        "versions": NEW if age < 12 else OLD,
+    }
+    if vmid % 50 == 10:
+        return container(**changes, verdict=Verdict("stalled" if bad else "none", stalled_s, None, ()))
+    if vmid % 50 == 7 and age == 0:
+        return record(**changes, hypervisor=HUNG, baseline=HUNG)
+    if vmid % 50 == 5:
+        changes["guest"] = NO_AGENT
+    if has_chart:
+        return charted(seed=vmid + age, bad=bad, **changes)
+    write = latency(rng.uniform(300, 2000), over_1s=int(stalled_s)) if bad else latency(rng.lognormvariate(2.5, 0.4))
+    view = hypervisor_view(write=write, stalled_s=stalled_s, slowed_s=slowed_s)
+    return record(**changes, stalled_s=stalled_s, slowed_s=slowed_s, hypervisor=view)
