@@ -1,0 +1,311 @@
+"""The governor's rules one by one, on samples made by hand; whole nights are in test_governor_nights.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvehook.contract.latency import RequestCounters
+from pvehook.rules.governor import (
+    IDLE_AFTER_S,
+    LEAST_BYTES_PER_S,
+    LOST_AFTER_S,
+    UNLIMITED,
+    Action,
+    Bounds,
+    Sample,
+    State,
+    felt_ms,
+    least_speed,
+    step,
+    target_ms,
+)
+from tests.bench.disk_models import MIB
+
+BOUNDS = Bounds(target_ms=30.0, original_bytes_per_s=UNLIMITED, stretch_at_most=2.5)
+FAST = 100 * MIB
+REMAINING = 20_000 * MIB
+
+
+class Watch:
+    """One guest, looked at twice a second. The backup is as fast as its limit lets it, at most `FAST`."""
+
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self.bounds = bounds
+        self.state = State(bounds.original_bytes_per_s)
+        self.at_s = 1000.0
+        self.remaining = REMAINING
+
+    def look(
+        self, latency_ms: float, requests: int = 50, *, read_ms: float | None = None, period_s: float = 0.5
+    ) -> Action:
+        writes = _requests(requests, latency_ms)
+        reads = _requests(requests, latency_ms if read_ms is None else read_ms)
+        speed = min(self.state.bytes_per_s or FAST, FAST)
+        copied = min(int(speed * period_s), self.remaining)
+        self.at_s += period_s
+        self.remaining -= copied
+        sample = Sample(self.at_s, period_s, {"read": reads, "write": writes}, copied, self.remaining)
+        self.state, action = step(self.state, sample, self.bounds)
+        return action
+
+    def until(self, kind: str, latency_ms: float, *, looks: int = 200, **given: float) -> Action:
+        """Looks until it does something of this kind."""
+        for _ in range(looks):
+            action = self.look(latency_ms, **given)  # type: ignore[arg-type]  # requests is whole
+            if action.kind == kind:
+                return action
+        raise AssertionError(f"no {kind} in {looks} looks")
+
+    def steer(self) -> None:
+        """A guest that suffers, and that slowing helps."""
+        self.until("slow", 200.0)
+        self.until("steer", 10.0)
+
+
+def _requests(operations: int, latency_ms: float) -> RequestCounters:
+    return RequestCounters(operations, operations * 4096, round(operations * latency_ms * 1e6), None)
+
+
+# The target
+
+
+def test_the_target_is_a_multiple_of_the_guests_own_latency_and_has_a_floor() -> None:
+    assert target_ms(20.0, 10.0, 3.5) == 70.0
+    assert target_ms(0.5, 10.0, 3.5) == 10.0
+    assert target_ms(None, 10.0, 3.5) == 35.0
+
+
+def test_a_baseline_without_a_request_is_none_and_not_zero() -> None:
+    assert felt_ms(_requests(0, 0.0)) is None
+    assert felt_ms(_requests(10, 4.0)) == 4.0
+
+
+# When it begins, and when it does not
+
+
+def test_a_guest_that_suffers_gets_a_slower_backup_and_the_reason_names_the_numbers() -> None:
+    action = Watch().until("slow", 200.0, looks=3)
+    assert action.bytes_per_s == int(0.3 * FAST)
+    assert action.reason == (
+        "its requests took 200 ms (100 in 0.5 s), target 30 ms, with its backup at 105 MB/s; "
+        "slowed to 31.5 MB/s to see whether that helps"
+    )
+
+
+def test_one_look_a_little_over_the_target_is_chance_and_two_are_not() -> None:
+    watch = Watch()
+    assert watch.look(40.0).kind == "none"
+    assert watch.look(20.0).kind == "none"
+    assert watch.look(40.0).kind == "none"
+    assert watch.look(40.0).kind == "slow"
+
+
+def test_a_guest_within_its_target_is_left_alone() -> None:
+    watch = Watch()
+    assert {watch.look(29.0).kind for _ in range(50)} == {"none"}
+
+
+def test_few_slow_requests_are_no_suffering() -> None:
+    watch = Watch()
+    assert {watch.look(100.0, requests=1).kind for _ in range(50)} == {"none"}
+
+
+# Trial
+
+
+def test_what_helped_is_steered() -> None:
+    watch = Watch()
+    watch.steer()
+    assert watch.state.phase == "steering"
+
+
+def test_what_did_not_help_is_given_up_and_left_alone_for_a_minute() -> None:
+    watch = Watch()
+    watch.until("slow", 200.0)
+    action = watch.until("give-up", 200.0, looks=10)
+    assert action.bytes_per_s == UNLIMITED
+    assert action.culprit == "other-load"
+    assert "slowing does not pay" in action.reason
+    assert {watch.look(200.0).kind for _ in range(100)} == {"none"}
+    assert watch.until("slow", 200.0, looks=30).bytes_per_s > int(0.3 * FAST)
+
+
+def test_half_the_latency_at_a_third_of_the_speed_is_a_bad_bargain() -> None:
+    watch = Watch()
+    watch.until("slow", 200.0)
+    assert watch.until("give-up", 100.0).kind == "give-up"
+
+
+def test_quick_reads_beside_slow_writes_are_the_targets_fault() -> None:
+    watch = Watch()
+    watch.until("slow", 200.0, read_ms=1.0)
+    assert watch.until("give-up", 200.0, read_ms=1.0).culprit == "slow-target"
+
+
+def test_each_failure_doubles_the_rest() -> None:
+    watch, began = Watch(), []
+    for _ in range(4):
+        watch.until("slow", 200.0, looks=2000)
+        began.append(watch.at_s)
+        watch.until("give-up", 200.0)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert pauses[1] > 1.5 * pauses[0]
+    assert pauses[2] > 1.5 * pauses[1]
+
+
+# Steering
+
+
+def test_over_the_target_it_is_slowed_and_with_room_it_is_raised() -> None:
+    watch = Watch()
+    watch.steer()
+    before = watch.state.bytes_per_s
+    raised = watch.until("steer", 10.0)
+    assert raised.bytes_per_s > before
+    lowered = watch.until("steer", 60.0)
+    assert lowered.bytes_per_s < raised.bytes_per_s
+
+
+def test_near_its_target_it_stays() -> None:
+    watch = Watch()
+    watch.steer()
+    watch.look(25.0)
+    assert {watch.look(25.0).kind for _ in range(20)} == {"none"}
+
+
+def test_a_limit_that_is_not_reached_is_taken_away() -> None:
+    watch = Watch()
+    watch.steer()
+    action = watch.until("free", 5.0)
+    assert action.bytes_per_s == UNLIMITED
+    assert "does not reach its limit any more" in action.reason
+
+
+def test_load_that_comes_while_it_is_steered_is_not_paid_for_by_the_backup() -> None:
+    watch = Watch()
+    watch.steer()
+    assert watch.until("give-up", 300.0, looks=40).bytes_per_s == UNLIMITED
+
+
+# Silence
+
+
+def test_a_guest_that_does_nothing_any_more_frees_its_backup_within_seconds() -> None:
+    watch = Watch()
+    watch.steer()
+    began_s = watch.at_s
+    action = watch.until("free", 0.0, requests=0)
+    assert action.reason.startswith("the guest is idle for")
+    assert watch.at_s - began_s <= IDLE_AFTER_S + 3.0
+
+
+def test_requests_that_do_not_come_back_count_as_their_age() -> None:
+    """Slow ones, then none at all: it waits, it has not gone to sleep."""
+    watch = Watch()
+    watch.look(45.0)
+    assert watch.look(0.0, requests=0).kind == "slow"
+
+
+def test_silence_after_quick_requests_is_no_suffering() -> None:
+    watch = Watch()
+    for _ in range(10):
+        watch.look(5.0)
+    assert {watch.look(0.0, requests=0).kind for _ in range(20)} == {"none"}
+
+
+# Lost samples
+
+
+def test_without_samples_the_original_speed_comes_back() -> None:
+    watch = Watch()
+    watch.steer()
+    action = watch.look(10.0, period_s=LOST_AFTER_S + 1)
+    assert (action.kind, action.bytes_per_s) == ("lost", UNLIMITED)
+    assert action.reason == "no look at it for 6 s"
+
+
+def test_a_short_gap_changes_nothing() -> None:
+    watch = Watch()
+    watch.steer()
+    assert watch.look(25.0, period_s=LOST_AFTER_S - 1).kind in ("none", "steer")
+
+
+def test_without_samples_a_backup_that_was_not_held_needs_nothing() -> None:
+    watch = Watch()
+    watch.look(5.0)
+    assert watch.look(5.0, period_s=60.0).kind == "none"
+
+
+# Bounds
+
+
+def test_the_least_speed_is_what_is_left_over_the_time_that_is_left() -> None:
+    watch = Watch()
+    for _ in range(20):
+        watch.look(5.0)
+    sample = Sample(watch.at_s, 0.5, {}, 0, watch.remaining)
+    floor, why = least_speed(watch.state, sample, watch.bounds)
+    left_s = 2.5 * REMAINING / FAST - 10
+    assert math.isclose(floor, watch.remaining / left_s, rel_tol=0.02)
+    assert why == "it would take more than 2.5 times the 200 s that it takes alone"
+
+
+def test_a_window_that_shuts_sooner_raises_it_and_says_so() -> None:
+    watch = Watch(BOUNDS._replace(window_closes_s=1250.0))
+    for _ in range(20):
+        watch.look(5.0)
+    floor, why = least_speed(watch.state, Sample(watch.at_s, 0.5, {}, 0, watch.remaining), watch.bounds)
+    assert why == "the window shuts in 240 s"
+    assert floor > 0.8 * FAST
+
+
+def test_where_no_time_is_left_it_is_not_slowed_and_says_so_once() -> None:
+    watch = Watch(BOUNDS._replace(window_closes_s=1200.0))
+    action = watch.until("deadline", 200.0, looks=5)
+    assert "it is not slowed, the window shuts in" in action.reason
+    assert {watch.look(200.0).kind for _ in range(20)} == {"none"}
+
+
+def test_what_the_guest_makes_it_copy_above_the_limit_raises_the_limit() -> None:
+    watch = Watch()
+    watch.steer()
+    limit = watch.state.bytes_per_s
+    for _ in range(8):  # its first writes alone copy twice the limit
+        watch.at_s += 0.5
+        completed = {"write": _requests(100, 20.0)}
+        sample = Sample(watch.at_s, 0.5, completed, limit, watch.remaining)
+        watch.state, _ = step(watch.state, sample, watch.bounds)
+    assert watch.state.bytes_per_s > 2 * limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    latencies_ms=st.lists(st.floats(0.1, 5000), min_size=20, max_size=60),
+    requests=st.integers(0, 200),
+    bwlimit=st.sampled_from([UNLIMITED, 8 * MIB, 80 * MIB, 400 * MIB]),
+    stretch=st.floats(1.0, 4.0),
+)
+def test_whatever_the_guest_does_the_bounds_hold(
+    latencies_ms: list[float], requests: int, bwlimit: int, stretch: float
+) -> None:
+    watch = Watch(Bounds(30.0, bwlimit, stretch))
+    began_s = watch.at_s
+    looks = 0
+    while watch.remaining and looks < 10_000:
+        watch.look(latencies_ms[looks % len(latencies_ms)], requests)
+        looks += 1
+        speed = watch.state.bytes_per_s
+        if watch.state.phase in ("free", "resting"):
+            assert speed == bwlimit
+        else:
+            assert speed >= min(LEAST_BYTES_PER_S, bwlimit or LEAST_BYTES_PER_S)
+            assert not bwlimit or speed <= bwlimit
+    alone_s = REMAINING / min(bwlimit or FAST, FAST)
+    assert watch.at_s - began_s <= 1.05 * stretch * alone_s + 30
+    lost = watch.look(5.0, period_s=LOST_AFTER_S + 1)
+    assert watch.state.bytes_per_s == bwlimit
+    assert lost.kind in ("none", "lost")
