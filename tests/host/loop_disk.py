@@ -52,13 +52,8 @@ def ext4(image: Path, mount_point: Path, size_mib: int) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(size_mib * MIB)
     _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
-    mount_point.mkdir(parents=True)
-    _run("mount", "-o", "loop", str(image), str(mount_point))
-    try:
+    with mounted(str(image), mount_point, "-o", "loop"):
         yield mount_point
-    finally:
-        # Lazily: a test that failed may have left somebody in there.
-        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
 @contextlib.contextmanager
@@ -66,11 +61,18 @@ def tmpfs(mount_point: Path, size_mib: int) -> Iterator[Path]:
     """Memory that is soon full."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
-    mount_point.mkdir(parents=True)
-    _run("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(mount_point))
-    try:
+    with mounted("tmpfs", mount_point, "-t", "tmpfs", "-o", f"size={size_mib}m"):
         yield mount_point
+
+
+@contextlib.contextmanager
+def mounted(source: str, mount_point: Path, *options: str) -> Iterator[None]:
+    mount_point.mkdir(parents=True)
+    _run("mount", *options, source, str(mount_point))
+    try:
+        yield
     finally:
+        # Lazily: a test that failed may have left somebody in there.
         subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
