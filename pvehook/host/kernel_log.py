@@ -2,7 +2,7 @@
 
 Each read gives one whole record, in order, to each reader on its own; with O_NONBLOCK it says EAGAIN where the records
 end, and EPIPE once when records were overwritten before they were read (the next read goes on with the oldest one that
-is left; their numbers tell how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux; seen so on 6.1 and 6.18.
+is left; their numbers tell how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux; seen on 6.1.
 
 What the kernel has begun and not yet ended with a newline is no record yet: it comes as new when it is ended.
 
