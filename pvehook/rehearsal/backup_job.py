@@ -22,6 +22,8 @@ class BackupJob:
         self._started_at_s = 0.0
         self._started_epoch_s = 0
         self._speed = 0
+        self.speeds_set: list[int] = []
+        """Every speed that was asked for, in bytes a second, in order."""
 
     @property
     def state(self) -> _State:
@@ -64,6 +66,7 @@ class BackupJob:
         if type(speed) is not int:
             raise DenialError("GenericError", "Invalid parameter type for 'speed', expected: integer")
         self._speed = speed
+        self.speeds_set.append(speed)
 
     def as_block_jobs(self) -> list[dict[str, object]]:
         """`query-block-jobs`."""

@@ -14,17 +14,23 @@ Proxmox's own and follow its patches to QEMU.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from pvehook.contract.guest_facts import Filesystem
+from pvehook.contract.latency import RequestKind
 from pvehook.rehearsal import backup_job
 from pvehook.rehearsal.guest_agent import FrozenInterval, SimulatedAgent
+from pvehook.rehearsal.guest_disks import EMPTY_CD_DRIVE, SimulatedDisk
+from pvehook.rehearsal.guest_files import GuestFiles
 from pvehook.rehearsal.guest_sockets import DenialError, Peer, Port, Requests, line, reply_to
 from pvehook.rehearsal.guest_state import GuestState, Heard, Sticky
 
 PLAIN_FILESYSTEMS: Final = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda1", "/", "ext4"))
+
+_VERSION: Final = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
 
 _Handler = Callable[[Mapping[str, object]], object]
 
@@ -36,7 +42,8 @@ class SimulatedGuest:
     `finish_backup`. `blocked` are the agent's commands that the guest's administrator has switched off.
     A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
     from `stop` on, its agent is silent.
-    A `block-job-set-speed` is noted and shown, it does not change the time a backup takes.
+    A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
+    `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
     """
 
     def __init__(
@@ -52,12 +59,16 @@ class SimulatedGuest:
         sync_s: float = 0.0,
         backup_s: float | None = None,
         running: bool = True,
+        disks: Sequence[str] = ("scsi0",),
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
         self.qga_path = os.path.join(directory, f"{vmid}.qga")
         self.migrating = False
         """What `query-migrate` shows. To be set by whoever wants that."""
+        self.vcpu_threads: tuple[int, ...] = (threading.get_native_id(),)
+        """What `query-cpus-fast` shows. Whoever made this guest stands for its vCPU."""
         self._state = GuestState(running)
+        self._disks = {disk.name: disk for disk in map(SimulatedDisk, disks)}
         self._backup = backup_job.BackupJob(backup_s)
         self._monitor = Requests()
         self._in_command_mode = False
@@ -79,6 +90,10 @@ class SimulatedGuest:
             "query-migrate": self._migration,
             "query-block": self._block,
             "query-blockstats": self._blockstats,
+            "block-latency-histogram-set": self._set_histograms,
+            "qom-get": self._qom_get,
+            "query-version": self._version,
+            "query-cpus-fast": self._cpus,
             "query-block-jobs": self._block_jobs,
             "block-job-set-speed": self._set_speed,
             "query-proxmox-support": self._proxmox_support,
@@ -134,6 +149,26 @@ class SimulatedGuest:
     def backup_runs(self) -> bool:
         return self._backup.state == "active"
 
+    @property
+    def files(self) -> GuestFiles:
+        return self._agent.files
+
+    @property
+    def speeds_set(self) -> tuple[int, ...]:
+        """Every speed that the backup's job was given, in bytes a second, in order."""
+        return tuple(self._backup.speeds_set)
+
+    def serve_requests(
+        self, kind: RequestKind, latency_ms: float, count: int, *, disk: str = "scsi0", size_bytes: int = 4096
+    ) -> None:
+        """`count` requests of the guest were completed, each after `latency_ms`."""
+        with self._state.changed:
+            self._disks[disk].serve(kind, latency_ms, count, size_bytes)
+
+    def log_kernel_line(self, text: str, *, level: int = 3, clock_off_s: float = 0.0) -> None:
+        """The guest's kernel writes a line to its log, by a clock that is off by that much."""
+        self.files.log(text, level=level, clock_off_s=clock_off_s)
+
     def stick(self, what: Sticky) -> None:
         """From now on this hangs, until `unstick`."""
         with self._state.changed:
@@ -160,9 +195,8 @@ class SimulatedGuest:
     def _greet(self) -> None:
         self._monitor = Requests()
         self._in_command_mode = False
-        version = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
         # No capabilities: Proxmox runs its monitor without out-of-band commands.
-        self._qmp.reply(line({"QMP": {"version": version, "capabilities": []}}))
+        self._qmp.reply(line({"QMP": {"version": _VERSION, "capabilities": []}}))
 
     def _monitor_reads(self, data: bytes, peer: Peer) -> None:
         for request in self._monitor.cut(data):
@@ -198,17 +232,40 @@ class SimulatedGuest:
     def _proxmox_support(self, arguments: Mapping[str, object]) -> object:
         return {"pbs-dirty-bitmap": True, "query-bitmap-info": True, "backup-max-workers": True}
 
+    def _version(self, arguments: Mapping[str, object]) -> object:
+        return _VERSION
+
+    def _cpus(self, arguments: Mapping[str, object]) -> object:
+        return [
+            {"cpu-index": index, "thread-id": thread, "qom-path": f"/machine/unattached/device[{index}]", "props": {}}
+            for index, thread in enumerate(self.vcpu_threads)
+        ]
+
     def _block(self, arguments: Mapping[str, object]) -> object:
-        size = backup_job.TOTAL_BYTES
-        image = {"filename": "/dev/pve/vm-101-disk-0", "format": "raw", "virtual-size": size}
-        inserted = {"node-name": "#block101", "drv": "raw", "ro": False, "image": image}
-        return [{"device": backup_job.DEVICE, "qdev": "scsi0", "io-status": "ok", "inserted": inserted}]
+        return [disk.as_block() for disk in self._disks.values()]
 
     def _blockstats(self, arguments: Mapping[str, object]) -> object:
-        read_bytes = self._backup.read_bytes
-        stats = {"rd_bytes": read_bytes, "rd_operations": read_bytes // 65536, "rd_total_time_ns": read_bytes}
-        stats |= {"wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0, "flush_operations": 0}
-        return [{"device": backup_job.DEVICE, "qdev": "scsi0", "node-name": "#block101", "stats": stats}]
+        with self._state.changed:
+            return [*(disk.as_stats() for disk in self._disks.values()), EMPTY_CD_DRIVE]
+
+    def _set_histograms(self, arguments: Mapping[str, object]) -> object:
+        device = arguments.get("id")
+        disk = next((disk for disk in self._disks.values() if disk.qdev == device), None)
+        if disk is None:
+            raise DenialError("DeviceNotFound", f"Device '{device}' not found")
+        with self._state.changed:
+            disk.set_histograms(arguments)
+        return {}
+
+    def _qom_get(self, arguments: Mapping[str, object]) -> object:
+        path, wanted = arguments.get("path"), arguments.get("property")
+        name = str(path).removeprefix("/machine/peripheral/")
+        if name not in self._disks:
+            raise DenialError("DeviceNotFound", f"Device '{path}' not found")
+        kind = "virtio-blk-pci" if name.startswith("virtio") else "scsi-hd"
+        if wanted != "type":
+            raise DenialError("GenericError", f"Property '{kind}.{wanted}' not found")
+        return kind
 
     def _block_jobs(self, arguments: Mapping[str, object]) -> object:
         return self._backup.as_block_jobs()

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem
+from pvehook.rehearsal.guest_files import GuestFiles
 from pvehook.rehearsal.guest_sockets import JOIN_S, DenialError, Peer, Port, Requests, reply_to
 from pvehook.rehearsal.guest_state import GuestState
 
@@ -56,6 +57,7 @@ class SimulatedAgent:
     ) -> None:
         self.intervals: list[FrozenInterval] = []
         self.executed: list[tuple[str, ...]] = []
+        self.files = GuestFiles()
         self._state = state
         self._filesystems = tuple(filesystems)
         self._version = version
@@ -82,6 +84,10 @@ class SimulatedAgent:
             "guest-fsfreeze-freeze": self._freeze,
             "guest-fsfreeze-freeze-list": self._freeze,
             "guest-fsfreeze-thaw": self._thaw,
+            "guest-file-open": self._file_open,
+            "guest-file-read": self.files.read,
+            "guest-file-seek": self.files.seek_end,
+            "guest-file-close": self.files.close,
             "guest-exec": self._exec,
             "guest-exec-status": self._exec_status,
         }
@@ -185,6 +191,12 @@ class SimulatedAgent:
                 self.intervals[-1] = self.intervals[-1]._replace(until_s=time.monotonic(), thawed_by=self._peer)
                 self._state.changed.notify_all()
         return thawed
+
+    def _file_open(self, arguments: Mapping[str, object]) -> object:
+        if self._os_id == "mswindows":
+            why = "The system cannot find the path specified."
+            raise DenialError("GenericError", f"failed to open file '{arguments.get('path')}': {why}")
+        return self.files.open(arguments)
 
     def _exec(self, arguments: Mapping[str, object]) -> object:
         path, words = arguments.get("path"), arguments.get("arg", [])
