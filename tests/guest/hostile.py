@@ -96,3 +96,15 @@ def qmp_that_sends(data: bytes) -> Script:
 
 def qmp_that_returns(value: object) -> Script:
     return qmp_that_sends(b'{"return": %b, "id": ID}\r\n' % json.dumps(value).encode())
+
+
+def agent_that_answers(*answers: object) -> Script:
+    """An agent that gives these as the `return` of one command after the other; bytes are sent as they are."""
+
+    def script(client: socket.socket) -> None:
+        sync(client)
+        for answer in answers:
+            read_line(client)
+            client.sendall(answer if isinstance(answer, bytes) else json.dumps({"return": answer}).encode() + b"\n")
+
+    return script
