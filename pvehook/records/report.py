@@ -62,7 +62,7 @@ def run_report(
             whose = "" if vmid is None else f" of guest {vmid}"
             return _nothing(f"the history has no night{whose} since {day(since_s, zone_of(now))}", out, as_json)
         if html is not None:
-            _write(html, html_report(database, found, worst, now))
+            _write(html, html_report(database, found, worst, now, zone_of(now)))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
             return _one_night(database, found[0], asked_day, out, now, as_json)

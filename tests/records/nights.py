@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from pvehook.contract.measured import Absent, Broken
@@ -179,9 +180,12 @@ def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) 
         "governor": governor,
         "pacer": PacerAccount("auto", "the dump is on another disk", 0, 2 * MB, 0.0),
         "hypervisor": hypervisor_view(write=write, stalled_s=stalled_s, slowed_s=6 * stalled_s),
-        "guest": guest_view(kernel=(SOFT_LOCKUP,) if bad else ()),
     }
-    return record(**{**values, **changes})
+    made = record(**{**values, **changes})
+    if bad and isinstance(made.guest, GuestView):
+        line = SOFT_LOCKUP._replace(at_s=made.started_s + 0.4 * made.duration_s)
+        made = replace(made, guest=made.guest._replace(kernel=(line,)))
+    return made
 
 
 def a_nodes_nights(guests: int, days: int, seed: int = 7, charts_for_days: int = 0) -> list[StallRecord]:
