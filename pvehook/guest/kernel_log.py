@@ -173,15 +173,17 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
         if record.startswith(" "):
             continue  # of a record's dictionary
         try:
-            lines.append(parse_kernel_line(record))
-            numbers.append(int(record.split(",", 2)[1]))
+            line, number = parse_kernel_line(record), int(record.split(",", 2)[1])
         except ValueError:
             damaged += 1
+            continue
+        lines.append(line)
+        numbers.append(number)
     if stream.overwritten:
         lost = sum(max(after - before - 1, 0) for before, after in itertools.pairwise(numbers))
-        missing.append(f"{lost or 'some'} records were overwritten before they were read")
+        missing.append(f"records overwritten before they were read: {lost or 'an unknown number'}")
     if damaged or len(rest) > _RECORD_BYTES:
-        missing.append(f"{damaged or 1} lines that are none of a kernel's log")
+        missing.append(f"lines that are none of a kernel's log: {damaged or 1}")
     zero_epoch_s = log.zero_epoch_s
     if lines:
         zero_epoch_s = max(zero_epoch_s, log.looked_epoch_s - lines[0].at_us / 1e6)
