@@ -97,7 +97,7 @@ LEAST_BYTES_PER_S: Final = 1024 * 1024
 """QEMU copies in steps of up to 1 MiB: below one a second a limit is a stop."""
 
 Phase = Literal["free", "trying", "steering", "resting"]
-Kind = Literal["none", "slow", "steer", "free", "give-up", "deadline", "lost"]
+Kind = Literal["none", "slow", "steer", "free", "give-up", "deadline", "lost", "observe"]
 Culprit = Literal["slow-target", "other-load"]
 
 

@@ -1,0 +1,77 @@
+"""What the administrator set for one guest's governor, and what would help it more than any governor can.
+
+rules/guest_match.py says when a rule matches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from pvehook.rules.governor import Culprit
+from pvehook.rules.guest_match import match
+from pvehook.settings import GovernorConfig, GovernorMode
+
+PVES_WORKERS: Final = 16
+"""`max-workers` where nothing is set. Source: `backup-performance` of pve-common's PVE/VZDump/Common.pm."""
+
+
+class Setup(NamedTuple):
+    """How this guest is backed up. None: not known, and then nothing is said about it."""
+
+    max_workers: int | None = None
+    fleecing: bool | None = None
+    iothread: bool | None = None
+    """Whether each of its disks has an I/O thread of its own."""
+    shares_disk: bool | None = None
+    """Whether the archive is written to a disk that the guest's volumes lie on."""
+
+
+NOTHING_KNOWN: Final = Setup()
+
+
+class Course(NamedTuple):
+    """What a night with the governor came to."""
+
+    suffered: bool
+    """The guest was over its target at least once."""
+    culprit: Culprit | None
+    """Why slowing was given up; None: it never was."""
+
+
+def mode_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> GovernorMode:
+    """The first rule that matches the guest, else the section's mode."""
+    return next((rule.mode for rule in config.rules if match(rule, vmid, name, tags)), config.mode)
+
+
+def workers_of(performance: str | None) -> int:
+    """Of a job's or /etc/vzdump.conf's `performance: max-workers=4,pbs-entries-max=...`; None: it is not set."""
+    found = re.search(r"(?:^|,)\s*max-workers=(\d{1,3})\s*(?:,|$)", performance or "")
+    return int(found[1]) if found else PVES_WORKERS
+
+
+def advice(vmid: int, setup: Setup, course: Course) -> tuple[str, ...]:
+    """Settings that would help this guest, each as it is to be set."""
+    if not course.suffered:
+        return ()
+    found = []
+    if course.culprit == "slow-target":
+        if setup.fleecing is False:
+            found.append(
+                "the backup's target is slow: give the job `fleecing enabled=1,storage=STORAGE`, with a STORAGE on "
+                "fast disks that are not the guest's own"
+            )
+    elif setup.max_workers is not None and setup.max_workers > 1:
+        found.append(
+            f"up to {setup.max_workers} requests of the backup stand in front of each of the guest's: set "
+            "`performance: max-workers=1` in /etc/vzdump.conf"
+        )
+    if setup.shares_disk:
+        found.append("the archive is written to a disk of the guest's own: give the job a storage on other disks")
+    if setup.iothread is False:
+        found.append(
+            f"its disks share QEMU's main thread: `qm set {vmid} --scsihw virtio-scsi-single` and `iothread=1` on each "
+            "disk"
+        )
+    return tuple(found)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from pvehook.rules.governor_policy import NOTHING_KNOWN, Course, Setup, advice, mode_for, workers_of
+from pvehook.settings import GovernorConfig, GovernorRule
+
+SUFFERED = Course(suffered=True, culprit=None)
+
+
+def test_the_first_rule_that_matches_a_guest_wins_over_the_section() -> None:
+    config = GovernorConfig(mode="on", rules=(GovernorRule(tags=("db",), mode="observe"), GovernorRule(guests=(101,))))
+    assert mode_for(config, 101, "web", ("DB",)) == "observe"
+    assert mode_for(config._replace(mode="off"), 101, "web", ()) == "on"
+    assert mode_for(config._replace(mode="off"), 102, "web", ()) == "off"
+
+
+@pytest.mark.parametrize(
+    ("performance", "workers"),
+    [
+        (None, 16),
+        ("max-workers=1", 1),
+        ("pbs-entries-max=100, max-workers=4", 4),
+        ("pbs-entries-max=100", 16),
+        ("max-workers=x", 16),
+        ("", 16),
+    ],
+)
+def test_the_number_of_workers_is_proxmoxs_own_where_none_is_set(performance: str | None, workers: int) -> None:
+    assert workers_of(performance) == workers
+
+
+def test_a_guest_that_did_not_suffer_needs_no_advice() -> None:
+    setup = Setup(max_workers=16, fleecing=False, iothread=False, shares_disk=True)
+    assert advice(101, setup, Course(suffered=False, culprit=None)) == ()
+
+
+def test_many_workers_on_shared_disks_are_named_with_the_setting() -> None:
+    assert advice(101, Setup(max_workers=16), SUFFERED) == (
+        "up to 16 requests of the backup stand in front of each of the guest's: set `performance: max-workers=1` in "
+        "/etc/vzdump.conf",
+    )
+
+
+def test_one_worker_is_as_few_as_can_be() -> None:
+    assert advice(101, Setup(max_workers=1), SUFFERED) == ()
+
+
+def test_against_a_slow_target_fleecing_helps_and_fewer_workers_do_not() -> None:
+    (found,) = advice(101, Setup(max_workers=16, fleecing=False), Course(suffered=True, culprit="slow-target"))
+    assert "fleecing enabled=1,storage=STORAGE" in found
+    assert advice(101, Setup(fleecing=True), Course(suffered=True, culprit="slow-target")) == ()
+
+
+def test_an_archive_on_the_guests_own_disk_belongs_elsewhere() -> None:
+    (found,) = advice(101, Setup(shares_disk=True), Course(suffered=True, culprit="other-load"))
+    assert "a storage on other disks" in found
+    assert advice(101, Setup(shares_disk=False), SUFFERED) == ()
+
+
+def test_disks_without_an_io_thread_are_named_with_the_command() -> None:
+    (found,) = advice(101, Setup(iothread=False), SUFFERED)
+    assert "qm set 101 --scsihw virtio-scsi-single" in found
+    assert advice(101, Setup(iothread=True), SUFFERED) == ()
+
+
+def test_of_what_is_not_known_nothing_is_said() -> None:
+    assert advice(101, NOTHING_KNOWN, SUFFERED) == ()
