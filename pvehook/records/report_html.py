@@ -148,7 +148,7 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
     whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
-    cause = causes_in_short(last.severity, last.causes)
+    cause = causes_in_short(last.severity, last.causes.split())
     cells = (
         f'<td class="name" data-sort="{title}">{name}</td>',
         f'<td class="nights" data-sort="{whole_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',

@@ -13,6 +13,8 @@ from pvehook.records.stall_record import StallRecord
 from pvehook.records.trends import Trend
 from pvehook.rules.regression import Regression
 
+_IDENTITY = ("id", "vmid", "name", "vmtype")
+
 FORMAT = 1
 """Grows when something that was here means something else or is gone."""
 
@@ -45,11 +47,12 @@ def _identity(night: Night) -> dict[str, object]:
 
 
 def _night(night: Night, zone: tzinfo) -> dict[str, object]:
-    plain = {name: value for name, value in night._asdict().items() if name not in ("id", "vmid", "name", "vmtype")}
-    known = {
-        name: told(value) if isinstance(value, (float, Absent, Broken)) else value for name, value in plain.items()
-    }
-    return {"started": _instant(night.started_s, zone), **known, "versions": night.versions._asdict()}
+    body: dict[str, object] = {"started": _instant(night.started_s, zone)}
+    for name, value in night._asdict().items():
+        if name not in _IDENTITY:
+            body[name] = told(value) if isinstance(value, (Absent, Broken)) else value
+    body["causes"] = night.causes.split()
+    return body
 
 
 def _regression(found: Regression | None, zone: tzinfo) -> dict[str, object] | None:

@@ -60,7 +60,7 @@ def _table(trends: Sequence[Trend], zone: tzinfo, look: Look) -> list[str]:
             look.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
             marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
             before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
-            (causes_in_short(last.severity, last.causes) or ABSENT_MARK)[:cause],
+            (causes_in_short(last.severity, last.causes.split()) or ABSENT_MARK)[:cause],
         )
         lines.append(f"{look.shown(trend.title):<{guest}.{guest}} {fixed}".rstrip())
     return lines

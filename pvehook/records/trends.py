@@ -58,7 +58,7 @@ def _for_rule(night: Night) -> NightFigures:
         value_of(night.stalled_s),
         value_of(night.slowed_s),
         value_of(night.write_p99_ms),
-        (night.versions.pve_manager, night.versions.qemu, night.versions.kernel),
+        (night.pve_manager, night.qemu, night.kernel),
     )
 
 

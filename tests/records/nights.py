@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.records.history import append
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -226,3 +229,30 @@ def _a_night(vmid: int, started_s: float, age: int, has_chart: bool, rng: random
     write = latency(rng.uniform(300, 2000), over_1s=int(stalled_s)) if bad else latency(rng.lognormvariate(2.5, 0.4))
     view = hypervisor_view(write=write, stalled_s=stalled_s, slowed_s=slowed_s)
     return record(**changes, stalled_s=stalled_s, slowed_s=slowed_s, hypervisor=view)
+
+
+def write_long_history(path: str, guests: int, days: int) -> None:
+    """A history as it is after `days` nights of `guests` guests, each with a chart, written night by night: some nights
+    are written through `append`, the others are copies of them, made by SQLite, because it has to be quick."""
+    template_days = 4
+    template = f"{path}.template"
+    append(template, *a_nodes_nights(guests, template_days, charts_for_days=template_days), now_s=NOW_S)
+    for age in range(days - 1, -1, -1):
+        append(path, now_s=NOW_S - age * DAY_S)  # drops what is too old by then
+        with closing(sqlite3.connect(path, isolation_level=None)) as history:
+            history.execute("ATTACH ? AS template", (template,))
+            history.execute("BEGIN")
+            _copy_night(history, age % template_days, (age - age % template_days) * DAY_S)
+            history.execute("COMMIT")
+
+
+def _copy_night(history: sqlite3.Connection, age: int, earlier_s: float) -> None:
+    night = (NOW_S - (age + 0.5) * DAY_S, NOW_S - (age - 0.5) * DAY_S)
+    (highest,) = history.execute("SELECT coalesce(max(id), 0) FROM main.nights").fetchone()
+    for table, key in (("nights", "id"), ("details", "night"), ("charts", "night")):
+        columns = [row[1] for row in history.execute(f"PRAGMA main.table_info({table})")]
+        changed = {key: f"{key} + {highest}", "started_s": f"started_s - {earlier_s}"}
+        chosen = ", ".join(changed.get(column, column) for column in columns)
+        history.execute(
+            f"INSERT INTO main.{table} SELECT {chosen} FROM template.{table} WHERE started_s BETWEEN ? AND ?", night
+        )
