@@ -173,7 +173,7 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
         if record.startswith(" "):
             continue  # of a record's dictionary
         try:
-            line, number = parse_kernel_line(record), int(record.split(",", 2)[1])
+            line, number = parse_kernel_line(record), _number(record)
         except ValueError:
             damaged += 1
             continue
@@ -200,6 +200,13 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
         rest=rest if len(rest) <= _RECORD_BYTES else "",
     )
     return KernelLog(timed, tuple(missing), handle)
+
+
+def _number(record: str) -> int:
+    number = int(record.split(",", 2)[1])
+    if not 0 <= number < 2**63:
+        raise ValueError(f"no number of a kernel log: {record[:60]!r}")
+    return number
 
 
 def _boot_id(agent: AgentConnection, deadline: Deadline) -> str:

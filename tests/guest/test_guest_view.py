@@ -261,6 +261,21 @@ def test_a_file_that_is_not_there_and_one_that_was_closed(vm: Vm, deadline: Dead
                 again()
 
 
+def test_a_read_of_more_than_there_is_meets_a_files_end_and_loses_a_log(vm: Vm, deadline: Deadline) -> None:
+    with open_agent(vm.qga, deadline) as agent:
+        handle = agent.file_open("/proc/uptime", deadline)
+        assert agent.file_read(handle, 2000, deadline).endswith(b"\n")
+        assert agent.file_read(handle, 2000, deadline) == b""
+        agent.file_close(handle, deadline)
+        log = agent.file_open("/dev/kmsg", deadline)
+        agent.file_seek_end(log, deadline)
+        vm.log("lost, because more was asked for")
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"failed to read file: Resource temporarily unavailable$"):
+                agent.file_read(log, 2000, deadline)
+        agent.file_close(log, deadline)
+
+
 # Its kernel's log
 
 

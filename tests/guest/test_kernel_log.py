@@ -235,7 +235,17 @@ def test_a_dictionary_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"", b"no record", b"3,1,-;x", b"a,b,c,d;x", b"3,1,-5,-;x", b"3,x,1,-;x", b"\xff\xfe\x00"),
+        *(
+            b"",
+            b"no record",
+            b"3,1,-;x",
+            b"a,b,c,d;x",
+            b"3,1,-5,-;x",
+            b"3,x,1,-;x",
+            b"3,-1,1,-;x",
+            b"3," + b"9" * 30 + b",1,-;x",
+            b"\xff\xfe\x00",
+        ),
         *(
             b"3,1," + b"9" * 30 + b",-;x",
             b"3,1," + b"9" * 5000 + b",-;x",

@@ -12,6 +12,7 @@ import pytest
 
 from pvehook.errors import Refused, TimedOut
 from pvehook.guest.agent import open_agent
+from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline, fitting_address
 from pvehook.rehearsal.guest import SimulatedGuest
@@ -98,6 +99,43 @@ def test_the_same_of_a_real_agent(real: QemuGuest) -> None:
     with open_agent(real.qga, Deadline.after(LONG_S)):
         pass
     assert real.run("wait; cat /data/written") == "x\n"
+
+
+# Disks and the guest itself
+
+
+def test_requests_are_counted_where_they_were_served(tmp_path: Path) -> None:
+    deadline = Deadline.after(LONG_S)
+    simulated = SimulatedGuest(str(tmp_path), 101, disks=("scsi0", "scsi1"))
+    with simulated as guest, open_qmp(guest.qmp_path, deadline) as qmp:
+        guest.serve_requests("read", 2.0, 5, disk="scsi1", size_bytes=65536)
+        guest.serve_requests("flush", 0.5, 4)
+        first, second = read_disks(qmp, deadline)
+        assert (first.read, first.flush) == ((0, 0, 0, None), (4, 0, 2_000_000, None))
+        assert (second.read, second.flush) == ((5, 327_680, 10_000_000, None), (0, 0, 0, None))
+
+
+def test_a_speed_is_noted_and_shown_until_the_next_backup(guest: SimulatedGuest) -> None:
+    deadline = Deadline.after(LONG_S)
+    with open_qmp(guest.qmp_path, deadline) as qmp:
+        for speeds in ((3, 0), (7,)):
+            qmp.execute("backup", {"backup-file": "/dev/fdname/backup"}, deadline=deadline)
+            assert qmp.query_block_jobs(deadline)[0].speed_bytes_per_s == 0
+            for speed in speeds:
+                qmp.set_job_speed("drive-scsi0", speed, deadline)
+            guest.finish_backup()
+        assert guest.speeds_set == (3, 0, 7)
+
+
+def test_what_the_agent_opened_stays_open_until_it_is_closed(guest: SimulatedGuest) -> None:
+    deadline = Deadline.after(LONG_S)
+    with open_agent(guest.qga_path, deadline) as agent:
+        handle = agent.file_open("/proc/uptime", deadline)
+    assert list(guest.files.open_paths) == ["/proc/uptime"]
+    with open_agent(guest.qga_path, deadline) as agent:
+        assert float(agent.file_read(handle, 100, deadline).split()[0]) > 0
+        agent.file_close(handle, deadline)
+    assert list(guest.files.open_paths) == []
 
 
 # Commands
