@@ -83,7 +83,7 @@ SCHEMA: Final = (
 """Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_NO_ROOM_FOR_SHM: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_NO_ROOM_FOR_SHM: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 _writing = threading.Lock()
 """Jobs end in threads of their own, and only one of them may move a database aside."""
 
@@ -263,8 +263,8 @@ def _to_read(path: str) -> Iterator[sqlite3.Connection]:
         else:
             yield history
             return
-    # A database in WAL mode is read with the help of its -shm file, which cannot be made on a read-only medium. So a
-    # copy is read, with the journal that belongs to it.
+    # A database in WAL mode is read with the help of its -shm file, which cannot be made on a medium that is full or
+    # read-only. So a copy is read, with the journal that belongs to it.
     with tempfile.TemporaryDirectory(prefix="pvehook-history-") as directory:
         copy = os.path.join(directory, "history.db")
         for journal in ("", "-wal"):

@@ -62,7 +62,7 @@ def exposition(records: Iterable[StallRecord], existing: Collection[int]) -> str
 
 def _line(name: str, labels: dict[str, str], value: float) -> str:
     inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"{name}{{{inside}}} {float(value)!r}"
+    return f"{name}{{{inside}}} {round(float(value), 6)!r}"
 
 
 def _escaped(text: str) -> str:

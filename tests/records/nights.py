@@ -53,7 +53,8 @@ SOFT_LOCKUP = KernelEvent(
 
 
 def latency(p99_ms: float, operations: int = 4000, over_1s: int = 0, over_10s: int = 0) -> Latency:
-    return Latency(operations, p99_ms / 6, p99_ms / 12, p99_ms / 2, p99_ms, p99_ms * 2, over_1s, over_10s)
+    of_p99 = (round(p99_ms * part, 4) for part in (1 / 6, 1 / 12, 1 / 2, 1, 2))  # as a record is kept
+    return Latency(operations, *of_p99, over_1s, over_10s)
 
 
 def guest_view(**changes: Any) -> GuestView:

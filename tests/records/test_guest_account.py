@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
-from pvehook.records.guest_account import account_lines, account_message, guest_title, idle_in_words
+from pvehook.contract.measured import Absent
+from pvehook.records.guest_account import (
+    account_lines,
+    account_message,
+    guest_title,
+    idle_in_words,
+    stall_fields,
+    stall_in_words,
+)
 from pvehook.records.guest_record import GuestRecord
+from tests.records.nights import HUNG, NO_AGENT, SLOW_TARGET, SOFT_LOCKUP, charted, guest_view, record
 
 
 def guest(**changes: Any) -> GuestRecord:
@@ -88,3 +97,54 @@ def test_a_cancelled_guest_is_called_that() -> None:
 
 def test_a_guest_inside_the_window_says_nothing_of_its_end() -> None:
     assert not any("past the window" in line for line in account_lines(guest(shut_at_s=None)))
+
+
+def test_what_the_guest_suffered_is_told_in_both() -> None:
+    bad = charted()
+    sentence = (
+        "stalled for 15 s, slowed for 91 s, p99 of writes 4.1 ms before and 1310 ms during, 1 line of its kernel about "
+        "a lockup; slow target: each first write of the guest waits for the backup's copy "
+        "(p99 of reads 2.1 ms (1810), of writes 1310 ms; mean write before 4.1 ms, during 212 ms)"
+    )
+    assert account_message(guest(), bad).endswith(f"; {sentence}")
+    assert account_lines(guest(), bad)[-2:] == [
+        f"VM 101 (web): {sentence}",
+        "VM 101 (web): its kernel said: watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]",
+    ]
+
+
+def test_not_stalled_not_looked_at_and_not_read_are_three_sentences() -> None:
+    assert stall_in_words(record()) == "not stalled, slowed for 0 s, p99 of writes 4.1 ms before and 24 ms during"
+    assert stall_in_words(record(hypervisor=Absent("metrics are off"))) == (
+        "whether it stalled was not seen: metrics are off"
+    )
+    assert stall_in_words(record(hypervisor=HUNG)) == (
+        "whether it stalled could not be read: QMP did not answer within 5 s"
+    )
+
+
+def test_a_kernel_that_says_much_is_not_quoted_without_end() -> None:
+    lines = tuple(SOFT_LOCKUP._replace(text=f"line {number}\n\x1b[2J") for number in range(50))
+    told = account_lines(guest(), record(guest=guest_view(kernel=lines)))
+    quoted = [line for line in told if "its kernel said" in line]
+    assert quoted == [f"VM 101 (web): its kernel said: line {number}\\n\\x1b[2J" for number in range(3)]
+    assert "50 lines of its kernel about a lockup" in told[-4]
+
+
+def test_the_journal_gets_every_figure_or_why_it_is_missing() -> None:
+    fields = stall_fields(record(guest=NO_AGENT, baseline=HUNG))
+    assert fields["severity"] == "none"
+    assert fields["stalled_s"] == 0
+    assert fields["write_p99_ms"] == 24
+    assert fields["guest_io_some_s"] == "absent: the guest runs no agent"
+    assert fields["guest_lockups"] == "absent: the guest runs no agent"
+    assert fields["baseline_write_p99_ms"] == "broken: QMP did not answer within 5 s"
+    assert fields["qemu"] == "10.0.2"
+    assert {"over_1s", "over_10s", "run_delay_s", "host_io_full_s", "host_perf_lines", "sampler_cpu_s"} <= set(fields)
+
+
+def test_causes_and_kernel_lines_are_in_the_journal() -> None:
+    fields = stall_fields(charted())
+    assert fields["causes"] == [f"slow-target: {SLOW_TARGET.evidence}"]
+    assert fields["kernel_lines"] == ["watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]"]
+    assert fields["guest_lockups"] == 1

@@ -1,0 +1,385 @@
+"""The history keeps what it is given, is bounded by age, and losing it costs the history and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvehook.contract.measured import Absent, Broken
+from pvehook.errors import NodeError
+from pvehook.records import history
+from pvehook.records.history import (
+    CHART_DAYS,
+    DETAIL_DAYS,
+    KEEP_DAYS,
+    SCHEMA,
+    append,
+    last_records,
+    nights,
+    past_baselines,
+    reading,
+    record_of,
+)
+from pvehook.records.stall_record import Baseline, StallRecord
+from tests.records.nights import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "state" / "history.db")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system that is soon full."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def night(age: float, vmid: int = 101, **changes: object) -> StallRecord:
+    started_s = NOW_S - age * DAY_S
+    return record(vmid=vmid, started_s=started_s, ended_s=started_s + 600, **changes)
+
+
+def kept(path: str) -> list[tuple[int, float]]:
+    with reading(path) as database:
+        return [(each.vmid, (NOW_S - each.started_s) / DAY_S) for each in nights(database)]
+
+
+# Keeping
+
+
+@pytest.mark.parametrize(
+    "told",
+    [record(), record(stalled_s=3.4, slowed_s=41.0), record(hypervisor=HUNG, guest=NO_AGENT), container(), charted()],
+    ids=["good", "bad", "missing", "container", "with a chart"],
+)
+def test_what_was_written_is_read(path: str, told: StallRecord) -> None:
+    assert append(path, told, now_s=NOW_S) is None
+    with reading(path) as database:
+        (row,) = nights(database)
+        read = record_of(database, row.id)
+    assert isinstance(read, StallRecord)
+    assert read.verdict == told.verdict
+    assert (read.guest, read.host, read.baseline, read.freeze) == (told.guest, told.host, told.baseline, told.freeze)
+    assert len(read.points) == len(told.points)
+    assert (read.governor and read.governor.speeds) == (told.governor and told.governor.speeds)
+    assert (row.vmid, row.name, row.result, row.severity) == (told.vmid, told.name, "ok", told.verdict.severity)
+    assert row.causes.split() == [cause.kind for cause in told.verdict.causes]
+
+
+def test_zero_absent_and_broken_stay_apart_in_a_row(path: str) -> None:
+    append(path, night(0, 101), night(0, 102, hypervisor=HUNG), night(0, 103, hypervisor=NO_AGENT), now_s=NOW_S)
+    with reading(path) as database:
+        seen, hung, none = (each.stalled_s for each in nights(database))
+    assert seen == 0.0
+    assert isinstance(seen, float)
+    assert hung == Broken("QMP did not answer within 5 s")
+    assert none == Absent("the guest runs no agent")
+
+
+def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
+    append(path, charted(), now_s=NOW_S)
+    append(path, record(result="failed"), now_s=NOW_S)
+    with reading(path) as database:
+        (row,) = nights(database)
+        read = record_of(database, row.id)
+    assert row.result == "failed"
+    assert isinstance(read, StallRecord)
+    assert read.points == ()  # nor is a chart left of the first
+
+
+def test_only_root_may_read_it(path: str) -> None:
+    os.umask(0o022)
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path)) as writer:  # keeps the journal's files
+        writer.execute("SELECT * FROM nights").fetchone()
+        for name in os.listdir(os.path.dirname(path)):
+            assert stat.S_IMODE(os.stat(os.path.join(os.path.dirname(path), name)).st_mode) == 0o600, name
+    assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+
+
+def test_a_list_is_of_one_guest_and_since_a_day_when_asked(path: str) -> None:
+    append(path, *(night(age, vmid) for age in (9, 5, 1) for vmid in (101, 102)), now_s=NOW_S)
+    with reading(path) as database:
+        assert [each.vmid for each in nights(database, vmid=102)] == [102, 102, 102]
+        assert len(nights(database, NOW_S - 6 * DAY_S)) == 4
+        assert len(nights(database, NOW_S - 6 * DAY_S, 101)) == 2
+
+
+# The bound
+
+
+def test_what_is_too_old_goes_and_what_is_not_stays(path: str) -> None:
+    append(path, night(KEEP_DAYS + 1), night(KEEP_DAYS - 1), night(0), now_s=NOW_S)
+    assert [round(age) for _, age in kept(path)] == [KEEP_DAYS - 1, 0]
+
+
+def test_a_caller_can_keep_less(path: str) -> None:
+    append(path, night(31), night(29), charted(), now_s=NOW_S, keep_days=30)
+    assert [round(age) for _, age in kept(path)] == [29, 0]
+
+
+def test_charts_and_details_go_before_their_row(path: str) -> None:
+    for age in (DETAIL_DAYS + 1, DETAIL_DAYS - 1, CHART_DAYS + 1, CHART_DAYS - 1):
+        started_s = NOW_S - age * DAY_S
+        append(path, charted(started_s=started_s, ended_s=started_s + 600), now_s=started_s + 600)
+    append(path, now_s=NOW_S)
+    with reading(path) as database:
+        rows = nights(database)
+        records = [record_of(database, row.id) for row in rows]
+    assert len(rows) == 4
+    assert records[0] == Absent("details are kept for 120 days")
+    assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [0, 0, 120]
+
+
+# What the sampler and Prometheus take from it
+
+
+def test_baselines_of_a_guest_newest_first(path: str) -> None:
+    for age in range(10):
+        before = Baseline(600.0, "before", latency(1.0), latency(float(age + 1)), latency(1.0), 2.0)
+        append(path, night(age, 101, baseline=before), night(age, 102), now_s=NOW_S)
+    assert [each.write.p99_ms for each in past_baselines(path, 101, 3)] == [1.0, 2.0, 3.0]
+    assert past_baselines(path, 999) == []
+
+
+def test_a_baseline_that_came_from_history_or_was_not_seen_is_none(path: str) -> None:
+    """Else one quiet week would be the measure for ever."""
+    borrowed = Baseline(600.0, "history", latency(1.0), latency(1.0), latency(1.0))
+    append(path, night(2), night(1, baseline=borrowed), night(0, baseline=HUNG), now_s=NOW_S)
+    (found,) = past_baselines(path, 101)
+    assert found.source == "before"
+
+
+def test_without_a_history_there_are_no_baselines(path: str) -> None:
+    assert past_baselines(path, 101) == []
+
+
+def test_the_newest_record_of_each_guest(path: str) -> None:
+    append(path, night(2, 101), night(1, 101), night(1, 102), night(20, 103), now_s=NOW_S)
+    with reading(path) as database:
+        found = last_records(database, NOW_S - 10 * DAY_S)
+    assert [(each.vmid, round((NOW_S - each.started_s) / DAY_S)) for each in found] == [(101, 1), (102, 1)]
+
+
+# What can go wrong
+
+
+@AS_ROOT
+def test_a_full_disk_costs_the_record_and_nothing_else(tiny_disk: Path) -> None:
+    path = str(tiny_disk / "history.db")
+    append(path, charted(), now_s=NOW_S)
+    (tiny_disk / "filler").write_bytes(b"")
+    with (tiny_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+    with pytest.raises(NodeError, match=r"history .*full.*record is not kept"):
+        append(path, *(charted(vmid=vmid) for vmid in range(102, 140)), now_s=NOW_S)
+    assert [vmid for vmid, _ in kept(path)] == [101]
+    (tiny_disk / "filler").unlink()
+    assert append(path, record(vmid=102), now_s=NOW_S) is None
+    assert [vmid for vmid, _ in kept(path)] == [101, 102]
+
+
+@AS_ROOT
+def test_a_disk_that_is_full_from_the_start(tiny_disk: Path) -> None:
+    with (tiny_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+    with pytest.raises(NodeError, match="not kept"):
+        append(str(tiny_disk / "history.db"), record(), now_s=NOW_S)
+    (tiny_disk / "filler").unlink()
+    assert append(str(tiny_disk / "history.db"), record(), now_s=NOW_S) is None
+
+
+@AS_ROOT
+def test_a_read_only_directory_costs_the_record_and_can_be_read(tiny_disk: Path) -> None:
+    path = str(tiny_disk / "history.db")
+    append(path, record(), now_s=NOW_S)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(NodeError, match="not kept"):
+        append(path, record(vmid=102), now_s=NOW_S)
+    assert [vmid for vmid, _ in kept(path)] == [101]
+
+
+def crashed_writer(path: str) -> None:
+    """A real process that is killed with a record in the journal and not yet in the file."""
+    code = (
+        "import os, signal, sqlite3\n"
+        f"writer = sqlite3.connect({path!r}, isolation_level=None)\n"
+        "writer.execute('PRAGMA wal_autocheckpoint = 0')\n"
+        "writer.execute('UPDATE nights SET name = \"from the journal\"')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert os.path.getsize(f"{path}-wal") > 0
+
+
+def names(path: str) -> list[str | None]:
+    with reading(path) as database:
+        return [each.name for each in nights(database)]
+
+
+def test_what_a_killed_daemon_left_in_the_journal_is_read_and_kept(path: str) -> None:
+    append(path, record(), now_s=NOW_S)
+    crashed_writer(path)
+    assert names(path) == ["from the journal"]
+    append(path, record(vmid=102, name="next"), now_s=NOW_S)
+    assert names(path) == ["from the journal", "next"]
+
+
+@AS_ROOT
+@pytest.mark.parametrize("is_there", [True, False], ids=["with -shm", "without"])
+def test_a_journal_that_cannot_be_recovered_in_place_is_read_all_the_same(tiny_disk: Path, is_there: bool) -> None:
+    path = str(tiny_disk / "history.db")
+    append(path, record(), now_s=NOW_S)
+    crashed_writer(path)
+    if not is_there:
+        os.unlink(f"{path}-shm")
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    assert names(path) == ["from the journal"]
+
+
+def test_a_copy_elsewhere_is_read(path: str, tmp_path: Path) -> None:
+    append(path, record(), now_s=NOW_S)
+    shutil.copy(path, tmp_path / "odd name #1?.db")
+    assert names(str(tmp_path / "odd name #1?.db")) == ["web"]
+
+
+def test_it_is_read_while_it_is_written(path: str) -> None:
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE nights SET name = 'half written'")
+        assert names(path) == ["web"]
+
+
+def test_a_lock_of_somebody_else_is_not_waited_for_without_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "BUSY_S", 0.05)
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(NodeError, match=r"locked.*not kept"):
+            append(path, record(vmid=102), now_s=NOW_S)
+        other.execute("ROLLBACK")
+    assert append(path, record(vmid=102), now_s=NOW_S) is None
+
+
+def test_several_jobs_end_at_the_same_time(path: str) -> None:
+    threads = [
+        threading.Thread(target=append, args=(path, record(vmid=vmid)), kwargs={"now_s": NOW_S})
+        for vmid in range(101, 117)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(vmid for vmid, _ in kept(path)) == list(range(101, 117))
+
+
+@pytest.mark.parametrize("rubbish", [b"no database at all" * 999, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_damaged_file_is_moved_aside_and_said(path: str, rubbish: bytes) -> None:
+    os.makedirs(os.path.dirname(path))
+    Path(path).write_bytes(rubbish)
+    said = append(path, record(), now_s=NOW_S)
+    assert said is not None
+    assert f"it is now {path}.damaged, and a new one was begun" in said
+    assert Path(f"{path}.damaged").read_bytes() == rubbish
+    assert [vmid for vmid, _ in kept(path)] == [101]
+    assert append(path, record(vmid=102), now_s=NOW_S) is None  # it is said once
+
+
+def test_a_page_that_is_damaged_is_found_when_it_is_written_to(path: str) -> None:
+    append(path, *(night(age) for age in range(50)), now_s=NOW_S)
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (os.path.getsize(path) - 4096))
+    said = append(path, record(vmid=102), now_s=NOW_S)
+    assert said is not None
+    assert "damaged" in said
+    assert [vmid for vmid, _ in kept(path)] == [102]
+
+
+def test_what_is_moved_aside_every_night_does_not_fill_the_disk(path: str) -> None:
+    os.makedirs(os.path.dirname(path))
+    for _ in range(5):
+        Path(path).write_bytes(b"rubbish " * 1000)
+        append(path, record(), now_s=NOW_S)
+    assert sorted(os.listdir(os.path.dirname(path))) == ["history.db", "history.db.damaged"]
+
+
+def test_a_newer_database_is_moved_aside_by_the_daemon_and_left_alone_by_a_report(path: str) -> None:
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as newer:
+        newer.execute(f"PRAGMA user_version = {len(SCHEMA) + 1}")
+    with pytest.raises(NodeError, match="made by a newer pvehook"), reading(path):
+        pass
+    said = append(path, record(vmid=102), now_s=NOW_S)
+    assert said is not None
+    assert "made by a newer pvehook (version 2; this one knows 1)" in said
+    assert os.path.exists(f"{path}.newer")
+    assert [vmid for vmid, _ in kept(path)] == [102]
+
+
+def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(path, record(), now_s=NOW_S)
+    monkeypatch.setattr(history, "SCHEMA", (*SCHEMA, "ALTER TABLE nights ADD COLUMN new_one DEFAULT 7;"))
+    with pytest.raises(NodeError, match="older pvehook; the next backup brings it up to date"), reading(path):
+        pass
+    assert append(path, record(vmid=102), now_s=NOW_S) is None
+    assert [vmid for vmid, _ in kept(path)] == [101, 102]
+    with reading(path) as database:
+        assert database.execute("SELECT DISTINCT new_one FROM nights").fetchall() == [(7,)]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"rubbish", "cannot be read"),
+        (zlib.compress(b"[" * 100_000), "cannot be read"),
+        (zlib.compress(b'{"vmid": 101}'), "cannot be read"),
+        (zlib.compress(b" " * (history.DETAIL_LIMIT_BYTES + 1)), "over 4194304 bytes"),
+        ("a text", "no bytes"),
+    ],
+    ids=["rubbish", "too deep", "an older layout", "a bomb", "no blob"],
+)
+def test_details_that_cannot_be_read_cost_the_details(path: str, body: object, why: str) -> None:
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
+        damage.execute("UPDATE details SET body = ?", (body,))
+    with reading(path) as database:
+        (row,) = nights(database)
+        read = record_of(database, row.id)
+        assert last_records(database, 0.0) == []
+    assert row.name == "web"
+    assert isinstance(read, Broken)
+    assert why in read.why
+    assert past_baselines(path, 101) == []
+
+
+def test_a_figure_that_is_no_figure_is_broken(path: str) -> None:
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
+        damage.execute("UPDATE nights SET stalled_s = x'00', slowed_s = NULL")
+    with reading(path) as database:
+        (row,) = nights(database)
+    assert isinstance(row.stalled_s, Broken)
+    assert isinstance(row.slowed_s, Broken)
+    assert row.write_p99_ms == 24.0

@@ -1,0 +1,40 @@
+"""200 guests over 400 nights: the history's bound, and that a page of it can be mailed."""
+
+from __future__ import annotations
+
+import io
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pvehook.records.history import nights, reading
+from pvehook.records.report import run_report
+from tests.records.nights import NOW_S, write_long_history
+
+GUESTS, NIGHTS = 200, 400
+BOUND_BYTES = 80_000_000
+PAGE_BYTES = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("long") / "history.db")
+    write_long_history(path, GUESTS, NIGHTS)
+    return path
+
+
+def test_every_night_is_there_and_the_file_stays_within_its_bound(history: str) -> None:
+    with reading(history) as database:
+        assert len(nights(database)) == GUESTS * NIGHTS
+    size = sum(os.path.getsize(history + journal) for journal in ("", "-wal") if os.path.exists(history + journal))
+    assert size < BOUND_BYTES
+
+
+def test_a_page_of_all_of_it_can_be_mailed(history: str, tmp_path: Path) -> None:
+    page, said = tmp_path / "report.html", io.StringIO()
+    now = datetime.fromtimestamp(NOW_S, UTC)
+    assert run_report(history, said, now, since="400d", html=str(page)) == 0
+    assert page.stat().st_size < PAGE_BYTES
+    assert "200 guests" in said.getvalue()
