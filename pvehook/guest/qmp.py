@@ -132,6 +132,18 @@ class QmpConnection:
         }
         return tuple(threads[index] for index in sorted(threads))
 
+    def is_agent_running(self, vmid: int, deadline: Deadline) -> bool:
+        """Whether something in the guest has the agent's port open. It may hang all the same; where nothing has, the
+        agent's socket accepts and stays silent, which alone would look like one that hangs."""
+        source = self.source("query-chardev")
+        ports = items(self.execute("query-chardev", deadline=deadline), source=source)
+        # `unix:/var/run/qemu-server/101.qga,server=on`, `disconnected:` before it while nobody is connected.
+        return any(
+            boolean(port, "frontend-open", source=source)
+            for port in ports
+            if f"/{vmid}.qga," in text(port, "filename", source=source)
+        )
+
     def backup_cancel(self, deadline: Deadline) -> None:
         """Ends the running backup with Proxmox's own command; stock QEMU does not know it (Refused)."""
         self.execute("backup-cancel", deadline=deadline)
@@ -148,12 +160,21 @@ def open_qmp(path: str, deadline: Deadline) -> Iterator[QmpConnection]:
     Raises TimedOut also when another client is being served: QEMU greets only whom it serves.
     """
     with connect(path) as connection:
-        greeting = parse_document(connection.read_line(deadline), source=f"{path}: greeting")
-        if "QMP" not in greeting:
-            raise BadReply(f"{path}: this is no QMP, it does not greet")
-        qmp = QmpConnection(connection)
-        qmp.execute("qmp_capabilities", deadline=deadline)
-        yield qmp
+        yield greet(connection, deadline)
+
+
+def greet(connection: Connection, deadline: Deadline) -> QmpConnection:
+    """Waits for the greeting on a connection that was made before, and enters command mode. Raises as `open_qmp`.
+
+    After TimedOut the connection still waits its turn, and `greet` may be called again: who closes it and makes another
+    one takes two of the three places in QEMU's queue, until QEMU comes to see that the first one is gone.
+    """
+    greeting = parse_document(connection.read_line(deadline), source=f"{connection.path}: greeting")
+    if "QMP" not in greeting:
+        raise BadReply(f"{connection.path}: this is no QMP, it does not greet")
+    qmp = QmpConnection(connection)
+    qmp.execute("qmp_capabilities", deadline=deadline)
+    return qmp
 
 
 def _is_for(reply: Mapping[str, object], request_id: int) -> bool:

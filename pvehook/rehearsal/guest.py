@@ -41,7 +41,7 @@ class SimulatedGuest:
     `freeze_s` is how long a freeze takes, `sync_s` a `sync` by guest-exec, `backup_s` a backup: None is until
     `finish_backup`. `blocked` are the agent's commands that the guest's administrator has switched off.
     A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
-    from `stop` on, its agent is silent.
+    from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
     `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
     """
@@ -60,6 +60,7 @@ class SimulatedGuest:
         backup_s: float | None = None,
         running: bool = True,
         disks: Sequence[str] = ("scsi0",),
+        has_agent: bool = True,
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
         self.qga_path = os.path.join(directory, f"{vmid}.qga")
@@ -68,6 +69,9 @@ class SimulatedGuest:
         self.vcpu_threads: tuple[int, ...] = (threading.get_native_id(),)
         """What `query-cpus-fast` shows. Whoever made this guest stands for its vCPU."""
         self._state = GuestState(running)
+        self._has_agent = has_agent
+        if not has_agent:
+            self._state.stuck.add("agent")
         self._disks = {disk.name: disk for disk in map(SimulatedDisk, disks)}
         self._backup = backup_job.BackupJob(backup_s)
         self._monitor = Requests()
@@ -94,6 +98,7 @@ class SimulatedGuest:
             "qom-get": self._qom_get,
             "query-version": self._version,
             "query-cpus-fast": self._cpus,
+            "query-chardev": self._chardevs,
             "query-block-jobs": self._block_jobs,
             "block-job-set-speed": self._set_speed,
             "query-proxmox-support": self._proxmox_support,
@@ -240,6 +245,11 @@ class SimulatedGuest:
             {"cpu-index": index, "thread-id": thread, "qom-path": f"/machine/unattached/device[{index}]", "props": {}}
             for index, thread in enumerate(self.vcpu_threads)
         ]
+
+    def _chardevs(self, arguments: Mapping[str, object]) -> object:
+        monitor = {"label": "qmp", "filename": f"unix:{self.qmp_path},server=on", "frontend-open": True}
+        agent = {"label": "qga0", "filename": f"disconnected:unix:{self.qga_path},server=on"}
+        return [monitor, {**agent, "frontend-open": self._has_agent}]
 
     def _block(self, arguments: Mapping[str, object]) -> object:
         return [disk.as_block() for disk in self._disks.values()]

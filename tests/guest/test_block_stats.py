@@ -12,6 +12,7 @@ import pytest
 
 from pvehook.contract.latency import DiskCounters, Histogram, our_boundaries_ns
 from pvehook.errors import BadReply, NotActive, TimedOut
+from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import DISKS_LIMIT, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
 from pvehook.guest.sockets import Deadline
@@ -191,6 +192,26 @@ def test_the_threads_of_the_cpus_come_in_the_cpus_order(tmp_path: Path) -> None:
 def test_cpus_of_a_wrong_shape_are_a_bad_reply(tmp_path: Path, value: object) -> None:
     with pytest.raises(BadReply, match="query-cpus-fast"):
         ask(tmp_path, qmp_that_returns(value), QmpConnection.query_cpus_fast)
+
+
+PORT = {"label": "qga0", "filename": "disconnected:unix:/var/run/qemu-server/101.qga,server=on", "frontend-open": True}
+
+
+@pytest.mark.parametrize(
+    "value", [7, {}, [7], [{}], [{**PORT, "filename": None}], [{**PORT, "frontend-open": 1}], [PORT] * 9000]
+)
+def test_ports_of_a_wrong_shape_are_a_bad_reply(tmp_path: Path, value: object) -> None:
+    with pytest.raises(BadReply, match="query-chardev"):
+        ask(tmp_path, qmp_that_returns(value), lambda qmp, deadline: qmp.is_agent_running(101, deadline))
+
+
+def test_a_guest_without_an_agent_says_so_on_qmp(tmp_path: Path) -> None:
+    deadline = Deadline.after(ANSWER_S)
+    simulated = SimulatedGuest(str(tmp_path), 101, has_agent=False)
+    with simulated as guest, open_qmp(guest.qmp_path, deadline) as qmp:
+        assert not qmp.is_agent_running(101, deadline)
+        with pytest.raises(TimedOut), open_agent(guest.qga_path, Deadline.after(SHORT_S)):
+            pass
 
 
 def test_a_job_that_has_ended_is_told_from_another_refusal(tmp_path: Path) -> None:

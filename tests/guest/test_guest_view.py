@@ -224,6 +224,11 @@ def test_it_tells_its_version_and_the_threads_of_its_cpus(qmp: QmpConnection, de
     assert Path(f"/proc/{thread}/schedstat").exists()
 
 
+def test_an_agent_that_runs_is_told_from_none(vm: Vm, qmp: QmpConnection, deadline: Deadline) -> None:
+    assert qmp.is_agent_running(101, deadline)
+    assert not qmp.is_agent_running(1, deadline)
+
+
 # The guest itself
 
 

@@ -10,6 +10,7 @@ import pytest
 from pvehook.contract.latency import our_boundaries_ns
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.pressure import PressureTotals
+from pvehook.errors import TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.inside import Inside, look_inside
@@ -22,6 +23,7 @@ from tests.rig.qemu_guest import Aio, Attach, CannotStart, CdDrive, QemuGuest, q
 pytestmark = pytest.mark.rig
 
 ANSWER_S = 30.0
+SHORT_S = 0.3
 SLOW_BYTES_PER_S = 400_000
 VIRTIO = "/machine/peripheral/virtio0/virtio-backend"
 AGENT = "qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run"
@@ -43,11 +45,14 @@ def inside(guest: QemuGuest) -> Inside:
         return look_inside(agent, deadline)
 
 
+def end_agent(guest: QemuGuest) -> None:
+    guest.run("agent=$(pidof qemu-ga); kill -KILL $agent; while [ -d /proc/$agent ]; do usleep 5000; done")
+
+
 def restart_agent(guest: QemuGuest, options: str = "") -> None:
     """Another process; what the one before had opened is gone with it, its numbers are not given out again."""
-    guest.run(
-        f"agent=$(pidof qemu-ga); kill $agent; while [ -d /proc/$agent ]; do usleep 5000; done; {AGENT} {options} &"
-    )
+    end_agent(guest)
+    guest.run(f"{AGENT} {options} &")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,20 @@ def test_pressure_that_is_off_is_absent_and_pressure_without_a_wait_is_zero() ->
     with started(disks=(), kernel_options="psi=1") as guest:
         assert inside(guest).memory == PressureTotals(0, 0)
         assert isinstance(inside(guest).cpu, PressureTotals)
+
+
+def test_a_guest_whose_agent_has_ended_is_told_from_one_whose_agent_hangs() -> None:
+    deadline = Deadline.after(ANSWER_S)
+    with started(disks=()) as guest, open_qmp(guest.qmp, deadline) as qmp:
+        guest.run("kill -STOP $(pidof qemu-ga)")
+        assert qmp.is_agent_running(101, deadline)
+        with pytest.raises(TimedOut), open_agent(guest.qga, Deadline.after(SHORT_S)):
+            pass
+        guest.run("kill -CONT $(pidof qemu-ga)")
+        end_agent(guest)
+        assert not qmp.is_agent_running(101, deadline)
+        with pytest.raises(TimedOut), open_agent(guest.qga, Deadline.after(SHORT_S)):
+            pass
 
 
 def test_an_agent_that_was_restarted_has_lost_the_log_and_one_that_may_read_nothing_says_so() -> None:
