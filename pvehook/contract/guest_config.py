@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
@@ -47,6 +47,8 @@ class GuestConfig:
     tags: tuple[str, ...]
     """In lower case, as Proxmox compares them unless the data centre is set to tell cases apart."""
     volumes: tuple[Volume, ...]
+    io_threads: bool | None = None
+    """Whether each of a VM's disks has an I/O thread of its own; None: it has no disk that could, or is a container."""
 
 
 def parse_vm(text: str) -> GuestConfig:
@@ -54,6 +56,7 @@ def parse_vm(text: str) -> GuestConfig:
     options = _main_section(text)
     has_ovmf = options.get("bios") == "ovmf"
     volumes = []
+    threads = []
     for key, value in options.items():
         if _VM_DRIVE.fullmatch(key):
             volume, settings = property_string(value, default_key="file")
@@ -62,7 +65,11 @@ def parse_vm(text: str) -> GuestConfig:
             if key.startswith("efidisk") and not has_ovmf:
                 backup = False  # vzdump leaves it out: without OVMF it is not attached
             volumes.append(Volume(key, volume, backup, is_cdrom))
-    return _guest(options, options.get("name"), volumes)
+            if key.startswith(("scsi", "virtio")) and not is_cdrom:
+                # With any other controller Proxmox ignores the setting of a scsi disk (`print_drivedevice_full`).
+                can = key.startswith("virtio") or options.get("scsihw") == "virtio-scsi-single"
+                threads.append(can and boolean(settings.get("iothread")) is True)
+    return replace(_guest(options, options.get("name"), volumes), io_threads=all(threads) if threads else None)
 
 
 def parse_container(text: str) -> GuestConfig:

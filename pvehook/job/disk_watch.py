@@ -4,8 +4,9 @@
     each look       what was completed since the last one: stalled seconds, the chart, the governor's food
     at the end      the whole difference becomes percentiles; histograms that we armed are removed
 
-QMP serves one client at a time and vzdump comes by once a second, so each look is one short connection. A QEMU that
-does not answer is asked less often, and how long it was silent is a figure of its own.
+QMP serves one client at a time and vzdump comes by once a second, so each look is one short connection. Where QEMU does
+not answer we wait on, on the same connection: a new one would take a second place in a queue of three. For how long it
+was silent is a figure of its own.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from typing import NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured
-from pvehook.errors import GuestError, Unreachable
+from pvehook.errors import GuestError, TimedOut, Unreachable
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
-from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
-from pvehook.guest.sockets import Deadline
+from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
+from pvehook.guest.sockets import Connection, Deadline, connect
 from pvehook.records.night_points import NightPoints
 from pvehook.records.stall_record import Point
 from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
 
 ANSWER_S = 2.0
-"""A look that takes longer is given up; vzdump may wait behind it."""
+"""A look that takes longer, once QEMU has begun to answer, is given up; vzdump may wait behind it."""
 
-AFTER_SILENCE_S = 1.0
-"""QEMU is left alone this long after a look that was given up."""
+TURN_S = 0.5
+"""For how long one call waits for its turn; then the caller may have something else to do."""
 
 
 class Look(NamedTuple):
@@ -77,6 +78,7 @@ class DiskWatch:
         self._looks = 0
         self._silence_s = 0.0
         self._silent_since_s: float | None = None
+        self._waiting: Connection | None = None
         self._fault: GuestError | None = None
         self._run_state = "unknown"
         # What runs when a restarted daemon comes is this night's; what runs before the first look is not.
@@ -98,33 +100,58 @@ class DiskWatch:
         """When the counting began, in seconds since the epoch."""
         return self.start.at_s if self.start else None
 
-    def look(self, wait_s: float = ANSWER_S) -> float:
-        """Takes one look. Returns for how long QEMU should be left alone beyond the usual: 0 when it answered."""
+    @property
+    def waits(self) -> bool:
+        """Whether a connection waits for its turn: look again at once, or vzdump waits behind one that says nothing."""
+        return self._waiting is not None
+
+    def look(self, turn_s: float = TURN_S) -> None:
+        """Takes one look, or goes on waiting for its turn."""
         asked_s = time.monotonic()
-        deadline = Deadline.after(wait_s)
         try:
-            with open_qmp(self._path, deadline) as qmp:
-                if self.start is None:
-                    self.start = self._begin(qmp, deadline)
-                    self._last = self.start.disks
-                disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last])
-                if _went_back(self._last, disks):  # another QEMU: vzdump has stopped the VM and started it again
-                    self.start = self._begin(qmp, deadline)
-                    self._last, self._last_s, disks = self.start.disks, None, self.start.disks
-                jobs = qmp.query_block_jobs(deadline)
-                answered_s = time.monotonic()
-                self._take(answered_s, disks, jobs)
-                self._act(qmp, Look(answered_s, disks, jobs), deadline)
+            if self._waiting is None:
+                self._waiting = connect(self._path)
+            qmp = greet(self._waiting, Deadline.after(turn_s))
+        except TimedOut as error:
+            self._not_answered(asked_s, error)
+            return
         except GuestError as error:
-            return self._not_answered(asked_s, error)
-        self._silence_s = max(self._silence_s, answered_s - (self._silent_since_s or asked_s))
-        self._silent_since_s = None
-        return 0.0
+            self._not_answered(asked_s, error)
+            self._hang_up()
+            return
+        try:
+            self._look_on(qmp, Deadline.after(ANSWER_S))
+        except GuestError as error:
+            self._not_answered(asked_s, error)
+        else:
+            self._silence_s = max(self._silence_s, time.monotonic() - (self._silent_since_s or asked_s))
+            self._silent_since_s = None
+        finally:
+            self._hang_up()
+
+    def _look_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
+        if self.start is None:
+            self.start = self._begin(qmp, deadline)
+            self._last = self.start.disks
+        disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last])
+        if _went_back(self._last, disks):  # another QEMU: vzdump has stopped the VM and started it again
+            self.start = self._begin(qmp, deadline)
+            self._last, self._last_s, disks = self.start.disks, None, self.start.disks
+        jobs = qmp.query_block_jobs(deadline)
+        at_s = time.monotonic()
+        self._take(at_s, disks, jobs)
+        self._act(qmp, Look(at_s, disks, jobs), deadline)
+
+    def _hang_up(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
 
     def end(self, wait_s: float) -> None:
         """The last look; what we armed is removed."""
         deadline = Deadline.after(wait_s)
         self.look(wait_s)
+        self._hang_up()
         if self.start is None or not self.start.armed:
             return
         try:
@@ -210,11 +237,10 @@ class DiskWatch:
         self._old_jobs &= still_there  # ended: a new job of the same name is another
         return forward
 
-    def _not_answered(self, asked_s: float, error: GuestError) -> float:
+    def _not_answered(self, asked_s: float, error: GuestError) -> None:
         self._fault = error
         if self._silent_since_s is None:
             self._silent_since_s = asked_s
-        return AFTER_SILENCE_S
 
 
 def _went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:

@@ -24,11 +24,12 @@ from pvehook.guest.sockets import Deadline
 from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of
 from pvehook.job.disk_watch import DiskWatch, Look, Start
+from pvehook.job.governor import Governor
 from pvehook.job.guest_watch import GuestWatch, InsideStart
 from pvehook.job.host_watch import HostWatch, Reading
 from pvehook.records.night_points import NightPoints
 from pvehook.records.plain import from_plain, to_plain
-from pvehook.records.stall_record import Baseline, Point
+from pvehook.records.stall_record import Baseline, GovernorAccount, Point
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 LAST_LOOK_S = 2.0
 """For the disks; the guest itself has as long again."""
+LEAVE_S = 3.0
 LOG_EVERY_S = 5.0
 """The kernel's ring holds some thousand lines."""
 PING_EVERY_S = 10.0
@@ -68,6 +70,7 @@ class Views(NamedTuple):
     points: tuple[Point, ...]
     backup_bytes: int | None
     disks: Start | None
+    governor: GovernorAccount | None
     cpu_s: float
 
 
@@ -79,6 +82,7 @@ class GuestNight:
         around: Surroundings,
         guest: GuestRecord,
         config: MetricsConfig,
+        governor: Governor | None,
         baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
         log: Log,
     ) -> None:
@@ -86,6 +90,7 @@ class GuestNight:
         self._guest = guest
         self._config = config
         self._log = log
+        self._governor = governor
         self._baseline_of = baseline_of
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen = _seen_before(guest)
@@ -104,6 +109,7 @@ class GuestNight:
         self._job_since_s: float | None = None
         self._views: Views | None = None
         self._finishing = threading.Event()
+        self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"night-{guest.vmid}", daemon=True)
 
     # What the phases call
@@ -132,12 +138,19 @@ class GuestNight:
         self._thread.join(wait_s)
         return self._views
 
+    def put_down(self) -> None:
+        """The daemon leaves while the backup runs: the original speed, and no account. The next daemon goes on."""
+        self._leaving.set()
+        self._finishing.set()
+        self._thread.join(LEAVE_S)
+
     # The thread
 
     def _run(self) -> None:
         try:
             self._look_until_the_end()
-            self._views = self._last_look()
+            if not self._leaving.is_set():
+                self._views = self._last_look()
         except Exception as fault:  # a fault of ours costs a record, never a backup
             self._log.error(
                 "fault",
@@ -146,6 +159,8 @@ class GuestNight:
                 exc_type=type(fault).__name__,
             )
         finally:
+            if self._governor is not None:
+                self._governor.release()  # after a fault too; a second time it does nothing
             self._host.close()
 
     def _look_until_the_end(self) -> None:
@@ -154,12 +169,12 @@ class GuestNight:
         next_log_s = next_s + LOG_EVERY_S
         next_ping_s = next_s
         while not self._finishing.wait(max(next_s - time.monotonic(), 0.0)):
-            pause_s = 0.0
             if self._disks is None:
                 self._container.look()
-            elif not self._pve_freezes():
-                pause_s = self._disks.look()
+            elif self._disks.waits or not self._pve_freezes():
+                self._disks.look()
                 self._note_start(self._disks)
+                every_s = self._look_every_s()
             now_s = time.monotonic()
             if now_s >= next_log_s:
                 self._host.look()
@@ -167,7 +182,8 @@ class GuestNight:
             if self._inside is not None and now_s >= next_ping_s and self._agent_is_free(now_s):
                 self._inside.ping()
                 next_ping_s = now_s + PING_EVERY_S
-            next_s = max(next_s + every_s, now_s) + pause_s
+            # A connection that waits for its turn must not be left alone when that comes.
+            next_s = now_s if self._disks is not None and self._disks.waits else max(next_s + every_s, now_s)
 
     def _note_start(self, disks: DiskWatch) -> None:
         if disks.start is not None and disks.start is not self._noted:
@@ -176,6 +192,8 @@ class GuestNight:
             if process is not None:
                 self._host.vcpus_are(process.pid, disks.start.vcpus)
             self._baseline = self._baseline_of(disks.start.disks)
+            if self._governor is not None:
+                self._governor.know_baseline(self._baseline)
             self._keep()
         if self._job_since_s is None and disks.job_seen:
             self._job_since_s = time.monotonic()
@@ -195,6 +213,8 @@ class GuestNight:
         hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
         guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
         slowest_ms: Measured[float] = Absent("a container has no agent")
+        if self._governor is not None:
+            self._governor.release()
         if self._disks is not None:
             self._disks.end(LAST_LOOK_S)
             hypervisor = self._disks.view()
@@ -209,11 +229,20 @@ class GuestNight:
             points=self._container.points() if self._disks is None else self._disks.points(),
             backup_bytes=self._disks.backup_bytes if self._disks is not None else None,
             disks=self._disks.start if self._disks is not None else None,
+            governor=self._governor.account() if self._governor is not None else None,
             cpu_s=time.thread_time(),
         )
 
+    def _look_every_s(self) -> float:
+        """The governor wants more looks while its job is young."""
+        if self._governor is None or self._archive_since_s is None:
+            return self._config.sample_every_s
+        return min(self._config.sample_every_s, self._governor.next_look_s)
+
     def _act(self, qmp: QmpConnection, look: Look, deadline: Deadline) -> None:
         """On the connection of one look."""
+        if self._governor is not None:
+            self._governor.act(qmp, look, deadline)
 
     def _keep(self) -> None:
         """What a restarted daemon would go on from; the next phase writes it down."""

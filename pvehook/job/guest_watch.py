@@ -62,6 +62,7 @@ class GuestWatch:
         self._slowest_fault: GuestError | None = None
         self._events: list[KernelEvent] = []
         self._missing: list[str] = []
+        self._not_kept = 0
         self._log_fault: Absent | Broken | None = None
 
     def begin(self) -> None:
@@ -132,7 +133,7 @@ class GuestWatch:
             memory=seconds_between(before.memory, now.memory),
             steal_s=_grown(before.steal_s, now.steal_s),
             kernel=self._kernel(),
-            kernel_missing=tuple(self._missing[:EVENTS_KEPT]),
+            kernel_missing=tuple(self._all_missing()),
         )
 
     def _read_log(self, agent: AgentConnection, deadline: Deadline) -> None:
@@ -145,8 +146,17 @@ class GuestWatch:
         self.start = self.start._replace(log=read.handle)
         self._missing += read.missing
         for line in read.lines:
-            if (kind := classify(line.text)) and len(self._events) < EVENTS_KEPT:
+            kind = classify(line.text)
+            if kind is not None and len(self._events) < EVENTS_KEPT:
                 self._events.append(KernelEvent(line.at_s, kind, printable(line.text)))
+            elif kind is not None:
+                self._not_kept += 1
+
+    def _all_missing(self) -> list[str]:
+        more = [f"{self._not_kept} more lines of these kinds"] if self._not_kept else []
+        if self._log_fault is not None and self._events:
+            more.append(self._log_fault.why)
+        return [*self._missing[:EVENTS_KEPT], *more]
 
     def _kernel(self) -> Measured[tuple[KernelEvent, ...]]:
         assert self.start is not None  # noqa: S101  (asked by the caller)
@@ -180,4 +190,4 @@ def _grown(before: Measured[float], after: Measured[float]) -> Measured[float]:
             return reading
     assert isinstance(before, float)  # noqa: S101  (neither absent nor broken)
     assert isinstance(after, float)  # noqa: S101
-    return after - before if after >= before else Broken("the guest was started anew during its backup")
+    return after - before if after >= before else Absent("the guest was started anew during its backup")

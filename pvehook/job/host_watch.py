@@ -53,6 +53,7 @@ class HostWatch:
         self.start = start or read_host(node, vmid, vmtype)
         self._log: Measured[HostKernelLog] = open_kernel_log(node, clock)
         self._events: list[KernelEvent] = []
+        self._not_kept = 0
         self._pid = 0
         self._delays_before: Measured[dict[int, int]] = Absent(_NO_VCPUS)
 
@@ -66,8 +67,11 @@ class HostWatch:
         if not isinstance(self._log, HostKernelLog):
             return
         for line in self._log.read_new():
-            if (kind := classify(line.text)) and len(self._events) < EVENTS_KEPT:
+            kind = classify(line.text)
+            if kind is not None and len(self._events) < EVENTS_KEPT:
                 self._events.append(KernelEvent(self._log.at_s(line), kind, printable(line.text)))
+            elif kind is not None:
+                self._not_kept += 1
 
     def view(self, agent_slowest_ms: Measured[float]) -> HostView:
         """What was seen from the start until now."""
@@ -88,6 +92,7 @@ class HostWatch:
             guest_io=seconds_between(self.start.guest_io, now.guest_io),
             kernel=self._kernel(),
             agent_slowest_ms=agent_slowest_ms,
+            kernel_missing=self._missing(),
         )
 
     def close(self) -> None:
@@ -108,7 +113,17 @@ class HostWatch:
     def _kernel(self) -> Measured[tuple[KernelEvent, ...]]:
         if not isinstance(self._log, HostKernelLog):
             return self._log
-        return self._log.fault or tuple(self._events)
+        if self._log.fault is not None and not self._events:
+            return self._log.fault
+        return tuple(self._events)
+
+    def _missing(self) -> tuple[str, ...]:
+        """What is not among the events."""
+        missing = [f"{self._not_kept} more lines of these kinds"] if self._not_kept else []
+        if isinstance(self._log, HostKernelLog):
+            missing += [f"{self._log.lost} lines were overwritten before they were read"] if self._log.lost else []
+            missing += [self._log.fault.why] if self._log.fault is not None else []
+        return tuple(missing)
 
 
 def seconds_between(before: Measured[PressureTotals], after: Measured[PressureTotals]) -> Measured[PressureSeconds]:
@@ -119,5 +134,5 @@ def seconds_between(before: Measured[PressureTotals], after: Measured[PressureTo
     assert isinstance(before, PressureTotals)  # noqa: S101  (neither absent nor broken)
     assert isinstance(after, PressureTotals)  # noqa: S101
     if after.some_us < before.some_us:
-        return Broken("its counting began anew during the backup: it was started again")
+        return Absent("its counting began anew during the backup: it was started again")
     return PressureSeconds((after.some_us - before.some_us) / 1e6, (after.full_us - before.full_us) / 1e6)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pvehook.contract.latency import DiskCounters
@@ -22,6 +24,8 @@ from pvehook.host.atomic_file import replace_file
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
 from pvehook.job.baselines import Baselines
+from pvehook.job.governor import Governor
+from pvehook.job.governor_setup import look_up
 from pvehook.job.guest_night import GuestNight
 from pvehook.job.night_record import night_record
 from pvehook.job.pacer import Pacer
@@ -29,6 +33,8 @@ from pvehook.job.where_it_acts import Backup
 from pvehook.records.history import append, last_records, past_baselines, reading
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import write_textfile
+from pvehook.rules.admission import WINDOW_OPEN
+from pvehook.rules.window import window_state
 
 if TYPE_CHECKING:
     from pvehook.host.node import Node
@@ -86,6 +92,7 @@ class Metrics:
                 self._around,
                 guest,
                 config.metrics,
+                self._governor_of(guest, in_force),
                 lambda disks: self._baseline_of(guest.vmid, disks),
                 self._log,
             )
@@ -142,10 +149,34 @@ class Metrics:
 
     def put_down(self) -> None:
         """The daemon leaves while the job runs; the next one goes on from the job's record."""
+        if self._night is not None:
+            self._night.put_down()
         if self._pacer is not None:
             self._pacer.stop()
 
     # Helpers
+
+    def _governor_of(self, guest: GuestRecord, in_force: InForce) -> Governor | None:
+        """None for a container, whose reading has no speed that could be set."""
+        if guest.vmtype == "lxc":
+            return None
+        node, config = self._around.node, in_force.config.governor
+        governed = look_up(node, self._around.reader, config, guest.vmid, guest.name, self._job.job_id)
+        now_s = self._around.clock.now_s()
+        state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
+        left_s = state.closes_at.timestamp() - now_s if state.closes_at is not None else None
+        minds = guest.admitted_by == WINDOW_OPEN and left_s is not None
+        return Governor(
+            node,
+            guest.vmid,
+            governed.mode,
+            config,
+            self._log,
+            setup=governed.setup,
+            window_closes_s=time.monotonic() + left_s if minds and left_s is not None else None,
+            since_start_s=max(now_s - guest.started_s, 0.0),
+            picked_up=guest.seen is not None,
+        )
 
     def _history_file(self) -> str:
         return os.path.join(self._around.node.state_dir, "history.db")

@@ -64,7 +64,7 @@ def night_record(
             confirmed=sum(each[2] for each in guest.idle.values()),
             effect=guest.effect_in_short,
         ),
-        governor=None,
+        governor=views.governor,
         pacer=PacerAccount(
             mode=paced.mode,
             state="paced" if paced.has_paced else pacer_in_words(paced),

@@ -109,6 +109,8 @@ class HostView(NamedTuple):
     kernel: Measured[tuple[KernelEvent, ...]]
     agent_slowest_ms: Measured[float]
     """The longest that the guest's agent let a ping wait."""
+    kernel_missing: tuple[str, ...] = ()
+    """What of the node's log was not seen or is not kept, and why."""
 
 
 class Cause(NamedTuple):

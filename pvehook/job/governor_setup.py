@@ -1,0 +1,79 @@
+"""How one guest is backed up, as far as the governor wants to know it: which mode it has, and what it could advise.
+
+Read once per guest, from files that may hang: each within its time, and what does not answer is not known.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pvehook.contract.guest_config import GuestConfig, boolean, parse_vm, property_string
+from pvehook.contract.section_config import find_section, parse_sections
+from pvehook.contract.vzdump_config import parse_vzdump_config
+from pvehook.errors import NodeError
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.rules.governor_policy import Setup, mode_for, workers_of
+from pvehook.settings import GovernorConfig, GovernorMode
+
+READ_S = 1.0
+VZDUMP_CONFIG = "/etc/vzdump.conf"
+JOBS_CONFIG = "/etc/pve/jobs.cfg"
+
+
+class Governed(NamedTuple):
+    """One guest's governor, before it begins."""
+
+    mode: GovernorMode
+    setup: Setup
+
+
+def look_up(
+    node: Node, reader: TimelyReader, config: GovernorConfig, vmid: int, name: str | None, job_id: str | None
+) -> Governed:
+    """The mode that counts for a VM, and how it is backed up. Never raises."""
+    guest = _guest(node, reader, vmid)
+    mode = mode_for(config, vmid, guest.name or name if guest else name, guest.tags if guest else ())
+    options = _options(node, reader, job_id)
+    fleecing = options.get("fleecing")
+    return Governed(
+        mode,
+        Setup(
+            max_workers=None if options.get("performance") == _NOT_KNOWN else workers_of(options.get("performance")),
+            fleecing=None if fleecing == _NOT_KNOWN else _is_enabled(fleecing),
+            iothread=guest.io_threads if guest else None,
+        ),
+    )
+
+
+_NOT_KNOWN = "?"
+
+
+def _guest(node: Node, reader: TimelyReader, vmid: int) -> GuestConfig | None:
+    try:
+        text = reader.text(node.path(f"/etc/pve/qemu-server/{vmid}.conf"), READ_S)
+    except NodeError:
+        return None
+    return parse_vm(text) if text is not None else None
+
+
+def _options(node: Node, reader: TimelyReader, job_id: str | None) -> dict[str, str]:
+    """vzdump.conf's options under those of the job. Which job it is, is not always known: then an option that any job
+    sets for itself is not known either."""
+    try:
+        options = parse_vzdump_config(reader.text(node.path(VZDUMP_CONFIG), READ_S) or "")
+        jobs = parse_sections(reader.text(node.path(JOBS_CONFIG), READ_S) or "")
+    except NodeError:
+        return {"performance": _NOT_KNOWN, "fleecing": _NOT_KNOWN}
+    if job_id is not None:
+        job = find_section(jobs, job_id)
+        return {**options, **(job.properties if job is not None else {})}
+    for option in ("performance", "fleecing"):
+        if any(option in job.properties for job in jobs):
+            options[option] = _NOT_KNOWN
+    return options
+
+
+def _is_enabled(fleecing: str | None) -> bool:
+    enabled, _ = property_string(fleecing or "", default_key="enabled")
+    return boolean(enabled) is True
