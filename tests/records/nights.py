@@ -53,8 +53,8 @@ SOFT_LOCKUP = KernelEvent(
 
 
 def latency(p99_ms: float, operations: int = 4000, over_1s: int = 0, over_10s: int = 0) -> Latency:
-    of_p99 = (round(p99_ms * part, 4) for part in (1 / 6, 1 / 12, 1 / 2, 1, 2))  # as a record is kept
-    return Latency(operations, *of_p99, over_1s, over_10s)
+    figures = (round(p99_ms * part, 4) for part in (1 / 6, 1 / 12, 1 / 2, 1, 2))  # rounded, as a record is kept
+    return Latency._make((operations, *figures, over_1s, over_10s))
 
 
 def guest_view(**changes: Any) -> GuestView:
@@ -159,12 +159,14 @@ def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) 
     for index in range(number):
         part = index / number
         busy = bad and 0.25 < part < 0.6
-        p99_ms = (600.0 if busy else 9.0) * rng.lognormvariate(0.0, 0.6)
+        p99_ms = round((600.0 if busy else 9.0) * rng.lognormvariate(0.0, 0.6), 3)
         stalled_s = max(0.0, rng.gauss(0.4, 0.6)) if busy else 0.0
         moved = int((60 if busy else 110) * MB * lasted_s * rng.uniform(0.7, 1.1) * (0.4 if bad and part > 0.6 else 1))
-        points.append(Point((index + 1) * lasted_s, lasted_s, p99_ms, 400, round(stalled_s, 2), moved))
+        points.append(
+            Point(round((index + 1) * lasted_s, 3), round(lasted_s, 3), p99_ms, 400, round(stalled_s, 2), moved)
+        )
         if bad and part > 0.55 and index % 3 == 0:
-            speeds.append(SpeedPoint(index * lasted_s, int(rng.uniform(30, 55)) * MB, p99_ms, 25.0))
+            speeds.append(SpeedPoint(round(index * lasted_s, 3), int(rng.uniform(30, 55)) * MB, p99_ms, 25.0))
     stalled_s = round(sum(point.stalled_s for point in points), 1)
     write = latency(1310.0, 4000, 31, 0) if bad else latency(12.0)
     governor = GovernorAccount(
