@@ -31,6 +31,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.records.figures import figures, told, untold
 from pvehook.records.plain import from_plain, to_plain
@@ -180,10 +181,7 @@ def _bring_up_to_date(history: sqlite3.Connection) -> None:
 
 def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
     known = figures(record)
-    row: dict[str, object] = {
-        "vmid": record.vmid,
-        "started_s": record.started_s,
-        "duration_s": round(record.duration_s, 3),
+    texts: dict[str, str | None] = {
         "node": record.node,
         "name": record.name,
         "vmtype": record.vmtype,
@@ -191,6 +189,13 @@ def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
         "severity": record.verdict.severity,
         "causes": " ".join(cause.kind for cause in record.verdict.causes),
         **record.versions._asdict(),
+    }
+    row: dict[str, object] = {
+        "vmid": record.vmid,
+        "started_s": record.started_s,
+        "duration_s": round(record.duration_s, 3),
+        # SQLite takes no text that cannot be encoded, and names are others'.
+        **{name: None if text is None else printable(text) for name, text in texts.items()},
         **{name: _column(known[name]) for name in _FIGURES},
     }
     sql = f"INSERT INTO nights ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608  (names are ours)

@@ -105,6 +105,16 @@ def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
     assert read.points == ()  # nor is a chart left of the first
 
 
+def test_a_name_that_cannot_be_encoded_is_kept(path: str) -> None:
+    append(path, record(name="web\udcff\n"), now_s=NOW_S)
+    with reading(path) as database:
+        (row,) = nights(database)
+        read = record_of(database, row.id)
+    assert row.name == "web\\udcff\\n"
+    assert isinstance(read, StallRecord)
+    assert read.name == "web\udcff\n"
+
+
 def test_only_root_may_read_it(path: str) -> None:
     os.umask(0o022)
     append(path, record(), now_s=NOW_S)
