@@ -29,6 +29,10 @@ QUESTIONS: dict[str, Question] = {
     "guest-fsfreeze-freeze": lambda agent, deadline: agent.fsfreeze_freeze(None, deadline),
     "guest-fsfreeze-freeze-list": lambda agent, deadline: agent.fsfreeze_freeze(["/"], deadline),
     "guest-fsfreeze-thaw": lambda agent, deadline: agent.fsfreeze_thaw(deadline),
+    "guest-file-open": lambda agent, deadline: agent.file_open("/proc/stat", deadline),
+    "guest-file-seek": lambda agent, deadline: agent.file_seek_end(1000, deadline),
+    "guest-file-read": lambda agent, deadline: agent.file_read(1000, 1, deadline),
+    "guest-file-close": lambda agent, deadline: agent.file_close(1000, deadline),
 }
 every_question = pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS.keys())
 
@@ -129,6 +133,8 @@ WRONG: dict[str, list[object]] = {
     "guest-fsfreeze-freeze": [None, {}, "1", -1, 1.0, True, [NASTY]],
     "guest-fsfreeze-freeze-list": [None, {}, "1", -1, 1.0, True, NASTY],
     "guest-fsfreeze-thaw": [None, {}, "1", -1, 1.0, False, NASTY],
+    "guest-file-open": [None, {}, "1000", -1, 1e3, True, 2**63, [NASTY]],
+    "guest-file-read": [None, 7, [], {}, NASTY, *({"buf-b64": x} for x in (7, None, "%", "A", "A" * 5000, NASTY))],
 }
 
 
