@@ -1,0 +1,187 @@
+"""Prometheus' file, read by its own client's parser; and that the dashboard asks for nothing that is not in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvehook.contract.measured import Absent, Broken
+from pvehook.records.stall_record import StallRecord
+from pvehook.records.textfile import METRICS, exposition, write_textfile
+from pvehook.rules.stalls import SEVERITIES
+from tests.records.nights import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
+
+parser = pytest.importorskip("prometheus_client.parser")
+
+DASHBOARD = Path(__file__).parents[2] / "hooks" / "grafana-dashboard.json"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples_of(*records: StallRecord, existing: set[int] | None = None) -> Samples:
+    text = exposition(records, {each.vmid for each in records} if existing is None else existing)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def sample(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset({"vmid": "101", **labels}.items())))
+
+
+def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
+    text = exposition([charted()], {101})
+    families = list(parser.text_string_to_metric_families(text))
+    assert [family.name for family in families] == [metric.name for metric in METRICS]
+    for family in families:
+        assert family.documentation
+        assert family.type == "gauge"
+        assert re.fullmatch(r"pvehook_[a-z0-9_]+", family.name)
+        assert not family.name.endswith(("_ms", "_s", "_mb", "_percent", "_total", "_count"))
+    assert text.endswith("\n")
+
+
+def test_the_figures_are_the_records_in_seconds_and_bytes() -> None:
+    samples = samples_of(charted())
+    assert sample(samples, "pvehook_request_p99_seconds", kind="write", when="during") == 1.31
+    assert sample(samples, "pvehook_request_p99_seconds", kind="write", when="before") == 0.0041
+    assert sample(samples, "pvehook_frozen_seconds") == 0.184
+    assert sample(samples, "pvehook_backup_size_bytes") == 32e9
+    assert sample(samples, "pvehook_backup_start_timestamp_seconds") == NOW_S - 4800
+    assert sample(samples, "pvehook_slow_requests", over_seconds="1") == 31
+    assert sample(samples, "pvehook_guest_lockups") == 1
+
+
+def test_one_severity_is_true() -> None:
+    samples = samples_of(record(stalled_s=3.0))
+    assert {each: sample(samples, "pvehook_severity", severity=each) for each in SEVERITIES} == {
+        "unknown": 0.0,
+        "none": 0.0,
+        "slowed": 0.0,
+        "stalled": 1.0,
+        "locked-up": 0.0,
+    }
+
+
+def test_zero_is_a_sample_absent_is_none_and_broken_is_a_view_that_is_down() -> None:
+    zero = samples_of(record(guest=guest_view(steal_s=0.0)))
+    assert sample(zero, "pvehook_guest_steal_seconds") == 0.0
+    assert sample(zero, "pvehook_view_up", view="guest") == 1.0
+    absent = samples_of(record(guest=NO_AGENT))
+    assert sample(absent, "pvehook_guest_steal_seconds") is None
+    assert sample(absent, "pvehook_view_up", view="guest") is None
+    broken = samples_of(record(guest=Broken("the agent did not answer within 5 s")))
+    assert sample(broken, "pvehook_guest_steal_seconds") is None
+    assert sample(broken, "pvehook_view_up", view="guest") == 0.0
+
+
+def test_a_part_that_is_broken_takes_its_view_down_and_one_that_is_absent_does_not() -> None:
+    broken = samples_of(record(guest=guest_view(io=Broken("no such file"))))
+    assert sample(broken, "pvehook_view_up", view="guest") == 0.0
+    assert sample(broken, "pvehook_guest_steal_seconds") == 0.8
+    absent = samples_of(record(guest=guest_view(io=Absent("PSI is off")), host=host_view(guest_io=Absent("a VM"))))
+    assert sample(absent, "pvehook_view_up", view="guest") == 1.0
+    assert sample(absent, "pvehook_guest_pressure_seconds", resource="io", kind="full") is None
+    assert sample(absent, "pvehook_guest_pressure_seconds", resource="cpu", kind="some") == 0.4
+
+
+def test_a_monitor_that_hangs_leaves_no_zero_behind() -> None:
+    samples = samples_of(record(hypervisor=HUNG))
+    assert sample(samples, "pvehook_stalled_seconds") is None
+    assert sample(samples, "pvehook_slow_requests", over_seconds="1") is None
+    assert sample(samples, "pvehook_view_up", view="hypervisor") == 0.0
+    assert sample(samples, "pvehook_severity", severity="unknown") == 1.0
+
+
+def test_of_a_guest_the_newest_record_counts_and_one_that_is_gone_is_gone() -> None:
+    older = record(started_s=NOW_S - 90_000, ended_s=NOW_S - 89_000)
+    samples = samples_of(record(), older, record(vmid=102), existing={101})
+    assert sample(samples, "pvehook_backup_duration_seconds") == 3600.0
+    assert not [labels for _, labels in samples if ("vmid", "102") in labels]
+
+
+def test_no_guest_at_all_is_a_file_all_the_same() -> None:
+    assert samples_of(existing=set()) == {}
+
+
+@pytest.mark.parametrize("name", ['we"b', "back\\slash", "line\nfeed", "<script>", "\u202edb", "x" * 500, "", None])
+def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> None:
+    samples = samples_of(charted(name=name))
+    labels = [dict(labels) for metric, labels in samples if metric == "pvehook_guest_info"]
+    assert len(labels) == 1
+    assert len(labels[0]["name"]) <= 64
+    assert "\n" not in labels[0]["name"]
+    assert not [labels for metric, labels in samples if metric != "pvehook_guest_info" and "name" in dict(labels)]
+
+
+def test_labels_are_bounded() -> None:
+    """Words of our own only: a guest has so many series and no more."""
+    for told in (charted(), container(), record(hypervisor=HUNG, guest=NO_AGENT)):
+        assert len(samples_of(told)) <= 40
+
+
+def test_the_file_is_put_in_place_by_whoever_can() -> None:
+    put: list[tuple[str, str]] = []
+    write_textfile("/there/pvehook.prom", [record()], {101}, lambda path, text: put.append((path, text)))
+    assert put == [("/there/pvehook.prom", exposition([record()], {101}))]
+
+
+# The dashboard
+
+
+def expressions(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        yield from (part[key] for key in ("expr", "definition") if key in part)
+        for each in part.values():
+            yield from expressions(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from expressions(each)
+
+
+def dashboard() -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return body
+
+
+def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
+    asked = {name for expression in expressions(dashboard()) for name in re.findall(r"pvehook_\w+", expression)}
+    assert asked <= {metric.name for metric in METRICS}
+    assert {"pvehook_stalled_seconds", "pvehook_view_up", "pvehook_request_p99_seconds"} <= asked
+
+
+def test_the_dashboard_asks_for_labels_and_values_that_are_written() -> None:
+    written: dict[str, dict[str, set[str]]] = {}
+    for metric, labels in samples_of(charted(), record(vmid=102, hypervisor=HUNG)):
+        for label, value in labels:
+            written.setdefault(metric, {}).setdefault(label, set()).add(value)
+    for expression in expressions(dashboard()):
+        for metric, inside in re.findall(r"(pvehook_\w+)\{(.*?)\}", expression):
+            for label, values in re.findall(r'(\w+)=~?"(.*?)"', inside):
+                if label != "instance":  # Prometheus' own
+                    assert label in written[metric], expression
+                if not values.startswith("$"):
+                    assert set(values.split("|")) <= written[metric][label], expression
+
+
+def test_the_dashboards_panels_do_not_lie_on_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = dashboard()["panels"]
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+    assert len({panel["id"] for panel in panels}) == len(panels)
