@@ -40,8 +40,8 @@ SUFFERS_FROM: Final = 0.75
 IDLE_BELOW: Final = 0.1
 IDLE_AFTER_S: Final = 3.0
 """A guest that has left its disks alone this long is idle, and not stuck."""
-TAIL_PART: Final = 1 / 3
-"""A third of the p99 counts as latency where it is more than the mean: of an ordinary mixture of requests it is about
+TAIL_PART: Final = 1 / 4
+"""A quarter of the p99 counts as latency where it is more than the mean: of an ordinary mixture of requests it is about
 as much, and a few that take a second among many quick ones are not lost in the mean."""
 
 ENOUGH_REQUESTS: Final = 8
@@ -77,7 +77,7 @@ LEAST_KNEE_PART: Final = 0.6
 CAREFUL_PER_S: Final = 0.02
 KNEE_AGAIN_S: Final = 2.0
 """Until then what is over the target has queued up before the last cut."""
-ROOM_BELOW: Final = 0.6
+ROOM_BELOW: Final = 0.75
 """Of the target. Between this and the target the speed stays."""
 ROOM: Final = 1.5
 """The limit is never further than this above the speed really reached, or it would not be felt when it is needed."""

@@ -17,8 +17,16 @@ zeros), and runs in a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import multiprocessing
+import os
 import random
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 MIB: Final = 1024 * 1024
@@ -41,6 +49,19 @@ ONE_DISK: Final = DiskModel(servers=1, place_s=0.008, bytes_per_s=120e6)
 FAST_DISK: Final = DiskModel(servers=32, place_s=0.0002, bytes_per_s=60e6)
 FAR_TARGET: Final = DiskModel(servers=256, place_s=0.25, bytes_per_s=500e6)
 NARROW_TARGET: Final = DiskModel(servers=1, place_s=0.001, bytes_per_s=25e6)
+
+LATE_S: Final = 0.1
+
+
+def stalled_s(requests: Iterable[tuple[float, float]], until_s: float = float("inf")) -> float:
+    """Seconds in which a request was over 100 ms old, of requests (when it was wanted, when it was done)."""
+    total = ended_s = 0.0
+    for wanted_s, done_s in sorted(requests):
+        late_s = max(wanted_s + LATE_S, ended_s)
+        total += max(min(done_s, until_s) - late_s, 0.0)
+        ended_s = max(ended_s, done_s)
+    return total
+
 
 NEIGHBOURS_BYTES: Final = 256 * 1024
 NEIGHBOUR_ON_S, NEIGHBOUR_EVERY_S = 2.0, 4.0
@@ -81,3 +102,140 @@ class Queue:
             if self._neighbour_s % NEIGHBOUR_EVERY_S < NEIGHBOUR_ON_S:
                 self._serve(self._neighbour_s, "read", self._chance.randrange(2**40), NEIGHBOURS_BYTES)
             self._neighbour_s += self._chance.expovariate(per_s)
+
+
+# The same behind a socket: QEMU's own block layer opens it as a disk (nbd driver). The protocol is the one of
+# github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md: fixed newstyle, simple replies.
+
+_MAGIC, _OPTION_MAGIC, _REPLY_MAGIC = 0x4E42444D41474943, 0x49484156454F5054, 0x3E889045565A9
+_REQUEST_MAGIC, _SIMPLE_REPLY_MAGIC = 0x25609513, 0x67446698
+_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
+_OPTION_GO, _ACK, _INFO, _UNSUPPORTED = 7, 1, 3, 0x80000001
+_HAS_FLAGS, _SEND_FLUSH = 1, 4
+_READ, _WRITE, _DISCONNECT, _FLUSH = 0, 1, 2, 3
+_REQUEST = struct.Struct(">IHHQQI")
+_KINDS: Final[Mapping[int, Kind]] = {_READ: "read", _WRITE: "write", _FLUSH: "flush"}
+
+_ZEROES = bytes(32 * MIB)
+"""No request of QEMU's is larger (NBD_MAX_BUFFER_SIZE of its nbd.h)."""
+STARTS_WITHIN_S = 10.0
+
+
+@contextlib.contextmanager
+def served_disk(model: DiskModel, sizes: Mapping[str, int], seed: int) -> Iterator[None]:
+    """One disk, seen as an NBD export of `sizes[path]` bytes at each unix socket, until the block is left."""
+    listeners = {}
+    for path, size in sizes.items():
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen(4)
+        listeners[listener] = size
+    process = multiprocessing.get_context("fork").Process(target=_serve, args=(model, listeners, seed), daemon=True)
+    process.start()
+    for listener in listeners:
+        listener.close()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join(STARTS_WITHIN_S)
+        for path in sizes:
+            os.unlink(path)
+
+
+class _Client:
+    """One connection. `skip` bytes of a write are still to come, and are thrown away."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.received = bytearray()
+        self.skip = 0
+        self.write: tuple[bytes, int, int] | None = None
+
+
+def _serve(model: DiskModel, listeners: Mapping[socket.socket, int], seed: int) -> None:
+    queue = Queue(model, seed)
+    answers: list[tuple[float, int, _Client, bytes, int]] = []
+    clients: dict[socket.socket, _Client] = {}
+    number = 0
+    scratch = memoryview(bytearray(4 * MIB))
+    while True:
+        wait_s = max(answers[0][0] - time.monotonic(), 0.0) if answers else None
+        for ready in select.select([*listeners, *clients], [], [], wait_s)[0]:
+            if ready in listeners:
+                connected, _ = ready.accept()
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MIB)
+                _shake_hands(connected, listeners[ready])
+                clients[connected] = _Client(connected)
+                continue
+            client = clients[ready]
+            got = ready.recv_into(scratch)
+            if not got:
+                del clients[ready]
+                ready.close()
+                continue
+            for handle, kind, offset, length in _requests(client, scratch[:got]):
+                number += 1
+                done_s = queue.done_s(time.monotonic(), kind, offset, length)
+                heapq.heappush(answers, (done_s, number, client, handle, length if kind == "read" else 0))
+        while answers and answers[0][0] <= time.monotonic():
+            _, _, client, handle, length = heapq.heappop(answers)
+            if client.socket.fileno() >= 0:
+                reply = struct.pack(">II", _SIMPLE_REPLY_MAGIC, 0) + handle
+                client.socket.sendall(reply)
+                client.socket.sendall(memoryview(_ZEROES)[:length])
+
+
+def _requests(client: _Client, data: memoryview) -> Iterator[tuple[bytes, Kind, int, int]]:
+    """The requests that are complete with these bytes: handle, kind, offset, length."""
+    while data or (client.write is not None and not client.skip):
+        if client.skip:
+            skipped = min(client.skip, len(data))
+            client.skip -= skipped
+            data = data[skipped:]
+        if client.write is not None and not client.skip:
+            handle, offset, length = client.write
+            client.write = None
+            yield handle, "write", offset, length
+        if client.skip:
+            continue
+        wanted = _REQUEST.size - len(client.received)
+        client.received += data[:wanted]
+        data = data[wanted:]
+        if len(client.received) < _REQUEST.size:
+            continue
+        magic, _, command, handle, offset, length = _REQUEST.unpack(client.received)
+        client.received.clear()
+        if magic != _REQUEST_MAGIC:
+            raise ValueError("QEMU and this server do not mean the same by NBD")
+        name = struct.pack(">Q", handle)
+        if command == _WRITE:
+            client.skip, client.write = length, (name, offset, length)
+        elif command != _DISCONNECT:
+            yield name, _KINDS[command], offset, length
+
+
+def _shake_hands(connected: socket.socket, size: int) -> None:
+    connected.sendall(struct.pack(">QQH", _MAGIC, _OPTION_MAGIC, _FIXED_NEWSTYLE | _NO_ZEROES))
+    _exactly(connected, 4)  # the client's flags
+    while True:
+        _, option, length = struct.unpack(">QII", _exactly(connected, 16))
+        _exactly(connected, length)
+        head = struct.pack(">QI", _REPLY_MAGIC, option)
+        if option != _OPTION_GO:
+            connected.sendall(head + struct.pack(">II", _UNSUPPORTED, 0))
+            continue
+        export = struct.pack(">HQH", 0, size, _HAS_FLAGS | _SEND_FLUSH)
+        connected.sendall(head + struct.pack(">II", _INFO, len(export)) + export)
+        connected.sendall(head + struct.pack(">II", _ACK, 0))
+        return
+
+
+def _exactly(connected: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = connected.recv(length - len(data))
+        if not more:
+            raise ConnectionError("QEMU went away while shaking hands")
+        data += more
+    return data

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
 from pvehook.rules.governor import UNLIMITED, Action, Bounds, Sample, State, felt_ms, step, target_ms
 from pvehook.rules.latency import sum_of
-from tests.bench.disk_models import MIB, DiskModel, Kind, Queue
+from tests.bench.disk_models import MIB, DiskModel, Kind, Queue, stalled_s
 
 CLUSTER = 64 * 1024
 LOOK_EVERY_S, FIRST_LOOKS_EVERY_S, FIRST_S = 0.5, 0.1, 3.0
@@ -104,8 +104,7 @@ class _Play:
         self.on_their_way = 0
         self.waiting: list[tuple[float, Kind]] = []
         self.counters = _counters()
-        self.latencies_ms: list[float] = []
-        self.late: list[tuple[float, float]] = []
+        self.served: list[tuple[float, float]] = []
         self.done_at_s: float | None = None
 
     def at(self, when_s: float, what: Callable[[], None]) -> None:
@@ -237,9 +236,7 @@ class _Play:
             self.on_their_way -= 1
             self.counters[kind].add(self.now_s - sent_s, length)
             if self.done_at_s is None:
-                self.latencies_ms.append((self.now_s - asked_s) * 1000)
-                if self.now_s - asked_s > 0.1:
-                    self.late.append((asked_s + 0.1, self.now_s))
+                self.served.append((asked_s, self.now_s))
             self.send()
 
         self.at(self.source.done_s(self.now_s, kind, offset, length), answered)
@@ -272,7 +269,7 @@ def night(
         window_closes_s=BEFORE_S + window_s if window_s is not None else None,
     )
     play.done_at_s = None
-    play.latencies_ms, play.late = [], []
+    play.served = []
     play.limit = bwlimit
     actions, speeds = [], []
     state = State(bwlimit)
@@ -295,17 +292,9 @@ def night(
         speeds.append(state.bytes_per_s)
     return Night(
         duration_s=(play.done_at_s or play.now_s) - BEFORE_S,
-        latencies_ms=tuple(play.latencies_ms),
-        stalled_s=_covered_s(play.late),
+        latencies_ms=tuple((done_s - asked_s) * 1000 for asked_s, done_s in play.served),
+        stalled_s=stalled_s(play.served),
         actions=tuple(actions),
         speeds=tuple(speeds),
         state=state,
     )
-
-
-def _covered_s(spans: list[tuple[float, float]]) -> float:
-    total = end = 0.0
-    for began_s, ended_s in sorted(spans):
-        total += max(0.0, ended_s - max(began_s, end))
-        end = max(end, ended_s)
-    return total

@@ -1,0 +1,283 @@
+#!/usr/bin/env python3
+"""What the governor gains a guest and what it costs its backup: ungoverned, governed, and at a fixed limit.
+
+    python tests/bench/governor.py [--json] [--rounds N] [--setup NAME ...] [--scale 0.5]
+
+Each run is a QEMU of its own with QEMU's own backup job (`blockdev-backup`), a guest load that enters through a device
+(governor_guest.py), and disks with queues (disk_models.py) behind unix sockets:
+
+    raid-16, raid-1     guest and backup share four disks; the backup has 16 workers, or one
+    one-disk-16         they share one slow disk
+    slow-target         fast disk, a target that takes a quarter of a second for everything, however little it has to do
+    fast-16             a fast disk that nobody fills
+    idle-16             the four disks, and a guest that asks them for two things a second
+    two-disks-16        two of the guest's disks on the four; their jobs run one after the other
+    neighbours-16       the four disks, and others who ask them for 256 KiB 150 times a second, for two seconds of four
+    rewriting-16        twelve disks and a guest that writes 20 MB/s' worth of first writes
+
+`governed` is job/governor.py itself, with the looks of the sampler. `best_static`: the fixed limit with which a backup
+takes as long as the governed one did in the same round; there is no other of equal duration. The runs of a round follow
+each other. `stalled_s`: seconds of the backup in which a request of the guest was over 100 ms old; `p99_ms`: of its
+requests, from when it wanted them. Of each: median, least, most over the rounds.
+
+What is not real: the disks, and that no guest system stands between the load and the device. Two shared cores move
+the digits; a run in which the bench itself was late shows in `most`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+TOP = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(TOP))
+
+from pvehook.contract.latency import DiskCounters  # noqa: E402  (the path above is where it lies)
+from pvehook.guest.block_stats import arm_histograms, read_disks  # noqa: E402
+from pvehook.guest.qmp import open_qmp  # noqa: E402
+from pvehook.guest.sockets import Deadline, connect  # noqa: E402
+from pvehook.host.node import Node  # noqa: E402
+from pvehook.job.disk_watch import Look  # noqa: E402
+from pvehook.job.governor import Governor  # noqa: E402
+from pvehook.records.journal import journal_log  # noqa: E402
+from pvehook.records.stall_record import Baseline, GovernorAccount  # noqa: E402
+from pvehook.rules.latency import disks_between, latency_of, sum_of  # noqa: E402
+from pvehook.settings import GovernorConfig  # noqa: E402
+from tests.bench.disk_models import (  # noqa: E402
+    FAR_TARGET,
+    FAST_DISK,
+    MIB,
+    ONE_DISK,
+    RAID,
+    DiskModel,
+    served_disk,
+    stalled_s,
+)
+from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
+
+BEFORE_S: Final = 5.0
+"""The guest alone: its baseline."""
+AWAITED_S: Final = 0.5
+"""The looks begin so long before the job, as they do in a night."""
+LONGEST_S: Final = 400.0
+
+
+class Setup(NamedTuple):
+    """One kind of night."""
+
+    source: DiskModel
+    size_mib: int
+    workers: int = 16
+    target: DiskModel | None = None
+    load: Load = Load()
+    disks: int = 1
+
+
+SETUPS: Final = {
+    "raid-16": Setup(RAID, 4500),
+    "raid-1": Setup(RAID, 800, workers=1),
+    "one-disk-16": Setup(ONE_DISK, 1500, load=Load(per_s=25)),
+    "slow-target": Setup(FAST_DISK, 1800, target=FAR_TARGET),
+    "fast-16": Setup(FAST_DISK, 5000),
+    "idle-16": Setup(RAID, 1500, load=Load(per_s=2)),
+    "two-disks-16": Setup(RAID, 1000, load=Load(per_s=60), disks=2),
+    "neighbours-16": Setup(RAID._replace(neighbour_per_s=150), 1500),
+    "rewriting-16": Setup(RAID._replace(servers=12, bytes_per_s=10e6), 1500, load=Load(per_s=320, reads=0.0)),
+}
+
+
+class Run(NamedTuple):
+    """One backup."""
+
+    duration_s: float
+    p99_ms: float
+    stalled_s: float
+    exchanges_per_s: float = 0.0
+    cpu_percent: float = 0.0
+    account: GovernorAccount | None = None
+
+
+def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> Run:
+    """One backup of one setup."""
+    size = setup.size_mib * MIB
+    with tempfile.TemporaryDirectory(prefix="nbd-") as place, contextlib.ExitStack() as cleanup:
+        disks = {os.path.join(place, f"disk{index}"): size for index in range(setup.disks)}
+        target = dict.fromkeys(disks, "")
+        cleanup.enter_context(served_disk(setup.source, disks, seed))
+        if setup.target is not None:
+            target = {path: f"{path}.target" for path in disks}
+            cleanup.enter_context(served_disk(setup.target, dict.fromkeys(target.values(), size), seed + 1))
+        guest = cleanup.enter_context(loaded_guest(disks, target, setup.load._replace(seed=seed)))
+        before = _begin(guest)
+        time.sleep(BEFORE_S)
+        looks = _Looks(guest, before) if governed else None
+        if looks is not None:
+            looks.start()
+            time.sleep(AWAITED_S)
+        began_s = time.monotonic()
+        for index in range(setup.disks):
+            _back_up(guest, index, setup.workers, limit)
+        ended_s = time.monotonic()
+        done = [(each.wanted_s, each.done_s) for each in guest.stop() if began_s <= each.wanted_s < ended_s]
+        latencies = sorted(done_s - wanted_s for wanted_s, done_s in done)
+        figures = Run(
+            duration_s=ended_s - began_s,
+            p99_ms=latencies[int(0.99 * (len(latencies) - 1))] * 1000,
+            stalled_s=stalled_s(done, ended_s),
+        )
+        return looks.end(figures) if looks is not None else figures
+
+
+class _Looks:
+    """The sampler's looks, and the governor on their connections."""
+
+    def __init__(self, guest: LoadedGuest, before: tuple[DiskCounters, ...]) -> None:
+        self._guest, self._before = guest, before
+        node = Node(guest.root)
+        log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        self._governor = Governor(node, 101, "on", GovernorConfig(), log)
+        self._stop = threading.Event()
+        self._exchanges = 0
+        self._cpu_s = 0.0
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self, figures: Run) -> Run:
+        self._stop.set()
+        self._thread.join(10)
+        if self._fault is not None:
+            raise RuntimeError("the governor failed") from self._fault
+        self._governor.release()
+        return figures._replace(
+            exchanges_per_s=self._exchanges / figures.duration_s,
+            cpu_percent=100 * self._cpu_s / figures.duration_s,
+            account=self._governor.account(),
+        )
+
+    def _run(self) -> None:
+        try:
+            self._look_until_the_end()
+        except BaseException as fault:  # told at the end
+            self._fault = fault
+
+    def _look_until_the_end(self) -> None:
+        known = [disk.qdev for disk in self._before]
+        is_first = True
+        while not self._stop.wait(self._governor.next_look_s):
+            deadline = Deadline.after(2.0)
+            with open_qmp(self._guest.qmp, deadline) as qmp:
+                disks = read_disks(qmp, deadline, known)
+                jobs = qmp.query_block_jobs(deadline)
+                if is_first:
+                    self._governor.know_baseline(_baseline(self._before, disks))
+                    is_first = False
+                self._governor.act(qmp, Look(time.monotonic(), disks, jobs), deadline)
+                self._exchanges += qmp._last_id
+            self._cpu_s = time.thread_time()
+
+
+def _begin(guest: LoadedGuest) -> tuple[DiskCounters, ...]:
+    deadline = Deadline.after(10.0)
+    with open_qmp(guest.qmp, deadline) as qmp:
+        arm_histograms(qmp, read_disks(qmp, deadline), deadline)
+        return read_disks(qmp, deadline)
+
+
+def _baseline(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> Baseline:
+    kinds = disks_between(before, after)
+    read, write, flush = (latency_of(kinds[kind]) for kind in ("read", "write", "flush"))
+    return Baseline(BEFORE_S, "before", read, write, flush, latency_of(sum_of(kinds.values())).p99_ms)
+
+
+def _back_up(guest: LoadedGuest, index: int, workers: int, limit: int) -> None:
+    """One disk's job, until it is complete."""
+    deadline = Deadline.after(LONGEST_S)
+    with connect(guest.events) as events:
+        events.allow()
+        events.read_line(deadline)  # the greeting
+        job = {"job-id": f"drive-virtio{index}", "device": f"drive-virtio{index}", "target": f"target{index}"}
+        start = {**job, "sync": "full", "speed": limit, "x-perf": {"max-workers": workers}}
+        events.send(b'{"execute": "qmp_capabilities"}\n', deadline)
+        events.send(json.dumps({"execute": "blockdev-backup", "arguments": start}).encode() + b"\n", deadline)
+        while True:
+            told = json.loads(events.read_line(deadline))
+            if "error" in told or "error" in told.get("data", {}):
+                raise RuntimeError(f"the backup failed: {told}")
+            if told.get("event") == "BLOCK_JOB_COMPLETED":
+                return
+
+
+def measure(names: Sequence[str], rounds: int, scale: float) -> dict[str, object]:
+    runs: dict[str, dict[str, list[Run]]] = {name: {} for name in names}
+    for number in range(rounds):
+        for name in names:
+            setup = SETUPS[name]._replace(size_mib=round(SETUPS[name].size_mib * scale))
+            seed = 100 * number + 1
+            ungoverned = run(setup, seed)
+            governed = run(setup, seed, governed=True)
+            limit = round(setup.disks * setup.size_mib * MIB / governed.duration_s)
+            static = run(setup, seed, limit=limit)
+            for way, found in (("ungoverned", ungoverned), ("governed", governed), ("best_static", static)):
+                runs[name].setdefault(way, []).append(found)
+                print(f"{name} {way} {found.duration_s:.1f} s, p99 {found.p99_ms:.0f} ms, "
+                      f"stalled {found.stalled_s:.1f} s", file=sys.stderr)  # fmt: skip
+    return {
+        "rounds": rounds,
+        "setups": {name: {way: _spread(found) for way, found in ways.items()} for name, ways in runs.items()},
+    }
+
+
+def _spread(runs: Sequence[Run]) -> dict[str, object]:
+    figures: dict[str, object] = {}
+    for name in ("duration_s", "p99_ms", "stalled_s", "exchanges_per_s", "cpu_percent"):
+        values = [getattr(each, name) for each in runs]
+        if any(values) or name in ("duration_s", "p99_ms", "stalled_s"):
+            figures[name] = {
+                "median": round(statistics.median(values), 2),
+                "min": round(min(values), 2),
+                "max": round(max(values), 2),
+            }
+    accounts = [each.account for each in runs if each.account is not None]
+    if accounts:
+        figures["slowed_s"] = round(statistics.median(each.slowed_s for each in accounts), 1)
+        figures["target_ms"] = round(statistics.median(each.target_ms or 0.0 for each in accounts), 1)
+        figures["reasons"] = accounts[-1].reasons
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--setup", action="append", choices=sorted(SETUPS), help="only this one (can be repeated)")
+    parser.add_argument("--scale", type=float, default=1.0, help="backups of this part of their size")
+    arguments = parser.parse_args()
+    figures = measure(arguments.setup or list(SETUPS), arguments.rounds, arguments.scale)
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+        return
+    setups = figures["setups"]
+    assert isinstance(setups, dict)
+    print(f"{'':<16}{'':<12}{'seconds':>16}{'p99 ms':>18}{'stalled s':>18}")
+    for name, ways in setups.items():
+        for way, found in ways.items():
+            cells = [found[key] for key in ("duration_s", "p99_ms", "stalled_s")]
+            texts = [f"{each['median']:.1f} ({each['min']:.1f}-{each['max']:.1f})" for each in cells]
+            print(f"{name:<16}{way:<12}{texts[0]:>16}{texts[1]:>18}{texts[2]:>18}")
+
+
+if __name__ == "__main__":
+    main()
