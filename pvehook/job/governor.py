@@ -50,6 +50,9 @@ YOUNG_EVERY_S: Final = 0.1
 """While its job is awaited and in its first moments: until the first change the guest has the whole burst."""
 YOUNG_S: Final = 3.0
 
+RELEASE_S: Final = 2.0
+"""A phase waits for it. What is not put back by then is told, and its record stays for the next daemon."""
+
 POINTS_KEPT: Final = 200
 REASONS_KEPT: Final = 12
 EVENTS_AT_MOST: Final = 20
@@ -160,10 +163,10 @@ class Governor:
         self._offsets = {job.device: job.offset_bytes for job in jobs}
         return self._changes(jobs)
 
-    def release(self) -> None:
+    def release(self, patience_s: float = RELEASE_S) -> None:
         """The backup is over, or nobody looks at it any more: the original speed, if there still is a job."""
         if self._recorded:
-            done = put_back(self._node, self._vmid)
+            done = put_back(self._node, self._vmid, patience_s)
             if done is not None and not done.done:
                 self._log.error("governor-not-put-back", message=done.text, vmid=self._vmid)
             self._recorded = False
