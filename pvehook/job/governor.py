@@ -59,7 +59,7 @@ EVENTS_AT_MOST: Final = 20
 """A guest that goes on and off all night has its account, and not an event a minute."""
 REFUSALS_AT_MOST: Final = 3
 
-_TOLD: Final = ("slow", "free", "give-up", "deadline", "lost", "observe")
+_TOLD: Final = ("slow", "free", "give-up", "deadline", "lost")
 """Steps in between are in the account's chart."""
 
 
@@ -281,16 +281,22 @@ class Governor:
         self._suffered |= action.kind in ("slow", "deadline")
         if self._mode == "observe" and action.kind == "slow":
             # What would have come of it cannot be seen, so it stays at the first step and is told once.
-            action = Action("observe", was.bytes_per_s, f"observed only, nothing is set: {action.reason}")
-            state = was._replace(over=())
+            self._observe(action)
+            state, action = was._replace(over=()), Action("none", was.bytes_per_s, "")
         self._state = state
         self._carry(look, action)
+
+    def _observe(self, action: Action) -> None:
+        if not self._observed:
+            self._observed = True
+            reason = f"observed only, nothing is set: {action.reason}"
+            self._note(reason)
+            self._tell("observe", reason, None)
 
     def _carry(self, look: Look, action: Action) -> None:
         assert self._state is not None  # noqa: S101  (asked by the caller)
         self._culprit = action.culprit or self._culprit
-        if action.kind in _TOLD and not (action.kind == "observe" and self._observed):
-            self._observed |= action.kind == "observe"
+        if action.kind in _TOLD:
             self._note(action.reason)
             self._tell(action.kind, action.reason, action.bytes_per_s)
         if action.kind != "none" and self._state.phase in ("trying", "steering"):
@@ -363,7 +369,7 @@ class Governor:
 
     # Telling
 
-    def _tell(self, kind: str, reason: str, bytes_per_s: int) -> None:
+    def _tell(self, kind: str, reason: str, bytes_per_s: int | None) -> None:
         self._told += 1
         if self._told > EVENTS_AT_MOST:
             return

@@ -97,7 +97,7 @@ LEAST_BYTES_PER_S: Final = 1024 * 1024
 """QEMU copies in steps of up to 1 MiB: below one a second a limit is a stop."""
 
 Phase = Literal["free", "trying", "steering", "resting"]
-Kind = Literal["none", "slow", "steer", "free", "give-up", "deadline", "lost", "observe"]
+Kind = Literal["none", "slow", "steer", "free", "give-up", "deadline", "lost"]
 Culprit = Literal["slow-target", "other-load"]
 
 
@@ -276,10 +276,8 @@ def _account(state: State, sample: Sample) -> State:
         felt_per_s=felt,
         since_change_s=state.since_change_s + period_s,
     )
-    unheld = state.phase in ("free", "resting")
-    if (
-        unheld and _settled(state) and (sample.copied_bytes or state.free_s)
-    ):  # not before the first bytes have gone through
+    is_free = state.phase in ("free", "resting") and _settled(state)
+    if is_free and (sample.copied_bytes or state.free_s):  # the first chunks take their time
         kept = 1.0 if state.free_s < FREE_MEMORY_S else 1 - period_s / FREE_MEMORY_S
         state = state._replace(
             free_bytes=state.free_bytes * kept + sample.copied_bytes, free_s=state.free_s * kept + period_s
@@ -371,7 +369,7 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
         reason = f"{seen}; it is not slowed, {why}"
         return state._replace(said_deadline=True), Action("deadline", state.bytes_per_s, reason)
     speed = _within(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
-    state = _changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), push=1.0)
+    state = _changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), push=1.0, steered_s=0.0)
     return state, Action("slow", speed, f"{seen}; slowed to {_speed(speed)} to see whether that helps")
 
 
@@ -453,6 +451,7 @@ def _steer(
 def _give_up(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tuple[State, Action]:
     before = state.before
     assert before is not None  # noqa: S101  (set when the trial began)
+    rest_s = FIRST_REST_S if state.steered_s > FIRST_REST_S else state.rest_s  # it did pay for long
     culprit = _culprit(reading, bounds)
     why = {
         "slow-target": "its reads are quick and its writes wait, so it is the backup's target that is slow",
@@ -460,11 +459,9 @@ def _give_up(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> 
     }[culprit]
     reason = (
         f"{reading.in_words()} with its backup at {_speed(reading.copied_bytes_per_s)}, {_ms(before.latency_ms)} at "
-        f"{_speed(before.copied_bytes_per_s)}: slowing does not pay; {why}; free again for {state.rest_s:.0f} s"
+        f"{_speed(before.copied_bytes_per_s)}: slowing does not pay; {why}; free again for {rest_s:.0f} s"
     )
-    state = state._replace(
-        rests_until_s=sample.at_s + state.rest_s, rest_s=min(2 * state.rest_s, LONGEST_REST_S), cut=LATER_CUT
-    )
+    state = state._replace(rests_until_s=sample.at_s + rest_s, rest_s=min(2 * rest_s, LONGEST_REST_S), cut=LATER_CUT)
     state, action = _let_go(state, bounds, "give-up", reason)
     return state._replace(phase="resting"), action._replace(culprit=culprit)
 
