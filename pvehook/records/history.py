@@ -26,7 +26,7 @@ import threading
 import urllib.parse
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -245,16 +245,20 @@ def _move_aside(path: str, not_ours: _NotOurs) -> str:
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """The database, to read from: while the daemon writes, after a crash, and where nothing can be written at all (a
     copy on another machine, a medium that is read-only). Raises NodeError; what SQLite says in its body is one too."""
-    try:
-        with _to_read(path) as history:
+    with ExitStack() as stack:
+        try:
+            history = stack.enter_context(_to_read(path))
             version = _version(history)
-            if version > len(SCHEMA):
-                raise NodeError(f"history {path}: made by a newer pvehook (version {version}, not {len(SCHEMA)})")
-            if version < len(SCHEMA):
-                raise NodeError(f"history {path}: of an older pvehook; the next backup brings it up to date")
+        except (sqlite3.Error, OSError) as error:
+            raise NodeError(f"history {path}: {error}") from error
+        if version > len(SCHEMA):
+            raise NodeError(f"history {path}: made by a newer pvehook (version {version}, not {len(SCHEMA)})")
+        if version < len(SCHEMA):
+            raise NodeError(f"history {path}: of an older pvehook; the next backup brings it up to date")
+        try:
             yield history
-    except (sqlite3.Error, OSError) as error:
-        raise NodeError(f"history {path}: {error}") from error
+        except sqlite3.Error as error:
+            raise NodeError(f"history {path}: {error}") from error
 
 
 @contextmanager

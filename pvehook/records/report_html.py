@@ -24,6 +24,7 @@ from pvehook.records.figures import (
     short_number,
 )
 from pvehook.records.history import Night, record_of
+from pvehook.records.night_chart import baseline_p99_ms
 from pvehook.records.night_svg import night_svg
 from pvehook.records.night_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.records.report_style import SCRIPT, STYLE
@@ -305,7 +306,7 @@ def _key(record: StallRecord) -> str:
     """What the chart's lines are."""
     swatches: list[tuple[str, Callable[[StallRecord], bool], str]] = [
         ('<path class="latency" d="M0 6H18"/>', lambda _: True, "p99, logarithmic"),
-        ('<path class="before" d="M0 6H18"/>', lambda record: isinstance(record.baseline, tuple), "before the backup"),
+        ('<path class="before" d="M0 6H18"/>', lambda record: baseline_p99_ms(record) is not None, "before the backup"),
         ('<path class="stall" d="M3 1h12v10H3z"/>', lambda _: True, "a request over 1 s was on its way"),
         ('<path class="rate" d="M2 2h14v10H2z"/>', lambda _: True, "backup rate"),
         ('<path class="limit" d="M0 6H18"/>', _has_speeds, "governor’s limit"),

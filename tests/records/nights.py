@@ -34,7 +34,7 @@ from pvehook.rules.stalls import (
 )
 
 NOW_S = 1_795_500_000.0
-"""2026-11-24 04:00 UTC."""
+"""2026-11-24 06:00 UTC."""
 DAY_S = 86400.0
 MB = 1_000_000
 
