@@ -137,12 +137,15 @@ SCRIPT = """
 for (const button of document.querySelectorAll("#guests th button")) {
   button.onclick = () => {
     const head = button.parentElement, row = head.parentElement, body = document.querySelector("#guests tbody");
-    const column = [...row.children].indexOf(head), down = head.getAttribute("aria-sort") !== "descending";
+    const column = [...row.children].indexOf(head), isText = "text" in head.dataset;
+    const [first, second] = isText ? ["ascending", "descending"] : ["descending", "ascending"];
+    const order = head.getAttribute("aria-sort") === first ? second : first;
     for (const each of row.children) each.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    head.setAttribute("aria-sort", order);
     const key = (line) => line.children[column].dataset.sort;
-    const order = (a, b) => head.dataset.text ? key(b).localeCompare(key(a)) : key(b) - key(a);
-    body.append(...[...body.rows].sort((a, b) => down ? order(a, b) : order(b, a)));
+    const byText = (a, b) => key(a).localeCompare(key(b), "en", { numeric: true });
+    const compare = isText ? byText : (a, b) => key(a) - key(b);
+    body.append(...[...body.rows].sort((a, b) => order === "ascending" ? compare(a, b) : compare(b, a)));
   };
 }
 """
