@@ -1,7 +1,7 @@
 """One guest's night as SVG: latency on a logarithmic scale against the line from before, stalls, the freeze and kernel
 lines on a strip of their own, the backup's rate and the governor's limit; and the same in words.
 
-Drawn twice, for a desk and for a phone: text in an SVG shrinks with it, so a phone gets a narrower one.
+Drawn for three widths: text in an SVG shrinks and grows with it, so a phone gets a narrower one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pvehook.records.night_chart import baseline_p99_ms, decades
 from pvehook.records.night_words import kernel_lines
 from pvehook.records.stall_record import Point, StallRecord
 
-WIDE, NARROW = 960, 330
-"""In CSS pixels: about what the page is on a desk and on a phone."""
+WIDE, MIDDLE, NARROW = 960, 600, 330
+"""In CSS pixels: about what the page is on a desk, on a tablet and on a phone (records/report_style.py)."""
 
 TOP, LATENCY_HEIGHT, STRIP_GAP, STRIP_HEIGHT, RATE_GAP, RATE_HEIGHT = 26, 170, 10, 10, 34, 70
 LEFT, RIGHT = 50, 8
@@ -58,12 +58,12 @@ HEIGHT: Final = RATE_TOP + RATE_HEIGHT + 22
 
 
 def night_svg(record: StallRecord, zone: tzinfo, identifier: str) -> str:
-    """Both drawings of a record that has points; `identifier` is a word that no other chart of the page has."""
+    """The drawings of a record that has points; `identifier` is a word that no other chart of the page has."""
     words = escape(night_summary(record, zone))
     return "".join(
         f'<svg class="chart {name}" viewBox="0 0 {width} {HEIGHT}" role="img" aria-labelledby="{identifier}-{name}">'
         f'<desc id="{identifier}-{name}">{words}</desc>{"".join(_drawing(record, zone, width))}</svg>'
-        for name, width in (("wide", WIDE), ("narrow", NARROW))
+        for name, width in (("wide", WIDE), ("middle", MIDDLE), ("narrow", NARROW))
     )
 
 
@@ -114,7 +114,7 @@ def _axes(record: StallRecord, frame: _Frame, zone: tzinfo, width: int) -> Itera
         y, rate = RATE_TOP + (1 - part) * RATE_HEIGHT, part * frame.most_bytes_per_s / MIB
         yield f'<path class="{"axis" if not part else "grid"}" d="M{frame.left} {y:.1f}H{frame.right}"/>'
         yield f'<text x="{frame.left - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(rate)}</text>'
-    for at_s, label in _times(record, frame, zone, most=10 if width == WIDE else 4):
+    for at_s, label in _times(record, frame, zone, most=width // 90 + 1):
         x = frame.x(at_s)
         upper, lower = f"M{x:.1f} {TOP}v{LATENCY_HEIGHT}", f"M{x:.1f} {RATE_TOP}v{RATE_HEIGHT}"
         yield f'<path class="grid" d="{upper}{lower}"/>'

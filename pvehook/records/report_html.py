@@ -291,7 +291,13 @@ def _figures(record: StallRecord) -> str:
         ("requests over 1 s", _figure(known["over_1s"], "")),
         ("frozen", _figure(known["frozen_ms"], "ms")),
     )
-    return f'<dl class="figures">{"".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown)}</dl>'
+    figures_shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown)
+    stalled_s = known["stalled_s"]
+    reason = ""
+    if isinstance(stalled_s, (Absent, Broken)):  # a phone shows no tooltip
+        kind = "could not be read" if isinstance(stalled_s, Broken) else "was not there to be seen"
+        reason = f'<p class="small">Whether it stalled {kind}: {_text(stalled_s.why)}</p>'
+    return f'<dl class="figures">{figures_shown}</dl>{reason}'
 
 
 def _causes(record: StallRecord) -> str:

@@ -91,7 +91,7 @@ table { border-collapse: collapse; width: 100%; }
 .causes li { padding-left: .8rem; border-left: 3px solid var(--line); margin: .4rem 0; }
 figure { margin: .9rem 0 0; }
 .chart { display: block; width: 100%; height: auto; }
-.chart.narrow { display: none; }
+.chart.middle, .chart.narrow { display: none; }
 .chart text { fill: var(--muted); font: 11px system-ui, "DejaVu Sans", sans-serif; font-variant-numeric: tabular-nums; }
 .chart .title { fill: var(--ink); font-weight: 600; }
 .chart .grid { stroke: var(--grid); } .chart .axis { stroke: var(--line); }
@@ -115,12 +115,9 @@ details { margin-top: .9rem; } summary { cursor: pointer; color: var(--muted); }
 .kernel-log { font: .8rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; margin: .6rem 0 0; padding: .6rem .8rem;
   background: var(--page); border-radius: 6px; list-style: none; }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-@media (max-width: 44rem) {
-  body { padding: 1.25rem 1rem 3rem; }
-  .tiles { grid-template-columns: 1fr 1fr; }
-  .views { grid-template-columns: 1fr; } .figures { grid-template-columns: repeat(2, auto); gap: .4rem 1.8rem; }
-  article.card { padding: .9rem .9rem; }
-  .chart.wide { display: none; } .chart.narrow { display: block; }
+@media (max-width: 60rem) { .chart.wide { display: none; } .chart.middle { display: block; } }
+@media (max-width: 34rem) { .chart.middle { display: none; } .chart.narrow { display: block; } }
+@media (max-width: 56rem) {
   #guests thead { display: none; }
   #guests tr { display: grid; grid-template-columns: 3fr 2fr; gap: .15rem .75rem; padding: .7rem .9rem;
     border-bottom: 1px solid var(--line); }
@@ -129,7 +126,12 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   #guests .number, #guests .cause { order: 4; text-align: left; white-space: normal; }
   #guests td[data-label]::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
   #guests .empty { display: none; }
-  .spark { max-width: none; }
+}
+@media (max-width: 44rem) {
+  body { padding: 1.25rem 1rem 3rem; }
+  .tiles { grid-template-columns: 1fr 1fr; }
+  .views { grid-template-columns: 1fr; } .figures { grid-template-columns: repeat(2, auto); gap: .4rem 1.8rem; }
+  article.card { padding: .9rem .9rem; }
 }
 """
 

@@ -1,5 +1,5 @@
-"""The report's page in a real browser: on a desk, on a phone, in the dark; nothing sticks out, nothing is fetched,
-nothing is complained about. The pictures are kept where PVEHOOK_SCREENSHOTS says, to be looked at."""
+"""The report's page in a real browser: on a desk, a tablet and a phone, and in the dark; nothing sticks out, nothing is
+fetched, nothing is complained about. The pictures are kept where PVEHOOK_SCREENSHOTS says, to be looked at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ pytestmark = [
 WIDE = Screen("wide", 1280, 900, "light")
 PHONE = Screen("phone", 360, 740, "light")
 DARK = Screen("dark", 1280, 900, "dark")
-SCREENS = [pytest.param(screen, id=screen.name) for screen in (WIDE, PHONE, DARK)]
+TABLET = Screen("tablet", 768, 1024, "light")
+SCREENS = [pytest.param(screen, id=screen.name) for screen in (WIDE, PHONE, DARK, TABLET)]
 
 STICKS_OUT = """
 [...document.querySelectorAll("body *")]
@@ -101,7 +102,7 @@ def test_it_can_be_read(browser: Browser, page_file: Path, screen: Screen) -> No
     AA wants it."""
     page = Page(browser, page_file, screen)
     page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
-    assert page.evaluate(SMALLEST_TEXT_PX) >= 10
+    assert page.evaluate(SMALLEST_TEXT_PX) >= 10.0
     assert page.evaluate(CONTRASTS) == {}
 
 
@@ -112,11 +113,20 @@ def test_light_and_dark_are_two(browser: Browser, page_file: Path) -> None:
     assert dark.evaluate(background) == "rgb(16, 19, 22)"
 
 
-def test_a_phone_gets_the_narrow_charts_and_a_desk_the_wide_ones(browser: Browser, page_file: Path) -> None:
+def test_each_screen_gets_the_charts_that_fit_it(browser: Browser, page_file: Path) -> None:
     shown = "[...document.querySelectorAll('figure > svg')].filter((each) => each.getBoundingClientRect().width > 0)"
     kinds = f"[...new Set({shown}.map((each) => each.className.baseVal))]"
     assert Page(browser, page_file, WIDE).evaluate(kinds) == ["chart wide"]
+    assert Page(browser, page_file, TABLET).evaluate(kinds) == ["chart middle"]
     assert Page(browser, page_file, PHONE).evaluate(kinds) == ["chart narrow"]
+
+
+@pytest.mark.parametrize("width", [320, 360, 412, 540, 560, 700, 720, 880, 900, 955, 970, 1100, 1920])
+def test_nothing_sticks_out_at_any_width(browser: Browser, page_file: Path, width: int) -> None:
+    page = Page(browser, page_file, Screen(str(width), width, 900, "light"))
+    page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(STICKS_OUT) == []
 
 
 def test_the_table_is_sorted_by_a_click(browser: Browser, page_file: Path) -> None:
