@@ -14,14 +14,12 @@ from typing import Final
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
 from pvehook.records.figures import figures, marked, short_number
-from pvehook.records.guest_account import guest_number
-from pvehook.records.history import Night
 from pvehook.records.look import Look
 from pvehook.records.night_chart import chart_lines
 from pvehook.records.night_words import kernel_lines, run_in_words, three_views, what_was_done
-from pvehook.records.report_terminal import regression_lines
+from pvehook.records.report_terminal import regression_lines, sparkline
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.trends import NAME_LIMIT, Trend, day
+from pvehook.records.trends import Trend, day
 
 LINES_QUOTED: Final = 10
 LINE_LIMIT: Final = 200
@@ -29,22 +27,32 @@ GAP: Final = 3
 """Between the views."""
 
 
-def night_lines(trend: Trend, night: Night, record: Measured[StallRecord], zone: tzinfo, look: Look) -> list[str]:
-    """All that is known of one night."""
-    title = f"{guest_number(night.vmtype, night.vmid)} {printable(night.name or '', NAME_LIMIT)}".rstrip()
+def night_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, look: Look) -> list[str]:
+    """All that is known of the last night."""
+    night = trend.last
     severity = look.painted(night.severity.replace("-", " "), night.severity)
-    lines = [f"{look.shown(title)}, night of {day(night.started_s, zone)}: {severity}"]
-    lines += regression_lines([trend], zone, look)
+    lines = [f"{look.shown(trend.title)}, night of {day(night.started_s, zone)}: {severity}"]
+    before = [*regression_lines([trend], zone, look), "", *_nights(trend, zone, look)]
     if isinstance(record, (Absent, Broken)):
-        return [*lines, *look.wrapped(record.why, first="  ", others="  ")]
-    lines += look.wrapped(run_in_words(record, zone), others="  ")
-    lines += ["", *_why(record, look), "", *_views(record, look), ""]
+        return [*lines, *look.wrapped(record.why, first="  ", others="  "), *before]
+    lines += look.wrapped(run_in_words(record, zone), first="  ", others="  ")
+    lines += [*before, "", *_why(record, look), "", *_views(record, look), ""]
     for label, text in what_was_done(record):
         lines += look.wrapped(text, first=f"{label:<10} ", others=" " * 11)
     lines += _kernel_lines(record, zone, look)
     if record.points:
         lines += ["", *chart_lines(record, zone, look)]
     return lines
+
+
+def _nights(trend: Trend, zone: tzinfo, look: Look) -> list[str]:
+    """How the nights before it were."""
+    days = sorted({day(night.started_s, zone) for night in trend.nights})
+    bars = sparkline(trend, days, min(len(days), look.columns - 11), zone, look)
+    bad = sum(night.severity in ("stalled", "locked-up") for night in trend.nights)
+    unknown = sum(night.severity == "unknown" for night in trend.nights)
+    said = f"stalled in {bad} of {len(trend.nights)} nights" + (f", {unknown} not known" if unknown else "")
+    return [f"nights     {bars}", f"           {days[0]} to {days[-1]}, {said}"]
 
 
 def _why(record: StallRecord, look: Look) -> list[str]:

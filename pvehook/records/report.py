@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import sys
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, TextIO
 
 from pvehook.records.history import nights, reading, record_of
@@ -43,32 +43,52 @@ def run_report(
 ) -> int:
     """One call of the command; returns its exit code. `now` is aware, in the node's zone, in which days are told.
 
+    With `night`, a day, everything is told as of that night, and of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
     """
+    zone = zone_of(now)
     try:
-        since_s = start_of(since, now).timestamp()
-        asked_day = None if night is None else date.fromisoformat(night).isoformat()
+        until = now if night is None else _end_of(night, zone)
+        since_s = start_of(since, until).timestamp()
     except (ValueError, OverflowError) as error:
         print(f"pvehook: {error}", file=sys.stderr)
         return EXIT_ERROR
-    if not os.path.exists(history):
+    try:
+        os.stat(history)
+    except FileNotFoundError:
         return _nothing(f"there is no history yet ({history})", out, as_json)
     with reading(history) as database:
-        if asked_day is not None:  # whenever it was
-            since_s = 0.0
-        from_s = min(since_s, now.timestamp() - timedelta(days=TREND_DAYS).total_seconds())
-        found = trends(nights(database, from_s, vmid), since_s)
+        from_s = min(since_s, until.timestamp() - TREND_DAYS * 86400)
+        known = nights(database, from_s, vmid)
+        if night is not None:
+            known = [each for each in known if day(each.started_s, zone) <= night]
+        found = trends(known, since_s)
+        whose = "" if vmid is None else f" of guest {vmid}"
+        if night is not None and not any(day(trend.last.started_s, zone) == night for trend in found):
+            return _no_such_night(f"no backup{whose} began on {night}", found, zone)
         if not found:
-            whose = "" if vmid is None else f" of guest {vmid}"
-            return _nothing(f"the history has no night{whose} since {day(since_s, zone_of(now))}", out, as_json)
+            return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
+        if night is not None:
+            found = [trend for trend in found if day(trend.last.started_s, zone) == night]
         if html is not None:
-            _write(html, html_report(database, found, worst, now, zone_of(now)))
+            _write(html, html_report(database, found, worst, now, zone))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
-            return _one_night(database, found[0], asked_day, out, now, as_json)
+            _one_night(database, found[0], out, zone, as_json)
         else:
-            _overview(found, worst, out, now, as_json)
+            _overview(found, worst, out, zone, as_json)
     return EXIT_OK
+
+
+def _end_of(night: str, zone: tzinfo) -> datetime:
+    """The last second of the day. Raises ValueError."""
+    try:
+        asked = datetime.strptime(night, "%Y-%m-%d")  # noqa: DTZ007  (a day; its zone follows)
+    except ValueError:
+        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24") from None
+    if asked.strftime("%Y-%m-%d") != night:
+        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24")
+    return asked.replace(hour=23, minute=59, second=59, tzinfo=zone)
 
 
 def start_of(since: str, now: datetime) -> datetime:
@@ -82,8 +102,7 @@ def start_of(since: str, now: datetime) -> datetime:
         raise ValueError(f"{since!r:.40} is no time; expected days such as 30d, or a date such as 2026-11-01") from None
 
 
-def _overview(found: list[Trend], worst: int | None, out: TextIO, now: datetime, as_json: bool) -> None:
-    zone = zone_of(now)
+def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo, as_json: bool) -> None:
     if as_json:
         print(json.dumps(overview_json(found[:worst], zone)), file=out)
         return
@@ -91,23 +110,19 @@ def _overview(found: list[Trend], worst: int | None, out: TextIO, now: datetime,
         print(line, file=out)
 
 
-def _one_night(
-    database: sqlite3.Connection, trend: Trend, asked_day: str | None, out: TextIO, now: datetime, as_json: bool
-) -> int:
-    """The last one, or the last of the day that was asked for."""
-    zone = zone_of(now)
-    chosen = [night for night in trend.nights if asked_day in (None, day(night.started_s, zone))]
-    if not chosen:
-        days = ", ".join(dict.fromkeys(day(night.started_s, zone) for night in trend.nights[-7:]))
-        print(f"pvehook: no backup of {trend.title} began on {asked_day}; its last nights: {days}", file=sys.stderr)
-        return EXIT_ERROR
-    record = record_of(database, chosen[-1].id)
+def _one_night(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: tzinfo, as_json: bool) -> None:
+    record = record_of(database, trend.last.id)
     if as_json:
-        print(json.dumps(night_json(trend, chosen[-1], record, zone)), file=out)
-        return EXIT_OK
-    for line in night_lines(trend, chosen[-1], record, zone, look_of(out)):
+        print(json.dumps(night_json(trend, record, zone)), file=out)
+        return
+    for line in night_lines(trend, record, zone, look_of(out)):
         print(line, file=out)
-    return EXIT_OK
+
+
+def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
+    days = sorted({day(night.started_s, zone) for trend in found for night in trend.nights})[-7:]
+    print(f"pvehook: {what}" + (f"; the last nights before: {', '.join(days)}" if days else ""), file=sys.stderr)
+    return EXIT_ERROR
 
 
 def _nothing(what: str, out: TextIO, as_json: bool) -> int:

@@ -24,8 +24,9 @@ def overview_json(trends: Sequence[Trend], zone: tzinfo) -> dict[str, object]:
     return {"format": FORMAT, "guests": [_guest(trend, zone) for trend in trends]}
 
 
-def night_json(trend: Trend, night: Night, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
-    """One night: its row, all of its figures by name, and the record as it is kept."""
+def night_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
+    """The last night: its row, all of its figures by name, and the record as it is kept."""
+    night = trend.last
     body: dict[str, object] = {"format": FORMAT, **_identity(night), "regression": _regression(trend.regression, zone)}
     body["night"] = _night(night, zone)
     body["record"] = to_plain(record)

@@ -205,14 +205,52 @@ def test_a_night_in_detail(history: str) -> None:
 
 
 def test_the_last_night_is_shown_or_the_one_that_is_asked_for(history: str, capsys: pytest.CaptureFixture[str]) -> None:
-    append(history, night(200, stalled_s=50.0), night(1, stalled_s=7.0), night(0), now_s=NOW_S)
+    append(history, night(200, stalled_s=50.0), night(1, stalled_s=7.0), night(0), night(0, 102), now_s=NOW_S)
     assert "night of 2026-11-24: none" in report(history, vmid=101)
-    assert "night of 2026-11-23: stalled" in report(history, vmid=101, night="2026-11-23")
+    yesterday = report(history, vmid=101, night="2026-11-23")
+    assert "night of 2026-11-23: stalled" in yesterday
+    assert "2026-11-24" not in yesterday  # as of that night
     assert "details are kept for 120 days" in report(history, vmid=101, night="2026-05-08")
     assert run_report(history, io.StringIO(), NOW, vmid=101, night="2026-11-20") == 2
+    assert capsys.readouterr().err == "pvehook: no backup of guest 101 began on 2026-11-20\n"
+    assert run_report(history, io.StringIO(), NOW, vmid=102, since="7d", night="2026-11-25") == 2
     assert capsys.readouterr().err == (
-        "pvehook: no backup of VM 101 web began on 2026-11-20; its last nights: 2026-05-08, 2026-11-23, 2026-11-24\n"
+        "pvehook: no backup of guest 102 began on 2026-11-25; the last nights before: 2026-11-24\n"
     )
+
+
+def test_all_guests_as_of_a_night(history: str) -> None:
+    """Who suffered then; a guest that was not backed up then is not among them."""
+    append(history, night(1, 101, stalled_s=7.0), night(0, 101), night(1, 102), night(0, 103), now_s=NOW_S)
+    assert [row[:6] for row in rows_of(report(history, night="2026-11-23"))] == ["VM 101", "VM 102"]
+    body = json.loads(report(history, night="2026-11-23", as_json=True))
+    assert [len(guest["nights"]) for guest in body["guests"]] == [1, 1]
+
+
+@pytest.mark.parametrize("asked", ["yesterday", "2026-1-1", "24.11.2026", "2026-02-30", ""])
+def test_a_night_that_is_none_is_said(history: str, asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    append(history, record(), now_s=NOW_S)
+    assert run_report(history, io.StringIO(), NOW, vmid=101, night=asked) == 2
+    assert "is no night; expected its date, such as 2026-11-24" in capsys.readouterr().err
+
+
+def test_a_guests_nights_are_above_its_last_one(history: str) -> None:
+    append(history, night(3, stalled_s=7.0), night(2), night(0, hypervisor=HUNG), now_s=NOW_S)
+    lines = report(history, vmid=101).splitlines()
+    at = lines.index("nights     ▄▁?")
+    assert lines[at + 1] == "           2026-11-21 to 2026-11-24, stalled in 1 of 3 nights, 1 not known"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_read_the_history_is_not_told_that_there_is_none(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    append(str(state / "history.db"), record(), now_s=NOW_S)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            run_report(str(state / "history.db"), io.StringIO(), NOW)
+    finally:
+        os.seteuid(0)
 
 
 def test_what_is_missing_has_its_reason_below_the_views(history: str) -> None:
