@@ -154,7 +154,12 @@ class Pacer:
                 return "complete", ""
             else:
                 self._stopped.wait(wait_s)
-        return ("stopped", "") if self._stopped.is_set() else ("too-long", "it grew for longer than a day")
+        if not self._stopped.is_set():
+            return "too-long", "it grew for longer than a day"
+        # The last phases may come before the last look: by then the archive is complete all the same.
+        left_bytes = file.size_bytes() - done
+        end: End = "complete" if file.place() == "elsewhere" else "stopped"
+        return end, f"the last {left_bytes / MIB:.1f} MiB were left to the kernel" if left_bytes else ""
 
     def _take_step(self, file: GrowingFile, new: tuple[int, int], before: tuple[int, int]) -> None:
         """Each an offset and a length in bytes; a length of 0 is none."""
@@ -214,7 +219,8 @@ def in_words(record: PacerRecord) -> str:
         f"{record.step_bytes / MIB:g} MiB, waited {record.blocked_s:.1f} s for the disk, "
         f"at most {record.worst_step_s:.2f} s for a step"
     )
-    return text if record.end == "complete" else f"{text}; {record.end}{': ' if record.why else ''}{record.why}"
+    ended = "" if record.end == "complete" else f"; {record.end}"
+    return f"{text}{ended}; {record.why}" if record.why else f"{text}{ended}"
 
 
 def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | None, mode: PacerMode) -> Pacing:

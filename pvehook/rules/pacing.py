@@ -76,7 +76,7 @@ class PacerRecord(NamedTuple):
     end: End = "not-begun"
     """`running` until the archive is complete, that is, has got its final name."""
     why: str = ""
-    """What ended it, where it was not the archive's end."""
+    """What ended it where it was not the archive's end, and what was left undone."""
     file: str | None = None
     paced_bytes: int = 0
     steps: int = 0

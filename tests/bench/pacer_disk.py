@@ -60,7 +60,9 @@ class Disk:
     """The data, and how long each request takes."""
 
     def __init__(self, size: int, bytes_per_s: float, long_seek_s: float, short_seek_s: float) -> None:
-        self.data = memoryview(mmap.mmap(-1, size))
+        # All of it at once: a first touch would be a slow request.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        self.data = memoryview(mmap.mmap(-1, size, flags=flags))
         self._bytes_per_s = bytes_per_s
         self._long_seek_s = long_seek_s
         self._short_seek_s = short_seek_s

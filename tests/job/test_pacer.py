@@ -226,7 +226,19 @@ def test_stopped_it_leaves_the_rest_to_the_kernel(node: Node, start: Start) -> N
     archive.append(8 * MIB)
     archive.complete()
     assert cached(archive.target, 8 * MIB).in_cache == 8 * MIB
-    assert "stopped" in in_words(pacer.record)
+    assert "stopped; the last 2.0 MiB were left to the kernel" in in_words(pacer.record)
+
+
+def test_stopped_after_the_archives_end_it_says_so(node: Node, start: Start) -> None:
+    pacer = start(node)
+    archive = Archive(node)
+    archive.append(8 * MIB)
+    wait_for(pacer, lambda record: record.paced_bytes >= 6 * MIB)
+    archive.complete()
+    pacer.stop()
+    assert pacer.record.end == "complete"
+    left_dirty = 8 * MIB - pacer.record.paced_bytes
+    assert ("left to the kernel" in in_words(pacer.record)) == bool(left_dirty)
 
 
 def test_stopped_before_there_is_an_archive_it_says_nothing(node: Node, start: Start, journal: LogCapture) -> None:
