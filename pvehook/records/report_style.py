@@ -125,7 +125,7 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   #guests .name { order: 1; min-width: 0; } #guests .severity { order: 2; text-align: right; }
   #guests .number, #guests .cause { order: 4; text-align: left; white-space: normal; }
   #guests td[data-label]::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
-  #guests .empty { display: none; }
+  #guests .empty { display: none; } #guests .spark { max-width: 26rem; }
 }
 @media (max-width: 44rem) {
   body { padding: 1.25rem 1rem 3rem; }

@@ -47,7 +47,11 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system that is soon full."""
     place = tmp_path / "tiny"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], check=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], capture_output=True, text=True
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no real small file system: {made.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
@@ -116,8 +120,9 @@ def test_a_name_that_cannot_be_encoded_is_kept(path: str) -> None:
 
 
 def test_only_root_may_read_it(path: str) -> None:
-    os.umask(0o022)
+    before = os.umask(0o022)
     append(path, record(), now_s=NOW_S)
+    os.umask(before)
     with contextlib.closing(sqlite3.connect(path)) as writer:  # keeps the journal's files
         writer.execute("SELECT * FROM nights").fetchone()
         for name in os.listdir(os.path.dirname(path)):
