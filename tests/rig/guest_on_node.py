@@ -46,8 +46,9 @@ def put_on_node(vm: QemuGuest, node: NodeUnderTest) -> None:
 
 
 def dirty(vm: QemuGuest, mib: int) -> None:
-    """Leaves that much in the guest's memory that is not on its first disk yet."""
+    """Leaves that much in the guest's memory that is not on its first disk yet, however slow this machine is."""
     vm.run("cd /proc/sys/vm && echo 90 >dirty_ratio && echo 80 >dirty_background_ratio")
+    vm.run("cd /proc/sys/vm && echo 0 >dirty_writeback_centisecs && echo 360000 >dirty_expire_centisecs")
     # Into a new file: what ext4 has truncated it writes out as soon as it is closed.
     vm.run(f"rm -f /data/dirty && dd if=/dev/zero of=/data/dirty bs=1M count={mib} 2>/dev/null")
 
