@@ -47,6 +47,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,11 +61,15 @@ from pvehook.guest.shapes import items, mapping  # noqa: E402
 from pvehook.guest.sockets import Deadline  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402
 from pvehook.host.timely_files import TimelyReader  # noqa: E402
+from pvehook.job.disk_watch import DiskWatch  # noqa: E402
+from pvehook.job.governor import Governor  # noqa: E402
 from pvehook.job.pacer import Pacer  # noqa: E402
 from pvehook.job.where_it_acts import Backup  # noqa: E402
 from pvehook.records.journal import journal_log  # noqa: E402
+from pvehook.records.stall_record import Baseline  # noqa: E402
 from pvehook.rules.pacing import PacerRecord, growing_file  # noqa: E402
-from tests.bench import governor  # noqa: E402
+from pvehook.rules.stalls import HypervisorView  # noqa: E402
+from pvehook.settings import GovernorConfig  # noqa: E402
 from tests.bench.disk_models import _exactly, _shake_hands, stalled_s  # noqa: E402
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 from tests.bench.pacer_disk import MIB, served_disk  # noqa: E402
@@ -73,6 +78,8 @@ from tests.host.loop_disk import cached  # noqa: E402
 SECTOR = 512
 RATE_MIB_PER_S, LONG_SEEK_MS, SHORT_SEEK_MS = 150.0, 5.0, 0.5
 BEFORE_S: Final = 3.0
+AWAITED_S: Final = 0.5
+"""Pacer and looks begin so long before the job, as they do in a night."""
 IDLE_S: Final = 15.0
 RUN_AT_MOST_S: Final = 240.0
 VMID = 101
@@ -139,24 +146,20 @@ def run_one(rig: Rig, name: str, seed: int) -> Run:
         archive_writer(rig, None if way.thrown else Path(growing_file(str(target)) or "")) as writer,
         loaded_guest({rig.volume: rig.volume_bytes}, {rig.volume: writer.socket}, load) as guest,
     ):
-        before = governor._begin(guest)
         time.sleep(BEFORE_S)
-        looks = governor._Looks(guest, before) if way.governed else None
         pacer = pacer_of(rig, target, "on" if way.paced else "off")
-        pacer.start()
-        if looks is not None:
-            looks.start()
-            time.sleep(governor.AWAITED_S)
-        began_s = time.monotonic()
-        back_up(guest, way.workers)
-        writer.finish(target)
-        ended_s = time.monotonic()
+        with governed(guest, before(guest)) if way.governed else contextlib.nullcontext() as governor:
+            pacer.start()
+            time.sleep(AWAITED_S)
+            began_s = time.monotonic()
+            back_up(guest, way.workers)
+            writer.finish(target)
+            ended_s = time.monotonic()
         dirty = cached(target)[1:] if target.exists() else (0, 0)
         pacer.stop()
         figures = run_of(guest, began_s, ended_s)._replace(left_dirty_mib=sum(dirty) / MIB, paced=pacer.record)
-        if looks is not None:
-            account = looks.end(governor.Run(figures.duration_s, figures.p99_ms, figures.stalled_s)).account
-            figures = figures._replace(slowed_s=account.slowed_s if account else 0.0)
+        if governor is not None:
+            figures = figures._replace(slowed_s=governor.account().slowed_s)
     if not way.thrown:
         figures = figures._replace(archive_mib=target.stat().st_size / MIB)
         target.unlink()
@@ -181,6 +184,42 @@ def pacer_of(rig: Rig, target: Path, mode: Any) -> Pacer:
     log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     backup = Backup(VMID, "qemu", "snapshot", None, str(rig.dump))
     return Pacer(Node("/"), TimelyReader(), log, backup, str(target), mode, rig.step_mib)
+
+
+def before(guest: LoadedGuest) -> Baseline:
+    """How the guest is without a backup, as pvehook finds it out."""
+    watch = DiskWatch(guest.qmp, time.time, lambda *_: None, None)
+    watch.look()
+    time.sleep(BEFORE_S)
+    watch.end(RUN_AT_MOST_S)
+    view = watch.view()
+    assert isinstance(view, HypervisorView), view
+    (point,) = watch.points()[-1:]  # from the one look to the other
+    return Baseline(BEFORE_S, "before", view.read, view.write, view.flush, point.p99_ms)
+
+
+@contextlib.contextmanager
+def governed(guest: LoadedGuest, baseline: Baseline) -> Iterator[Governor]:
+    """pvehook's looks at the guest, and its governor on their connections."""
+    node = Node(guest.root)
+    log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    governor = Governor(node, VMID, "on", GovernorConfig(), log)
+    governor.know_baseline(baseline)
+    watch = DiskWatch(guest.qmp, time.time, governor.act, None)
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not stopped.wait(governor.next_look_s):
+            watch.look()
+
+    thread = threading.Thread(target=look, name="looks", daemon=True)
+    thread.start()
+    try:
+        yield governor
+    finally:
+        stopped.set()
+        thread.join(RUN_AT_MOST_S)
+        governor.release()
 
 
 def back_up(guest: LoadedGuest, workers: int) -> None:
