@@ -46,6 +46,9 @@ as much, and a few that take a second among many quick ones are not lost in the 
 
 ENOUGH_REQUESTS: Final = 8
 """Fewer are no average. A slow guest is looked at for longer instead."""
+FEW_REQUESTS: Final = 4
+YOUNG_S: Final = 2.0
+"""In its first moments a backup that is felt is felt by all at once: then few requests tell enough."""
 LONGEST_READING_S: Final = 2.0
 LOOKS_TO_TRY: Final = 2
 """Readings over the target, one after the other, before the backup is touched; one over twice the target is enough."""
@@ -303,11 +306,16 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     gathered = (*state.gathered, sample)
     reading = _reading(gathered)
     wanted_s = _trial_s(state) if state.phase == "trying" else 0.0
-    enough = reading.operations >= ENOUGH_REQUESTS and reading.seconds >= wanted_s
+    enough = reading.operations >= _enough(state, sample) and reading.seconds >= wanted_s
     if not enough and reading.seconds < max(LONGEST_READING_S, wanted_s):
         return state._replace(gathered=gathered), None
     idle_s = state.idle_s + reading.seconds if reading.on_their_way < IDLE_BELOW else 0.0
     return state._replace(gathered=(), idle_s=idle_s, last_ms=reading.latency_ms), reading
+
+
+def _enough(state: State, sample: Sample) -> int:
+    is_young = state.began_s is not None and sample.at_s - state.began_s < YOUNG_S
+    return FEW_REQUESTS if is_young else ENOUGH_REQUESTS
 
 
 def _trial_s(state: State) -> float:
@@ -356,7 +364,7 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
         return state._replace(over=()), nothing
     over = (*state.over, reading)[-LOOKS_TO_TRY:]
     state = state._replace(over=over)
-    is_clear = reading.operations >= ENOUGH_REQUESTS and reading.latency_ms > 2 * bounds.target_ms
+    is_clear = reading.operations >= _enough(state, sample) and reading.latency_ms > 2 * bounds.target_ms
     if len(over) < LOOKS_TO_TRY and not is_clear:
         return state, nothing
     before = _together(over)

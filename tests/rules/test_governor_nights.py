@@ -9,6 +9,8 @@ import pytest
 from tests.bench.disk_models import FAR_TARGET, FAST_DISK, ONE_DISK, RAID, DiskModel
 from tests.rules.governor_model import Guest, Night, night
 
+FAR = FAR_TARGET._replace(place_s=0.25)
+
 QUIET_DISK_GUEST = Guest(per_s=25)
 """What one slow disk can carry beside a backup."""
 
@@ -49,7 +51,7 @@ def test_an_idle_guest_costs_its_backup_nothing_however_slow_its_few_requests_ar
 
 
 def test_a_slow_target_is_found_out_and_the_backup_runs_on() -> None:
-    free, held = both(FAST_DISK, target=FAR_TARGET)
+    free, held = both(FAST_DISK, target=FAR)
     assert held.kinds() == ["slow", "give-up"]
     assert held.actions[-1][1].culprit == "slow-target"
     assert "slowing does not pay" in held.reasons()
@@ -57,7 +59,7 @@ def test_a_slow_target_is_found_out_and_the_backup_runs_on() -> None:
 
 
 def test_a_failed_trial_is_made_again_later_and_smaller() -> None:
-    held = night(FAST_DISK, target=FAR_TARGET, size_mib=4000)
+    held = night(FAST_DISK, target=FAR, size_mib=4000)
     (first_s, first), _, (second_s, second), *_ = held.actions
     assert (first.kind, second.kind) == ("slow", "slow")
     assert second_s - first_s > 60
