@@ -55,11 +55,11 @@ def chart_lines(record: StallRecord, zone: tzinfo, look: Look) -> list[str]:
     rates = [point.backup_bytes / point.lasted_s if point is not None and point.lasted_s else None for point in columns]
     lines.append(_strip("backup", rates, look))
     scales = f"backup: up to {in_bytes(max((rate for rate in rates if rate), default=0.0))}/s"
-    if record.governor is not None and record.governor.speeds:
-        limits = _limits(record, width)
+    limits = _limits(record, width)
+    most = max((limit for limit in limits if limit), default=None)
+    if most is not None:
         lines.append(_strip("limit", limits, look))
-        most = max((limit for limit in limits if limit), default=None)
-        scales += f"; limit: {f'up to {in_bytes(most)}/s, blank for none' if most else 'none'}"
+        scales += f"; limit: up to {in_bytes(most)}/s, blank for none"
     lines.append(_marks("stalled", [point is not None and point.stalled_s > 0 for point in columns], look))
     freeze = record.freeze
     if freeze is not None and freeze.at_s is not None and record.duration_s > 0:

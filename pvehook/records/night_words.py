@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, tzinfo
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import ABSENT_MARK, in_bytes, mark_of, marked, short_duration, short_number
@@ -42,6 +42,12 @@ def three_views(record: StallRecord) -> tuple[View, View, View]:
     return _qemu_view(record.hypervisor, record.baseline), _guest_view(record.guest), _node_view(record.host)
 
 
+_SOURCES: Final = {
+    "history": "before: from its last nights, because it was not watched just before this backup",
+    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles, of which nobody took any",
+}
+
+
 def _qemu_view(view: Measured[HypervisorView], before: Measured[Baseline]) -> View:
     title = "QEMU    before > during"
     missing = [*_missing("QEMU", view), *_missing("before the backup", before)]
@@ -51,15 +57,17 @@ def _qemu_view(view: Measured[HypervisorView], before: Measured[Baseline]) -> Vi
     for kind in ("read", "write", "flush"):
         during: Latency = getattr(view, kind)
         earlier: Latency | None = None if isinstance(before, (Absent, Broken)) else getattr(before, kind)
-        for name, label in (("p50_ms", "p50"), ("p99_ms", "p99"), ("max_ms", "max")):
+        for name, label in (("mean_ms", "mean"), ("p50_ms", "p50"), ("p99_ms", "p99"), ("max_ms", "max")):
             was = mark_of(before) if isinstance(before, (Absent, Broken)) else _ms(getattr(earlier, name))
             rows.append((f"{kind} {label} ms", f"{was} > {_ms(getattr(during, name))}"))
     kinds = (view.read, view.write, view.flush)
     rows += [
-        ("over 1 s, over 10 s", f"{sum(each.over_1s for each in kinds)}, {sum(each.over_10s for each in kinds)}"),
+        ("over 1 s, 10 s", f"{sum(each.over_1s for each in kinds)}, {sum(each.over_10s for each in kinds)}"),
         ("requests", str(sum(each.operations for each in kinds))),
         ("QEMU silent ms", short_number(view.silence_ms)),
     ]
+    if not isinstance(before, (Absent, Broken)) and before.source != "before":
+        missing.append(_SOURCES[before.source])
     missing += [f"{ABSENT_MARK} no histogram on {disk}" for disk in view.not_armed]
     missing += [f"the histogram of {disk} is an administrator's own" for disk in view.their_histograms]
     return View(title, tuple(rows), tuple(missing))

@@ -14,7 +14,7 @@ import struct
 import termios
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -22,7 +22,8 @@ from pvehook.contract.measured import Absent
 from pvehook.errors import NodeError
 from pvehook.records.history import append
 from pvehook.records.report import run_report, start_of
-from pvehook.records.stall_record import StallRecord
+from pvehook.records.stall_record import Baseline, StallRecord
+from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import Verdict
 from tests.records.nights import (
     DAY_S,
@@ -264,6 +265,22 @@ def test_what_is_missing_has_its_reason_below_the_views(history: str) -> None:
     text = report(history, vmid=102)
     assert "- QEMU: a container has no QEMU" in text
     assert "guest's io full s     12" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("history", "before: from its last nights, because it was not watched just before this"),
+        ("since-start", "before: means since the VM was started; - for percentiles, of which nobody took"),
+    ],
+)
+def test_a_baseline_says_where_it_is_from(history: str, source: Literal["history", "since-start"], said: str) -> None:
+    mean = Latency(9000, 3.5)
+    append(history, record(baseline=Baseline(1e5, source, mean, mean, mean)), now_s=NOW_S)
+    text = report(history, vmid=101)
+    assert said in text
+    assert re.search(r"write mean ms +3\.5 > 4 ", text)
+    assert re.search(r"write p99 ms +- > 24 ", text)
 
 
 def test_details_that_are_damaged_are_said_and_the_rest_is_shown(history: str) -> None:
