@@ -26,7 +26,7 @@ TOP, LATENCY_HEIGHT, STRIP_GAP, STRIP_HEIGHT, RATE_GAP, RATE_HEIGHT = 26, 170, 1
 LEFT, RIGHT = 50, 8
 MIB: Final = 1 << 20
 
-_TICKS_S: Final = (5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_TICKS_S: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 
 
 class _Frame(NamedTuple):
@@ -79,10 +79,13 @@ def _drawing(record: StallRecord, zone: tzinfo, width: int) -> Iterator[str]:
 
 
 def _frame(record: StallRecord, width: int) -> _Frame:
-    seen_ms = [point.p99_ms for point in record.points if point.p99_ms]
-    base_ms = baseline_p99_ms(record)
-    low, high = decades([*seen_ms, *([base_ms] if base_ms else []), *([] if seen_ms else [1.0])])
     speeds = record.governor.speeds if record.governor is not None else ()
+    shown_ms = [
+        *(point.p99_ms for point in record.points),
+        baseline_p99_ms(record),
+        *(each.target_ms for each in speeds),
+    ]
+    low, high = decades([each for each in shown_ms if each] or [1.0])
     rates = [_rate_of(point) for point in record.points]
     most = max([*rates, *(float(speed.speed_bytes_per_s) for speed in speeds), 1.0 * MIB])
     duration_s = max(record.duration_s, record.points[-1].at_s, 1.0)

@@ -36,6 +36,8 @@ CHARTS: Final = 12
 """Guests whose last night is shown in detail, where nobody said how many."""
 BARS_MOST: Final = 90
 """Of a guest's nights; where there are more, the worst of each few."""
+BARS_LEAST: Final = 14
+"""Room for so many, so that the bars of a young history are no blocks."""
 LINES_QUOTED: Final = 20
 REASON_LIMIT: Final = 600
 
@@ -195,8 +197,8 @@ def _bare(measured: Measured[float]) -> str:
 
 def _sparkline(trend: Trend, days: Sequence[str], each: int, zone: tzinfo) -> str:
     """A bar for each night, one path for each kind of bar: 200 guests of 400 nights have to fit into a page."""
-    place = {name: (index + (-len(days)) % each) // each for index, name in enumerate(days)}
-    columns = -(-len(days) // each)
+    columns = max(-(-len(days) // each), BARS_LEAST)
+    place = {name: columns - 1 - (len(days) - 1 - index) // each for index, name in enumerate(days)}
     of_column: dict[int, list[Night]] = {}
     for night in trend.nights:
         of_column.setdefault(place[day(night.started_s, zone)], []).append(night)
@@ -315,7 +317,7 @@ def _key(record: StallRecord) -> str:
         ('<path class="before" d="M0 6H18"/>', lambda record: baseline_p99_ms(record) is not None, "before the backup"),
         ('<path class="stall" d="M3 1h12v10H3z"/>', lambda _: True, "a request over 1 s was on its way"),
         ('<path class="rate" d="M2 2h14v10H2z"/>', lambda _: True, "backup rate"),
-        ('<path class="limit" d="M0 6H18"/>', _has_speeds, "governor’s limit"),
+        ('<path class="limit" d="M0 6H18"/>', _was_limited, "governor’s limit"),
         ('<path class="target" d="M0 6H18"/>', _has_speeds, "governor’s target"),
         ('<path class="kernel" d="M4 11h10l-5 -9z"/>', lambda record: bool(kernel_lines(record)), "kernel line"),
     ]
@@ -329,6 +331,10 @@ def _key(record: StallRecord) -> str:
 
 def _has_speeds(record: StallRecord) -> bool:
     return record.governor is not None and bool(record.governor.speeds)
+
+
+def _was_limited(record: StallRecord) -> bool:
+    return record.governor is not None and any(speed.speed_bytes_per_s for speed in record.governor.speeds)
 
 
 def _view(view: View) -> str:

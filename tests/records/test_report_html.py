@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.history import append
 from pvehook.records.report import run_report
+from pvehook.records.stall_record import SpeedPoint
 from pvehook.rules.stalls import Cause, Verdict
 from tests.records.nights import (
     HUNG,
@@ -199,3 +201,20 @@ def test_the_page_is_there_whole_or_as_it_was(history: str, tmp_path: Path) -> N
     with pytest.raises(OSError, match="taken"):
         run_report(history, io.StringIO(), NOW, html=str(tmp_path / "taken"))
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".new")]
+
+
+def test_a_target_above_all_latencies_is_within_the_scale(history: str) -> None:
+    """Of a guest that was slow before its backup already."""
+    told = charted(bad=False)
+    assert told.governor is not None
+    speeds = (SpeedPoint(0.0, 0, 5.0, 17_500.0),)
+    append(history, replace(told, governor=told.governor._replace(speeds=speeds)), now_s=NOW_S)
+    page = Page(written(history))
+    assert "100 s" in page.texts
+    assert "governor’s target" in page.texts
+    assert "governor’s limit" not in page.texts  # it set none
+
+
+def test_a_night_of_a_second_has_a_time_on_its_axis(history: str) -> None:
+    append(history, charted(number=3, started_s=NOW_S - 60.5, ended_s=NOW_S - 59.0), now_s=NOW_S)
+    assert "05:59:00" in Page(written(history)).texts
