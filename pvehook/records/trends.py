@@ -64,7 +64,7 @@ def _for_rule(night: Night) -> NightFigures:
 
 def _goodness(trend: Trend) -> tuple[float, ...]:
     last = trend.last
-    whole_s = sum(value_of(night.stalled_s) or 0.0 for night in trend.nights)
+    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
     worst_first = (*badness(last.severity, last.stalled_s, last.slowed_s), whole_s)
     return (*(-each for each in worst_first), last.vmid)
 

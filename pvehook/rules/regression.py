@@ -105,7 +105,7 @@ def _stretches(nights: Sequence[NightFigures]) -> list[list[NightFigures]]:
     out: what came before it is compared with what came after it."""
     stretches: list[list[NightFigures]] = []
     for night in nights:
-        if stretches and _changes(stretches[-1][-1], night) == ():
+        if stretches and not _changes(stretches[-1][-1], night):
             stretches[-1].append(night)
         else:
             stretches.append([night])
@@ -113,6 +113,8 @@ def _stretches(nights: Sequence[NightFigures]) -> list[list[NightFigures]]:
 
 
 def _changes(before: NightFigures, after: NightFigures) -> tuple[Change, ...]:
+    if before.versions == after.versions:  # which they are nearly always
+        return ()
     names: tuple[What, ...] = ("pve-manager", "QEMU", "kernel")
     pairs = zip(names, before.versions, after.versions, strict=True)
     return tuple(Change(what, old, new) for what, old, new in pairs if old and new and old != new)
