@@ -10,7 +10,8 @@ latency has to fall to half as well, or to the target. A neighbour's load on the
 itself do not pass this test, whatever the latency is; then the backup runs free.
 
 **Who suffers.** Latency alone does not tell: a guest that writes one log line a second is not held up by 200 ms. So a
-guest suffers when its requests take longer than the target, and on average nearly one is on its way at any time.
+guest suffers when its requests take half as long again as the target, and on average nearly one is on its way at any
+time.
 
 **What bounds it from below.** The backup has to be done before the window shuts, and within `stretch_at_most` times the
 time it would have taken alone; what is left to copy, over the time that is left, is the least speed. QEMU's limit also
@@ -35,13 +36,15 @@ UNLIMITED: Final = 0
 LOST_AFTER_S: Final = 5.0
 """Without a look for this long nobody knows how the guest is: the original speed."""
 
+SUFFERS_OVER: Final = 1.5
+"""Times the target: a little over it is not worth a backup that takes twice as long."""
 SUFFERS_FROM: Final = 0.75
 """Requests on their way at any time, on average."""
 IDLE_BELOW: Final = 0.1
 IDLE_AFTER_S: Final = 3.0
 """A guest that has left its disks alone this long is idle, and not stuck."""
-TAIL_PART: Final = 1 / 4
-"""A quarter of the p99 counts as latency where it is more than the mean: of an ordinary mixture of requests it is about
+TAIL_PART: Final = 1 / 3
+"""A third of the p99 counts as latency where it is more than the mean: of an ordinary mixture of requests it is about
 as much, and a few that take a second among many quick ones are not lost in the mean."""
 
 ENOUGH_REQUESTS: Final = 8
@@ -50,8 +53,9 @@ FEW_REQUESTS: Final = 4
 YOUNG_S: Final = 2.0
 """In its first moments a backup that is felt is felt by all at once: then few requests tell enough."""
 LONGEST_READING_S: Final = 2.0
+CLEARLY_OVER: Final = 2.0
 LOOKS_TO_TRY: Final = 2
-"""Readings over the target, one after the other, before the backup is touched; one over twice the target is enough."""
+"""Readings of a guest that suffers, one after the other, before the backup is touched; a clear one is enough."""
 
 SETTLING_S: Final = 0.7
 """With 16 workers a lower limit acts after half a second (design/governor.md), and then what the guest has queued up
@@ -80,12 +84,12 @@ LEAST_KNEE_PART: Final = 0.6
 CAREFUL_PER_S: Final = 0.02
 KNEE_AGAIN_S: Final = 2.0
 """Until then what is over the target has queued up before the last cut."""
-ROOM_BELOW: Final = 0.75
+ROOM_BELOW: Final = 0.6
 """Of the target. Between this and the target the speed stays."""
 ROOM: Final = 1.5
 """The limit is never further than this above the speed really reached, or it would not be felt when it is needed."""
 UNBOUND_AFTER_S: Final = 2.0
-"""A limit that the backup did not reach for this long is none."""
+"""A limit that the backup did not reach for this long is none, for as long as nothing changes."""
 WORTH_SETTING: Final = 0.02
 """A change by less is not made."""
 NEARLY_FREE: Final = 0.9
@@ -181,7 +185,7 @@ class State(NamedTuple):
     last_ms: float = 0.0
     idle_s: float = 0.0
     over: tuple[Reading, ...] = ()
-    """Readings over the target, one after the other."""
+    """Readings of a guest that suffers, one after the other."""
     before: Reading | None = None
     """How the guest was while the backup ran free: what slowing is measured by."""
     tried: Reading | None = None
@@ -196,8 +200,8 @@ class State(NamedTuple):
     steered_s: float = 0.0
     steered_ms: float = 0.0
     steered_copied: float = 0.0
-    push: float = 1.0
-    """By how much the limit has to be above the least speed for that to be reached."""
+    short_s: float = 0.0
+    """How long it has not reached its limit while its guest suffered."""
     rest_s: float = FIRST_REST_S
     rests_until_s: float = 0.0
     said_deadline: bool = False
@@ -244,7 +248,7 @@ def least_speed(state: State, sample: Sample, bounds: Bounds) -> tuple[float, st
     if free is not None and state.began_s is not None:
         alone_s = (state.copied_bytes + sample.remaining_bytes) / free
         left_s = state.began_s + bounds.stretch_at_most * alone_s - sample.at_s
-        needed = _over(sample.remaining_bytes, left_s) * state.push
+        needed = _over(sample.remaining_bytes, left_s)
         if needed > floor:
             floor = needed
             why = f"it would take more than {bounds.stretch_at_most:g} times the {alone_s:.0f} s that it takes alone"
@@ -360,11 +364,11 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
     if sample.at_s < state.rests_until_s:
         return state, nothing
     state = state._replace(phase="free")
-    if reading.latency_ms <= bounds.target_ms or reading.on_their_way < SUFFERS_FROM:
+    if reading.latency_ms <= SUFFERS_OVER * bounds.target_ms or reading.on_their_way < SUFFERS_FROM:
         return state._replace(over=()), nothing
     over = (*state.over, reading)[-LOOKS_TO_TRY:]
     state = state._replace(over=over)
-    is_clear = reading.operations >= _enough(state, sample) and reading.latency_ms > 2 * bounds.target_ms
+    is_clear = reading.operations >= _enough(state, sample) and reading.latency_ms > CLEARLY_OVER * bounds.target_ms
     if len(over) < LOOKS_TO_TRY and not is_clear:
         return state, nothing
     before = _together(over)
@@ -377,7 +381,7 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
         reason = f"{seen}; it is not slowed, {why}"
         return state._replace(said_deadline=True), Action("deadline", state.bytes_per_s, reason)
     speed = _within(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
-    state = _changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), push=1.0, steered_s=0.0)
+    state = _changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), steered_s=0.0)
     return state, Action("slow", speed, f"{seen}; slowed to {_speed(speed)} to see whether that helps")
 
 
@@ -424,7 +428,14 @@ def _complete_before(state: State) -> State:
 def _begin_to_steer(state: State, bounds: Bounds, reading: Reading, knee: float) -> State:
     error = _error(reading, bounds)
     return state._replace(
-        phase="steering", error=error, knee_per_s=knee, over_s=0.0, unbound_s=0.0, steered_s=0.0, steered_ms=0.0
+        phase="steering",
+        error=error,
+        knee_per_s=knee,
+        over_s=0.0,
+        unbound_s=0.0,
+        short_s=0.0,
+        steered_s=0.0,
+        steered_ms=0.0,
     )
 
 
@@ -445,8 +456,11 @@ def _steer(
     if unbound_s >= UNBOUND_AFTER_S:
         reason = f"{reading.in_words()}, target {_ms(bounds.target_ms)}; its backup does not reach its limit any more"
         return _let_go(state._replace(rest_s=FIRST_REST_S), bounds, "free", reason)
-    held_up = wanted <= floor and reached < NEARLY_FREE * floor
-    state = state._replace(push=min(state.push * 1.1, 4.0) if held_up else max(state.push * 0.95, 1.0))
+    short_s = state.short_s + reading.seconds if not within and reached < NEARLY_FREE * state.bytes_per_s else 0.0
+    state = state._replace(short_s=short_s)
+    if short_s >= UNBOUND_AFTER_S:
+        # So this is all that it gets, limit or not: more was seen only where it read nothing but holes.
+        state = state._replace(free_bytes=reached, free_s=1.0, short_s=0.0)
     state, wanted = _mind_the_knee(state, reading, wanted, bounds, within=within)
     speed = _within(min(wanted, max(ROOM * reached, float(LEAST_BYTES_PER_S))), floor, bounds)
     if abs(speed - state.bytes_per_s) < WORTH_SETTING * state.bytes_per_s:
@@ -478,7 +492,7 @@ def _let_go(state: State, bounds: Bounds, kind: Kind, reason: str) -> tuple[Stat
     """Back to the original speed."""
     held = state.phase in ("trying", "steering")
     speed = bounds.original_bytes_per_s
-    state = _changed(state, speed)._replace(phase="free", over=(), idle_s=0.0, unbound_s=0.0, push=1.0)
+    state = _changed(state, speed)._replace(phase="free", over=(), idle_s=0.0, unbound_s=0.0)
     return state, Action(kind if held else "none", speed, reason if held else "")
 
 

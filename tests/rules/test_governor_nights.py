@@ -30,7 +30,7 @@ def test_on_shared_disks_the_guest_does_not_stall_any_more() -> None:
 
 def test_on_one_slow_disk_too() -> None:
     free, held = both(ONE_DISK, guest=QUIET_DISK_GUEST)
-    assert held.stalled_s < 0.15 * free.stalled_s
+    assert held.stalled_s < 0.2 * free.stalled_s
     assert held.duration_s < 2.5 * free.duration_s
 
 
