@@ -22,7 +22,11 @@ from pvehook.host.clock import SystemClock, at, local_zone
 from pvehook.host.node import Node
 
 if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
     from pvehook.job.configuration import InForce
+    from pvehook.job.governor_record import PutBack
+    from pvehook.job.thaw import Report
     from pvehook.rules.admission import Allowance
     from pvehook.settings import Config
 
@@ -115,11 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     freeze_check.set_defaults(run=_freeze_check)
 
+    _add_looking_back(commands, common)
+
     thaw = commands.add_parser(
         "thaw", parents=[common], help="thaw guests that pvehook froze; exit 0 when they are thawed"
     )
     thaw.add_argument("vmid", type=vmid, nargs="?", metavar="VMID")
-    thaw.add_argument("--left-over", action="store_true", help="every guest that a record calls frozen by pvehook")
+    thaw.add_argument(
+        "--left-over",
+        action="store_true",
+        help="every guest that a record calls frozen by pvehook, and every backup that one calls slowed",
+    )
     thaw.add_argument("--force", action="store_true", help="thaw VMID whoever froze it")
     thaw.set_defaults(run=_thaw)
 
@@ -138,7 +148,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_looking_back(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """`report` and `governor status`."""
+    report = commands.add_parser(
+        "report", parents=[common], help="which guest suffered, how much, why, and is it worse than before the upgrade"
+    )
+    report.add_argument("--since", default="30d", metavar="TIME", help="how far back: 30d, or a day (default 30d)")
+    report.add_argument("--vmid", type=vmid, metavar="N", help="one guest's nights, and its last one in detail")
+    report.add_argument("--night", metavar="DAY", help="as of that night, such as 2026-11-23")
+    report.add_argument("--worst", type=positive, metavar="N", help="only the N guests that suffered most")
+    report.add_argument("--html", metavar="FILE", help="write a page with charts, one file")
+    report.add_argument("--json", action="store_true")
+    report.add_argument("--history", metavar="FILE", help="read this database instead of the node's")
+    report.set_defaults(run=_report)
+
+    governor = commands.add_parser("governor", help="the governor of the backups that run now")
+    governor_commands = governor.add_subparsers(required=True, metavar="status")
+    status = governor_commands.add_parser(
+        "status", parents=[common], help="how fast each backup runs, and whether it is slowed"
+    )
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(run=_governor_status)
+
+
 # Values
+
+
+def positive(text: str) -> int:
+    """A number of things. Raises argparse.ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of guests; expected one from 1 on")
+    return int(text)
 
 
 def duration_s(text: str) -> float:
@@ -387,18 +427,55 @@ def _freeze_check(arguments: argparse.Namespace) -> int:
 
 
 def _thaw(arguments: argparse.Namespace) -> int:
-    from pvehook.job.thaw import thaw_guest, thaw_left_over
+    from pvehook.job.left_over import put_right
+    from pvehook.job.thaw import thaw_guest
 
     node = Node(arguments.root)
     if (arguments.vmid is None) is not arguments.left_over:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
     guest = arguments.vmid
-    reports = thaw_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+    reports: Sequence[Report | PutBack] = (
+        put_right(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+    )
     if guest is None and not reports and sys.stdout.isatty():  # systemd asks at every stop; that is no news
-        print("no guest is recorded as frozen by pvehook")
+        print("no guest is recorded as frozen by pvehook, no backup as slowed")
     for report in reports:
         print(report.text, file=sys.stdout if report.done else sys.stderr)
     return 0 if all(report.done for report in reports) else 1
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pvehook.job.metrics import history_file
+    from pvehook.records.report import run_report
+
+    node = Node(arguments.root)
+    return run_report(
+        arguments.history or history_file(node),
+        sys.stdout,
+        at(SystemClock(), local_zone(node)),
+        since=arguments.since,
+        vmid=arguments.vmid,
+        night=arguments.night,
+        worst=arguments.worst,
+        html=arguments.html,
+        as_json=arguments.json,
+    )
+
+
+def _governor_status(arguments: argparse.Namespace) -> int:
+    from pvehook.job.governor_status import running_backups
+
+    in_force = _in_force(arguments)
+    backups = running_backups(Node(arguments.root), in_force.config.governor)
+    if arguments.json:
+        print(json.dumps([backup._asdict() for backup in backups]))
+        return 0
+    print(f"governor: {in_force.config.governor.mode}")
+    for backup in backups:
+        print(backup.text)
+    if not backups:
+        print("no backup runs that pvehook knows of")
+    return 0
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:

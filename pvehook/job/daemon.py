@@ -33,6 +33,7 @@ from pvehook.contract.upid import parse_upid
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of
 from pvehook.job import record
+from pvehook.job.governor_record import put_back_left_over
 from pvehook.job.guest_freeze import thaw_left_over_in_daemon
 from pvehook.job.job import Job, Surroundings, chain_of
 
@@ -69,6 +70,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
         thaw_left_over_in_daemon(self._around)
+        # In a thread: a VM that hangs must not keep the daemon from answering.
+        threading.Thread(target=self._put_speeds_back, name="speeds", daemon=True).start()
         self._pick_up_running_jobs()
         systemd.notify("READY=1")
         while not self._told_to_leave and not self._idle():
@@ -83,6 +86,11 @@ class Daemon:
         systemd.notify("STOPPING=1")
         for job in list(self._jobs.values()):
             job.put_down()
+
+    def _put_speeds_back(self) -> None:
+        for report in put_back_left_over(self._around.node):
+            write = self._log.warning if report.done else self._log.error
+            write("governor-left-over", message=report.text, vmid=report.vmid)
 
     def _leave(self, *_: object) -> None:
         self._told_to_leave = True

@@ -20,6 +20,7 @@ from pvehook.errors import GuestError, NodeError, TimedOut, Unreachable
 from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.inside import Inside, look_inside
 from pvehook.guest.kernel_log import KernelLogHandle, close_kernel_log, open_kernel_log, read_kernel_log
+from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
 from pvehook.job.host_watch import EVENTS_KEPT, seconds_between
 from pvehook.rules.kernel_lines import classify
@@ -82,7 +83,7 @@ class GuestWatch:
                     log = open_kernel_log(agent, deadline)
                 self.start = InsideStart(inside, log)
         except GuestError as error:
-            self._not_begun = _fault(error)
+            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs() else _fault(error)
 
     def ping(self) -> None:
         """Asks for a sign of life, and takes what the kernel has logged: its ring is short, and so is the last look."""
@@ -165,6 +166,15 @@ class GuestWatch:
         if self._log_fault is not None and not self._events:
             return self._log_fault
         return tuple(self._events)
+
+    def _no_agent_runs(self) -> bool:
+        """Whether QEMU says so: an agent that hangs and one that is not there are silent alike."""
+        deadline = Deadline.after(CONFIG_S)
+        try:
+            with open_qmp(self._around.node.path(f"/var/run/qemu-server/{self._vmid}.qmp"), deadline) as qmp:
+                return not qmp.is_agent_running(self._vmid, deadline)
+        except GuestError:
+            return False
 
     def _why_not_asked(self) -> Absent | Broken | None:
         if self._mode != "snapshot":

@@ -53,6 +53,11 @@ TEXTFILE_DAYS = 35.0
 """A guest without a backup for so long is gone from node_exporter's file."""
 
 
+def history_file(node: Node) -> str:
+    """Where the nights are kept."""
+    return os.path.join(node.state_dir, "history.db")
+
+
 class Metrics:
     """One job's. Every method is quick or has a deadline, and none raises."""
 
@@ -132,7 +137,7 @@ class Metrics:
 
     def records_of(self, guests: Iterable[GuestRecord]) -> dict[int, StallRecord]:
         """By guest, for the job's table. What a daemon that died had made is taken from the history."""
-        path, records = self._history_file(), dict(self._records)
+        path, records = history_file(self._around.node), dict(self._records)
         if all(guest.vmid in records or guest.result == "refused" for guest in guests):
             return records
         try:
@@ -178,11 +183,8 @@ class Metrics:
             picked_up=guest.seen is not None,
         )
 
-    def _history_file(self) -> str:
-        return os.path.join(self._around.node.state_dir, "history.db")
-
     def _baseline_of(self, vmid: int, disks: Sequence[DiskCounters]) -> Measured[Baseline]:
-        path = self._history_file()
+        path = history_file(self._around.node)
         past: list[Baseline] = []
         try:
             past = self._files.within(HISTORY_S, path, lambda: past_baselines(path, vmid))
@@ -199,7 +201,7 @@ class Metrics:
     def _keep(self, record: StallRecord) -> None:
         """In the history, and for Prometheus. Losing either costs a log line."""
         assert self._config is not None  # noqa: S101  (set when the guest's night began)
-        path, now_s = self._history_file(), self._around.clock.now_s()
+        path, now_s = history_file(self._around.node), self._around.clock.now_s()
         keep_days, textfile = self._config.keep_days, self._config.textfile
         try:
             os.makedirs(self._around.node.state_dir, mode=0o700, exist_ok=True)

@@ -54,9 +54,9 @@ def remove(node: Node, job: JobRecord) -> None:
         pass
 
 
-def load_all(node: Node) -> list[JobRecord]:
+def load_all(node: Node, *, tidy: bool = True) -> list[JobRecord]:
     """The jobs that an earlier daemon left. A file that cannot be read is removed: it was ours, and without it
-    the job starts anew at its next phase."""
+    the job starts anew at its next phase. Without `tidy` it is left: a daemon may be writing it just now."""
     jobs = []
     directory = os.path.join(node.run_dir, "jobs")
     try:
@@ -71,10 +71,11 @@ def load_all(node: Node) -> list[JobRecord]:
             with open(path, encoding="utf-8") as file:
                 jobs.append(_from_json(json.load(file)))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
+            if tidy:
+                try:
+                    os.unlink(path)
+                except OSError:
+                    pass
     return jobs
 
 

@@ -1,7 +1,7 @@
 """A night's chart while it is being made: at most POINTS_KEPT pieces, however long the night is.
 
-Pieces grow: when there are too many, neighbours are joined two by two and from then on each takes twice as long. A
-piece keeps its whole histogram until the end, because a percentile of two pieces cannot be had from their percentiles.
+Pieces grow: when there are too many, neighbours are joined two by two and from then on each takes twice as long. Each
+keeps its whole histogram until the end, because a percentile of two pieces cannot be had from their percentiles.
 """
 
 from __future__ import annotations

@@ -71,6 +71,10 @@ class Run:
     """A standing clock for names and log lines, epoch seconds; None: see `clock_file`."""
     clock_file: str = ""
     """A file with one number, seconds to add to the real clock; read anew each time. "": none."""
+    max_workers: int = 16
+    """`performance: max-workers`, for a stock QEMU's backup; 16 is PVE's own default."""
+    target_writes_per_s: int = 0
+    """How many writes a second a stock QEMU's backup target takes: a busy NAS, say. 0: as many as it can."""
     pauses: tuple[str, ...] = ()
     """Where the worker waits for a word: `before PHASE [VMID]`, `after PHASE [VMID]`, and in a guest's archive step:
 

@@ -21,6 +21,9 @@ _START_S = 30.0
 _START_AT_PBS_S = 125.0
 """PVE's patience for `backup`, the longer one because QEMU connects to the backup server first."""
 
+SLOW_TARGET = "slow-target"
+"""The throttle group that a slow target is in, so that it can be made fast: `/objects/slow-target`."""
+
 _HELD_BYTES_PER_S = 64 * 1024
 """How fast a stock QEMU's job goes while the archive is held: so slowly that it does not end by itself."""
 
@@ -54,7 +57,7 @@ def vm_job(run: Run, vmid: int, lasts_s: float) -> VmJob:
         monitor.ask(node, vmid, "query-proxmox-support")
     except MonitorError as error:
         if error.kind == "CommandNotFound":
-            return StockJobs(node, vmid, run.dumpdir, lasts_s)
+            return StockJobs(node, vmid, lasts_s, run)
     return ProxmoxJob(node, vmid, _START_AT_PBS_S if run.to_pbs else _START_S)  # PVE's own question may go unanswered
 
 
@@ -107,22 +110,29 @@ class StockJobs:
     """A stock QEMU's block jobs, one a disk, all started in one moment, each to a raw file in the dump directory:
     `vzdump-qemu-VMID.drive-scsi0.raw`, which stays there after a backup that went well."""
 
-    def __init__(self, node: Node, vmid: int, dumpdir: str, lasts_s: float) -> None:
+    def __init__(self, node: Node, vmid: int, lasts_s: float, run: Run) -> None:
         self._node = node
         self._vmid = vmid
-        self._dumpdir = dumpdir
+        self._dumpdir = run.dumpdir
         self._lasts_s = lasts_s
+        self._max_workers = run.max_workers
+        self._target_writes_per_s = run.target_writes_per_s
         self._disks: tuple[_Disk, ...] = ()
 
     def prepare(self) -> None:
         """See VmJob. Also ends what a worker that was killed has left behind."""
         self._disks = tuple(disk for device in self._ask("query-block") if (disk := _disk(device)))
         self._clear()
+        if self._target_writes_per_s:
+            limits = {"iops-write": self._target_writes_per_s}
+            self._ask("object-add", **{"qom-type": "throttle-group", "id": SLOW_TARGET, "limits": limits})
         for disk in self._disks:
             path = self._path(disk)
             with open(path, "wb") as file:
                 file.truncate(disk.size_bytes)
-            to_file = {"driver": "file", "filename": path}
+            to_file: dict[str, object] = {"driver": "file", "filename": path}
+            if self._target_writes_per_s:
+                to_file = {"driver": "throttle", "throttle-group": SLOW_TARGET, "file": to_file}
             self._ask("blockdev-add", driver="raw", **{"node-name": disk.target}, file=to_file)
 
     def start(self, held: bool) -> str:
@@ -132,7 +142,8 @@ class StockJobs:
             speed = _HELD_BYTES_PER_S if held else self._bytes_per_s(disk)
             job = {"job-id": disk.name, "device": disk.source, "target": disk.target, "sync": "full", "speed": speed}
             # It stays to be seen after its end, or nobody could tell how it ended.
-            actions.append({"type": "blockdev-backup", "data": {**job, "auto-dismiss": False}})
+            job = {**job, "auto-dismiss": False, "x-perf": {"max-workers": self._max_workers}}
+            actions.append({"type": "blockdev-backup", "data": job})
         self._ask("transaction", patience_s=_START_S, actions=actions)
         return " ".join(disk.name for disk in self._disks)
 
@@ -176,6 +187,8 @@ class StockJobs:
         for known in self._ask("query-named-block-nodes", flat=True):
             if known["node-name"] in targets:
                 self._ask("blockdev-del", **{"node-name": known["node-name"]})
+        with contextlib.suppress(CommandError):  # there is none, unless the target was to be slow
+            self._ask("object-del", id=SLOW_TARGET)
 
     def _jobs(self) -> list[dict[str, Any]]:
         names = {disk.name for disk in self._disks}

@@ -307,4 +307,6 @@ def _memory_cause(seen: Seen) -> Cause | None:
 
 
 def _ms(milliseconds: float | None) -> str:
-    return "unknown" if milliseconds is None else f"{milliseconds:.3g} ms"
+    if milliseconds is None:
+        return "unknown"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"

@@ -1,0 +1,151 @@
+"""The figures of a guest's night against what a writer inside that guest measured by itself.
+
+A real QEMU guest with the real qemu-ga, backed up by the vzdump player through the real hook and daemon. Each write of
+the guest to a place that is not copied yet waits until QEMU has copied it to the backup's target, and the target is
+slow: that is the stall. The writer writes 4 KiB at a time past the page cache and notes when each one began and ended.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from pvehook.contract.measured import value_of
+from pvehook.guest.sockets import Deadline, connect, parse_document
+from pvehook.records.history import last_records, reading
+from pvehook.records.stall_record import StallRecord
+from pvehook.rehearsal.player import Player
+from pvehook.rehearsal.vm_job import SLOW_TARGET
+from pvehook.rules.stalls import HypervisorView
+from tests.job.conftest import node, node_without_daemon  # noqa: F401  (fixtures)
+from tests.job.node_under_test import ALWAYS, NodeUnderTest
+from tests.rig.guest_on_node import WEB, Span, put_on_node
+from tests.rig.qemu_guest import Aio, CannotStart, QemuGuest, qemu_guest
+
+pytestmark = pytest.mark.rig
+
+LOOKS = ALWAYS + "governor: {mode: off}\nfreeze: {mode: off}\n"
+SLOW_WRITES_PER_S = 1
+"""Of the target, and the background copy with its one worker has always one waiting: a guest's write takes 2 s."""
+
+WRITES = 14
+
+_WRITER = (
+    "rm -f /tmp/stop /tmp/writes; blocks=$(($(cat /sys/block/sda/size) / 8)); (n=0; until [ -e /tmp/stop ]; do"
+    " n=$(((n + 5003) % blocks)); began=$EPOCHREALTIME;"
+    " dd if=/dev/zero of=/dev/sda bs=4096 count=1 seek=$n conv=notrunc oflag=direct 2>/dev/null;"
+    " echo $began $EPOCHREALTIME; usleep 50000; done) >/tmp/writes 2>&1 & echo $! >/tmp/writer"
+)
+"""Every 20 MB round the disk: a place that the backup has not come to, and never two in one cluster of 64 KiB."""
+
+
+@contextmanager
+def writing(vm: QemuGuest) -> Iterator[None]:
+    vm.run("umount /data 2>/dev/null || true")
+    vm.run(_WRITER)
+    try:
+        yield
+    finally:
+        vm.run("touch /tmp/stop; while [ -d /proc/$(cat /tmp/writer) ]; do usleep 5000; done")
+
+
+def writes(vm: QemuGuest) -> list[Span]:
+    lines = vm.run("cat /tmp/writes").split("\n")[:-1]
+    return [Span(*map(float, line.split())) for line in lines]
+
+
+def ask(vm: QemuGuest, command: str, **arguments: object) -> None:
+    """By a monitor of the test's own: vzdump's is left to vzdump and to us."""
+    deadline = Deadline.after(30)
+    with connect(vm.events) as qemu:
+        for each, given in (("qmp_capabilities", {}), (command, arguments)):
+            qemu.allow()
+            qemu.send(json.dumps({"execute": each, "arguments": given}).encode() + b"\n", deadline)
+            answer: dict[str, object] = {}
+            while "return" not in answer:
+                assert "error" not in answer, answer
+                qemu.allow()
+                answer = parse_document(qemu.read_line(deadline), source=vm.events)
+
+
+def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple[StallRecord, list[Span]]:  # noqa: F811
+    """The record of a backup, and the writes that began while the daemon looked."""
+    run = replace(node.run(WEB, pauses=("archive 101",)), target_writes_per_s=target_writes_per_s, max_workers=1)
+    with writing(vm):
+        with Player(run) as player:
+            player.wait_for("archive 101")
+            if target_writes_per_s:
+                ask(vm, "block-job-set-speed", device="drive-scsi0", speed=0)
+            before = len(writes(vm))
+            while len(writes(vm)) < before + WRITES:
+                vm.run("usleep 100000")
+            if target_writes_per_s:
+                path = f"/objects/{SLOW_TARGET}"
+                ask(vm, "qom-set", path=path, property="limits", value={"iops-write": 0})
+            player.go_on()
+            assert player.finish().exit_code == 0
+        seen = writes(vm)
+    with reading(str(node.root / "var/lib/pvehook/history.db")) as history:
+        record = last_records(history, 0.0)[-1]
+    view = value_of(record.hypervisor)
+    assert view is not None
+    # The guest's clock is the host's: QEMU gives it the time at its start, and both run at one speed.
+    return record, [each for each in seen if record.started_s <= each.from_s and each.until_s <= record.ended_s]
+
+
+def p99_s(spans: list[Span]) -> float:
+    lasted = sorted(each.lasted_s for each in spans)
+    return lasted[math.ceil(0.99 * len(lasted)) - 1]
+
+
+@pytest.fixture(scope="module", params=["threads", "io_uring", "native"])
+def vm(request: pytest.FixtureRequest) -> Iterator[QemuGuest]:
+    aio: Aio = request.param
+    try:
+        with qemu_guest(101, disks=("/data",), aio=aio) as guest:
+            yield guest
+    except CannotStart as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def looking(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:  # noqa: F811
+    node.configure(LOOKS)
+    put_on_node(vm, node)
+    return node
+
+
+def test_stalls_on_a_slow_target_are_what_a_writer_inside_measured(
+    vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, inside = night(vm, looking, SLOW_WRITES_PER_S)
+    view = record.hypervisor
+    assert isinstance(view, HypervisorView)
+    stalled_inside_s = sum(each.lasted_s for each in inside if each.lasted_s > 1)
+    with capsys.disabled():
+        print(
+            f"\n{len(inside)} writes, p99 inside {p99_s(inside) * 1000:.0f} ms, seen {view.write.p99_ms:.0f} ms; "
+            f"stalled inside {stalled_inside_s:.1f} s, seen {view.stalled_s:.1f} s"
+        )
+    assert stalled_inside_s > 5
+    assert view.write.p99_ms == pytest.approx(p99_s(inside) * 1000, rel=0.15)
+    assert view.stalled_s == pytest.approx(stalled_inside_s, rel=0.10)
+    assert record.verdict.severity == "stalled"
+
+
+def test_without_a_slow_target_hardly_anything_is_seen(
+    vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, inside = night(vm, looking, 0)
+    view = record.hypervisor
+    assert isinstance(view, HypervisorView)
+    with capsys.disabled():
+        print(f"\n{len(inside)} writes, p99 seen {view.write.p99_ms:.1f} ms, stalled {view.stalled_s:.1f} s")
+    assert view.stalled_s == 0
+    assert view.write.over_1s == 0
+    assert record.verdict.severity in ("none", "slowed")
