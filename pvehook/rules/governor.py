@@ -38,7 +38,7 @@ LOST_AFTER_S: Final = 5.0
 
 SUFFERS_OVER: Final = 1.5
 """Times the target: a little over it is not worth a backup that takes twice as long."""
-SUFFERS_FROM: Final = 0.75
+SUFFERS_FROM: Final = 0.9
 """Requests on their way at any time, on average."""
 IDLE_BELOW: Final = 0.1
 IDLE_AFTER_S: Final = 3.0
@@ -53,9 +53,10 @@ FEW_REQUESTS: Final = 4
 YOUNG_S: Final = 2.0
 """In its first moments a backup that is felt is felt by all at once: then few requests tell enough."""
 LONGEST_READING_S: Final = 2.0
-CLEARLY_OVER: Final = 2.0
-LOOKS_TO_TRY: Final = 2
-"""Readings of a guest that suffers, one after the other, before the backup is touched; a clear one is enough."""
+CLEARLY_OVER, CLEARLY_WAITING = 2.0, 1.25
+"""Times the target, and requests on their way: where both are passed there is no doubt."""
+CLEAR_EVIDENCE, EVIDENCE, LITTLE_EVIDENCE = 1.0, 0.5, 0.25
+"""What one reading counts for, clear, ordinary, and of few requests. With 1 in a row the backup is slowed on trial."""
 
 SETTLING_S: Final = 0.7
 """With 16 workers a lower limit acts after half a second (design/governor.md), and then what the guest has queued up
@@ -366,10 +367,9 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
     state = state._replace(phase="free")
     if reading.latency_ms <= SUFFERS_OVER * bounds.target_ms or reading.on_their_way < SUFFERS_FROM:
         return state._replace(over=()), nothing
-    over = (*state.over, reading)[-LOOKS_TO_TRY:]
+    over = (*state.over, reading)
     state = state._replace(over=over)
-    is_clear = reading.operations >= _enough(state, sample) and reading.latency_ms > CLEARLY_OVER * bounds.target_ms
-    if len(over) < LOOKS_TO_TRY and not is_clear:
+    if sum(_evidence(each, bounds) for each in over) < 1:
         return state, nothing
     before = _together(over)
     reached = before.copied_bytes_per_s
@@ -383,6 +383,13 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
     speed = _within(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
     state = _changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), steered_s=0.0)
     return state, Action("slow", speed, f"{seen}; slowed to {_speed(speed)} to see whether that helps")
+
+
+def _evidence(reading: Reading, bounds: Bounds) -> float:
+    """Of a reading of a guest that suffers."""
+    if reading.latency_ms > CLEARLY_OVER * bounds.target_ms and reading.on_their_way >= CLEARLY_WAITING:
+        return CLEAR_EVIDENCE
+    return EVIDENCE if reading.operations >= ENOUGH_REQUESTS or reading.is_silence else LITTLE_EVIDENCE
 
 
 def _hold(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tuple[State, Action]:
