@@ -22,6 +22,7 @@ readonly test_packages=(
     python3-venv shellcheck perl zstd lz4 e2fsprogs      # units and rehearsal
     debootstrap debian-archive-keyring systemd-container # Debian 12 and 13 under systemd-nspawn
     qemu-system-x86 swtpm                                # a real guest
+    chromium fonts-dejavu-core                           # the report's page, looked at
 )
 readonly can_make_environments='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 readonly units=(pvehook.socket pvehook.service)
@@ -40,7 +41,7 @@ readonly cluster_yaml=/etc/pve/pvehook.yaml
 readonly jobs_cfg=/etc/pve/jobs.cfg
 readonly record=/var/lib/pvehook/install
 
-root='' offline='' check='' force='' purge=''
+root='' offline='' check='' force='' purge='' max_workers=''
 changes=0
 stage=''   # where the program is put together before it is compared and installed
 renewed='' # which parts of a running daemon were replaced under it
@@ -54,6 +55,8 @@ install.sh: installs pvehook, which watches over the backups of a Proxmox VE nod
   ./install.sh --check       say what would be done, change nothing; goes with --uninstall and --root too
   ./install.sh --uninstall   everything as it was, with the script and ionice that vzdump.conf had before
   ./install.sh --uninstall --purge   and remove /etc/pvehook.yaml, history and running state
+  ./install.sh --max-workers N   install, and let each backup have N requests under way at once (Proxmox: 16),
+                             by `performance: max-workers=N` in /etc/vzdump.conf; a value that is there stays
   ./install.sh --force       install although this is no Proxmox VE 8 or 9 on Debian 12 or 13
   ./install.sh --root DIR    the same in a directory tree (image builds, tests): no apt, systemctl or root
   ./install.sh --demo        any Linux, no root: play one night in a private environment (.venv) and show it
@@ -77,6 +80,8 @@ main() {
             --force) force=1 ;;
             --purge) purge=1 ;;
             --uninstall) action=uninstall ;;
+            --max-workers) max_workers=${2:?--max-workers needs a number} && shift ;;
+            --max-workers=*) max_workers=${1#*=} ;;
             --root) offline=1 root=${2:?--root needs a directory} && shift ;;
             --root=*) offline=1 root=${1#*=} ;;
             --demo) action=demo ;;
@@ -87,6 +92,9 @@ main() {
         shift
     done
     [[ -z $purge || $action == uninstall ]] || die "--purge goes with --uninstall"
+    [[ -z $max_workers || $action == install ]] || die "--max-workers goes with an installation"
+    [[ -z $max_workers || $max_workers =~ ^([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-6])$ ]] ||
+        die "--max-workers $max_workers: a number from 1 to 256 was expected"
     trap '[[ -z $stage ]] || rm -rf "$stage"' EXIT
     if [[ -n $offline ]]; then
         [[ -d $root ]] || die "--root $root: no such directory"
@@ -114,9 +122,11 @@ install_pvehook() {
     remember_configuration
     chain_their_script
     point_vzdump_at_the_hook
+    limit_workers
     list_jobs_that_win
     check_configuration
     conclude "pvehook $(version) is in place" "install"
+    offer_max_workers
     offer_guest_hook
 }
 
@@ -144,7 +154,7 @@ require_system() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml} README.md "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a whole copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -201,6 +211,7 @@ program_files() { # one line each: where in the repository, where under $lib, mo
     echo hooks/guest-hook hooks/guest-hook 755
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
+    echo hooks/grafana-dashboard.json grafana-dashboard.json 644
     echo README.md README.md 644
     (cd "$repo" && find pvehook -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
 }
@@ -313,6 +324,27 @@ point_vzdump_at_the_hook() {
             put_lines "$vzdump_conf" "script: $hook" "ionice: 8"
 }
 
+# How backups are made is the admin's to decide: only on request, and never over a value that is there.
+limit_workers() {
+    local set_already
+    [[ -n $max_workers ]] || return 0
+    set_already=$(conf_value performance "$root$vzdump_conf")
+    if [[ -z $set_already ]]; then
+        change "set performance: max-workers=$max_workers in $vzdump_conf: of a VM's backup at most $max_workers requests\
+ then stand in front of one of the VM's own, instead of Proxmox's 16" \
+            put_lines "$vzdump_conf" "script: $hook" "ionice: 8" "performance: max-workers=$max_workers"
+    elif [[ ,$set_already, != *,max-workers=$max_workers,* ]]; then
+        say "note: $vzdump_conf has performance: $set_already already, and that stays; to change it, put" \
+            "max-workers=$max_workers into that line"
+    fi
+}
+
+offer_max_workers() {
+    [[ -z $(conf_value performance "$root$vzdump_conf") ]] || return 0
+    say "optional: VMs stall least while one request of their backup is under way at a time; Proxmox has 16, unless you" \
+        "say otherwise: ./install.sh --max-workers 1"
+}
+
 # Jobs are the admin's own, and a job's setting is often there for a reason: they are shown, not changed.
 list_jobs_that_win() {
     local id key value
@@ -354,7 +386,7 @@ uninstall_pvehook() {
     [[ -z $purge || -z $worker ]] ||
         die "a backup runs (pid $worker), and its hook still needs configuration and state;" \
             "run --uninstall --purge again when it is over (--uninstall alone can be run now)"
-    restore "$vzdump_conf" script ionice
+    restore "$vzdump_conf" script ionice performance
     drop_unrecorded_script
     [[ -n $purge ]] || restore "$node_yaml" chain
     remove_units
@@ -478,7 +510,9 @@ put_lines() { # FILE LINE...
     shift
     before=$root$record/${file##*/}.before after=$root$record/${file##*/}.after
     mkdir -p "$root$record"
-    if [[ -e $after && -e $root$file ]]; then # installed before, then edited: our lines are not part of "before"
+    if [[ -e $after && -e $root$file ]] && cmp -s "$root$file" "$after"; then
+        : # ours already, as we left it: what was before is known to the byte
+    elif [[ -e $after && -e $root$file ]]; then # installed before, then edited: our lines are not part of "before"
         without_our_lines "$file" "${@%%:*}" | write_file "$before.new" && mv "$before.new" "$before"
         [[ -s $before ]] || rm "$before"
     elif [[ -e $root$file ]]; then
@@ -499,6 +533,8 @@ without_our_lines() { # FILE KEY...: the file as it would be without pvehook
     before=$root$record/${file##*/}.before after=$root$record/${file##*/}.after
     text=$(cat "$root$file" && echo .) # the dot keeps the line ends that $(...) would drop
     for key in "${@:2}"; do
+        # What we did not set is the admin's, who may have set it since.
+        [[ ! -f $after || -n $(conf_value "$key" "$after") ]] || continue
         text=$(printf '%s' "${text%.}" |
             replace_line "$key" "$(conf_value "$key" "$after")" "$(conf_line "$key" "$before")" && echo .)
     done

@@ -271,6 +271,8 @@ class GuestFreeze:
         """In the rendezvous' own thread, when nothing is frozen any more."""
         account.consistency, account.why, account.hung = outcome.consistency, outcome.why, outcome.hung
         account.frozen_ms = outcome.frozen_ms
+        if outcome.frozen_ms is not None:  # it was thawed a moment ago
+            account.frozen_at_s = self._clock.now_s() - outcome.frozen_ms / 1000
         account.filesystems_frozen, account.filesystems_thawed = outcome.filesystems_frozen, outcome.filesystems_thawed
         account.waited_for_pve_ms = outcome.waited_for_pve_ms
         try:

@@ -91,4 +91,6 @@ def _shares_disk(paced: PacerRecord) -> bool | None:
 def _freeze(guest: GuestRecord) -> FreezeOutcome | None:
     if guest.freeze is None:
         return None
-    return FreezeOutcome(guest.freeze.action, guest.freeze.consistency, guest.freeze.frozen_ms, guest.freeze.why)
+    freeze = guest.freeze
+    at_s = freeze.frozen_at_s - guest.started_s if freeze.frozen_at_s is not None else None
+    return FreezeOutcome(freeze.action, freeze.consistency, freeze.frozen_ms, freeze.why, at_s)

@@ -28,6 +28,8 @@ class FreezeAccount:
     """filesystem-consistent, crash-consistent, or left-to-pve; None: not known yet, or no question."""
     why: str = ""
     frozen_ms: int | None = None
+    frozen_at_s: float | None = None
+    """When the freeze was sent, in seconds since the epoch; right to a few milliseconds."""
     filesystems_frozen: int | None = None
     filesystems_thawed: int | None = None
     waited_for_pve_ms: int | None = None

@@ -144,6 +144,48 @@ def test_the_installed_bytecode_is_the_one_of_the_installed_files(root: Path) ->
         assert compiled[8:16] == hashes[path]
 
 
+@pytest.mark.parametrize("conf", [None, "", PVE_DEFAULT, "bwlimit: 9\n# end"])
+def test_max_workers_is_set_on_request_and_goes_with_pvehook(root: Path, conf: str | None) -> None:
+    file = root / "etc/vzdump.conf"
+    file.unlink(missing_ok=True)
+    if conf is not None:
+        file.write_text(conf)
+    assert "performance" not in install(root).text.replace("--max-workers 1", "")
+    said = install(root, "--max-workers", "1")
+    assert "set performance: max-workers=1" in said.text
+    assert "instead of Proxmox's 16" in said.text
+    assert "performance: max-workers=1\n" in file.read_text()
+    assert "nothing to change" in install(root, "--max-workers=1").text
+    assert "nothing to change" in install(root).text
+    install(root, "--uninstall")
+    assert (file.read_text() if file.exists() else None) == conf
+
+
+def test_a_performance_that_is_there_stays(root: Path) -> None:
+    file = root / "etc/vzdump.conf"
+    file.write_text("performance: max-workers=4,pbs-entries-max=1000\n")
+    said = install(root, "--max-workers", "1")
+    assert said.code == 0
+    assert "has performance: max-workers=4,pbs-entries-max=1000 already, and that stays" in said.text
+    assert "performance: max-workers=4,pbs-entries-max=1000\n" in file.read_text()
+
+
+def test_a_performance_that_came_later_survives_the_uninstallation(root: Path) -> None:
+    file = root / "etc/vzdump.conf"
+    install(root)
+    with file.open("a") as more:
+        more.write("performance: max-workers=2\n")
+    install(root, "--uninstall")
+    assert "performance: max-workers=2\n" in file.read_text()
+
+
+@pytest.mark.parametrize("number", ["0", "257", "x", "-1", ""])
+def test_only_a_number_of_workers_is_taken(root: Path, number: str) -> None:
+    said = install(root, "--max-workers", number)
+    assert said.code != 0
+    assert not (root / "usr/local/lib/pvehook").exists()
+
+
 def test_a_second_run_changes_nothing(root: Path) -> None:
     (root / "etc/vzdump.conf").write_text("script: /usr/local/bin/theirs\n")
     install(root)
