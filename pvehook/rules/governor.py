@@ -61,10 +61,14 @@ CLEAR_EVIDENCE, EVIDENCE, LITTLE_EVIDENCE = 1.0, 0.5, 0.25
 SETTLING_S: Final = 0.7
 """With 16 workers a lower limit acts after half a second (design/governor.md), and then what the guest has queued up
 behind the backup has to go through."""
+LONGEST_SETTLING_S: Final = 2.5
+LATELY_SAMPLES: Final = 4
+COME_DOWN: Final = 1.5
+"""Times its limit: so near to that it has come down. It copies in steps of 1 MiB, so in short samples it is uneven."""
 TRYING_S: Final = 0.8
 STILL_FALLING: Final = 0.8
-LONGEST_TRIAL_S: Final = 5.0
-"""A trial goes on as long as each of its readings is this much below the last one."""
+LONGEST_TRIAL_S: Final = 4.0
+"""A trial can go on as long as each of its readings is this much below the last one."""
 TRYING_AGAIN_S: Final = 3.0
 """Longer, lest a pause in what others do on the disks be taken for a gain."""
 FIRST_CUT, LATER_CUT = 0.3, 0.5
@@ -305,7 +309,7 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
         if _is_stuck(state, bounds):
             reading = Reading(state.silent_s, 0, state.silent_s * 1000, 1.0, state.copied_per_s, None, None, True)
             return state._replace(gathered=(), idle_s=0.0), reading
-    if not _settled(state):
+    if not _settled(state) or not _has_come_down(state):
         # What is completed now was sent before the change, so it tells more of how it was.
         return state._replace(sent_before=(*state.sent_before, sample)), None
     gathered = (*state.gathered, sample)
@@ -316,6 +320,15 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
         return state._replace(gathered=gathered), None
     idle_s = state.idle_s + reading.seconds if reading.on_their_way < IDLE_BELOW else 0.0
     return state._replace(gathered=(), idle_s=idle_s, last_ms=reading.latency_ms), reading
+
+
+def _has_come_down(state: State) -> bool:
+    """Whether a backup on trial runs at its limit by now. What its workers had sent still keeps a slow disk busy."""
+    if state.phase != "trying" or state.since_change_s > LONGEST_SETTLING_S:
+        return True
+    lately = state.sent_before[-LATELY_SAMPLES:]
+    copied = sum(each.copied_bytes for each in lately)
+    return copied <= COME_DOWN * state.bytes_per_s * sum(each.period_s for each in lately)
 
 
 def _enough(state: State, sample: Sample) -> int:
@@ -412,7 +425,9 @@ def _try(state: State, sample: Sample, bounds: Bounds, reading: Reading, floor: 
     assert before is not None  # noqa: S101  (set when the trial began)
     if not _pays(before, reading.latency_ms, reading.copied_bytes_per_s, bounds, tried=state.cut):
         is_falling = reading.latency_ms < STILL_FALLING * (state.tried or before).latency_ms
-        if is_falling and state.since_change_s < LONGEST_TRIAL_S:
+        # Where reads wait too, what the guest has queued up has to go through first. A slow target shows at once.
+        is_open = is_falling or _culprit(reading, bounds) == "other-load"
+        if is_open and state.since_change_s < LONGEST_TRIAL_S:
             return state._replace(tried=reading), Action("none", state.bytes_per_s, "")
         return _give_up(state, sample, bounds, reading)
     speed = _within(_steered(state, reading, bounds)[0], floor, bounds)

@@ -28,8 +28,10 @@ def test_on_shared_disks_the_guest_does_not_stall_any_more() -> None:
     assert held.duration_s < 2.5 * free.duration_s
 
 
-def test_on_one_slow_disk_too() -> None:
-    free, held = both(ONE_DISK, guest=QUIET_DISK_GUEST)
+@pytest.mark.parametrize("seed", [1, 7, 11])
+def test_on_one_slow_disk_too(seed: int) -> None:
+    """What the guest queued up before the trial takes its time to go through: no sign that slowing does not help."""
+    free, held = both(ONE_DISK, guest=QUIET_DISK_GUEST, seed=seed)
     assert held.stalled_s < 0.2 * free.stalled_s
     assert held.duration_s < 2.5 * free.duration_s
 
