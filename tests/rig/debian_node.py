@@ -36,7 +36,7 @@ SUITES: Final = ("trixie", "bookworm")
 PACKAGES: Final = (
     *("systemd", "systemd-sysv", "dbus", "tzdata", "zstd"),
     *("python3", "python3-psutil", "python3-yaml", "python3-structlog"),
-    *("python3-pytest", "python3-hypothesis"),
+    *("python3-pytest", "python3-hypothesis", "python3-prometheus-client"),
 )
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "flock", "mount", "umount")
 PUBLIC_MIRROR: Final = "http://deb.debian.org/debian"

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pvehook.guest.agent import open_agent
 from pvehook.guest.sockets import Connection, Deadline, connect, parse_document
@@ -51,6 +51,22 @@ def dirty(vm: QemuGuest, mib: int) -> None:
     vm.run("cd /proc/sys/vm && echo 0 >dirty_writeback_centisecs && echo 360000 >dirty_expire_centisecs")
     # Into a new file: what ext4 has truncated it writes out as soon as it is closed.
     vm.run(f"rm -f /data/dirty && dd if=/dev/zero of=/data/dirty bs=1M count={mib} 2>/dev/null")
+
+
+def ask(monitor: str, command: str, **arguments: object) -> Any:
+    """One command by a monitor of the test's own: vzdump's is left to vzdump and to us."""
+    deadline = Deadline.after(ANSWER_S)
+    answer: dict[str, Any] = {}
+    with connect(monitor) as qemu:
+        for each, given in (("qmp_capabilities", {}), (command, arguments)):
+            qemu.allow()
+            qemu.send(json.dumps({"execute": each, "arguments": given}).encode() + b"\n", deadline)
+            answer = {}
+            while "return" not in answer:
+                assert "error" not in answer, answer
+                qemu.allow()
+                answer = parse_document(qemu.read_line(deadline), source=monitor)
+    return answer["return"]
 
 
 def assert_alive(vm: QemuGuest, within_s: float = ANSWER_S) -> None:

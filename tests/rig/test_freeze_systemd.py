@@ -7,7 +7,10 @@ systemd's part: ExecStopPost, the restart and the journal are the real ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.rig.debian_node import REPO_INSIDE, SUITES, DebianNode, booted, what_is_missing
-from tests.rig.guest_on_node import CONFIG, DISKS, Witness, assert_alive, witnessed
-from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
+from tests.rig.guest_on_node import CONFIG, DISKS, Witness, ask, assert_alive, witnessed
+from tests.rig.qemu_guest import DISK_BYTES, CannotStart, QemuGuest, qemu_guest
 
 pytestmark = [
     pytest.mark.rig,
@@ -163,3 +166,63 @@ def test_whatever_is_killed_the_guest_is_thawed(
     with capsys.disabled():
         who, waited_ms = (by_stop_post + by_daemon + told)[0], round(longest_s * 1000)
         print(f"\n| {node.debian.suite:<8} | {victim:<6} | {step:<8} | a writer waited {waited_ms:6} ms | {who}")
+
+
+def test_the_guests_night_is_in_the_journal_the_mail_and_the_report(node: Node) -> None:
+    """Read from the sandbox: QEMU's counters, the guest's own through its agent, and the history that keeps them."""
+    node.restart()
+    before = node.cursor()
+    played = node.play()
+    assert played["exit"] == 0, played["log"]
+    found = node.debian.journal("-t", "pvehook", "PVEHOOK_VMID=101", "PVEHOOK_EVENT=guest-done")
+    done = found[-1]
+    assert done["__CURSOR"] != before
+    figures = ("STALLED_S", "SLOWED_S", "OVER_1S", "GUEST_IO_SOME_S", "GUEST_STEAL_S", "QMP_SILENCE_MS")
+    assert all(float(done[f"PVEHOOK_{name}"]) >= 0 for name in figures), done
+    assert done["PVEHOOK_SEVERITY"] in ("none", "slowed", "stalled")
+    assert done["PVEHOOK_GUEST_LOCKUPS"] == "0"
+    assert node.events(before, "history-not-kept") == []
+    table = [line for line in played["log"] if "VM 101 web" in line]
+    assert table
+    assert all(len(line.removeprefix("INFO: ")) <= 80 for line in table)
+    report = node.debian.run("pvehook", "report").out
+    assert "101" in report
+    assert "web" in report
+
+
+def test_a_backup_that_a_killed_daemon_had_slowed_gets_its_speed_back(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """systemd runs `thaw --left-over` the moment the daemon has died."""
+    slow, path = 1024 * 1024, f"{node.dumpdir}/slowed.raw"
+    Path(path).write_bytes(b"")
+    os.truncate(path, DISK_BYTES)
+    target = {"driver": "raw", "node-name": "slowed", "file": {"driver": "file", "filename": path}}
+    ask(node.vm.events, "blockdev-add", **target)
+    job = {"job-id": "drive-scsi0", "device": "drive-scsi0", "target": "slowed", "sync": "full", "speed": slow}
+    ask(node.vm.events, "blockdev-backup", **job)
+    try:
+        node.restart()
+        left = {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp", "daemon": 1}
+        node.debian.run("mkdir", "-p", "/run/pvehook/speeds")
+        node.debian.run("systemctl", "start", "pvehook.service")
+        node.debian.write(
+            "/run/pvehook/speeds/101.json", json.dumps({**left, "original": {"drive-scsi0": 0}, "ours": [slow]})
+        )
+        killed_s = time.monotonic()
+        node.debian.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pvehook.service")
+        speed = slow
+        while speed == slow and time.monotonic() - killed_s < 30:
+            jobs = ask(node.vm.events, "query-block-jobs")
+            speed = jobs[0]["speed"] if jobs else 0
+        took_s = time.monotonic() - killed_s
+        with capsys.disabled():
+            print(f"\n{node.debian.suite}: the original speed was back {took_s * 1000:.0f} ms after SIGKILL")
+        assert speed == 0
+        assert took_s < 5  # the promise of issue and README
+    finally:
+        while ask(node.vm.events, "query-block-jobs"):
+            with contextlib.suppress(AssertionError):
+                ask(node.vm.events, "block-job-cancel", device="drive-scsi0", force=True)
+        ask(node.vm.events, "blockdev-del", **{"node-name": "slowed"})
+        os.unlink(path)

@@ -7,8 +7,8 @@ slow: that is the stall. The writer writes 4 KiB at a time past the page cache a
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +16,6 @@ from dataclasses import replace
 import pytest
 
 from pvehook.contract.measured import value_of
-from pvehook.guest.sockets import Deadline, connect, parse_document
 from pvehook.records.history import last_records, reading
 from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal.player import Player
@@ -24,7 +23,7 @@ from pvehook.rehearsal.vm_job import SLOW_TARGET
 from pvehook.rules.stalls import HypervisorView
 from tests.job.conftest import node, node_without_daemon  # noqa: F401  (fixtures)
 from tests.job.node_under_test import ALWAYS, NodeUnderTest
-from tests.rig.guest_on_node import WEB, Span, put_on_node
+from tests.rig.guest_on_node import WEB, Span, ask, put_on_node
 from tests.rig.qemu_guest import Aio, CannotStart, QemuGuest, qemu_guest
 
 pytestmark = pytest.mark.rig
@@ -59,20 +58,6 @@ def writes(vm: QemuGuest) -> list[Span]:
     return [Span(*map(float, line.split())) for line in lines]
 
 
-def ask(vm: QemuGuest, command: str, **arguments: object) -> None:
-    """By a monitor of the test's own: vzdump's is left to vzdump and to us."""
-    deadline = Deadline.after(30)
-    with connect(vm.events) as qemu:
-        for each, given in (("qmp_capabilities", {}), (command, arguments)):
-            qemu.allow()
-            qemu.send(json.dumps({"execute": each, "arguments": given}).encode() + b"\n", deadline)
-            answer: dict[str, object] = {}
-            while "return" not in answer:
-                assert "error" not in answer, answer
-                qemu.allow()
-                answer = parse_document(qemu.read_line(deadline), source=vm.events)
-
-
 def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple[StallRecord, list[Span]]:  # noqa: F811
     """The record of a backup, and the writes that began while the daemon looked."""
     run = replace(node.run(WEB, pauses=("archive 101",)), target_writes_per_s=target_writes_per_s, max_workers=1)
@@ -80,13 +65,13 @@ def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple
         with Player(run) as player:
             player.wait_for("archive 101")
             if target_writes_per_s:
-                ask(vm, "block-job-set-speed", device="drive-scsi0", speed=0)
+                ask(vm.events, "block-job-set-speed", device="drive-scsi0", speed=0)
             before = len(writes(vm))
             while len(writes(vm)) < before + WRITES:
                 vm.run("usleep 100000")
             if target_writes_per_s:
                 path = f"/objects/{SLOW_TARGET}"
-                ask(vm, "qom-set", path=path, property="limits", value={"iops-write": 0})
+                ask(vm.events, "qom-set", path=path, property="limits", value={"iops-write": 0})
             player.go_on()
             assert player.finish().exit_code == 0
         seen = writes(vm)
@@ -149,3 +134,45 @@ def test_without_a_slow_target_hardly_anything_is_seen(
     assert view.stalled_s == 0
     assert view.write.over_1s == 0
     assert record.verdict.severity in ("none", "slowed")
+
+
+@pytest.fixture(scope="module")
+def talking_vm() -> Iterator[QemuGuest]:
+    try:
+        # Else the kernel drops what comes from user space after ten lines.
+        with qemu_guest(101, disks=("/data",), kernel_options="printk.devkmsg=on") as guest:
+            yield guest
+    except CannotStart as error:
+        pytest.skip(str(error))
+
+
+def test_lockups_in_the_guests_kernel_log_are_in_its_record_and_those_from_before_are_not(
+    talking_vm: QemuGuest,
+    node: NodeUnderTest,  # noqa: F811
+) -> None:
+    node.configure(LOOKS)
+    put_on_node(talking_vm, node)
+    lockup = "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [dd:77]"
+    rcu = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"
+    for line in (lockup, rcu):
+        talking_vm.run(f"echo '<0>{line}' >/dev/kmsg")
+    with Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        wrote_s = time.time()
+        for line in (lockup.replace("26s", "31s"), "nothing to see here", rcu):
+            talking_vm.run(f"echo '<0>{line}' >/dev/kmsg")
+        player.go_on()
+        assert player.finish().exit_code == 0
+    with reading(str(node.root / "var/lib/pvehook/history.db")) as history:
+        (record,) = last_records(history, 0.0)
+    guest = value_of(record.guest)
+    assert guest is not None
+    events = value_of(guest.kernel)
+    assert events is not None
+    assert [(event.kind, event.text) for event in events] == [
+        ("soft-lockup", lockup.replace("26s", "31s")),
+        ("rcu-stall", rcu),
+    ]
+    assert all(event.at_s == pytest.approx(wrote_s, abs=5) for event in events)
+    assert record.verdict.severity == "locked-up"
+    assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_GUEST_LOCKUPS"] == "2"
