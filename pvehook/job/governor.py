@@ -100,7 +100,9 @@ class Governor:
         self._baseline_ms: float | None = None
         self._strangers: dict[str, int] | None = {} if picked_up else None
         self._first_s: float | None = None
-        self._job_since_s: float | None = None
+        self._seen_s: float | None = None
+        self._turn_s: float | None = None
+        """When a job appeared, or went: then the next disk's may appear."""
         self._last: Look | None = None
         self._offsets: dict[str, int] = {}
         self._originals: dict[str, int] = {}
@@ -126,10 +128,9 @@ class Governor:
         """How soon it would like the next look, to be asked once the archive has begun."""
         if self._mode == "off":
             return LOOK_EVERY_S
-        if self._job_since_s is None:
+        if self._turn_s is None or self._seen_s is None:
             return YOUNG_EVERY_S
-        is_young = self._last is not None and self._last.at_s - self._job_since_s < YOUNG_S
-        return YOUNG_EVERY_S if is_young else LOOK_EVERY_S
+        return YOUNG_EVERY_S if self._seen_s - self._turn_s < YOUNG_S else LOOK_EVERY_S
 
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
         """How the guest was before its backup."""
@@ -150,10 +151,12 @@ class Governor:
         """What is to be set after this look. The record is written."""
         if self._mode == "off":
             return []
+        self._seen_s = look.at_s
         self._first_s = look.at_s if self._first_s is None else self._first_s
         jobs = self._recognised(look.jobs)
         if not jobs:
-            self._last = None
+            if self._last is not None:
+                self._last, self._turn_s = None, look.at_s
             return []
         if self._last is None or self._state is None:
             self._begin(look, jobs)
@@ -192,7 +195,7 @@ class Governor:
             slowed_s=self._slowed_s,
             cost_s=self._cost_s,
             least_bytes_per_s=self._least,
-            target_ms=self._target_ms() if self._job_since_s is not None else None,
+            target_ms=self._target_ms() if self._turn_s is not None else None,
             reasons=tuple(self._reasons),
             advice=advice(self._vmid, self._setup, Course(self._suffered, self._culprit)),
             speeds=tuple(self._points),
@@ -249,8 +252,7 @@ class Governor:
 
     def _begin(self, look: Look, jobs: Sequence[BlockJob]) -> None:
         """The job has appeared, or is seen again after the looks were lost."""
-        if self._job_since_s is None:
-            self._job_since_s = look.at_s
+        self._turn_s = look.at_s
         original = self._original(jobs)
         if self._state is None:
             self._state = State(original)

@@ -12,7 +12,8 @@ Each run is a QEMU of its own with QEMU's own backup job (`blockdev-backup`), a 
     fast-16             a fast disk: what the backup has in flight is done in milliseconds (64 KiB a worker, since the
                         bench could not keep up with a disk that does that with 1 MiB)
     idle-16             the four disks, and a guest that asks them for two things a second
-    two-disks-16        two of the guest's disks on the four; their jobs run one after the other
+    two-disks-16        two of the guest's disks on the four; the second job is made when the first is complete (under
+                        Proxmox both are there from the beginning, and the second begins at the speed of the first)
     neighbours-16       the four disks, and others who ask them for 256 KiB 150 times a second, for two seconds of four
     rewriting-16        twelve disks and a guest that writes 20 MB/s' worth of first writes
 
@@ -20,10 +21,11 @@ Each run is a QEMU of its own with QEMU's own backup job (`blockdev-backup`), a 
 takes as long as the governed one did in the same round; there is no other of equal duration. The runs of a round follow
 each other. `stalled_s`: seconds of the backup in which a request of the guest was over 100 ms old; `p99_ms`: of its
 requests, from when it wanted them; `p99_later_ms` leaves the first three seconds out, in which the governor finds out
-that the guest suffers: of half a minute they are much, of a night nothing. Of each: median, least, most of the rounds.
+that the guest suffers: of half a minute they are much, of a night nothing. Of each: median, min, max of the rounds.
 
-What is not real: the disks, and that no guest system stands between the load and the device. Two shared cores move
-the digits; a run in which the bench itself was late shows in `most`.
+What is not real: the disks, and that no guest system stands between the load and the device. QEMU has no more than 16
+requests on their way to one NBD disk; the others wait in QEMU, first come first served, as they would in the disk's own
+queue. Two shared cores move the digits; a run in which the bench itself was late shows in `max`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
 from pvehook.guest.sockets import Deadline, connect
 from pvehook.job.disk_watch import Look
-from pvehook.job.governor import POINTS_KEPT, Governor, SpeedChange, felt_before_ms
+from pvehook.job.governor import LOOK_EVERY_S, POINTS_KEPT, YOUNG_EVERY_S, Governor, SpeedChange, felt_before_ms
 from pvehook.job.governor_record import put_back, put_back_left_over, read_record, record_path
 from pvehook.records.journal import journal_log
 from pvehook.records.plain import to_plain
@@ -290,6 +290,20 @@ def test_the_next_disk_of_a_transaction_begins_at_the_speed_of_the_last(node_wit
     left = read_record(node_without_daemon.node, 101)
     assert left is not None
     assert left.original == {"drive-scsi0": 0, "drive-scsi1": BWLIMIT}
+
+
+def test_it_looks_often_while_a_job_is_awaited_and_young(node_without_daemon: NodeUnderTest) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.look()
+        assert sampler.governor.next_look_s == YOUNG_EVERY_S
+        sampler.start_job()
+        sampler.look()
+        assert sampler.governor.next_look_s == YOUNG_EVERY_S
+        sampler.look(after_s=4.0)
+        assert sampler.governor.next_look_s == LOOK_EVERY_S
+        sampler.guest.finish_backup()
+        sampler.look()
+        assert sampler.governor.next_look_s == YOUNG_EVERY_S  # the next disk's job may come
 
 
 # Faults
