@@ -274,6 +274,23 @@ def test_a_fifo_in_the_archives_place_keeps_nobody_waiting(node: Node, start: St
     assert wait_for(start(node), has_ended).end == "refused"
 
 
+def test_an_archive_that_never_comes_is_not_awaited_for_ever(
+    node: Node, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvehook.job.pacer.DEADLINE_S", 0.0)
+    record = wait_for(start(node), has_ended)
+    assert (record.end, record.why, record.steps) == ("too-long", "no archive was begun", 0)
+
+
+def test_a_dump_directory_that_is_none_ends_it_with_the_kernels_word(
+    node: Node, start: Start, journal: LogCapture
+) -> None:
+    Path(node.path("/dump/file")).touch()
+    record = wait_for(start(node, target="/dump/file/vzdump-qemu-101.vma.zst"), has_ended)
+    assert (record.end, "Not a directory" in record.why) == ("failed", True)
+    assert "Not a directory" in journal.entries[0]["message"]
+
+
 def test_a_disk_that_refuses_ends_it_with_the_kernels_word(tmp_path: Path, start: Start, journal: LogCapture) -> None:
     with (
         a_node(tmp_path / "node") as node,
