@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,3 +119,18 @@ def test_what_is_not_written_is_none_and_not_a_default() -> None:
 def test_no_text_raises_and_only_drives_become_volumes(text: str) -> None:
     for config in (parse_vm(text), parse_container(text)):
         assert all(volume.key[-1].isdigit() or volume.key == "rootfs" for volume in config.volumes)
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [
+        ("scsihw: virtio-scsi-single\nscsi0: a:1,iothread=1\n", True),
+        ("scsihw: virtio-scsi-pci\nscsi0: a:1,iothread=1\n", False),  # ignored with this controller
+        ("scsihw: virtio-scsi-single\nscsi0: a:1,iothread=1\nscsi1: a:2\n", False),
+        ("virtio0: a:1,iothread=1\nide2: none,media=cdrom\n", True),
+        ("virtio0: a:1\n", False),
+        ("sata0: a:1\n", None),
+    ],
+)
+def test_whether_each_disk_has_an_io_thread_of_its_own(text: str, threads: bool | None) -> None:
+    assert parse_vm(text).io_threads is threads

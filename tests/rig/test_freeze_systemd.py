@@ -206,9 +206,8 @@ def test_a_backup_that_a_killed_daemon_had_slowed_gets_its_speed_back(
         left = {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp", "daemon": 1}
         node.debian.run("mkdir", "-p", "/run/pvehook/speeds")
         node.debian.run("systemctl", "start", "pvehook.service")
-        node.debian.write(
-            "/run/pvehook/speeds/101.json", json.dumps({**left, "original": {"drive-scsi0": 0}, "ours": [slow]})
-        )
+        record = json.dumps({**left, "original": {"drive-scsi0": 0}, "ours": [slow]})
+        node.debian.run("sh", "-c", f"echo '{record}' >/run/pvehook/speeds/101.json")
         killed_s = time.monotonic()
         node.debian.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pvehook.service")
         speed = slow
