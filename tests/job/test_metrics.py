@@ -6,9 +6,12 @@ taken from where they should be, and that what cannot be had costs a figure and 
 
 from __future__ import annotations
 
+import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,6 +21,7 @@ from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
 from pvehook.records.history import last_records, reading
+from pvehook.records.report import run_report
 from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal import stand_in
 from pvehook.rehearsal.guest import SimulatedGuest
@@ -317,3 +321,43 @@ def test_prometheus_finds_the_night_in_a_file_that_it_may_read(node: NodeUnderTe
     (line,) = [line for line in file.read_text().splitlines() if line.startswith('pvehook_stalled_seconds{vmid="101"}')]
     assert float(line.split()[-1]) == pytest.approx(2.6, rel=0.13)
     assert file.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_broken_everywhere(
+    node: NodeUnderTest,
+) -> None:
+    """In the journal, in the report and for Prometheus, and neither is told as zero."""
+    (node.root / "srv").mkdir()
+    node.configure(ALWAYS + "metrics: {textfile: /srv/pvehook.prom}\n")
+
+    def told() -> tuple[str, str, str]:
+        done = [each.fields for each in node.journal.events if each.fields["PVEHOOK_EVENT"] == "guest-done"][-1]
+        out = io.StringIO()
+        history = str(node.root / "var/lib/pvehook/history.db")
+        assert run_report(history, out, datetime.now(UTC), vmid=101) == 0
+        return done["PVEHOOK_GUEST_IO_SOME_S"], out.getvalue(), (node.root / "srv/pvehook.prom").read_text()
+
+    with running_vm(node) as guest:
+        night(node, guest)
+        journal, report, prometheus = told()
+        assert journal == "0"
+        assert re.search(r"io some s +0\b", report)
+        assert 'pvehook_view_up{vmid="101",view="guest"} 1' in prometheus
+        assert re.search(r'^pvehook_guest_pressure_seconds\{.*"io".*\} 0(\.0)?$', prometheus, re.MULTILINE)
+
+        for resource in ("cpu", "io", "memory"):
+            del guest.files.contents[f"/proc/pressure/{resource}"]
+        night(node, guest)
+        journal, report, prometheus = told()
+        assert journal.startswith("absent: ")
+        assert re.search(r"io some s +-", report)
+        assert not re.search(r'^pvehook_guest_pressure_seconds\{.*"io"', prometheus, re.MULTILINE)
+
+        guest.stick("agent")
+        night(node, guest)
+        guest.unstick("agent")
+        journal, report, prometheus = told()
+        assert journal.startswith("broken: ")
+        assert re.search(r"the guest itself", report)
+        assert "?" in report
+        assert 'pvehook_view_up{vmid="101",view="guest"} 0' in prometheus
