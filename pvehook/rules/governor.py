@@ -53,7 +53,7 @@ FEW_REQUESTS: Final = 4
 YOUNG_S: Final = 2.0
 """In its first moments a backup that is felt is felt by all at once: then few requests tell enough."""
 LONGEST_READING_S: Final = 2.0
-CLEARLY_OVER, CLEARLY_WAITING = 2.0, 1.25
+CLEARLY_OVER, CLEARLY_WAITING = 2.0, 1.75
 """Times the target, and requests on their way: where both are passed there is no doubt."""
 CLEAR_EVIDENCE, EVIDENCE, LITTLE_EVIDENCE = 1.0, 0.5, 0.25
 """What one reading counts for, clear, ordinary, and of few requests. With 1 in a row the backup is slowed on trial."""
