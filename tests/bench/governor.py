@@ -34,6 +34,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--setup", action="append", choices=sorted(SETUPS), help="only this one (can be repeated)")
     parser.add_argument("--scale", type=float, default=1.0, help="backups of this part of their size")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else QEMU and the disks outlive it
     figures = measure(arguments.setup or list(SETUPS), arguments.rounds, arguments.scale)
     if arguments.json:
         print(json.dumps(figures, indent=1))
