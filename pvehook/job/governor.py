@@ -137,6 +137,10 @@ class Governor:
         before = value_of(baseline)
         self._baseline_ms = felt_before_ms(before) if before is not None else None
 
+    def know_archive(self, shares_disk: bool | None) -> None:
+        """Whether the archive is written to a disk of the guest's, once that is found out: for the advice."""
+        self._setup = self._setup._replace(shares_disk=shares_disk)
+
     def act(self, qmp: QmpConnection, look: Look, deadline: Deadline) -> None:
         """One look, on its own connection. Raises GuestError where QEMU does not answer."""
         for change in self.tick(look):

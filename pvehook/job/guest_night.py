@@ -84,6 +84,7 @@ class GuestNight:
         config: MetricsConfig,
         governor: Governor | None,
         baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
+        archive_shares_disk: Callable[[], bool | None],
         log: Log,
     ) -> None:
         self._around = around
@@ -92,6 +93,7 @@ class GuestNight:
         self._log = log
         self._governor = governor
         self._baseline_of = baseline_of
+        self._archive_shares_disk = archive_shares_disk
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen = _seen_before(guest)
         self._host = HostWatch(around.node, around.clock, guest.vmid, guest.vmtype, seen.host if seen else None)
@@ -214,6 +216,7 @@ class GuestNight:
         guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
         slowest_ms: Measured[float] = Absent("a container has no agent")
         if self._governor is not None:
+            self._governor.know_archive(self._archive_shares_disk())
             self._governor.release()
         if self._disks is not None:
             self._disks.end(LAST_LOOK_S)

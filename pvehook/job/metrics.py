@@ -27,7 +27,7 @@ from pvehook.job.baselines import Baselines
 from pvehook.job.governor import Governor
 from pvehook.job.governor_setup import look_up
 from pvehook.job.guest_night import GuestNight
-from pvehook.job.night_record import night_record
+from pvehook.job.night_record import night_record, shares_disk
 from pvehook.job.pacer import Pacer
 from pvehook.job.where_it_acts import Backup
 from pvehook.records.history import append, last_records, past_baselines, reading
@@ -84,13 +84,14 @@ class Metrics:
 
     def guest_started(self, guest: GuestRecord, in_force: InForce) -> None:
         """Its night begins; also for a daemon that was restarted in the middle of it."""
+        self.put_down()  # of a guest whose end nobody announced: nothing of it may go on
         config = in_force.config
         self._guest, self._config = guest, config.metrics
         backup = Backup(guest.vmid, guest.vmtype, guest.mode, self._job.storeid, self._job.dumpdir)
-        self._pacer = Pacer(
+        pacer = self._pacer = Pacer(
             self._around.node, self._disks, self._log, backup, guest.target, config.pacer.mode, config.pacer.step_mib
         )
-        self._pacer.start()
+        pacer.start()
         if config.metrics.mode == "on":
             self._baselines.taken(guest.vmid)
             self._night = GuestNight(
@@ -99,6 +100,7 @@ class Metrics:
                 config.metrics,
                 self._governor_of(guest, in_force),
                 lambda disks: self._baseline_of(guest.vmid, disks),
+                lambda: shares_disk(pacer.record),
                 self._log,
             )
             self._night.begin()
@@ -153,7 +155,7 @@ class Metrics:
         self._baselines.end()
 
     def put_down(self) -> None:
-        """The daemon leaves while the job runs; the next one goes on from the job's record."""
+        """The daemon leaves while the job runs; the next one goes on from the job's record. The speed is put back."""
         if self._night is not None:
             self._night.put_down()
         if self._pacer is not None:

@@ -49,7 +49,7 @@ def night_record(
                 hypervisor=views.hypervisor,
                 host=views.host,
                 frozen_ms=guest.freeze.frozen_ms if guest.freeze is not None else None,
-                shares_disk=_shares_disk(paced),
+                shares_disk=shares_disk(paced),
                 baseline_write_ms=baseline.write.mean_ms if baseline is not None else None,
             )
         ),
@@ -67,7 +67,7 @@ def night_record(
         governor=views.governor,
         pacer=PacerAccount(
             mode=paced.mode,
-            state="paced" if paced.has_paced else pacer_in_words(paced),
+            state="paced" if paced.has_paced and paced.end == "complete" else pacer_in_words(paced),
             paced_bytes=paced.paced_bytes,
             step_bytes=paced.step_bytes,
             waited_s=paced.blocked_s,
@@ -82,7 +82,7 @@ def night_record(
     )
 
 
-def _shares_disk(paced: PacerRecord) -> bool | None:
+def shares_disk(paced: PacerRecord) -> bool | None:
     """Whether archive and guest lie on one disk, as far as the pacer has found that out."""
     known = {"shared-disk": True, "no-shared-disk": False, "network": False}
     return known.get(paced.pacing.reason) if paced.pacing is not None else None

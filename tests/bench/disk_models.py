@@ -165,7 +165,7 @@ def _serve(model: DiskModel, listeners: Mapping[socket.socket, int], seed: int) 
             if ready in listeners:
                 connected, _ = ready.accept()
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MIB)
-                _shake_hands(connected, listeners[ready])
+                shake_hands(connected, listeners[ready])
                 clients[connected] = _Client(connected)
                 continue
             client = clients[ready]
@@ -224,12 +224,12 @@ def _requests(client: _Client, data: memoryview) -> Iterator[tuple[bytes, Kind, 
             yield name, _KINDS[command], offset, length
 
 
-def _shake_hands(connected: socket.socket, size: int) -> None:
+def shake_hands(connected: socket.socket, size: int) -> None:
     connected.sendall(struct.pack(">QQH", _MAGIC, _OPTION_MAGIC, _FIXED_NEWSTYLE | _NO_ZEROES))
-    _exactly(connected, 4)  # the client's flags
+    exactly(connected, 4)  # the client's flags
     while True:
-        _, option, length = struct.unpack(">QII", _exactly(connected, 16))
-        _exactly(connected, length)
+        _, option, length = struct.unpack(">QII", exactly(connected, 16))
+        exactly(connected, length)
         head = struct.pack(">QI", _REPLY_MAGIC, option)
         if option != _OPTION_GO:
             connected.sendall(head + struct.pack(">II", _UNSUPPORTED, 0))
@@ -240,7 +240,7 @@ def _shake_hands(connected: socket.socket, size: int) -> None:
         return
 
 
-def _exactly(connected: socket.socket, length: int) -> bytes:
+def exactly(connected: socket.socket, length: int) -> bytes:
     data = b""
     while len(data) < length:
         more = connected.recv(length - len(data))

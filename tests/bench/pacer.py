@@ -72,7 +72,7 @@ from pvehook.records.stall_record import Baseline  # noqa: E402
 from pvehook.rules.pacing import PacerRecord, growing_file  # noqa: E402
 from pvehook.rules.stalls import HypervisorView  # noqa: E402
 from pvehook.settings import GovernorConfig  # noqa: E402
-from tests.bench.disk_models import _exactly, _shake_hands, stalled_s  # noqa: E402
+from tests.bench.disk_models import exactly, shake_hands, stalled_s  # noqa: E402
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 from tests.bench.pacer_disk import MIB, served_disk  # noqa: E402
 from tests.host.loop_disk import cached  # noqa: E402
@@ -289,14 +289,14 @@ def archive_writer(rig: Rig, file: Path | None) -> Iterator[ArchiveWriter]:
 def write_archive(listener: socket.socket, size: int, pipe: int) -> None:
     """Takes one client's writes until it leaves. A full pipe keeps it waiting, as it does PVE's QEMU."""
     connection, _ = listener.accept()
-    _shake_hands(connection, size)
+    shake_hands(connection, size)
     request = struct.Struct(">IHHQQI")  # magic, flags, command, handle, offset, length
     read, write, disconnect = 0, 1, 2
     while True:
-        _, _, command, handle, _, length = request.unpack(_exactly(connection, request.size))
+        _, _, command, handle, _, length = request.unpack(exactly(connection, request.size))
         if command == disconnect:
             return
-        data = memoryview(_exactly(connection, length)) if command == write else memoryview(b"")
+        data = memoryview(exactly(connection, length)) if command == write else memoryview(b"")
         while data:
             data = data[os.write(pipe, data) :]
         answer = bytes(length) if command == read else b""
