@@ -229,7 +229,7 @@ def test_the_unit_tests_pass_with_debians_own_packages(suite: str, tmp_path: Pat
         done = node.run(
             *("env", f"--chdir={REPO_INSIDE}", "python3", "-m", "pytest", "-q", "-m", "not rig"),
             *("-p", "no:cacheprovider", "--ignore=tests/bench"),
-            timeout_s=900, ok=(0, 1),
+            timeout_s=1800, ok=(0, 1),
         )  # fmt: skip
         assert done.code == 0, done.out[-8000:]
         assert " passed" in done.out
