@@ -179,7 +179,8 @@ class GovernorRule(NamedTuple):
 
 class GovernorConfig(NamedTuple):
     """When a backup is slowed down: while its guest's requests take longer than `latency_factor` times what they took
-    before, and longer than `latency_floor_s`. A backup is stretched to `stretch_at_most` times its length by it."""
+    before, and longer than `latency_floor_s`. A backup is stretched to `stretch_at_most` times its length by it.
+    A busy guest's backup begins slowly in any case."""
 
     mode: GovernorMode = "on"
     latency_floor_s: float = 0.01

@@ -1,6 +1,7 @@
 """The governor's hand: sees one guest's backup job through the sampler's looks, and moves its speed on the same
 connection. What it does is decided by rules/governor.py.
 
+    the job       appears; a busy guest's begins slowly (not if it was found on its way, by a daemon started anew)
     a look        disks and jobs as QEMU tells them -> one sample -> one step of the rule
     a change      the record is written (governor_record.py), then the speed is set
     the end       the original speed, the summary, the account
@@ -30,18 +31,10 @@ from pvehook.job.governor_record import (
 )
 from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorAccount, SpeedPoint
-from pvehook.rules.governor import (
-    TAIL_PART,
-    Action,
-    Bounds,
-    Culprit,
-    Sample,
-    State,
-    free_bytes_per_s,
-    step,
-    target_ms,
-)
+from pvehook.rules.governor import IDLE_BELOW, starting, step
 from pvehook.rules.governor_policy import NOTHING_KNOWN, Course, Setup, advice
+from pvehook.rules.governor_readings import TAIL_PART, Sample, target_ms
+from pvehook.rules.governor_state import Action, Bounds, Culprit, State, free_bytes_per_s
 from pvehook.rules.latency import disks_between
 from pvehook.settings import GovernorConfig, GovernorMode
 
@@ -98,6 +91,7 @@ class Governor:
         self._window_closes_s = window_closes_s
         self._since_start_s = since_start_s
         self._baseline_ms: float | None = None
+        self._starts_slowly = not picked_up
         self._strangers: dict[str, int] | None = {} if picked_up else None
         self._first_s: float | None = None
         self._seen_s: float | None = None
@@ -136,6 +130,8 @@ class Governor:
         """How the guest was before its backup."""
         before = value_of(baseline)
         self._baseline_ms = felt_before_ms(before) if before is not None else None
+        if before is not None and on_their_way_before(before) < IDLE_BELOW:
+            self._starts_slowly = False  # who asks for nearly nothing is not kept waiting
 
     def know_archive(self, shares_disk: bool | None) -> None:
         """Whether the archive is written to a disk of the guest's, once that is found out: for the advice."""
@@ -259,7 +255,8 @@ class Governor:
         self._turn_s = look.at_s
         original = self._original(jobs)
         if self._state is None:
-            self._state = State(original)
+            starts = self._starts_slowly and self._mode == "on"
+            self._state = starting(self._bounds(jobs)) if starts else State(original)
         else:
             self._state = State(original, cut=self._state.cut, rest_s=self._state.rest_s)
         self._point(look.at_s, None)
@@ -280,7 +277,7 @@ class Governor:
         was = self._state
         bounds = self._bounds(jobs)
         state, action = step(was, sample, bounds)
-        if was.bytes_per_s != bounds.original_bytes_per_s and not self._stopped:
+        if was.phase in ("trying", "steering") and not self._stopped:
             self._slowed_s += period_s
             free = free_bytes_per_s(was)
             self._cost_s += period_s * max(1 - copied / period_s / free, 0.0) if free else 0.0
@@ -414,6 +411,12 @@ def felt_before_ms(before: Baseline) -> float | None:
         return None
     mean_ms = sum((each.mean_ms or 0.0) * each.operations for each in kinds) / operations
     return max(mean_ms, TAIL_PART * (before.p99_ms or 0.0))
+
+
+def on_their_way_before(before: Baseline) -> float:
+    """Requests, on average (Little's law)."""
+    kinds = (before.read, before.write, before.flush)
+    return sum(each.operations * (each.mean_ms or 0.0) for each in kinds) / 1000 / max(before.lasted_s, 1e-3)
 
 
 def summary(account: GovernorAccount) -> str:

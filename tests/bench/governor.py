@@ -12,8 +12,8 @@ Each run is a QEMU of its own with QEMU's own backup job (`blockdev-backup`), a 
     fast-16             a fast disk: what the backup has in flight is done in milliseconds (64 KiB a worker, since the
                         bench could not keep up with a disk that does that with 1 MiB)
     idle-16             the four disks, and a guest that asks them for two things a second
-    two-disks-16        two of the guest's disks on the four; the second job is made when the first is complete (under
-                        Proxmox both are there from the beginning, and the second begins at the speed of the first)
+    two-disks-16        two of the guest's disks on the four; as under Proxmox both jobs are there from the beginning,
+                        and the second runs when the first is complete (until then it is paused)
     neighbours-16       the four disks, and others who ask them for 256 KiB 150 times a second, for two seconds of four
     rewriting-16        twelve disks and a guest that writes 20 MB/s' worth of first writes
 
@@ -129,13 +129,13 @@ def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> R
         guest = cleanup.enter_context(loaded_guest(disks, target, setup.load._replace(seed=seed)))
         before = _begin(guest)
         time.sleep(BEFORE_S)
-        looks = _Looks(guest, before) if governed else None
+        beginning = threading.Lock()
+        looks = _Looks(guest, before, beginning) if governed else None
         if looks is not None:
             looks.start()
             time.sleep(AWAITED_S)
         began_s = time.monotonic()
-        for index in range(setup.disks):
-            _back_up(guest, index, setup, limit)
+        _back_up(guest, setup, limit, beginning)
         ended_s = time.monotonic()
         done = [(each.wanted_s, each.done_s) for each in guest.stop() if began_s <= each.wanted_s < ended_s]
         figures = Run(
@@ -155,8 +155,8 @@ def _p99_ms(done: Sequence[tuple[float, float]], from_s: float) -> float:
 class _Looks:
     """The sampler's looks, and the governor on their connections."""
 
-    def __init__(self, guest: LoadedGuest, before: tuple[DiskCounters, ...]) -> None:
-        self._guest, self._before = guest, before
+    def __init__(self, guest: LoadedGuest, before: tuple[DiskCounters, ...], beginning: threading.Lock) -> None:
+        self._guest, self._before, self._beginning = guest, before, beginning
         node = Node(guest.root)
         log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         self._governor = Governor(node, 101, "on", GovernorConfig(), log)
@@ -192,7 +192,7 @@ class _Looks:
         is_first = True
         while not self._stop.wait(self._governor.next_look_s):
             deadline = Deadline.after(2.0)
-            with open_qmp(self._guest.qmp, deadline) as qmp:
+            with self._beginning, open_qmp(self._guest.qmp, deadline) as qmp:
                 disks = read_disks(qmp, deadline, known)
                 jobs = qmp.query_block_jobs(deadline)
                 if is_first:
@@ -216,27 +216,42 @@ def _baseline(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> 
     return Baseline(BEFORE_S, "before", read, write, flush, latency_of(sum_of(kinds.values())).p99_ms)
 
 
-def _back_up(guest: LoadedGuest, index: int, setup: Setup, limit: int) -> None:
-    """One disk's job, until it is complete."""
+def _back_up(guest: LoadedGuest, setup: Setup, limit: int, beginning: threading.Lock) -> None:
+    """The disks' jobs, until they are complete. All are there from the beginning, and run one after the other."""
     deadline = Deadline.after(LONGEST_S)
+    first, *others = (f"drive-virtio{index}" for index in range(setup.disks))
     with connect(guest.events) as events:
+
+        def send(command: str, **given: object) -> None:
+            events.send(json.dumps({"execute": command, "arguments": given}).encode() + b"\n", deadline)
+
+        def start(device: str, speed: int) -> None:
+            job = {"job-id": device, "device": device, "target": device.replace("drive-virtio", "target")}
+            perf = {"max-workers": setup.workers, "max-chunk": setup.chunk}
+            send("blockdev-backup", **job, **{"sync": "full", "speed": speed, "x-perf": perf})
+
+        def wait_for(event: str, **data: str) -> None:
+            while True:
+                told = json.loads(events.read_line(deadline))
+                if "error" in told or "error" in told.get("data", {}):
+                    raise RuntimeError(f"the backup failed: {told}")
+                if told.get("event") == event and data.items() <= told["data"].items():
+                    return
+
         events.allow()
         events.read_line(deadline)  # the greeting
-        job = {"job-id": f"drive-virtio{index}", "device": f"drive-virtio{index}", "target": f"target{index}"}
-        start = {
-            **job,
-            "sync": "full",
-            "speed": limit,
-            "x-perf": {"max-workers": setup.workers, "max-chunk": setup.chunk},
-        }
-        events.send(b'{"execute": "qmp_capabilities"}\n', deadline)
-        events.send(json.dumps({"execute": "blockdev-backup", "arguments": start}).encode() + b"\n", deadline)
-        while True:
-            told = json.loads(events.read_line(deadline))
-            if "error" in told or "error" in told.get("data", {}):
-                raise RuntimeError(f"the backup failed: {told}")
-            if told.get("event") == "BLOCK_JOB_COMPLETED":
-                return
+        send("qmp_capabilities")
+        with beginning:  # nobody looks before all are there, as with PVE's one command for all
+            for device in others:
+                start(device, 1)  # a byte a second, and not all workers at once
+                send("block-job-pause", device=device)
+                wait_for("JOB_STATUS_CHANGE", id=device, status="paused")
+                send("block-job-set-speed", device=device, speed=limit)
+            start(first, limit)
+        wait_for("BLOCK_JOB_COMPLETED", device=first)
+        for device in others:
+            send("block-job-resume", device=device)
+            wait_for("BLOCK_JOB_COMPLETED", device=device)
 
 
 def measure(names: Sequence[str], rounds: int, scale: float) -> dict[str, object]:

@@ -27,6 +27,7 @@ from pvehook.records.journal import journal_log
 from pvehook.records.plain import to_plain
 from pvehook.records.stall_record import Baseline
 from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rules.governor import START_BYTES_PER_S
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
 from tests.job.node_under_test import REPO, NodeUnderTest
@@ -73,6 +74,15 @@ class Sampler:
             if bwlimit:
                 qmp.set_job_speed(DEVICE, bwlimit, deadline)
 
+    def begin(self, bwlimit: int = 0) -> None:
+        """The job begins, slowly, and soon runs at its own speed."""
+        self.start_job(bwlimit)
+        for _ in range(20):
+            self.look(1.0)
+            if self.guest.speeds_set and self.speed == bwlimit:
+                return
+        raise AssertionError("it is held though nobody suffers")
+
     def slow_down(self) -> None:
         for _ in range(4):
             self.look(400.0)
@@ -101,7 +111,7 @@ def sampler(node_without_daemon: NodeUnderTest) -> Iterator[Sampler]:
     """A guest whose job has begun under the governor's eyes."""
     with sampled(node_without_daemon) as found:
         found.look()
-        found.start_job()
+        found.begin()
         yield found
 
 
@@ -120,23 +130,60 @@ def test_a_guest_that_suffers_gets_a_slower_backup_and_the_end_puts_its_speed_ba
     assert not record(sampler.node).exists()
 
 
-def test_a_guest_that_does_not_suffer_has_its_job_left_alone(sampler: Sampler) -> None:
+def test_a_backup_begins_slowly_and_then_runs_free_if_nobody_suffers(sampler: Sampler) -> None:
+    *growing, last = sampler.guest.speeds_set
+    assert growing[0] == START_BYTES_PER_S
+    assert growing == sorted(growing)
+    assert last == 0
     for _ in range(10):
         sampler.look(1.0)
     sampler.governor.release()
-    assert sampler.guest.speeds_set == ()
+    assert sampler.guest.speeds_set == (*growing, last)
     assert sampler.governor.account().slowed_s == 0
     assert sampler.node.event_names() == []
+    assert not record(sampler.node).exists()
+
+
+def test_a_daemon_that_dies_at_the_start_leaves_a_record_to_put_the_speed_back_by(
+    node_without_daemon: NodeUnderTest,
+) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.look()
+        sampler.start_job()
+        sampler.look()
+        assert sampler.speed == START_BYTES_PER_S
+        assert record(sampler.node).exists()
+        put_back(sampler.node.node, 101, WAIT_S)
+        assert sampler.speed == 0
+
+
+def test_an_idle_guests_backup_is_not_kept_waiting(node_without_daemon: NodeUnderTest) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.governor.know_baseline(Baseline(60.0, "before", Latency(), Latency(100, 10.0), Latency()))
+        sampler.look()
+        sampler.start_job()
+        for _ in range(10):
+            sampler.look(1.0)
+        assert sampler.guest.speeds_set == ()
+
+
+def test_a_daemon_that_finds_a_backup_on_its_way_does_not_start_it_again(node_without_daemon: NodeUnderTest) -> None:
+    with sampled(node_without_daemon, picked_up=True) as sampler:
+        sampler.start_job()
+        for _ in range(10):
+            sampler.look(1.0)
+        assert sampler.guest.speeds_set == ()
 
 
 def test_the_record_is_written_before_the_speed_is_set(sampler: Sampler) -> None:
+    before = sampler.guest.speeds_set
     changes: list[SpeedChange] = []
     while not changes:
         deadline = Deadline.after(WAIT_S)
         with open_qmp(sampler.guest.qmp_path, deadline) as qmp:
             look = sampler.seen(qmp, deadline, 400.0)
         changes = sampler.governor.tick(look)
-    assert sampler.guest.speeds_set == ()
+    assert sampler.guest.speeds_set == before
     left = read_record(sampler.node.node, 101)
     assert left is not None
     assert (left.original, left.ours) == ({DEVICE: 0}, (changes[0].bytes_per_s,))
@@ -145,7 +192,7 @@ def test_the_record_is_written_before_the_speed_is_set(sampler: Sampler) -> None
 def test_the_administrators_limit_is_what_is_put_back(node_without_daemon: NodeUnderTest) -> None:
     with sampled(node_without_daemon) as sampler:
         sampler.look()
-        sampler.start_job(BWLIMIT)
+        sampler.begin(BWLIMIT)
         sampler.slow_down()
         assert sampler.speed < BWLIMIT
         sampler.governor.release()
@@ -181,7 +228,7 @@ def test_the_target_follows_the_guests_own_baseline(sampler: Sampler) -> None:
     sampler.governor.know_baseline(Baseline(60.0, "before", Latency(), Latency(100, 200.0), Latency()))
     for _ in range(10):
         sampler.look(400.0)
-    assert sampler.guest.speeds_set == ()
+    assert sampler.speed == 0
     assert sampler.governor.account().target_ms == 700.0
 
 
@@ -251,7 +298,7 @@ def test_a_new_job_of_a_strangers_name_is_known_when_the_stranger_has_gone(node_
         sampler.guest.finish_backup()
         sampler.look()
         sampler.copied = 0
-        sampler.start_job()
+        sampler.begin()
         sampler.slow_down()
 
 
@@ -326,7 +373,7 @@ def test_a_job_that_ends_between_a_look_and_its_change_is_no_fault(sampler: Samp
         sampler.guest.finish_backup()
         sampler.governor.act(qmp, look, deadline)
     sampler.governor.release()
-    assert sampler.guest.speeds_set == ()
+    assert sampler.guest.speeds_set[-1] == 0
     assert not record(sampler.node).exists()
 
 
@@ -341,21 +388,24 @@ def test_a_refusal_that_stays_ends_it_and_is_told(sampler: Sampler) -> None:
     assert any("not today" in reason for reason in sampler.governor.account().reasons)
 
 
-def test_without_a_record_nothing_is_slowed(sampler: Sampler) -> None:
-    (sampler.node.root / "run/pvehook").write_text("no directory")
-    for _ in range(10):
-        sampler.look(400.0)
-    assert sampler.guest.speeds_set == ()
-    sampler.node.wait_for_event("governor-stopped")
-    sampler.governor.release()
-    sampler.node.wait_for_event("governor-done")
-    assert sampler.node.event_names().count("governor-stopped") == 1
+def test_without_a_record_nothing_is_slowed(node_without_daemon: NodeUnderTest) -> None:
+    with sampled(node_without_daemon) as sampler:
+        (sampler.node.root / "run/pvehook").write_text("no directory")
+        sampler.look()
+        sampler.start_job()
+        for _ in range(10):
+            sampler.look(400.0)
+        assert sampler.guest.speeds_set == ()
+        sampler.node.wait_for_event("governor-stopped")
+        sampler.governor.release()
+        sampler.node.wait_for_event("governor-done")
+        assert sampler.node.event_names().count("governor-stopped") == 1
 
 
 def test_a_vm_that_is_gone_needs_nothing(node_without_daemon: NodeUnderTest) -> None:
     with sampled(node_without_daemon) as sampler:
         sampler.look()
-        sampler.start_job()
+        sampler.begin()
         sampler.slow_down()
     sampler.governor.release()
     assert not record(node_without_daemon).exists()

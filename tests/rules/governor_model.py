@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
-from pvehook.rules.governor import UNLIMITED, Action, Bounds, Sample, State, felt_ms, step, target_ms
+from pvehook.rules.governor import IDLE_BELOW, starting, step
+from pvehook.rules.governor_readings import Sample, felt_ms, target_ms
+from pvehook.rules.governor_state import UNLIMITED, Action, Bounds, State
 from pvehook.rules.latency import sum_of
 from tests.bench.disk_models import MIB, DiskModel, Kind, Queue, stalled_s
 
@@ -41,7 +43,8 @@ class Night(NamedTuple):
     """How it went."""
 
     duration_s: float
-    latencies_ms: tuple[float, ...]
+    served: tuple[tuple[float, float], ...]
+    """When each request was asked and when it was answered."""
     stalled_s: float
     """In which a request was on its way for more than 100 ms."""
     actions: tuple[tuple[float, Action], ...]
@@ -51,7 +54,7 @@ class Night(NamedTuple):
 
     @property
     def p99_ms(self) -> float:
-        ordered = sorted(self.latencies_ms)
+        ordered = sorted((done_s - asked_s) * 1000 for asked_s, done_s in self.served)
         return ordered[int(0.99 * (len(ordered) - 1))] if ordered else 0.0
 
     def kinds(self) -> list[str]:
@@ -261,7 +264,9 @@ def night(
     play.done_at_s = BEFORE_S
     play.start_guest()
     play.run_until(BEFORE_S)
-    baseline_ms = felt_ms(sum_of(play.completed().values()))
+    before = sum_of(play.completed().values())
+    baseline_ms = felt_ms(before)
+    guest_is_busy = before.total_time_ns / 1e9 / BEFORE_S >= IDLE_BELOW
     bounds = Bounds(
         target_ms=target_ms(baseline_ms, 10.0, 3.5),
         original_bytes_per_s=bwlimit,
@@ -272,7 +277,8 @@ def night(
     play.served = []
     play.limit = bwlimit
     actions, speeds = [], []
-    state = State(bwlimit)
+    state = starting(bounds) if guest_is_busy else State(bwlimit)
+    began = not governed
     play.start_job()
     copied_before = 0
     while play.done_at_s is None and play.now_s < BEFORE_S + longest_s:
@@ -281,6 +287,10 @@ def night(
         play.run_until(play.now_s + period_s)
         completed = play.completed()
         if not governed:
+            continue
+        if not began:  # the first look only sees the job
+            began, copied_before = True, play.copied_bytes
+            play.set_limit(state.bytes_per_s)
             continue
         copied = play.copied_bytes
         sample = Sample(play.now_s, period_s, completed, copied - copied_before, play.size - copied)
@@ -292,7 +302,7 @@ def night(
         speeds.append(state.bytes_per_s)
     return Night(
         duration_s=(play.done_at_s or play.now_s) - BEFORE_S,
-        latencies_ms=tuple((done_s - asked_s) * 1000 for asked_s, done_s in play.served),
+        served=tuple(play.served),
         stalled_s=stalled_s(play.served),
         actions=tuple(actions),
         speeds=tuple(speeds),

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvehook.contract.latency import RequestCounters
-from pvehook.rules.governor import (
-    IDLE_AFTER_S,
-    LEAST_BYTES_PER_S,
-    LOST_AFTER_S,
-    UNLIMITED,
-    Action,
-    Bounds,
-    Sample,
-    State,
-    felt_ms,
-    least_speed,
-    step,
-    target_ms,
-)
+from pvehook.rules.governor import IDLE_AFTER_S, LOST_AFTER_S, START_BYTES_PER_S, starting, step
+from pvehook.rules.governor_readings import Sample, felt_ms, target_ms
+from pvehook.rules.governor_state import LEAST_BYTES_PER_S, UNLIMITED, Action, Bounds, State, least_speed
 from tests.bench.disk_models import MIB
 
 BOUNDS = Bounds(target_ms=30.0, original_bytes_per_s=UNLIMITED, stretch_at_most=2.5)
@@ -83,6 +73,84 @@ def test_the_target_is_a_multiple_of_the_guests_own_latency_and_has_a_floor() ->
 def test_a_baseline_without_a_request_is_none_and_not_zero() -> None:
     assert felt_ms(_requests(0, 0.0)) is None
     assert felt_ms(_requests(10, 4.0)) == 4.0
+
+
+# The start
+
+
+class Start(Watch):
+    """A backup that has just begun."""
+
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        super().__init__(bounds)
+        self.state = starting(bounds)
+
+    def play(self, latency_of: Callable[[float], float], *, looks: int = 60) -> list[Action]:
+        """What is done until its start is over, if the guest's requests take `latency_of` the limit."""
+        done = []
+        while self.state.phase == "starting":
+            looks -= 1
+            assert looks, "it is still held"
+            action = self.look(latency_of(self.state.bytes_per_s), period_s=0.1, requests=10)
+            done += [action] if action.kind != "none" else []
+        return done
+
+
+def test_a_backup_starts_slowly_and_grows_to_its_own_speed_within_two_seconds() -> None:
+    start = Start()
+    began_s = start.at_s
+    speeds = [action.bytes_per_s for action in start.play(lambda _: 1.0)]
+    assert speeds[0] == 2 * START_BYTES_PER_S
+    assert speeds[-1] == UNLIMITED
+    assert start.at_s - began_s < 2.0
+
+
+def test_a_start_that_the_guest_feels_ends_before_it_runs_free() -> None:
+    start = Start()
+    *growing, last = start.play(lambda speed: 10.0 if speed < 60e6 else 60.0)
+    assert {action.kind for action in growing} == {"start"}
+    assert last.kind == "slow"
+    assert last.bytes_per_s < 30e6
+    assert "its requests took 60 ms" in last.reason
+    assert start.state.phase == "trying"
+
+
+def test_a_guest_that_suffers_however_slow_the_backup_is_does_not_hold_it_up() -> None:
+    start = Start()
+    began_s = start.at_s
+    (action,) = start.play(lambda _: 200.0)
+    assert (action.kind, action.bytes_per_s) == ("start", UNLIMITED)
+    assert start.at_s - began_s < 2.5
+    assert start.until("give-up", 200.0).culprit == "other-load"
+
+
+def test_slowed_since_its_start_it_is_looked_at_free_before_it_is_given_up() -> None:
+    """What it would be like if it ran free was never seen."""
+    start = Start()
+    start.play(lambda speed: 10.0 if speed < 60e6 else 60.0)
+    freed = start.until("free", 70.0)
+    assert freed.bytes_per_s == UNLIMITED
+    assert start.until("slow", 200.0).kind == "slow"
+
+
+def test_a_start_never_passes_the_administrators_limit() -> None:
+    limit = 3 * START_BYTES_PER_S
+    start = Start(BOUNDS._replace(original_bytes_per_s=limit))
+    assert [action.bytes_per_s for action in start.play(lambda _: 1.0)] == [2 * START_BYTES_PER_S, limit]
+    slower = BOUNDS._replace(original_bytes_per_s=START_BYTES_PER_S // 2)
+    assert starting(slower) == State(START_BYTES_PER_S // 2)
+
+
+def test_looks_that_are_lost_at_the_start_end_it() -> None:
+    start = Start()
+    start.look(1.0, period_s=LOST_AFTER_S + 1)
+    assert (start.state.phase, start.state.bytes_per_s) == ("free", UNLIMITED)
+
+
+def test_where_the_window_is_about_to_shut_the_start_is_not_slowed_either() -> None:
+    start = Start(BOUNDS._replace(window_closes_s=1100.0))
+    last = start.play(lambda speed: 10.0 if speed < 60e6 else 60.0)[-1]
+    assert (last.kind, last.bytes_per_s) == ("deadline", UNLIMITED)
 
 
 # When it begins, and when it does not
