@@ -10,7 +10,8 @@ when they are clean. Nothing here writes to the file, changes it or keeps its wr
 Both calls can wait for the disk for as long as it takes, and no signal ends that: whoever calls them does so in a
 thread that nobody joins without a bound.
 
-Flags: Linux include/uapi/linux/fs.h.
+Flags: Linux include/uapi/linux/fs.h. Requests on their way to a disk: Linux Documentation/ABI/stable/sysfs-block,
+/sys/block/sda/inflight holds `       1        4`, reads and writes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import os
 import stat
 from types import TracebackType
 from typing import Literal, Self
+
+from pvehook.host.node import Node
 
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
@@ -96,6 +99,15 @@ class GrowingFile:
     def drop_from_cache(self, offset: int, length: int) -> None:
         """Frees the memory of what is clean of the range."""
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def requests_in_flight(node: Node, disk: str) -> int:
+    """Everybody's, those of a disk by its name in /sys/block. 0 if the kernel does not tell."""
+    try:
+        with open(node.path(f"/sys/block/{disk}/inflight"), encoding="ascii") as file:
+            return sum(int(each) for each in file.read(100).split())
+    except (OSError, ValueError):
+        return 0
 
 
 def _open(directory_fd: int, name: str) -> int:

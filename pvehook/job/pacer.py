@@ -2,12 +2,13 @@
 to write out in front of a guest on the same disk.
 
     vzdump          appends to TARGET with `.dat` for its last extension, through the page cache
-    the pacer       every step (2 MiB), as soon as it is there: start its writeback,
-                    wait until the step before is on the disk, drop that one from the page cache
+    the pacer       every step (2 MiB), as soon as it is there and the disk has next to nothing to do:
+                    start its writeback, wait until the step before is on the disk, drop that one from the page cache
 
-At most two steps are on their way at any time, however far the archive is ahead. It has one thread for each guest's
-backup, because the kernel may keep that waiting for as long as the disk likes. It never writes, and losing it costs
-nothing: then the kernel writes back as it always did.
+On a disk that is never quiet a step is begun when the archive is four steps ahead. At most two steps are on their way
+at any time, however far the archive is ahead. The pacer has one thread for each guest's backup, because the kernel may
+keep that waiting for as long as the disk likes. It never writes, and losing it costs nothing: then the kernel writes
+back as it always did.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from pvehook.host.mounts import follow_links, read_mounts
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import locate_dump, locate_volume
-from pvehook.host.writeback import GrowingFile, NotTheFile
+from pvehook.host.writeback import GrowingFile, NotTheFile, requests_in_flight
 from pvehook.job.where_it_acts import LOOK_DEADLINE_S, READ_DEADLINE_S, STORAGE_CONFIG, Backup
 from pvehook.records.journal import Log
-from pvehook.rules.pacing import DumpPlace, End, PacerRecord, Pacing, growing_file, judge_pacing
+from pvehook.rules.pacing import QUIET_AT_MOST, DumpPlace, End, PacerRecord, Pacing, growing_file, is_due, judge_pacing
 from pvehook.settings import PacerMode
 
 T = TypeVar("T")
@@ -41,7 +42,8 @@ APPEARS_EVERY_S = 0.1
 """How often it is looked for the file. What was written until it is found is caught up with, step by step."""
 
 GROWS_EVERY_S = (0.005, 0.25)
-"""Shortest and longest wait for the next step. In between it is looked four times in the time the last step took."""
+"""Shortest and longest wait for the next step. In between it is looked four times in the time the last step took.
+Where a step waits for the disk to be quiet, after the shortest."""
 
 STOP_WITHIN_S = 1.0
 
@@ -142,7 +144,8 @@ class Pacer:
             if place == "deleted":
                 return "deleted", "vzdump threw the archive away"
             self._note_how_far(size - started)
-            if size - started >= step or (place == "elsewhere" and size > started):
+            due = is_due(size - started, step, place == "elsewhere")
+            if due == "now" or (due == "when-quiet" and self._is_disk_quiet()):
                 length = min(step, size - started)
                 self._take_step(file, (started, length), (done, started - done))
                 done, started = started, started + length
@@ -153,7 +156,7 @@ class Pacer:
                 self._take_step(file, (size, 0), (done, size - done))
                 return "complete", ""
             else:
-                self._stopped.wait(wait_s)
+                self._stopped.wait(shortest_s if due == "when-quiet" else wait_s)
         if not self._stopped.is_set():
             return "too-long", "it grew for longer than a day"
         # The last phases may come before the last look: by then the archive is complete all the same.
@@ -178,6 +181,10 @@ class Pacer:
             blocked_s=record.blocked_s + took_s,
             worst_step_s=max(record.worst_step_s, took_s),
         )
+
+    def _is_disk_quiet(self) -> bool:
+        disks = self._record.pacing.disks if self._record.pacing else ()
+        return all(requests_in_flight(self._node, disk) <= QUIET_AT_MOST for disk in disks)
 
     def _note_how_far(self, ahead_bytes: int) -> None:
         if ahead_bytes > self._record.most_behind_bytes:

@@ -3,6 +3,10 @@
 The kernel lets an archive gather in the page cache and writes it out in bursts. Where archive and guest share a disk,
 each burst stands in front of the guest's requests (measured: tests/bench/pacer.py). Pacing writes it out in small steps
 as it grows. That can help only where the archive goes through the page cache of this node.
+
+A step that joins a long queue makes it longer for whatever the guest asks next, so a step waits for a moment in which
+the disk has next to nothing to do. Such moments come many times a second unless the disk cannot keep up at all; then
+the archive's growth is the bound.
 """
 
 from __future__ import annotations
@@ -16,6 +20,14 @@ from pvehook.settings import PacerMode
 
 PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "bcachefs", "vfat", "exfat"})
 """Those with a block device under them that write their files through the page cache."""
+
+QUIET_AT_MOST = 1
+"""Requests on their way to each disk that a step may join: the backup's own read is nearly always one."""
+
+WAITING_STEPS_AT_MOST = 4
+"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is on its way."""
+
+Due = Literal["not-yet", "when-quiet", "now"]
 
 Reason = Literal[
     "shared-disk",
@@ -64,6 +76,8 @@ class Pacing(NamedTuple):
     acts: bool
     reason: Reason
     why: str
+    disks: tuple[str, ...] = ()
+    """Under the archive, as far as they are known: those to be quiet when a step is begun."""
 
 
 class PacerRecord(NamedTuple):
@@ -84,7 +98,7 @@ class PacerRecord(NamedTuple):
     """Waited for the disk, in all steps: the pacer's time, nobody else waits with it."""
     worst_step_s: float = 0.0
     most_behind_bytes: int = 0
-    """How far the archive was ahead at the worst: the disk did not keep up, or it was written while we waited."""
+    """How far the archive was ahead at the worst: the disk did not keep up or was not quiet, or nobody had looked."""
     cpu_s: float = 0.0
 
     @property
@@ -104,6 +118,15 @@ def growing_file(target: str | None) -> str | None:
     return growing if growing != target else None
 
 
+def is_due(ahead_bytes: int, step_bytes: int, is_complete: bool) -> Due:
+    """Whether to begin a step. `ahead_bytes` of the archive are not begun; a complete one is ended without delay."""
+    if is_complete:
+        return "now" if ahead_bytes else "not-yet"
+    if ahead_bytes < step_bytes:
+        return "not-yet"
+    return "when-quiet" if ahead_bytes < WAITING_STEPS_AT_MOST * step_bytes else "now"
+
+
 def judge_pacing(
     mode: PacerMode, file: str | None, dump: DumpPlace | str, volumes: Sequence[tuple[str, LocationLike]] | str
 ) -> Pacing:
@@ -119,7 +142,8 @@ def judge_pacing(
     if refusal is not None:
         return refusal
     if mode == "on":
-        return Pacing(True, "asked-for", f"pacer: on; the archive goes to {dump.where.detail}")
+        why = f"pacer: on; the archive goes to {dump.where.detail}"
+        return Pacing(True, "asked-for", why, tuple(sorted(_names(dump.where))))
     return _judge_disks(dump.where, volumes)
 
 
@@ -134,7 +158,7 @@ def _judge_disks(dump: LocationLike, volumes: Sequence[tuple[str, LocationLike]]
         disks = sorted(set().union(*shared.values()))
         carry = f"{', '.join(disks)} {'carries' if len(disks) == 1 else 'carry'}"
         why = f"{carry} the archive ({dump.detail}) and {', '.join(shared)} of the guest"
-        return Pacing(True, "shared-disk", why)
+        return Pacing(True, "shared-disk", why, tuple(sorted(_names(dump))))
     unknown = [f"{name}: {where.detail}" for name, where in volumes if where.kind == "unknown" and not where.disks]
     on = ", ".join(sorted(_names(dump)))
     if unknown:

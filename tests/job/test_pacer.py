@@ -17,8 +17,10 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from pvehook.host.block import Disk, Location
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+from pvehook.host.writeback import requests_in_flight
 from pvehook.job.pacer import Pacer, decide_pacing, in_words
 from pvehook.job.where_it_acts import Backup
 from pvehook.rules.pacing import PacerRecord, growing_file
@@ -211,6 +213,60 @@ def test_one_that_comes_late_catches_up_with_what_is_there(node: Node, start: St
     assert cached(archive.growing).in_cache <= STEP
     archive.complete()
     assert wait_for(pacer, has_ended).end == "complete"
+
+
+class Queue:
+    """What a disk is asked, in place of what the kernel tells."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.looks = 0
+
+    def __call__(self, node: Node, disk: str) -> int:
+        self.looks += 1
+        return self.requests
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """Of a disk that the archive is known to lie on."""
+    queue = Queue()
+    where = Location("disks", (Disk("sda", None, None, "local"),), "ext4 on sda")
+    monkeypatch.setattr("pvehook.job.pacer.locate_dump", lambda *_: where)
+    monkeypatch.setattr("pvehook.job.pacer.requests_in_flight", queue)
+    return queue
+
+
+def test_a_step_waits_until_the_disk_is_quiet(node: Node, start: Start, queue: Queue) -> None:
+    queue.requests = 2
+    pacer = start(node)
+    archive = Archive(node)
+    archive.append(3 * STEP)
+    wait_for(pacer, lambda _: queue.looks > 3)
+    assert cached(archive.growing)[:2] == (3 * STEP, 3 * STEP)  # all of it dirty
+    queue.requests = 1
+    assert wait_for(pacer, lambda record: record.steps == 2).most_behind_bytes == 3 * STEP
+
+
+def test_on_a_disk_that_is_never_quiet_the_archive_gets_no_further_ahead_than_four_steps(
+    node: Node, start: Start, queue: Queue
+) -> None:
+    queue.requests = 100
+    pacer = start(node)
+    archive = Archive(node)
+    for _ in range(10):
+        archive.append(2 * STEP)
+    wait_for(pacer, lambda record: record.paced_bytes == 20 * STEP - 3 * STEP - STEP)
+    assert cached(archive.growing).dirty == 3 * STEP
+    archive.complete()
+    record = wait_for(pacer, has_ended)
+    assert (record.end, record.paced_bytes) == ("complete", 20 * STEP)
+
+
+def test_what_is_on_its_way_to_a_disk_is_read_from_sysfs(tree: BlockTree) -> None:
+    tree.write("/sys/block/sda/inflight", "       2        3\n")
+    tree.write("/sys/block/sdb/inflight", "?\n")
+    assert [requests_in_flight(tree.node, disk) for disk in ("sda", "sdb", "gone")] == [5, 0, 0]
 
 
 # How it ends

@@ -6,9 +6,10 @@ import pytest
 
 from pvehook.host.block import Disk, Kind, Location
 from pvehook.host.mounts import Mount
-from pvehook.rules.pacing import DumpPlace, PacerRecord, Pacing, Reason, growing_file, judge_pacing
+from pvehook.rules.pacing import Due, DumpPlace, PacerRecord, Pacing, Reason, growing_file, is_due, judge_pacing
 from pvehook.settings import PacerMode
 
+STEP = 2 << 20
 FILE = "/var/lib/vz/dump/vzdump-qemu-101-2026_11_22-02_10_00.vma.dat"
 
 
@@ -55,7 +56,32 @@ def test_a_disk_under_both_archive_and_guest_is_reason_enough() -> None:
 def test_a_shared_disk_of_another_machine_is_shared_all_the_same() -> None:
     lun = Location("network", (disk("sdb", "iscsi"),), "ext4 on sdb")
     pacing = judge_pacing("auto", FILE, dump("ext4", lun), [("scsi0", lun)])
-    assert pacing == Pacing(True, "shared-disk", "sdb carries the archive (ext4 on sdb) and scsi0 of the guest")
+    why = "sdb carries the archive (ext4 on sdb) and scsi0 of the guest"
+    assert pacing == Pacing(True, "shared-disk", why, ("sdb",))
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_all_disks_under_the_archive_are_to_be_quiet(mode: PacerMode) -> None:
+    pacing = judge_pacing(mode, FILE, dump("ext4", on("sdb", "sda")), [("scsi0", on("sda"))])
+    assert pacing.disks == ("sda", "sdb")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "is_complete", "due"),
+    [
+        (0, False, "not-yet"),
+        (STEP - 1, False, "not-yet"),
+        (STEP, False, "when-quiet"),
+        (4 * STEP - 1, False, "when-quiet"),
+        (4 * STEP, False, "now"),
+        (40 * STEP, False, "now"),
+        (0, True, "not-yet"),
+        (1, True, "now"),
+        (2 * STEP, True, "now"),
+    ],
+)
+def test_a_step_waits_for_a_quiet_disk_but_not_for_ever(ahead: int, is_complete: bool, due: Due) -> None:
+    assert is_due(ahead, STEP, is_complete) == due
 
 
 def test_one_shared_disk_counts_though_another_volume_is_unknown() -> None:
