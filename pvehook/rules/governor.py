@@ -83,8 +83,8 @@ START_READING_S, QUIET_READING_S = 0.2, 0.3
 """The second where the guest asks for little."""
 FEW_REQUESTS: Final = 4
 """Enough while it starts, where a mistake costs little."""
-GROWTH, CAREFUL_GROWTH = 2.0, 1.4
-"""From one reading to the next: while the guest has room, and when it has little left."""
+GROWTH, CAREFUL_GROWTH, LAST_GROWTH = 2.0, 1.4, 1.25
+"""From one reading to the next: while the guest has room, when it has little left, and when it has none."""
 NOT_REACHED: Final = 1 / 3
 """A start that is no faster than this part of its limit gets no more from the disks."""
 FREE_IS_KNOWN_S: Final = 5.0
@@ -202,23 +202,27 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
         return state, nothing
     state = state._replace(gathered=(), last_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
-    is_slowest = state.bytes_per_s == START_BYTES_PER_S
-    too_long_ms = bounds.target_ms * (SUFFERS_OVER if is_slowest else 1.0)
-    if reading.latency_ms > too_long_ms and reading.on_their_way >= SUFFERS_FROM:
-        if not is_slowest:
+    if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
+        if state.bytes_per_s > START_BYTES_PER_S:
             return _slow_on_trial(state._replace(from_start=True), sample, bounds, reading)
         if state.since_change_s < START_SETTLING_S:
             return state, nothing  # it may be the burst that it still feels
         faster = original  # it is not the backup that it feels, or it will show
     else:
-        growth = GROWTH if reading.latency_ms < ROOM_BELOW * bounds.target_ms else CAREFUL_GROWTH
-        faster = int(growth * state.bytes_per_s)
+        faster = int(_growth(reading, bounds) * state.bytes_per_s)
         gets_no_more = reading.copied_bytes_per_s < NOT_REACHED * state.bytes_per_s
         if gets_no_more or (original and faster >= original):
             faster = original
     if faster == original:
         state = state._replace(phase="free")
     return changed(state, faster), Action("start", faster, "")
+
+
+def _growth(reading: Reading, bounds: Bounds) -> float:
+    """In careful steps it is noticed sooner where the disks have no time left, and their queues do not fill at once."""
+    if reading.latency_ms > bounds.target_ms:
+        return LAST_GROWTH
+    return GROWTH if reading.latency_ms < ROOM_BELOW * bounds.target_ms else CAREFUL_GROWTH
 
 
 def _burst_is_over(state: State) -> bool:
@@ -292,7 +296,7 @@ def _try(state: State, sample: Sample, bounds: Bounds, reading: Reading, floor: 
     if not _pays(state, reading.latency_ms, reading.copied_bytes_per_s, bounds, tried=state.cut):
         is_falling = reading.latency_ms < STILL_FALLING * (state.tried or before).latency_ms
         # Where reads wait too, what the guest has queued up has to go through first. A slow target shows at once.
-        is_open = is_falling or _culprit(reading, bounds) == "other-load"
+        is_open = is_falling or _culprit(before, reading, bounds) == "other-load"
         if is_open and state.since_change_s < LONGEST_TRIAL_S:
             return state._replace(tried=reading), Action("none", state.bytes_per_s, "")
         return _give_up(state, sample, bounds, reading)
@@ -359,7 +363,7 @@ def _give_up(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> 
     if state.from_start:
         reason = f"{seen}, slowed since its start; free, to see how it is then"
         return _let_go(state._replace(from_start=False), bounds, "free", reason)
-    culprit = _culprit(reading, bounds)
+    culprit = _culprit(before, reading, bounds)
     why = {
         "slow-target": "its reads are quick and its writes wait, so it is the backup's target that is slow",
         "other-load": "there is other load on the same disks, or they are slow by themselves",
@@ -393,11 +397,15 @@ def _pays(state: State, latency_ms: float, copied_per_s: float, bounds: Bounds, 
     return part < 1 and latency_ms <= before.latency_ms * part
 
 
-def _culprit(reading: Reading, bounds: Bounds) -> Culprit:
-    """Copy-before-write holds up writes alone; disks that are shared hold up reads as well."""
-    quick_reads = reading.read_ms is not None and reading.read_ms <= bounds.target_ms
-    slow_writes = reading.write_ms is not None and reading.write_ms > bounds.target_ms
-    return "slow-target" if quick_reads and slow_writes else "other-load"
+def _culprit(before: Reading, now: Reading, bounds: Bounds) -> Culprit:
+    """Copy-before-write holds up writes alone; disks that are shared hold up reads as well. Others who use them pause
+    now and then, so both readings have to say the same."""
+    for reading in (before, now):
+        quick_reads = reading.read_ms is not None and reading.read_ms <= bounds.target_ms
+        slow_writes = reading.write_ms is not None and reading.write_ms > bounds.target_ms
+        if not (quick_reads and slow_writes):
+            return "other-load"
+    return "slow-target"
 
 
 # The controller

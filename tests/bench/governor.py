@@ -96,7 +96,7 @@ SETUPS: Final = {
     "raid-1": Setup(RAID, 800, workers=1),
     "one-disk-16": Setup(ONE_DISK, 1500, load=Load(per_s=25)),
     "slow-target": Setup(FAST_DISK, 2500, target=FAR_TARGET, load=Load(per_s=40)),
-    "fast-16": Setup(FAST_DISK._replace(bytes_per_s=10e6), 2400, chunk=64 * 1024),
+    "fast-16": Setup(FAST_DISK._replace(bytes_per_s=10e6), 4800, chunk=64 * 1024),
     "idle-16": Setup(RAID, 1500, load=Load(per_s=2)),
     "two-disks-16": Setup(RAID, 1000, load=Load(per_s=60), disks=2),
     "neighbours-16": Setup(RAID._replace(neighbour_per_s=150), 1500),
