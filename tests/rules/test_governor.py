@@ -115,6 +115,14 @@ def test_a_start_that_the_guest_feels_ends_before_it_runs_free() -> None:
     assert start.state.phase == "trying"
 
 
+def test_a_guest_a_little_over_its_target_does_not_keep_the_backup_at_its_start() -> None:
+    """Its first writes alone can take it there, at any speed."""
+    start = Start()
+    actions = start.play(lambda _: 36.0, looks=100)
+    assert {action.kind for action in actions} == {"start"}
+    assert actions[-1].bytes_per_s == UNLIMITED
+
+
 def test_a_guest_that_suffers_however_slow_the_backup_is_does_not_hold_it_up() -> None:
     start = Start()
     began_s = start.at_s
@@ -219,6 +227,12 @@ def test_quick_reads_beside_slow_writes_are_the_targets_fault() -> None:
     watch = Watch()
     watch.until("slow", 200.0, read_ms=1.0)
     assert watch.until("give-up", 200.0, read_ms=1.0).culprit == "slow-target"
+
+
+def test_quick_reads_in_a_pause_of_others_are_not() -> None:
+    watch = Watch()
+    watch.until("slow", 200.0)
+    assert watch.until("give-up", 200.0, read_ms=1.0).culprit == "other-load"
 
 
 def test_each_failure_doubles_the_rest() -> None:
