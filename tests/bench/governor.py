@@ -23,8 +23,10 @@ each other. `stalled_s`: seconds of the backup in which a request of the guest w
 requests, from when it wanted them; `p99_later_ms` leaves the first three seconds out, in which the governor finds out
 that the guest suffers: of half a minute they are much, of a night nothing. Of each: median, min, max of the rounds.
 
-Half a minute to a minute ungoverned: a backup's start takes a second or two, whose part in the figures would be too
-large in less, and is smaller in a night. What is not real: the disks, and that no guest system stands between the load and the device. QEMU has no more than 16
+Ungoverned a backup takes half a minute or a minute: its start is a second or two, whose part in the figures would be
+too large in less, and is smaller in a night.
+
+What is not real: the disks, and that no guest system stands between the load and the device. QEMU has no more than 16
 requests on their way to one NBD disk; the others wait in QEMU, first come first served, as they would in the disk's own
 queue. Two shared cores move the digits; a run in which the bench itself was late shows in `max`.
 """
