@@ -40,7 +40,7 @@ from pvehook.settings import GovernorConfig, GovernorMode
 
 LOOK_EVERY_S: Final = 0.5
 YOUNG_EVERY_S: Final = 0.1
-"""While its job is awaited and in its first moments: until the first change the guest has the whole burst."""
+"""While its job is awaited, in its first moments, and while it starts: what is too fast, the guest has to wait for."""
 YOUNG_S: Final = 3.0
 
 RELEASE_S: Final = 2.0
@@ -124,7 +124,8 @@ class Governor:
             return LOOK_EVERY_S
         if self._turn_s is None or self._seen_s is None:
             return YOUNG_EVERY_S
-        return YOUNG_EVERY_S if self._seen_s - self._turn_s < YOUNG_S else LOOK_EVERY_S
+        is_starting = self._state is not None and self._state.phase == "starting"
+        return YOUNG_EVERY_S if is_starting or self._seen_s - self._turn_s < YOUNG_S else LOOK_EVERY_S
 
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
         """How the guest was before its backup."""

@@ -12,8 +12,8 @@ itself do not pass this test, whatever the latency is; then the backup runs free
 
 **The start.** A backup at full speed has filled the disks' queues before its guest can be seen to suffer, and then they
 take their time to run empty: a second or two in which the guest stands still, each night. So it begins slowly. Where
-that is felt, it was slowed before anybody saw how the guest would be beside the free backup: then it is enough that the
-guest is near its target, and if it is not, the backup is freed to see, before slowing is given up.
+that is felt, it was slowed before anybody saw how the guest would be beside the free backup, and on the word of a few
+requests: so after some seconds it grows once more, and only what is felt again is believed.
 
 **Who suffers.** Latency alone does not tell: a guest that writes one log line a second is not held up by 200 ms. So a
 guest suffers when its requests take half as long again as the target, and on average nearly one is on its way at any
@@ -198,18 +198,20 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
     if not state.has_settled:
         return (state._replace(gathered=(), has_settled=True) if _burst_is_over(state) else state), nothing
     reading = reading_of(state.gathered)
-    if reading.seconds < (START_READING_S if reading.operations >= FEW_REQUESTS else QUIET_READING_S) - CLOCK_S:
+    is_again = state.before is not None
+    enough = ENOUGH_REQUESTS if is_again else FEW_REQUESTS
+    if reading.seconds < (START_READING_S if reading.operations >= enough else QUIET_READING_S) - CLOCK_S:
         return state, nothing
     state = state._replace(gathered=(), last_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
     if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
-        if state.bytes_per_s > START_BYTES_PER_S:
-            return _slow_on_trial(state._replace(from_start=True), sample, bounds, reading)
+        if is_again or state.bytes_per_s > START_BYTES_PER_S:
+            return _slow_on_trial(state._replace(from_start=True, felt_again=is_again), sample, bounds, reading)
         if state.since_change_s < START_SETTLING_S:
             return state, nothing  # it may be the burst that it still feels
         faster = original  # it is not the backup that it feels, or it will show
     else:
-        faster = int(_growth(reading, bounds) * state.bytes_per_s)
+        faster = int(_growth(state, reading, bounds) * state.bytes_per_s)
         gets_no_more = reading.copied_bytes_per_s < NOT_REACHED * state.bytes_per_s
         if gets_no_more or (original and faster >= original):
             faster = original
@@ -218,9 +220,17 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
     return changed(state, faster), Action("start", faster, "")
 
 
-def _growth(reading: Reading, bounds: Bounds) -> float:
+def _start_again(state: State, bounds: Bounds) -> tuple[State, Action]:
+    """A start that a few slow requests have ended, which may have been chance. It goes on from where it is steered to;
+    if the guest feels it once more, that is how fast the backup can be."""
+    faster = bounded(LAST_GROWTH * state.bytes_per_s, LEAST_BYTES_PER_S, bounds)
+    state = changed(state, faster)._replace(phase="starting")
+    return state, Action("start", faster, "")
+
+
+def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
     """In careful steps it is noticed sooner where the disks have no time left, and their queues do not fill at once."""
-    if reading.latency_ms > bounds.target_ms:
+    if reading.latency_ms > bounds.target_ms or state.before is not None:
         return LAST_GROWTH
     return GROWTH if reading.latency_ms < ROOM_BELOW * bounds.target_ms else CAREFUL_GROWTH
 
@@ -264,6 +274,8 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
         # The burst was faster than it will be beside the guest, and while it starts it is held.
         burst = free_bytes_per_s(state) if state.from_start else None
         state = state._replace(free_bytes=((burst or reached) + reached) / 2, free_s=1.0)
+    elif state.phase == "starting":
+        state = state._replace(free_bytes=max(free_bytes_per_s(state) or 0.0, reached), free_s=1.0)
     speed = bounded(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
     state = changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), steered_s=0.0)
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
@@ -330,6 +342,8 @@ def _steer(
     before = state.before
     assert before is not None  # noqa: S101  (set when the trial began)
     state = _follow(state, reading)
+    if state.steered_s >= JUDGED_AFTER_S and state.from_start and not state.felt_again:
+        return _start_again(state, bounds)
     if state.steered_s >= JUDGED_AFTER_S and not _pays(state, state.steered_ms, state.steered_copied, bounds):
         return _give_up(state, sample, bounds, reading)
     reached = reading.copied_bytes_per_s

@@ -87,6 +87,8 @@ class State(NamedTuple):
     """How the guest was while the backup ran free: what slowing is measured by."""
     from_start: bool = False
     """It is slowed since its start: it is not known how the guest would be if it ran free."""
+    felt_again: bool = False
+    """Its start went on after that, and was felt once more."""
     tried: Reading | None = None
     """The last reading of a trial that goes on."""
     cut: float = FIRST_CUT

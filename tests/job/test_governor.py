@@ -347,6 +347,9 @@ def test_it_looks_often_while_a_job_is_awaited_and_young(node_without_daemon: No
         sampler.look()
         assert sampler.governor.next_look_s == YOUNG_EVERY_S
         sampler.look(after_s=4.0)
+        assert sampler.governor.next_look_s == YOUNG_EVERY_S  # it is still starting
+        while sampler.speed:
+            sampler.look()
         assert sampler.governor.next_look_s == LOOK_EVERY_S
         sampler.guest.finish_backup()
         sampler.look()

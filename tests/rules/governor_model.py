@@ -282,7 +282,7 @@ def night(
     play.start_job()
     copied_before = 0
     while play.done_at_s is None and play.now_s < BEFORE_S + longest_s:
-        is_young = play.now_s < BEFORE_S + FIRST_S
+        is_young = play.now_s < BEFORE_S + FIRST_S or state.phase == "starting"
         period_s = FIRST_LOOKS_EVERY_S if is_young else LOOK_EVERY_S
         play.run_until(play.now_s + period_s)
         completed = play.completed()

@@ -141,6 +141,32 @@ def test_slowed_since_its_start_it_is_looked_at_free_before_it_is_given_up() -> 
     assert start.until("slow", 200.0).kind == "slow"
 
 
+def test_a_start_that_was_ended_by_chance_goes_on_after_some_seconds() -> None:
+    """A few slow requests are no reason to hold a backup all night that nobody feels."""
+    start = Start()
+    start.play(lambda speed: 8.0 if speed < 60e6 else 60.0)
+    began_s = start.at_s
+    while start.state.phase != "free":
+        start.look(8.0)
+        assert start.at_s - began_s < 20, "it is held, and nobody suffers"
+    assert start.state.bytes_per_s == UNLIMITED
+
+
+def test_what_is_felt_once_more_is_believed() -> None:
+    start = Start()
+
+    def feel(speed: float) -> float:
+        return 8.0 if speed < 60e6 else 60.0
+
+    start.play(feel)
+    actions = []
+    for _ in range(100):
+        actions.append(start.look(feel(start.state.bytes_per_s)).kind)
+    assert actions.count("slow") == 1
+    assert start.state.phase == "steering"
+    assert 20e6 < start.state.bytes_per_s < 70e6
+
+
 def test_a_start_never_passes_the_administrators_limit() -> None:
     limit = 3 * START_BYTES_PER_S
     start = Start(BOUNDS._replace(original_bytes_per_s=limit))
