@@ -12,8 +12,9 @@ itself do not pass this test, whatever the latency is; then the backup runs free
 
 **The start.** A backup at full speed has filled the disks' queues before its guest can be seen to suffer, and then they
 take their time to run empty: a second or two in which the guest stands still, each night. So it begins slowly. Where
-that is felt, it was slowed before anybody saw how the guest would be beside the free backup, and on the word of a few
-requests: so after some seconds it grows once more, and only what is felt again is believed.
+that is felt, it was slowed before anybody saw how the guest would be beside the free backup, on the word of a few
+requests, and maybe far below what the disks can do: so after some seconds it grows once more, and again after eight
+times as long.
 
 **Who suffers.** Latency alone does not tell: a guest that writes one log line a second is not held up by 200 ms. So a
 guest suffers when its requests take half as long again as the target, and on average nearly one is on its way at any
@@ -85,6 +86,10 @@ FEW_REQUESTS: Final = 4
 """Enough while it starts, where a mistake costs little."""
 GROWTH, CAREFUL_GROWTH, LAST_GROWTH = 2.0, 1.4, 1.25
 """From one reading to the next: while the guest has room, when it has little left, and when it has none."""
+LEAST_OF_BURST: Final = 0.6
+"""So much of the burst a backup reaches at least when it is free."""
+START_LATER: Final = 8.0
+"""Times as long, between one start and the next."""
 NOT_REACHED: Final = 1 / 3
 """A start that is no faster than this part of its limit gets no more from the disks."""
 FREE_IS_KNOWN_S: Final = 5.0
@@ -119,6 +124,8 @@ ROOM: Final = 1.5
 """The limit is never further than this above the speed really reached, or it would not be felt when it is needed."""
 UNBOUND_AFTER_S: Final = 2.0
 """A limit that the backup did not reach for this long is none, for as long as nothing changes."""
+SHORT_AFTER_S: Final = 5.0
+"""A backup that did not reach its limit for so long gets no more. For less, others may have been in its way."""
 WORTH_SETTING: Final = 0.02
 """A change by less is not made."""
 NEARLY_FREE: Final = 0.9
@@ -206,7 +213,7 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
     original = bounds.original_bytes_per_s
     if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
         if is_again or state.bytes_per_s > START_BYTES_PER_S:
-            return _slow_on_trial(state._replace(from_start=True, felt_again=is_again), sample, bounds, reading)
+            return _slow_on_trial(state._replace(from_start=True), sample, bounds, reading)
         if state.since_change_s < START_SETTLING_S:
             return state, nothing  # it may be the burst that it still feels
         faster = original  # it is not the backup that it feels, or it will show
@@ -221,10 +228,10 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
 
 
 def _start_again(state: State, bounds: Bounds) -> tuple[State, Action]:
-    """A start that a few slow requests have ended, which may have been chance. It goes on from where it is steered to;
-    if the guest feels it once more, that is how fast the backup can be."""
+    """A start that a few slow requests have ended, which may have been chance, or somebody else's doing. It goes on
+    from where it is steered to, until it is felt again; each time it is left alone for longer."""
     faster = bounded(LAST_GROWTH * state.bytes_per_s, LEAST_BYTES_PER_S, bounds)
-    state = changed(state, faster)._replace(phase="starting")
+    state = changed(state, faster)._replace(phase="starting", start_again_s=START_LATER * state.start_again_s)
     return state, Action("start", faster, "")
 
 
@@ -272,8 +279,8 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
         return state._replace(said_deadline=True), Action("deadline", original, reason)
     if state.before is None and state.free_s < FREE_IS_KNOWN_S:
         # The burst was faster than it will be beside the guest, and while it starts it is held.
-        burst = free_bytes_per_s(state) if state.from_start else None
-        state = state._replace(free_bytes=((burst or reached) + reached) / 2, free_s=1.0)
+        burst = (free_bytes_per_s(state) if state.from_start else None) or reached
+        state = state._replace(free_bytes=max((burst + reached) / 2, LEAST_OF_BURST * burst), free_s=1.0)
     elif state.phase == "starting":
         state = state._replace(free_bytes=max(free_bytes_per_s(state) or 0.0, reached), free_s=1.0)
     speed = bounded(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
@@ -342,7 +349,7 @@ def _steer(
     before = state.before
     assert before is not None  # noqa: S101  (set when the trial began)
     state = _follow(state, reading)
-    if state.steered_s >= JUDGED_AFTER_S and state.from_start and not state.felt_again:
+    if state.from_start and state.steered_s >= state.start_again_s:
         return _start_again(state, bounds)
     if state.steered_s >= JUDGED_AFTER_S and not _pays(state, state.steered_ms, state.steered_copied, bounds):
         return _give_up(state, sample, bounds, reading)
@@ -356,7 +363,7 @@ def _steer(
         return _let_go(state._replace(rest_s=FIRST_REST_S), bounds, "free", reason)
     short_s = state.short_s + reading.seconds if not within and reached < NEARLY_FREE * state.bytes_per_s else 0.0
     state = state._replace(short_s=short_s)
-    if short_s >= UNBOUND_AFTER_S:
+    if short_s >= SHORT_AFTER_S:
         # So this is all that it gets, limit or not: more was seen only where it read nothing but holes.
         state = state._replace(free_bytes=reached, free_s=1.0, short_s=0.0)
     state, wanted = _mind_the_knee(state, reading, wanted, bounds, within=within)

@@ -31,6 +31,7 @@ WINDOW_MARGIN: Final = 0.9
 
 FIRST_CUT, LATER_CUT = 0.3, 0.5
 """The part of its speed at which the backup runs on trial; after a trial that failed, less is risked."""
+FIRST_START_AGAIN_S: Final = 5.0
 FIRST_REST_S, LONGEST_REST_S = 60.0, 900.0
 
 Phase = Literal["starting", "free", "trying", "steering", "resting"]
@@ -87,8 +88,8 @@ class State(NamedTuple):
     """How the guest was while the backup ran free: what slowing is measured by."""
     from_start: bool = False
     """It is slowed since its start: it is not known how the guest would be if it ran free."""
-    felt_again: bool = False
-    """Its start went on after that, and was felt once more."""
+    start_again_s: float = FIRST_START_AGAIN_S
+    """After so long of being steered the start goes on."""
     tried: Reading | None = None
     """The last reading of a trial that goes on."""
     cut: float = FIRST_CUT
