@@ -282,7 +282,7 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
         burst = (free_bytes_per_s(state) if state.from_start else None) or reached
         state = state._replace(free_bytes=max((burst + reached) / 2, LEAST_OF_BURST * burst), free_s=1.0)
     elif state.phase == "starting":
-        state = state._replace(free_bytes=max(free_bytes_per_s(state) or 0.0, reached), free_s=1.0)
+        state = state._replace(free_bytes=((free_bytes_per_s(state) or reached) + reached) / 2, free_s=1.0)
     speed = bounded(state.cut * reached, LEAST_BYTES_PER_S, bounds)  # a moment does not spoil the night
     state = changed(state, speed)._replace(phase="trying", before=before, tried=None, over=(), steered_s=0.0)
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")

@@ -73,8 +73,8 @@ from tests.bench.disk_models import (  # noqa: E402
 )
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 
-BEFORE_S: Final = 5.0
-"""The guest alone: its baseline."""
+BEFORE_S: Final = 15.0
+"""The guest alone: its baseline. In less, the p99 of a guest that asks for little is its slowest request."""
 BEGINNING_S: Final = 3.0
 AWAITED_S: Final = 0.5
 """The looks begin so long before the job, as they do in a night."""

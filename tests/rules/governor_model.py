@@ -255,7 +255,7 @@ def night(
     governed: bool = True,
     bwlimit: int = UNLIMITED,
     window_s: float | None = None,
-    stretch_at_most: float = 2.4,
+    stretch_at_most: float = 2.1,
     seed: int = 1,
     longest_s: float = 600.0,
 ) -> Night:
