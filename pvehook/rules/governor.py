@@ -13,7 +13,7 @@ itself do not pass this test, whatever the latency is; then the backup runs free
 **The start.** A backup at full speed has filled the disks' queues before its guest can be seen to suffer, and then they
 take their time to run empty: a second or two in which the guest stands still, each night. So it begins slowly. Where
 that is felt, it was slowed before anybody saw how the guest would be beside the free backup, on the word of a few
-requests, and maybe far below what the disks can do: so after some seconds it grows once more, and again after eight
+requests, and maybe far below what the disks can do: so after some seconds it grows once more, and again after twelve
 times as long.
 
 **Who suffers.** Latency alone does not tell: a guest that writes one log line a second is not held up by 200 ms. So a
@@ -88,7 +88,7 @@ GROWTH, CAREFUL_GROWTH, LAST_GROWTH = 2.0, 1.4, 1.25
 """From one reading to the next: while the guest has room, when it has little left, and when it has none."""
 LEAST_OF_BURST: Final = 0.6
 """So much of the burst a backup reaches at least when it is free."""
-START_LATER: Final = 8.0
+START_LATER: Final = 12.0
 """Times as long, between one start and the next."""
 NOT_REACHED: Final = 1 / 3
 """A start that is no faster than this part of its limit gets no more from the disks."""
