@@ -90,6 +90,8 @@ LEAST_OF_BURST: Final = 0.6
 """So much of the burst a backup reaches at least when it is free."""
 START_LATER: Final = 12.0
 """Times as long, between one start and the next."""
+AT_ONCE_OVER: Final = 1.8
+"""Times the target: less has to be seen twice."""
 NOT_REACHED: Final = 1 / 3
 """A start that is no faster than this part of its limit gets no more from the disks."""
 FREE_IS_KNOWN_S: Final = 5.0
@@ -212,6 +214,8 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
     state = state._replace(gathered=(), last_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
     if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
+        if not state.over and reading.latency_ms < AT_ONCE_OVER * bounds.target_ms:
+            return state._replace(over=(reading,)), nothing  # once may be chance
         if is_again or state.bytes_per_s > START_BYTES_PER_S:
             return _slow_on_trial(state._replace(from_start=True), sample, bounds, reading)
         if state.since_change_s < START_SETTLING_S:
@@ -224,7 +228,7 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
             faster = original
     if faster == original:
         state = state._replace(phase="free")
-    return changed(state, faster), Action("start", faster, "")
+    return changed(state, faster)._replace(over=()), Action("start", faster, "")
 
 
 def _start_again(state: State, bounds: Bounds) -> tuple[State, Action]:
