@@ -92,6 +92,8 @@ START_LATER: Final = 12.0
 """Times as long, between one start and the next."""
 AT_ONCE_OVER: Final = 1.8
 """Times the target: less has to be seen twice."""
+AT_ONCE_MS: Final = 30.0
+"""The same, where the target is so short that one slow request among twenty is over it."""
 NOT_REACHED: Final = 1 / 3
 """A start that is no faster than this part of its limit gets no more from the disks."""
 FREE_IS_KNOWN_S: Final = 5.0
@@ -214,7 +216,7 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
     state = state._replace(gathered=(), last_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
     if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
-        if not state.over and reading.latency_ms < AT_ONCE_OVER * bounds.target_ms:
+        if not state.over and reading.latency_ms < max(AT_ONCE_OVER * bounds.target_ms, AT_ONCE_MS):
             return state._replace(over=(reading,)), nothing  # once may be chance
         if is_again or state.bytes_per_s > START_BYTES_PER_S:
             return _slow_on_trial(state._replace(from_start=True), sample, bounds, reading)

@@ -115,6 +115,14 @@ def test_a_start_that_the_guest_feels_ends_before_it_runs_free() -> None:
     assert start.state.phase == "trying"
 
 
+def test_one_slow_reading_does_not_end_a_start_where_the_disk_is_quick() -> None:
+    start = Start(BOUNDS._replace(target_ms=10.0))
+    readings = iter(itertools.cycle([6.0, 6.0, 6.0, 6.0, 25.0, 25.0]))  # two looks are a reading
+    actions = start.play(lambda _: next(readings), looks=200)
+    assert {action.kind for action in actions} == {"start"}
+    assert actions[-1].bytes_per_s == UNLIMITED
+
+
 def test_a_guest_a_little_over_its_target_does_not_keep_the_backup_at_its_start() -> None:
     """Its first writes alone can take it there, at any speed."""
     start = Start()
