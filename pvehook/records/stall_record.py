@@ -57,7 +57,7 @@ class GovernorAccount(NamedTuple):
 
     mode: str
     slowed_s: float
-    """Because the guest suffered. The slow start of a busy guest's backup, about a second, is not in it."""
+    """Because the guest suffered. The seconds in which a busy guest's backup starts slowly are not in it."""
     cost_s: float
     """How much longer the backup took for it, estimated."""
     least_bytes_per_s: int | None

@@ -63,13 +63,13 @@ def target_ms(baseline_ms: float | None, floor_ms: float, factor: float) -> floa
 def reading_of(samples: Sequence[Sample]) -> Reading:
     seconds = sum(each.period_s for each in samples)
     kinds = {kind: sum_of(each.completed[kind] for each in samples if kind in each.completed) for kind in _KINDS}
-    together = sum_of(kinds.values())
+    all_kinds = sum_of(kinds.values())
     reads, writes = kinds["read"], sum_of((kinds["write"], kinds["flush"]))
     return Reading(
         seconds=seconds,
-        operations=together.operations,
-        latency_ms=felt_ms(together) or 0.0,
-        on_their_way=together.total_time_ns / NS_PER_S / max(seconds, 1e-3),
+        operations=all_kinds.operations,
+        latency_ms=felt_ms(all_kinds) or 0.0,
+        on_their_way=all_kinds.total_time_ns / NS_PER_S / max(seconds, 1e-3),
         copied_bytes_per_s=sum(each.copied_bytes for each in samples) / max(seconds, 1e-3),
         read_ms=_mean_ms(reads),
         write_ms=_mean_ms(writes),

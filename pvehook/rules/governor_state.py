@@ -60,7 +60,8 @@ class Action(NamedTuple):
 
 
 class State(NamedTuple):
-    """What one step leaves to the next. `State(bounds.original_bytes_per_s)` is the first."""
+    """What one step leaves to the next. The first is `starting(bounds)`, or `State(bounds.original_bytes_per_s)` where
+    the backup is not to begin slowly."""
 
     bytes_per_s: int
     phase: Phase = "free"
@@ -85,7 +86,7 @@ class State(NamedTuple):
     over: tuple[Reading, ...] = ()
     """Readings of a guest that suffers, one after the other."""
     before: Reading | None = None
-    """How the guest was while the backup ran free: what slowing is measured by."""
+    """How the guest was when the backup was cut, running free or at its start: what slowing is measured by."""
     from_start: bool = False
     """It is slowed since its start: it is not known how the guest would be if it ran free."""
     start_again_s: float = FIRST_START_AGAIN_S
