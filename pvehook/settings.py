@@ -10,7 +10,7 @@
                     "rules": [{"guests": [101], "tags": [], "names": [], "mode": "mountpoints",
                                "mountpoints": ["/"], "leave_out": []}]},
          "metrics": {"mode": "on", "sample_every_s": 0.5, "guest_kernel_log": true, "keep_days": 400, "textfile": null},
-         "governor": {"mode": "on", "latency_floor_s": 0.01, "latency_factor": 3.5, "stretch_at_most": 2.1,
+         "governor": {"mode": "on", "latency_floor_s": 0.01, "latency_factor": 3.5, "stretch_at_most": 1.9,
                       "rules": [{"guests": [101], "tags": [], "names": [], "mode": "off"}]},
          "pacer": {"mode": "auto", "step_mib": 2},
          "chain": null}
@@ -185,7 +185,7 @@ class GovernorConfig(NamedTuple):
     mode: GovernorMode = "on"
     latency_floor_s: float = 0.01
     latency_factor: float = 3.5
-    stretch_at_most: float = 2.1
+    stretch_at_most: float = 1.9
     rules: tuple[GovernorRule, ...] = ()
 
 

@@ -570,7 +570,7 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "governor.mode:                  on                                        # default",
         "governor.latency_floor:         10ms                                      # default",
         "governor.latency_factor:        3.5                                       # default",
-        "governor.stretch_at_most:       2.1                                       # default",
+        "governor.stretch_at_most:       1.9                                       # default",
         "governor.rules:                 []                                        # default",
         "pacer.mode:                     auto                                      # default",
         "pacer.step_mib:                 2                                         # default",

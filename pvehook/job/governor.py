@@ -31,7 +31,7 @@ from pvehook.job.governor_record import (
 )
 from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorAccount, SpeedPoint
-from pvehook.rules.governor import IDLE_BELOW, starting, step
+from pvehook.rules.governor import IDLE_BELOW, SELDOM_PER_S, starting, step
 from pvehook.rules.governor_policy import NOTHING_KNOWN, Course, Setup, advice
 from pvehook.rules.governor_readings import TAIL_PART, Sample, target_ms
 from pvehook.rules.governor_state import Action, Bounds, Culprit, State, free_bytes_per_s
@@ -92,6 +92,7 @@ class Governor:
         self._since_start_s = since_start_s
         self._baseline_ms: float | None = None
         self._starts_slowly = not picked_up
+        self._was_idle = False
         self._strangers: dict[str, int] | None = {} if picked_up else None
         self._first_s: float | None = None
         self._seen_s: float | None = None
@@ -133,6 +134,7 @@ class Governor:
         self._baseline_ms = felt_before_ms(before) if before is not None else None
         if before is not None and on_their_way_before(before) < IDLE_BELOW:
             self._starts_slowly = False  # who asks for nearly nothing is not kept waiting
+            self._was_idle = requests_a_second_before(before) < SELDOM_PER_S
 
     def know_archive(self, shares_disk: bool | None) -> None:
         """Whether the archive is written to a disk of the guest's, once that is found out: for the advice."""
@@ -360,6 +362,7 @@ class Governor:
             target_ms=self._target_ms(),
             original_bytes_per_s=self._original(jobs),
             stretch_at_most=self._config.stretch_at_most,
+            was_idle=self._was_idle,
             window_closes_s=self._window_closes_s,
         )
 
@@ -429,3 +432,7 @@ def summary(account: GovernorAccount) -> str:
         did = f"its backup was slowed for {account.slowed_s:.0f} s{least}, which cost {account.cost_s:.0f} s"
     helped = f"; {'; '.join(account.advice)}" if account.advice else ""
     return f"governor {account.mode}: {did}{helped}"
+
+
+def requests_a_second_before(before: Baseline) -> float:
+    return sum(each.operations for each in (before.read, before.write, before.flush)) / max(before.lasted_s, 1e-3)

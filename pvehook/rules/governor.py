@@ -66,6 +66,8 @@ SUFFERS_OVER: Final = 1.5
 SUFFERS_FROM: Final = 0.9
 """Requests on their way at any time, on average."""
 IDLE_BELOW: Final = 0.1
+SELDOM_PER_S: Final = 5.0
+"""Requests a second. A guest that had less on its way before, and asked more seldom, was idle."""
 IDLE_AFTER_S: Final = 3.0
 """A guest that has left its disks alone this long is idle, and not stuck."""
 
@@ -75,7 +77,9 @@ LONGEST_READING_S: Final = 2.0
 CLEARLY_OVER, CLEARLY_WAITING = 2.0, 1.75
 """Times the target, and requests on their way: where both are passed there is no doubt."""
 CLEAR_EVIDENCE, EVIDENCE = 1.0, 0.5
-"""What one reading counts for. With 1 in a row the backup is slowed on trial."""
+IDLE_CLEAR_EVIDENCE, IDLE_EVIDENCE = 0.5, 0.2
+"""What one reading counts for. With 1 in a row the backup is slowed on trial. The second two of a guest that was idle
+before: three requests a second that take 0.3 s each are one at any time, by chance for some seconds."""
 
 START_BYTES_PER_S: Final = 16 * 1024 * 1024
 START_SETTLING_S: Final = 1.5
@@ -215,7 +219,7 @@ def _start(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]
         return state, nothing
     state = state._replace(gathered=(), last_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
-    if reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM:
+    if _suffers(reading, bounds):
         if not state.over and reading.latency_ms < max(AT_ONCE_OVER * bounds.target_ms, AT_ONCE_MS):
             return state._replace(over=(reading,)), nothing  # once may be chance
         if is_again or state.bytes_per_s > START_BYTES_PER_S:
@@ -262,7 +266,7 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tu
     if sample.at_s < state.rests_until_s:
         return state, nothing
     state = state._replace(phase="free")
-    if reading.latency_ms <= SUFFERS_OVER * bounds.target_ms or reading.on_their_way < SUFFERS_FROM:
+    if not _suffers(reading, bounds):
         return state._replace(over=()), nothing
     over = (*state.over, reading)
     state = state._replace(over=over)
@@ -294,11 +298,16 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
 
 
+def _suffers(reading: Reading, bounds: Bounds) -> bool:
+    return reading.latency_ms > SUFFERS_OVER * bounds.target_ms and reading.on_their_way >= SUFFERS_FROM
+
+
 def _evidence(reading: Reading, bounds: Bounds) -> float:
     """Of a reading of a guest that suffers."""
-    if reading.latency_ms > CLEARLY_OVER * bounds.target_ms and reading.on_their_way >= CLEARLY_WAITING:
-        return CLEAR_EVIDENCE
-    return EVIDENCE
+    is_clear = reading.latency_ms > CLEARLY_OVER * bounds.target_ms and reading.on_their_way >= CLEARLY_WAITING
+    if bounds.was_idle:
+        return IDLE_CLEAR_EVIDENCE if is_clear else IDLE_EVIDENCE
+    return CLEAR_EVIDENCE if is_clear else EVIDENCE
 
 
 def _hold(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> tuple[State, Action]:

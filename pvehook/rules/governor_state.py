@@ -46,6 +46,8 @@ class Bounds(NamedTuple):
     original_bytes_per_s: int
     """The administrator's `bwlimit`, UNLIMITED if there is none: the upper bound, and what is put back."""
     stretch_at_most: float
+    was_idle: bool = False
+    """The guest asked its disks for nearly nothing before: a few slow requests at once are no suffering yet."""
     window_closes_s: float | None = None
     """On the samples' clock; None: it does not close, or nobody minds."""
 

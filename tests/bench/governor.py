@@ -73,8 +73,11 @@ from tests.bench.disk_models import (  # noqa: E402
 )
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 
-BEFORE_S: Final = 15.0
-"""The guest alone: its baseline. In less, the p99 of a guest that asks for little is its slowest request."""
+BEFORE_S: Final = 30.0
+"""The guest alone: its baseline, which in a night is from minutes, or from other nights. In half of that, the p99 of a
+guest that asks for little is one of its three slowest requests."""
+ALONE_S: Final = 5.0
+"""The same for runs that need no baseline."""
 BEGINNING_S: Final = 3.0
 AWAITED_S: Final = 0.5
 """The looks begin so long before the job, as they do in a night."""
@@ -131,7 +134,7 @@ def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> R
             cleanup.enter_context(served_disk(setup.target, dict.fromkeys(target.values(), size), seed + 1))
         guest = cleanup.enter_context(loaded_guest(disks, target, setup.load._replace(seed=seed)))
         before = _begin(guest)
-        time.sleep(BEFORE_S)
+        time.sleep(BEFORE_S if governed else ALONE_S)
         beginning = threading.Lock()
         looks = _Looks(guest, before, beginning) if governed else None
         if looks is not None:

@@ -52,14 +52,16 @@ class Sampler:
         self.at_s = 1000.0
         self.copied = 0
 
-    def look(self, latency_ms: float = 1.0, *, after_s: float = 0.5) -> None:
-        """One look, `after_s` after the last one; in between the guest had 100 writes of this latency."""
+    def look(self, latency_ms: float = 1.0, *, after_s: float = 0.5, writes: int = 100) -> None:
+        """One look, `after_s` after the last one; in between the guest had so many writes of this latency."""
         deadline = Deadline.after(WAIT_S)
         with open_qmp(self.guest.qmp_path, deadline) as qmp:
-            self.governor.act(qmp, self.seen(qmp, deadline, latency_ms, after_s), deadline)
+            self.governor.act(qmp, self.seen(qmp, deadline, latency_ms, after_s, writes), deadline)
 
-    def seen(self, qmp: QmpConnection, deadline: Deadline, latency_ms: float, after_s: float = 0.5) -> Look:
-        self.guest.serve_requests("write", latency_ms, 100)
+    def seen(
+        self, qmp: QmpConnection, deadline: Deadline, latency_ms: float, after_s: float = 0.5, writes: int = 100
+    ) -> Look:
+        self.guest.serve_requests("write", latency_ms, writes)
         self.at_s += after_s
         jobs = qmp.query_block_jobs(deadline)
         for job in jobs:
@@ -165,6 +167,20 @@ def test_an_idle_guests_backup_is_not_kept_waiting(node_without_daemon: NodeUnde
         for _ in range(10):
             sampler.look(1.0)
         assert sampler.guest.speeds_set == ()
+
+
+@pytest.mark.parametrize(("writes_before", "slowed"), [(100, False), (900, True)])
+def test_a_few_slow_requests_of_an_idle_guest_do_not_slow_its_backup(
+    node_without_daemon: NodeUnderTest, writes_before: int, slowed: bool
+) -> None:
+    with sampled(node_without_daemon) as sampler:
+        before = Baseline(60.0, "before", Latency(), Latency(writes_before, 5.0), Latency())
+        sampler.governor.know_baseline(before)
+        sampler.look()
+        sampler.start_job()
+        for _ in range(10):
+            sampler.look(300.0, writes=2)
+        assert bool(sampler.guest.speeds_set) == slowed
 
 
 def test_a_daemon_that_finds_a_backup_on_its_way_does_not_start_it_again(node_without_daemon: NodeUnderTest) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
-from pvehook.rules.governor import IDLE_BELOW, starting, step
+from pvehook.rules.governor import IDLE_BELOW, SELDOM_PER_S, starting, step
 from pvehook.rules.governor_readings import Sample, felt_ms, target_ms
 from pvehook.rules.governor_state import UNLIMITED, Action, Bounds, State
 from pvehook.rules.latency import sum_of
@@ -255,7 +255,7 @@ def night(
     governed: bool = True,
     bwlimit: int = UNLIMITED,
     window_s: float | None = None,
-    stretch_at_most: float = 2.1,
+    stretch_at_most: float = 1.9,
     seed: int = 1,
     longest_s: float = 600.0,
 ) -> Night:
@@ -271,6 +271,7 @@ def night(
         target_ms=target_ms(baseline_ms, 10.0, 3.5),
         original_bytes_per_s=bwlimit,
         stretch_at_most=stretch_at_most,
+        was_idle=not guest_is_busy and before.operations / BEFORE_S < SELDOM_PER_S,
         window_closes_s=BEFORE_S + window_s if window_s is not None else None,
     )
     play.done_at_s = None

@@ -231,6 +231,18 @@ def test_few_slow_requests_are_no_suffering() -> None:
     assert {watch.look(100.0, requests=1).kind for _ in range(50)} == {"none"}
 
 
+def test_an_idle_guests_few_slow_requests_are_chance_for_some_seconds_but_not_for_long() -> None:
+    watch = Watch(BOUNDS._replace(was_idle=True))
+    assert {watch.look(300.0, requests=1).kind for _ in range(14)} == {"none"}
+    watch.until("slow", 300.0, requests=1, looks=14)
+
+
+def test_an_idle_guest_that_becomes_busy_is_helped_as_soon_as_that_is_seen_twice() -> None:
+    watch = Watch(BOUNDS._replace(was_idle=True))
+    assert watch.look(100.0).kind == "none"
+    assert watch.look(100.0).kind == "slow"
+
+
 # Trial
 
 

@@ -89,6 +89,14 @@ def test_neighbours_load_does_not_throttle_a_backup_to_death() -> None:
     assert "other load on the same disks" in held.reasons()
 
 
+@pytest.mark.parametrize("seed", [4, 10, 13, 19])
+def test_beside_neighbours_who_pause_the_backup_takes_no_more_than_twice_as_long(seed: int) -> None:
+    """Slowing does help the guest then, and is paid for by time that is estimated while others are on the disks."""
+    free, held = both(RAID._replace(neighbour_per_s=150), seed=seed)
+    assert held.duration_s < 2 * free.duration_s
+    assert held.stalled_s < free.stalled_s
+
+
 def test_a_guest_that_falls_silent_lets_its_backup_run_free_within_seconds() -> None:
     held = night(RAID, guest=Guest(busy=lambda now_s: now_s < 15))
     freed_s = next(at_s for at_s, action in held.actions if action.kind == "free")
