@@ -5,7 +5,7 @@ to write out in front of a guest on the same disk.
     the pacer       every step (2 MiB), as soon as it is there and the disk has next to nothing to do:
                     start its writeback, wait until the step before is on the disk, drop that one from the page cache
 
-On a disk that is never quiet a step is begun when the archive is four steps ahead. At most two steps are on their way
+On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are on their way
 at any time, however far the archive is ahead. The pacer has one thread for each guest's backup, because the kernel may
 keep that waiting for as long as the disk likes. It never writes, and losing it costs nothing: then the kernel writes
 back as it always did.

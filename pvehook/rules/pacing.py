@@ -24,7 +24,7 @@ PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", 
 QUIET_AT_MOST = 1
 """Requests on their way to each disk that a step may join: the backup's own read is nearly always one."""
 
-WAITING_STEPS_AT_MOST = 4
+WAITING_BYTES_AT_MOST = 32 * 1024 * 1024
 """As soon as so much of the archive waits for a quiet disk, a step is begun whatever is on its way."""
 
 Due = Literal["not-yet", "when-quiet", "now"]
@@ -124,7 +124,7 @@ def is_due(ahead_bytes: int, step_bytes: int, is_complete: bool) -> Due:
         return "now" if ahead_bytes else "not-yet"
     if ahead_bytes < step_bytes:
         return "not-yet"
-    return "when-quiet" if ahead_bytes < WAITING_STEPS_AT_MOST * step_bytes else "now"
+    return "when-quiet" if ahead_bytes < WAITING_BYTES_AT_MOST else "now"
 
 
 def judge_pacing(

@@ -72,8 +72,8 @@ def test_all_disks_under_the_archive_are_to_be_quiet(mode: PacerMode) -> None:
         (0, False, "not-yet"),
         (STEP - 1, False, "not-yet"),
         (STEP, False, "when-quiet"),
-        (4 * STEP - 1, False, "when-quiet"),
-        (4 * STEP, False, "now"),
+        (16 * STEP - 1, False, "when-quiet"),
+        (16 * STEP, False, "now"),
         (40 * STEP, False, "now"),
         (0, True, "not-yet"),
         (1, True, "now"),
@@ -82,6 +82,10 @@ def test_all_disks_under_the_archive_are_to_be_quiet(mode: PacerMode) -> None:
 )
 def test_a_step_waits_for_a_quiet_disk_but_not_for_ever(ahead: int, is_complete: bool, due: Due) -> None:
     assert is_due(ahead, STEP, is_complete) == due
+
+
+def test_large_steps_do_not_wait_for_a_quiet_disk() -> None:
+    assert is_due(32 * STEP, 32 * STEP, False) == "now"
 
 
 def test_one_shared_disk_counts_though_another_volume_is_unknown() -> None:
