@@ -417,6 +417,10 @@ def felt_before_ms(before: Baseline) -> float | None:
     return max(mean_ms, TAIL_PART * (before.p99_ms or 0.0))
 
 
+def requests_a_second_before(before: Baseline) -> float:
+    return sum(each.operations for each in (before.read, before.write, before.flush)) / max(before.lasted_s, 1e-3)
+
+
 def on_their_way_before(before: Baseline) -> float:
     """Requests, on average (Little's law)."""
     kinds = (before.read, before.write, before.flush)
@@ -432,7 +436,3 @@ def summary(account: GovernorAccount) -> str:
         did = f"its backup was slowed for {account.slowed_s:.0f} s{least}, which cost {account.cost_s:.0f} s"
     helped = f"; {'; '.join(account.advice)}" if account.advice else ""
     return f"governor {account.mode}: {did}{helped}"
-
-
-def requests_a_second_before(before: Baseline) -> float:
-    return sum(each.operations for each in (before.read, before.write, before.flush)) / max(before.lasted_s, 1e-3)

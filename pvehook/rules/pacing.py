@@ -25,7 +25,8 @@ QUIET_AT_MOST = 1
 """Requests on their way to each disk that a step may join: the backup's own read is nearly always one."""
 
 WAITING_BYTES_AT_MOST = 32 * 1024 * 1024
-"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is on its way."""
+"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is on its way.
+Steps of that size never wait."""
 
 Due = Literal["not-yet", "when-quiet", "now"]
 
