@@ -165,7 +165,7 @@ def _add_looking_back(commands: Commands, common: argparse.ArgumentParser) -> No
     governor = commands.add_parser("governor", help="the governor of the backups that run now")
     governor_commands = governor.add_subparsers(required=True, metavar="status")
     status = governor_commands.add_parser(
-        "status", parents=[common], help="how fast each backup runs, and whether it is slowed"
+        "status", parents=[common], help="how fast each backup may run, and whether the governor holds it"
     )
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_governor_status)

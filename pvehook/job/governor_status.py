@@ -9,7 +9,7 @@ from pvehook.guest.qmp import BlockJob, open_qmp
 from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
 from pvehook.job import record
-from pvehook.job.governor_record import read_record
+from pvehook.job.governor_record import LeftSpeed, read_record
 from pvehook.records.guest_account import guest_title
 from pvehook.records.guest_record import GuestRecord
 from pvehook.rules.governor_policy import mode_for
@@ -26,8 +26,8 @@ class RunningBackup(NamedTuple):
     done_part: float | None
     speed_bytes_per_s: int | None
     """What QEMU is limited to now; 0 is no limit."""
-    slowed: bool
-    """By the governor."""
+    held_by_governor: bool
+    """The speed is one that the governor has set: while it starts, or because the guest suffers."""
     text: str
 
 
@@ -54,15 +54,20 @@ def _backups_of(node: Node, guest: GuestRecord, config: GovernorConfig) -> list[
     if not jobs:
         return [RunningBackup(guest.vmid, None, None, None, False, f"{title}: its backup job is not running now")]
     left = read_record(node, guest.vmid)
-    ours = left.ours if left is not None else ()
     # Without its tags, which only the daemon has looked up: a rule for one shows in what is done.
     mode = mode_for(config, guest.vmid, guest.name, ())
-    return [_running(guest.vmid, title, job, mode, slowed=job.speed_bytes_per_s in ours) for job in jobs]
+    return [_running(guest.vmid, title, job, mode, is_held=_is_held(job, left)) for job in jobs]
 
 
-def _running(vmid: int, title: str, job: BlockJob, mode: str, *, slowed: bool) -> RunningBackup:
+def _is_held(job: BlockJob, left: LeftSpeed | None) -> bool:
+    if left is None or job.speed_bytes_per_s == left.original.get(job.device):
+        return False
+    return job.speed_bytes_per_s in left.ours
+
+
+def _running(vmid: int, title: str, job: BlockJob, mode: str, *, is_held: bool) -> RunningBackup:
     part = job.offset_bytes / job.length_bytes if job.length_bytes else 0.0
     speed = f"{job.speed_bytes_per_s / 1e6:.1f} MB/s at most" if job.speed_bytes_per_s else "as fast as it can"
-    who = ", slowed by the governor" if slowed else "" if mode == "on" else f" (governor: {mode})"
+    who = ", held there by the governor" if is_held else "" if mode == "on" else f" (governor: {mode})"
     text = f"{title}: {job.device} {part:.0%} done, {speed}{who}"
-    return RunningBackup(vmid, job.device, part, job.speed_bytes_per_s, slowed, text)
+    return RunningBackup(vmid, job.device, part, job.speed_bytes_per_s, is_held, text)
