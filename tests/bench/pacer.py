@@ -415,7 +415,8 @@ def measure(rounds: int, ways: Sequence[str], volume_mib: int, cache_mib: int, s
 def told(way: str, run: Run) -> str:
     text = (
         f"{way:<18} {run.duration_s:6.1f} s  p50 {run.p50_ms:6.1f}  p99 {run.p99_ms:7.1f}, "
-        f"of writes {run.write_p99_ms:7.1f}, max {run.max_ms:7.1f} ms  stalled {run.stalled_s:5.2f} s  archive {run.archive_mib:.0f} MiB, {run.left_dirty_mib:.0f} left dirty"
+        f"of writes {run.write_p99_ms:7.1f}, max {run.max_ms:7.1f} ms  "
+        f"stalled {run.stalled_s:5.2f} s  archive {run.archive_mib:.0f} MiB, {run.left_dirty_mib:.0f} left dirty"
     )
     if run.paced and run.paced.has_paced:
         text += (

@@ -10,6 +10,7 @@ import pytest
 from pvehook.cli import main
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
+from pvehook.job.governor_record import LeftSpeed, write_record
 from pvehook.rehearsal.guest import SimulatedGuest
 from pvehook.rehearsal.player import Player
 from pvehook.rehearsal.run import Guest
@@ -72,6 +73,19 @@ def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
     assert (told["vmid"], told["device"], told["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
     assert told["held_by_governor"] is True
     assert by_hand.splitlines()[1].endswith("% done, 12.3 MB/s at most")
+
+
+def test_an_administrators_own_limit_is_not_called_the_governors(
+    node: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of two disks with limits of their own the slower one's can be below what the governor would set for both.
+    with running_vm(node, backup_s=600.0) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        speed = die_with_it_slowed(node, guest)
+        write_record(node.node, LeftSpeed(101, guest.qmp_path, {"drive-scsi0": speed}, (speed,)))
+        told = status(node, capsys)
+        end(guest, player)
+    assert told.splitlines()[1].endswith("MB/s at most")
 
 
 def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
