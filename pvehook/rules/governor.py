@@ -67,7 +67,8 @@ SUFFERS_FROM: Final = 0.9
 """Requests on their way at any time, on average."""
 IDLE_BELOW: Final = 0.1
 SELDOM_PER_S: Final = 5.0
-"""Requests a second. A guest that had less on its way before, and asked more seldom, was idle."""
+"""Requests on their way, and requests a second. A guest with less of both is idle. With less of the first alone it may
+be busy on quick disks, as it is again as soon as its backup is slowed."""
 IDLE_AFTER_S: Final = 3.0
 """A guest that has left its disks alone this long is idle, and not stuck."""
 
@@ -181,7 +182,8 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     enough = reading.operations >= ENOUGH_REQUESTS and reading.seconds >= wanted_s
     if not enough and reading.seconds < max(LONGEST_READING_S, wanted_s):
         return state._replace(gathered=gathered), None
-    idle_s = state.idle_s + reading.seconds if reading.on_their_way < IDLE_BELOW else 0.0
+    is_seldom = reading.operations < SELDOM_PER_S * reading.seconds
+    idle_s = state.idle_s + reading.seconds if is_seldom and reading.on_their_way < IDLE_BELOW else 0.0
     return state._replace(gathered=(), idle_s=idle_s, last_ms=reading.latency_ms), reading
 
 

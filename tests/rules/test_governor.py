@@ -338,6 +338,16 @@ def test_a_guest_that_does_nothing_any_more_frees_its_backup_within_seconds() ->
     assert watch.at_s - began_s <= IDLE_AFTER_S + 3.0
 
 
+def test_a_guest_whose_requests_are_quick_while_its_backup_is_slowed_is_not_idle() -> None:
+    """Seen on a real guest with three writers: 200 ms a request beside the free backup, 1 ms beside the slowed one. It
+    was called idle every three seconds, and suffered anew for as long."""
+    watch = Watch()
+    watch.until("slow", 200.0)
+    kinds = [watch.look(200.0 if watch.state.bytes_per_s == UNLIMITED else 1.0, requests=10).kind for _ in range(30)]
+    assert "steer" in kinds
+    assert "free" not in kinds
+
+
 def test_requests_that_do_not_come_back_count_as_their_age() -> None:
     """Slow ones, then none at all: it waits, it has not gone to sleep."""
     watch = Watch()
