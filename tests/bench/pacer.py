@@ -32,10 +32,11 @@ pvehook finds no disk under a loop device whose file is a FUSE's, so the bench t
 
 The ways take turns, forwards and backwards. `duration_s`: from the job's start to the archive's final name. `p99_ms` of
 all of the guest's requests, from when it wanted them, `write_p99_ms` of its writes; `stalled_s`: time in which one of
-them was over 100 ms old. `left_dirty_mib`: what the kernel had still to write out when the archive was
-complete. Median, least, most.
+them was over 100 ms old. `left_dirty_mib`: what the kernel had still to write out when the archive was complete.
+Median, least, most.
 
-Needs root, /dev/fuse, a free loop device and 3 GiB of memory.
+Needs root, /dev/fuse, a free loop device and 3 GiB of memory. Stopped in the middle of a run it can leave a partition
+on its loop device, which the next one stumbles over: `delpart /dev/loopN 1`.
 """
 
 from __future__ import annotations
