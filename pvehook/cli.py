@@ -24,9 +24,9 @@ from pvehook.host.node import Node
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-    from pvehook.job.configuration import InForce
-    from pvehook.job.governor_record import PutBack
-    from pvehook.job.thaw import Report
+    from pvehook.config.in_force import InForce
+    from pvehook.rescue.speed_record import Restored
+    from pvehook.rescue.thaw import Report
     from pvehook.rules.admission import Allowance
     from pvehook.settings import Config
 
@@ -224,8 +224,8 @@ def _instant(text: str | None, in_force: InForce) -> datetime:
 
 def _in_force(arguments: argparse.Namespace) -> InForce:
     """The configuration by which the node acts now. What is wrong with the files is said on stderr."""
+    from pvehook.config.in_force import Configuration
     from pvehook.host.timely_files import TimelyReader
-    from pvehook.job.configuration import Configuration
 
     in_force = Configuration(Node(arguments.root), TimelyReader(), arguments.config, remembers=False).now()
     if in_force.problems and arguments.config is not None:
@@ -239,7 +239,7 @@ def _in_force(arguments: argparse.Namespace) -> InForce:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from pvehook.job.serve import IDLE_EXIT_S, serve
+    from pvehook.daemon.serve import IDLE_EXIT_S, serve
 
     return serve(
         arguments.root,
@@ -271,7 +271,7 @@ def _window(arguments: argparse.Namespace) -> int:
         until = f"opens {_stamp(state.opens_at)}" if state.opens_at else "never opens, as configured"
         print(f"shut at {_stamp(now)}: {state.reason}; {until}")
     if arguments.at is None:
-        from pvehook.job import allowances
+        from pvehook.rescue import allowances
 
         for each in allowances.in_force(Node(arguments.root), now.timestamp()):
             print(f"exception {_allowance_text(each, now)}", file=sys.stderr if arguments.json else sys.stdout)
@@ -279,8 +279,8 @@ def _window(arguments: argparse.Namespace) -> int:
 
 
 def _allow(arguments: argparse.Namespace) -> int:
-    from pvehook.job import allowances
     from pvehook.records.journal import journal_log
+    from pvehook.rescue import allowances
     from pvehook.rules.admission import Allowance
 
     node = Node(arguments.root)
@@ -333,8 +333,8 @@ def _allow(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(node: Node, identifier: str, now: datetime) -> int:
-    from pvehook.job import allowances
     from pvehook.records.journal import journal_log
+    from pvehook.rescue import allowances
 
     found = allowances.in_force(node, now.timestamp())
     chosen = [each for each in found if identifier in ("all", each.id)]
@@ -353,8 +353,8 @@ def _revoke(node: Node, identifier: str, now: datetime) -> int:
 
 
 def _config_check(arguments: argparse.Namespace) -> int:
+    from pvehook.config.in_force import read_files
     from pvehook.host.timely_files import TimelyReader
-    from pvehook.job.configuration import read_files
 
     loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
     for problem in loaded.problems:
@@ -371,7 +371,7 @@ def _config_check(arguments: argparse.Namespace) -> int:
 def _remember_as_good(node: Node, config: Config) -> None:
     """What was checked is what the hook falls back to, also if the daemon should never come up. Needs root; a check
     by somebody else is a check all the same."""
-    from pvehook.job.last_good import store_config
+    from pvehook.rescue.last_good import store_config
 
     try:
         store_config(node, config)
@@ -381,8 +381,8 @@ def _remember_as_good(node: Node, config: Config) -> None:
 
 def _config_show(arguments: argparse.Namespace) -> int:
     from pvehook.config import Loaded, describe, merge
+    from pvehook.config.in_force import read_files
     from pvehook.host.timely_files import TimelyReader
-    from pvehook.job.configuration import read_files
 
     try:
         loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
@@ -398,10 +398,10 @@ def _config_show(arguments: argparse.Namespace) -> int:
 
 
 def _freeze_check(arguments: argparse.Namespace) -> int:
+    from pvehook.freeze.facts import CONFIG_S, gather, qmp_path
+    from pvehook.freeze.history import forget_freezes
     from pvehook.host.timely_files import TimelyReader
-    from pvehook.job.freeze_facts import CONFIG_S, gather, qmp_path
-    from pvehook.job.freeze_history import forget_freezes
-    from pvehook.records.freeze_check import freeze_check_json, freeze_check_lines
+    from pvehook.report.freeze_check import freeze_check_json, freeze_check_lines
     from pvehook.rules.freeze_policy import policy_for
     from pvehook.rules.freeze_safety import decide
 
@@ -427,14 +427,14 @@ def _freeze_check(arguments: argparse.Namespace) -> int:
 
 
 def _thaw(arguments: argparse.Namespace) -> int:
-    from pvehook.job.left_over import put_right
-    from pvehook.job.thaw import thaw_guest
+    from pvehook.rescue.put_right import put_right
+    from pvehook.rescue.thaw import thaw_guest
 
     node = Node(arguments.root)
     if (arguments.vmid is None) is not arguments.left_over:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
     guest = arguments.vmid
-    reports: Sequence[Report | PutBack] = (
+    reports: Sequence[Report | Restored] = (
         put_right(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
     )
     if guest is None and not reports and sys.stdout.isatty():  # systemd asks at every stop; that is no news
@@ -445,8 +445,8 @@ def _thaw(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pvehook.job.metrics import history_file
-    from pvehook.records.report import run_report
+    from pvehook.report.report import run_report
+    from pvehook.watch.guest_monitor import history_file
 
     node = Node(arguments.root)
     return run_report(
@@ -463,7 +463,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _governor_status(arguments: argparse.Namespace) -> int:
-    from pvehook.job.governor_status import running_backups
+    from pvehook.throttle.governor_status import running_backups
 
     in_force = _in_force(arguments)
     backups = running_backups(Node(arguments.root), in_force.config.governor)
@@ -480,10 +480,10 @@ def _governor_status(arguments: argparse.Namespace) -> int:
 
 def _rehearse(arguments: argparse.Namespace) -> int:
     if arguments.simulated:
-        from pvehook.rehearsal.night import simulated_night
+        from pvehook.rehearsal.demo import simulated_night
 
         return simulated_night(sys.stdout)
-    from pvehook.rehearsal.tonight import rehearse_tonight
+    from pvehook.preview import rehearse_tonight
 
     in_force = _in_force(arguments)
     when = _instant(arguments.at, in_force) if arguments.at else None

@@ -250,7 +250,7 @@ def from_json(text: str) -> Config:
             window=_window(stored["window"]),
             io_priority=_io_priority(stored["io_priority"]),
             freeze=_freeze(stored["freeze"]),
-            metrics=_metrics(stored["metrics"]),
+            metrics=_monitor(stored["metrics"]),
             governor=_governor(stored["governor"]),
             pacer=PacerConfig(
                 mode=_one_of(stored["pacer"]["mode"], PACER_MODES),
@@ -310,7 +310,7 @@ def _freeze_rule(stored: Any) -> FreezeRule:
     )
 
 
-def _metrics(stored: Any) -> MetricsConfig:
+def _monitor(stored: Any) -> MetricsConfig:
     return MetricsConfig(
         mode=_one_of(stored["mode"], METRICS_MODES),
         sample_every_s=_number(stored["sample_every_s"], SAMPLE_EVERY_S),

@@ -15,18 +15,32 @@ from pvehook.host.node import INSTALLED_UNDER
 TOP = Path(__file__).parent.parent
 PACKAGE = TOP / "pvehook"
 
+CONTRACT_AND_BELOW = {"contract", "errors", "settings"}
+RESCUE_AND_BELOW = CONTRACT_AND_BELOW | {"rules", "guest", "host", "rescue"}
+ACTING = RESCUE_AND_BELOW | {"config", "records"}
+"""What the rooms that act may import; not each other."""
+
 ALLOWED = {
-    "contract": set(),
+    "errors": set(),
+    "settings": {"errors"},
+    "contract": {"errors"},
     "rules": {"contract", "errors", "settings"},
     "guest": {"contract", "errors"},
     "host": {"contract", "errors"},
-    "records": {"contract", "rules", "errors"},
-    "settings": {"errors"},
-    "config": {"contract", "rules", "errors", "settings"},
-    "job": {"contract", "rules", "guest", "host", "records", "errors", "settings", "config"},
-    "rehearsal": {"contract", "rules", "guest", "host", "records", "job", "errors", "settings", "config"},
-    "errors": set(),
+    "rescue": RESCUE_AND_BELOW,
+    "records": {"contract", "rules", "host", "errors"},
+    "config": {"contract", "rules", "host", "rescue", "errors", "settings"},
+    "report": {"contract", "records", "rules", "errors"},
+    "admission": ACTING,
+    "priority": ACTING,
+    "freeze": ACTING,
+    "throttle": ACTING,
+    "watch": ACTING | {"throttle"},
+    "daemon": ACTING | {"admission", "priority", "freeze", "throttle", "watch"},
+    "preview": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "report"},
+    "rehearsal": {"contract", "guest", "host"},
 }
+"""design/architecture.md: who may import whom. `cli` may import everything."""
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -83,7 +97,7 @@ def test_the_hook_imports_next_to_nothing() -> None:
 
 
 def test_the_degraded_path_needs_the_standard_library_only() -> None:
-    load = f"import sys; sys.path.insert(0, {str(TOP)!r}); import pvehook.job.degraded; "
+    load = f"import sys; sys.path.insert(0, {str(TOP)!r}); import pvehook.rescue.without_daemon; "
     assert not modules_after(load) & {"yaml", "structlog", "psutil", "asyncio", "logging", "argparse"}
 
 

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
 from pvehook.errors import BadReply, GuestError
-from pvehook.guest.shapes import boolean, items, mapping, refusal, text, whole_number
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+from pvehook.guest.validate import boolean, items, mapping, refusal, text, whole_number
 
 _FLUSH = b"\xff"
 """Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""

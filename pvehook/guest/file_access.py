@@ -15,8 +15,8 @@ from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
-from pvehook.guest.shapes import mapping
 from pvehook.guest.sockets import Deadline
+from pvehook.guest.validate import mapping
 
 _NOT_THERE: Final = ("No such file or directory", "Operation not supported")
 

@@ -30,7 +30,7 @@ from pvehook.contract.text import printable
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
 from pvehook.guest.file_access import explain
-from pvehook.guest.inside import parse_uptime_s, read_start
+from pvehook.guest.guest_counters import parse_uptime_s, read_start
 from pvehook.guest.sockets import Deadline
 
 BYTES_LIMIT: Final = 64 * 1024

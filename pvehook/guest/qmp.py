@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvehook.errors import BadReply
-from pvehook.guest.shapes import boolean, integer, items, mapping, refusal, text
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+from pvehook.guest.validate import boolean, integer, items, mapping, refusal, text
 
 
 class Status(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pvehook.contract.section_config import Section, find_section
 from pvehook.host.block import (
@@ -25,6 +26,22 @@ _NETWORK_TYPES = frozenset(
 )
 """`zfs` is ZFS over iSCSI; a local pool is `zfspool`."""
 
+
+READ_DEADLINE_S = 2.0
+LOOK_DEADLINE_S = 8.0
+"""zpool alone may take 5 s (host/block.py)."""
+
+STORAGE_CONFIG = "/etc/pve/storage.cfg"
+
+
+class Backup(NamedTuple):
+    """One guest's backup, as far as its disks are asked for."""
+
+    vmid: int
+    vmtype: str | None
+    mode: str
+    storeid: str | None
+    dumpdir: str | None
 
 def locate_volume(
     node: Node, volid: str, storages: Sequence[Section], device_of: DeviceOf = device_of

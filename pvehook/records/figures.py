@@ -167,7 +167,7 @@ def causes_in_short(severity: str, kinds: Iterable[str]) -> str:
     )
 
 
-def badness(severity: str, stalled_s: Measured[float], slowed_s: Measured[float]) -> tuple[int, float, float]:
+def severity_key(severity: str, stalled_s: Measured[float], slowed_s: Measured[float]) -> tuple[int, float, float]:
     """To sort nights by, the worst the highest. One that could not be read comes before a good one: somebody may have
     to look; one that there was nothing to look at for comes last."""
     rank = SEVERITIES.index(severity) if severity in SEVERITIES else 0

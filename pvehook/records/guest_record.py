@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class FreezeAccount:
+class FreezeSummary:
     """What was decided about a VM's freeze, and what became of it."""
 
     action: str
@@ -77,7 +77,7 @@ class GuestRecord:
     effect: list[str] = field(default_factory=list)
     """Sentences: whether idle priority can have an effect."""
     effect_in_short: str = "not looked up in time"
-    freeze: FreezeAccount | None = None
+    freeze: FreezeSummary | None = None
     """None: freezing was no question, or pre-stop was not seen."""
     seen: dict[str, Any] | None = None
     """Where the counting of its stalls began (job/guest_night.py), as JSON: a restarted daemon goes on from there."""

@@ -21,17 +21,17 @@ from pvehook.contract.text import printable
 from pvehook.records.figures import (
     ABSENT_MARK,
     BROKEN_MARK,
-    badness,
     before_and_during,
     causes_in_short,
     figures,
     lockups_of,
     marked,
+    severity_key,
     short_duration,
     short_number,
 )
-from pvehook.records.guest_account import guest_number
 from pvehook.records.guest_record import GuestRecord
+from pvehook.records.guest_summary import guest_number
 from pvehook.records.stall_record import StallRecord
 
 WIDTH = 80
@@ -67,7 +67,7 @@ def _goodness(told: Told) -> tuple[float, ...]:
     if stall is None:
         return 0.0, 0.0, 0.0, float(guest.result == "ok")
     known = figures(stall)
-    worst_first = badness(stall.verdict.severity, known["stalled_s"], known["slowed_s"])
+    worst_first = severity_key(stall.verdict.severity, known["stalled_s"], known["slowed_s"])
     return (*(-each for each in worst_first), float(guest.result == "ok"))
 
 

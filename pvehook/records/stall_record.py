@@ -52,7 +52,7 @@ class SpeedPoint(NamedTuple):
     target_ms: float
 
 
-class GovernorAccount(NamedTuple):
+class GovernorSummary(NamedTuple):
     """What slowing the backup did."""
 
     mode: str
@@ -67,7 +67,7 @@ class GovernorAccount(NamedTuple):
     speeds: tuple[SpeedPoint, ...]
 
 
-class PacerAccount(NamedTuple):
+class PacerSummary(NamedTuple):
     """What pacing the archive's writeback did."""
 
     mode: str
@@ -131,8 +131,8 @@ class StallRecord:
     points: tuple[Point, ...]
     freeze: FreezeOutcome | None
     idle: IdlePriority
-    governor: GovernorAccount | None
-    pacer: PacerAccount | None
+    governor: GovernorSummary | None
+    pacer: PacerSummary | None
     admitted_by: str
     """Why the window let it through."""
     versions: Versions

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
-from pvehook.rehearsal.player import WAIT_S
+from pvehook.rehearsal.vzdump.player import WAIT_S
 
 _LIMIT_BYTES = 1 << 20
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from typing import Self
 
 from pvehook.host.node import INSTALLED_UNDER, Node
+from pvehook.rehearsal import PROGRAM
 from pvehook.rehearsal.journal_receiver import JournalReceiver
-from pvehook.rehearsal.player import WAIT_S
+from pvehook.rehearsal.vzdump.player import WAIT_S
 
-_REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _DIRECTORIES = (
     *("/etc/pve/qemu-server", "/etc/pve/lxc", "/run/pvehook", "/var/lib/vz/dump", "/var/lib/pvehook"),
@@ -49,7 +49,7 @@ class RehearsalNode:
 
     def __enter__(self) -> Self:
         self.journal.__enter__()
-        code = f"import sys; sys.path.insert(0, {_REPO!r}); from pvehook.cli import main; sys.exit(main())"
+        code = f"import sys; sys.path.insert(0, {PROGRAM!r}); from pvehook.cli import main; sys.exit(main())"
         options = ["--root", self.node.root, "--clock", self.clock_file]
         try:
             self._daemon = subprocess.Popen(
@@ -101,12 +101,12 @@ class RehearsalNode:
         hooks = os.path.join(program, "hooks")
         hook = os.path.join(hooks, "vzdump-hook")
         os.makedirs(program)
-        os.symlink(os.path.join(_REPO, "pvehook"), os.path.join(program, "pvehook"))
+        os.symlink(os.path.join(PROGRAM, "pvehook"), os.path.join(program, "pvehook"))
         if _system_python_will_do():
-            os.symlink(os.path.join(_REPO, "hooks"), hooks)
+            os.symlink(os.path.join(PROGRAM, "hooks"), hooks)
             return hook
         os.makedirs(hooks)
-        shutil.copy(os.path.join(_REPO, "hooks", "vzdump-hook"), hook)
+        shutil.copy(os.path.join(PROGRAM, "hooks", "vzdump-hook"), hook)
         with open(hook, "r+", encoding="utf-8") as file:
             text = file.read().partition("\n")[2]
             file.seek(0)

@@ -46,13 +46,13 @@ from pvehook.rules.governor_state import (
     Culprit,
     Kind,
     State,
-    account,
     bounded,
     changed,
     free_bytes_per_s,
     has_come_down,
     least_speed,
     settled,
+    summary,
 )
 
 LOST_AFTER_S: Final = 5.0
@@ -147,7 +147,7 @@ def step(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Action]:
         reason = f"no look at it for {sample.period_s:.0f} s"
         known = state._replace(gathered=(), over=(), silent_s=0.0, busy_per_s=0.0, idle_s=0.0)
         return _let_go(known, bounds, "lost", reason)
-    state = account(state, sample)
+    state = summary(state, sample)
     if state.phase == "starting":
         return _start(state, sample, bounds)
     state, reading = _read(state, sample, bounds)
@@ -345,12 +345,12 @@ def _try(state: State, sample: Sample, bounds: Bounds, reading: Reading, floor: 
     return state, Action("steer", speed, reason)
 
 
-def _begin_to_steer(state: State, bounds: Bounds, reading: Reading, knee: float) -> State:
+def _begin_to_steer(state: State, bounds: Bounds, reading: Reading, saturation_speed: float) -> State:
     error = _error(reading, bounds)
     return state._replace(
         phase="steering",
         error=error,
-        knee_per_s=knee,
+        knee_per_s=saturation_speed,
         over_s=0.0,
         unbound_s=0.0,
         short_s=0.0,
@@ -470,13 +470,14 @@ def _mind_the_knee(
     if not within:
         over_s = state.over_s + reading.seconds
         if state.over_s == 0 or over_s > KNEE_AGAIN_S:
-            knee = KNEE_PART * min(reading.copied_bytes_per_s, state.bytes_per_s)
-            state = state._replace(knee_per_s=max(knee, LEAST_KNEE_PART * (free_bytes_per_s(state) or 0.0)))
+            saturation_speed = KNEE_PART * min(reading.copied_bytes_per_s, state.bytes_per_s)
+            state = state._replace(knee_per_s=max(saturation_speed, LEAST_KNEE_PART * (free_bytes_per_s(state) or 0.0)))
         return state._replace(over_s=over_s), min(wanted, state.knee_per_s)
     if reading.latency_ms > ROOM_BELOW * bounds.target_ms:
         return state._replace(over_s=0.0), min(wanted, float(state.bytes_per_s))
-    knee = state.knee_per_s * (1 + CAREFUL_PER_S * reading.seconds)
-    return state._replace(over_s=0.0, knee_per_s=knee), min(wanted, max(knee, state.bytes_per_s))
+    saturation_speed = state.knee_per_s * (1 + CAREFUL_PER_S * reading.seconds)
+    cautious = min(wanted, max(saturation_speed, state.bytes_per_s))
+    return state._replace(over_s=0.0, knee_per_s=saturation_speed), cautious
 
 
 def _follow(state: State, reading: Reading) -> State:

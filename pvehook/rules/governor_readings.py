@@ -46,7 +46,7 @@ class Reading(NamedTuple):
         return f"its requests took {in_ms(self.latency_ms)} ({self.operations} in {self.seconds:.1f} s)"
 
 
-def felt_ms(completed: RequestCounters) -> float | None:
+def effective_latency_ms(completed: RequestCounters) -> float | None:
     """One figure for how long these requests took, before a backup and during it; None without a request."""
     latency = latency_of(completed)
     if latency.mean_ms is None:
@@ -68,7 +68,7 @@ def reading_of(samples: Sequence[Sample]) -> Reading:
     return Reading(
         seconds=seconds,
         operations=all_kinds.operations,
-        latency_ms=felt_ms(all_kinds) or 0.0,
+        latency_ms=effective_latency_ms(all_kinds) or 0.0,
         on_their_way=all_kinds.total_time_ns / NS_PER_S / max(seconds, 1e-3),
         copied_bytes_per_s=sum(each.copied_bytes for each in samples) / max(seconds, 1e-3),
         read_ms=_mean_ms(reads),

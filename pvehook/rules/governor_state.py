@@ -114,7 +114,7 @@ class State(NamedTuple):
     """While it is starting: what its workers had sent before the first limit has gone through."""
 
 
-def account(state: State, sample: Sample) -> State:
+def summary(state: State, sample: Sample) -> State:
     """Speeds and clocks."""
     period_s = max(sample.period_s, 1e-3)
     now = sample.copied_bytes / period_s

@@ -28,11 +28,11 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
+from pvehook.freeze.history import forget_freezes  # noqa: E402
 from pvehook.guest.agent import open_agent  # noqa: E402  (the path above is where it lies)
 from pvehook.guest.sockets import Deadline  # noqa: E402
-from pvehook.job.freeze_history import forget_freezes  # noqa: E402
-from pvehook.rehearsal.player import Player, play  # noqa: E402
-from tests.job.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
+from pvehook.rehearsal.vzdump.player import Player, play  # noqa: E402
+from tests.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
 from tests.rig.guest_image import AGENT_SUITES  # noqa: E402
 from tests.rig.guest_on_node import DISKS, WEB, Witness, dirty, put_on_node, witnessed  # noqa: E402
 from tests.rig.qemu_guest import QemuGuest, qemu_guest  # noqa: E402

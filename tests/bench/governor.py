@@ -51,16 +51,15 @@ TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
 from pvehook.contract.latency import DiskCounters  # noqa: E402  (the path above is where it lies)
-from pvehook.guest.block_stats import arm_histograms, read_disks  # noqa: E402
+from pvehook.guest.block_stats import DiskSample, arm_histograms, read_disks  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402
 from pvehook.guest.sockets import Deadline, connect  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402
-from pvehook.job.disk_watch import Look  # noqa: E402
-from pvehook.job.governor import Governor  # noqa: E402
 from pvehook.records.journal import journal_log  # noqa: E402
-from pvehook.records.stall_record import Baseline, GovernorAccount  # noqa: E402
+from pvehook.records.stall_record import Baseline, GovernorSummary  # noqa: E402
 from pvehook.rules.latency import disks_between, latency_of, sum_of  # noqa: E402
 from pvehook.settings import GovernorConfig  # noqa: E402
+from pvehook.throttle.governor import Governor  # noqa: E402
 from tests.bench.disk_models import (  # noqa: E402
     FAR_TARGET,
     FAST_DISK,
@@ -119,7 +118,7 @@ class Run(NamedTuple):
     stalled_s: float
     exchanges_per_s: float = 0.0
     cpu_percent: float = 0.0
-    account: GovernorAccount | None = None
+    summary: GovernorSummary | None = None
 
 
 def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> Run:
@@ -184,7 +183,7 @@ class _Looks:
         return figures._replace(
             exchanges_per_s=self._exchanges / figures.duration_s,
             cpu_percent=100 * self._cpu_s / figures.duration_s,
-            account=self._governor.account(),
+            summary=self._governor.summary(),
         )
 
     def _run(self) -> None:
@@ -204,7 +203,7 @@ class _Looks:
                 if is_first:
                     self._governor.know_baseline(_baseline(self._before, disks))
                     is_first = False
-                self._governor.act(qmp, Look(time.monotonic(), disks, jobs), deadline)
+                self._governor.act(qmp, DiskSample(time.monotonic(), disks, jobs), deadline)
                 self._exchanges += qmp._last_id
             self._cpu_s = time.thread_time()
 
@@ -289,7 +288,7 @@ def _spread(runs: Sequence[Run]) -> dict[str, object]:
                 "min": round(min(values), 2),
                 "max": round(max(values), 2),
             }
-    accounts = [each.account for each in runs if each.account is not None]
+    accounts = [each.summary for each in runs if each.summary is not None]
     if accounts:
         figures["slowed_s"] = round(statistics.median(each.slowed_s for each in accounts), 1)
         figures["target_ms"] = round(statistics.median(each.target_ms or 0.0 for each in accounts), 1)

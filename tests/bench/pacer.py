@@ -65,20 +65,20 @@ TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
 from pvehook.guest.qmp import open_qmp  # noqa: E402  (the path above is where it lies)
-from pvehook.guest.shapes import items, mapping  # noqa: E402
 from pvehook.guest.sockets import Deadline  # noqa: E402
+from pvehook.guest.validate import items, mapping  # noqa: E402
 from pvehook.host.block import Disk, Location  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402
 from pvehook.host.timely_files import TimelyReader  # noqa: E402
-from pvehook.job.disk_watch import DiskWatch  # noqa: E402
-from pvehook.job.governor import Governor  # noqa: E402
-from pvehook.job.pacer import Pacer  # noqa: E402
-from pvehook.job.where_it_acts import Backup  # noqa: E402
+from pvehook.host.volumes import Backup  # noqa: E402
 from pvehook.records.journal import journal_log  # noqa: E402
 from pvehook.records.stall_record import Baseline  # noqa: E402
 from pvehook.rules.pacing import PacerRecord, growing_file  # noqa: E402
 from pvehook.rules.stalls import HypervisorView  # noqa: E402
 from pvehook.settings import GovernorConfig  # noqa: E402
+from pvehook.throttle.governor import Governor  # noqa: E402
+from pvehook.throttle.pacer import Pacer  # noqa: E402
+from pvehook.watch.disk_sampler import DiskWatch  # noqa: E402
 from tests.bench.disk_models import exactly, shake_hands, stalled_s  # noqa: E402
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 from tests.bench.pacer_disk import MIB, served_disk  # noqa: E402
@@ -169,7 +169,7 @@ def run_one(rig: Rig, name: str, seed: int) -> Run:
         pacer.stop()
         figures = run_of(guest, began_s, ended_s)._replace(left_dirty_mib=sum(dirty) / MIB, paced=pacer.record)
         if governor is not None:
-            figures = figures._replace(slowed_s=governor.account().slowed_s)
+            figures = figures._replace(slowed_s=governor.summary().slowed_s)
     if not way.thrown:
         figures = figures._replace(archive_mib=target.stat().st_size / MIB)
         target.unlink()
@@ -337,7 +337,7 @@ def rig_of(volume_mib: int, cache_mib: int, step_mib: int) -> Iterator[Rig]:
         subprocess.run(["mount", f"{disk.device}p1", str(dump)], check=True)
         stack.callback(subprocess.run, ["umount", str(dump)], check=True)
         shared = Location("disks", (Disk(os.path.basename(disk.device), None, None, "local"),), "the bench's disk")
-        stack.enter_context(mock.patch("pvehook.job.pacer.locate_dump", return_value=shared))
+        stack.enter_context(mock.patch("pvehook.throttle.pacer.locate_dump", return_value=shared))
         volume = stack.enter_context(served_volume(work, f"{disk.device}p2"))
         yield Rig(work, dump, volume, volume_mib * MIB, step_mib)
 

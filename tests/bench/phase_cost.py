@@ -29,7 +29,7 @@ sys.path.insert(0, str(TOP))
 
 from pvehook.contract.phases import GUEST_PHASES  # noqa: E402  (the path above is where it lies)
 from pvehook.host.systemd import FIRST_FD  # noqa: E402
-from tests.job.node_under_test import NodeUnderTest  # noqa: E402
+from tests.node_under_test import NodeUnderTest  # noqa: E402
 
 PERL_HOOK = """#!/usr/bin/perl
 use strict; use warnings;

@@ -31,7 +31,7 @@ REPORT = f"""
 import sys
 from datetime import UTC, datetime
 sys.path.insert(0, {str(TOP)!r})
-from pvehook.records.report import run_report
+from pvehook.report.report import run_report
 history, options = sys.argv[1], eval(sys.argv[2])
 sys.exit(run_report(history, open('/dev/null', 'w'), datetime.fromtimestamp({NOW_S}, UTC), **options))
 """

@@ -34,8 +34,8 @@ import psutil  # noqa: E402  (the path above is where the rest lies)
 
 from pvehook.guest.qmp import open_qmp  # noqa: E402
 from pvehook.guest.sockets import Deadline  # noqa: E402
-from pvehook.rehearsal.player import Player  # noqa: E402
-from tests.job.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
+from pvehook.rehearsal.vzdump.player import Player  # noqa: E402
+from tests.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
 from tests.rig.guest_on_node import DISKS, WEB, put_on_node  # noqa: E402
 from tests.rig.qemu_guest import qemu_guest  # noqa: E402
 

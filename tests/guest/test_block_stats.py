@@ -16,7 +16,7 @@ from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import DISKS_LIMIT, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
 from pvehook.guest.sockets import Deadline
-from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, Script, peer, qmp_that_returns, qmp_that_sends, read_line
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from pvehook.contract.pressure import PressureTotals
 from pvehook.errors import NotActive, Refused
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
-from pvehook.guest.inside import look_inside
+from pvehook.guest.guest_counters import read_guest_counters
 from pvehook.guest.kernel_log import (
     KernelLog,
     KernelLogHandle,
@@ -30,7 +30,7 @@ from pvehook.guest.kernel_log import (
 )
 from pvehook.guest.qmp import QmpConnection, open_qmp
 from pvehook.guest.sockets import Deadline
-from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 
 ANSWER_S = 30.0
@@ -234,7 +234,7 @@ def test_an_agent_that_runs_is_told_from_none(vm: Vm, qmp: QmpConnection, deadli
 
 def test_a_guest_tells_what_it_waited_for(vm: Vm, deadline: Deadline) -> None:
     with open_agent(vm.qga, deadline) as agent:
-        first, second = look_inside(agent, deadline), look_inside(agent, deadline)
+        first, second = read_guest_counters(agent, deadline), read_guest_counters(agent, deadline)
     for totals in (first.cpu, first.io, first.memory):
         assert isinstance(totals, PressureTotals)
     assert first.steal_s == second.steal_s == 0.0
@@ -247,7 +247,7 @@ def test_a_frozen_guest_is_not_one_without_files(vm: Vm, deadline: Deadline) -> 
     with open_agent(vm.qga, deadline) as agent:
         agent.fsfreeze_freeze(None, deadline)
         try:
-            seen = [*look_inside(agent, deadline), open_kernel_log(agent, deadline)]
+            seen = [*read_guest_counters(agent, deadline), open_kernel_log(agent, deadline)]
         finally:
             agent.fsfreeze_thaw(deadline)
     for each in seen:

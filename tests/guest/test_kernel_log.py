@@ -20,7 +20,7 @@ from pvehook.guest.kernel_log import (
     read_kernel_log,
 )
 from pvehook.guest.sockets import Deadline
-from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, agent_that_answers, peer
 
 ANSWER_S = 30.0

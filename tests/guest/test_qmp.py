@@ -11,7 +11,7 @@ import pytest
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
 from pvehook.guest.qmp import BlockJob, Status, open_qmp
 from pvehook.guest.sockets import Deadline
-from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import (
     GREETING,
     NASTY,

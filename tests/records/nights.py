@@ -13,9 +13,9 @@ from pvehook.records.history import append
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
-    GovernorAccount,
+    GovernorSummary,
     IdlePriority,
-    PacerAccount,
+    PacerSummary,
     Point,
     SpeedPoint,
     StallRecord,
@@ -169,7 +169,7 @@ def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) 
             speeds.append(SpeedPoint(round(index * lasted_s, 3), int(rng.uniform(30, 55)) * MB, p99_ms, 25.0))
     stalled_s = round(sum(point.stalled_s for point in points), 1)
     write = latency(1310.0, 4000, 31, 0) if bad else latency(12.0)
-    governor = GovernorAccount(
+    governor = GovernorSummary(
         "on",
         1600.0 if speeds else 0.0,
         240.0 if speeds else 0.0,
@@ -184,7 +184,7 @@ def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) 
         "stalled_s": stalled_s,
         "slowed_s": 6 * stalled_s,
         "governor": governor,
-        "pacer": PacerAccount("auto", "the dump is on another disk", 0, 2 * MB, 0.0),
+        "pacer": PacerSummary("auto", "the dump is on another disk", 0, 2 * MB, 0.0),
         "hypervisor": hypervisor_view(write=write, stalled_s=stalled_s, slowed_s=6 * stalled_s),
     }
     made = record(**{**values, **changes})

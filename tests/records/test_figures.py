@@ -6,11 +6,11 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import (
-    badness,
     before_and_during,
     figures,
     in_bytes,
     marked,
+    severity_key,
     short_duration,
     short_number,
     told,
@@ -168,13 +168,13 @@ def test_marks() -> None:
 
 def test_the_order_of_bad_nights() -> None:
     order = [
-        badness("locked-up", 0.0, 0.0),
-        badness("stalled", 50.0, 90.0),
-        badness("stalled", 5.0, 900.0),
-        badness("slowed", 0.0, 20.0),
-        badness("unknown", HUNG, HUNG),
-        badness("none", 0.0, 0.5),
-        badness("none", 0.0, 0.0),
-        badness("unknown", NO_AGENT, NO_AGENT),
+        severity_key("locked-up", 0.0, 0.0),
+        severity_key("stalled", 50.0, 90.0),
+        severity_key("stalled", 5.0, 900.0),
+        severity_key("slowed", 0.0, 20.0),
+        severity_key("unknown", HUNG, HUNG),
+        severity_key("none", 0.0, 0.5),
+        severity_key("none", 0.0, 0.0),
+        severity_key("unknown", NO_AGENT, NO_AGENT),
     ]
     assert order == sorted(order, reverse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.records.history import nights, reading
-from pvehook.records.report import run_report
+from pvehook.report.report import run_report
 from tests.records.nights import NOW_S, write_long_history
 
 GUESTS, NIGHTS = 200, 400

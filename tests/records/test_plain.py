@@ -14,9 +14,9 @@ from pvehook.records.plain import from_plain, to_plain
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
-    GovernorAccount,
+    GovernorSummary,
     IdlePriority,
-    PacerAccount,
+    PacerSummary,
     Point,
     SpeedPoint,
     StallRecord,
@@ -99,12 +99,12 @@ records = st.builds(
     idle=st.builds(IdlePriority, counts, counts, texts),
     governor=maybe(
         st.builds(
-            GovernorAccount,
+            GovernorSummary,
             *(texts, numbers, numbers, maybe(counts), maybe(numbers), several(texts), several(texts)),
             several(st.builds(SpeedPoint, numbers, counts, maybe(numbers), numbers)),
         )
     ),
-    pacer=maybe(st.builds(PacerAccount, texts, texts, counts, counts, numbers)),
+    pacer=maybe(st.builds(PacerSummary, texts, texts, counts, counts, numbers)),
     admitted_by=texts,
     versions=st.builds(Versions, maybe(texts), maybe(texts), maybe(texts)),
     sampler_cpu_s=numbers,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pvehook.rehearsal.run import Guest, Mode, Run
+from pvehook.rehearsal.vzdump.run import Guest, Mode, Run
 
 FILE = Path(__file__).parent.parent / "data" / "vzdump-calls.jsonl"
 RECORDED_AT_S = datetime(2026, 11, 22, 2, 10, tzinfo=UTC).timestamp()

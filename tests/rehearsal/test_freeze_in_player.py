@@ -15,9 +15,9 @@ import pytest
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline, fitting_address
-from pvehook.rehearsal.guest import SimulatedGuest
-from pvehook.rehearsal.player import Played, Player, play
-from pvehook.rehearsal.run import Guest, Run
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from pvehook.rehearsal.vzdump.player import Played, Player, play
+from pvehook.rehearsal.vzdump.run import Guest, Run
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 
 VM = Guest(101, name="web", agent=True)

@@ -15,11 +15,12 @@ import pytest
 
 from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
-from pvehook.rehearsal import monitor, stand_in
-from pvehook.rehearsal.guest import SimulatedGuest
-from pvehook.rehearsal.player import Player, play
-from pvehook.rehearsal.run import Guest, Run
-from pvehook.rehearsal.witness import all_idle, io_priorities
+from pvehook.rehearsal.vm import fake_vm_process
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from pvehook.rehearsal.vzdump import monitor
+from pvehook.rehearsal.vzdump.kernel_ioprio import all_idle, io_priorities
+from pvehook.rehearsal.vzdump.player import Player, play
+from pvehook.rehearsal.vzdump.run import Guest, Run
 
 VM = Guest(101, name="web")
 MakeRun = Callable[..., Run]
@@ -226,7 +227,7 @@ def test_the_trap_a_vm_that_vzdump_starts_stays_idle(make_run: MakeRun, tmp_path
     with Player(make_run("", VM, ionice=8, mode="stop")) as player:
         player.finish()
         pid = player.started_vm(101)
-        assert stand_in.running_pid(Node(str(tmp_path)), 101) == pid
+        assert fake_vm_process.running_pid(Node(str(tmp_path)), 101) == pid
         assert len(os.listdir(f"/proc/{pid}/task")) > 1
         assert all_idle(pid)
     wait_for_exit(pid)
@@ -236,10 +237,10 @@ def test_a_vm_that_was_down_is_down_again(make_run: MakeRun, tmp_path: Path) -> 
     with Player(make_run("", Guest(101, state="stopped"), pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
         pid = player.started_vm(101)
-        assert stand_in.running_pid(Node(str(tmp_path)), 101) == pid
+        assert fake_vm_process.running_pid(Node(str(tmp_path)), 101) == pid
         player.go_on()
         played = player.finish()
-        assert stand_in.running_pid(Node(str(tmp_path)), 101) is None
+        assert fake_vm_process.running_pid(Node(str(tmp_path)), 101) is None
     assert "INFO: stopping kvm after backup task" in played.task_log
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.rehearsal.player import play
 from pvehook.rehearsal.tree import RehearsalNode
+from pvehook.rehearsal.vzdump.player import play
 from tests.rehearsal.recordings import Recording, hook_text, recordings, run_for
 
 ALL = recordings()

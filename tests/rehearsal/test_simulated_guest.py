@@ -15,7 +15,7 @@ from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline, fitting_address
-from pvehook.rehearsal.guest import SimulatedGuest
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 
 SHORT_S = 0.2

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from pvehook.guest.agent import open_agent
 from pvehook.guest.sockets import Connection, Deadline, connect, parse_document
-from pvehook.rehearsal.run import Guest
-from tests.job.node_under_test import NodeUnderTest
+from pvehook.rehearsal.vzdump.run import Guest
+from tests.node_under_test import NodeUnderTest
 from tests.rig.qemu_guest import QemuGuest
 
 WEB = Guest(101, name="web", agent=True)

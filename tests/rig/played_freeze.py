@@ -20,8 +20,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 import psutil
 
-from pvehook.rehearsal.player import Player
-from pvehook.rehearsal.run import Guest, Run
+from pvehook.rehearsal.vzdump.player import Player
+from pvehook.rehearsal.vzdump.run import Guest, Run
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 UNIT = "pvehook.service"

@@ -16,8 +16,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from pvehook.rehearsal.player import Player
-from pvehook.rehearsal.run import Guest, Run
+from pvehook.rehearsal.vzdump.player import Player
+from pvehook.rehearsal.vzdump.run import Guest, Run
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 GUESTS = (Guest(101, name="web"), Guest(102, kind="lxc", name="mail"))

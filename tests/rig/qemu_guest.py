@@ -171,8 +171,8 @@ def _command_line(
     # Proxmox's QEMU has an option `-id VMID`, by which everybody tells VMs apart, and stock QEMU refuses it.
     # Here `-id` is the argument of -L (one more directory to look for firmware in, which does not exist), and
     # the number is what stock QEMU takes for a disk image: a small file of that name, seen as ide0-hd0.
-    with open(root / str(vmid), "wb") as stand_in:
-        stand_in.truncate(512)
+    with open(root / str(vmid), "wb") as fake_vm_process:
+        fake_vm_process.truncate(512)
     argv = ["qemu-system-x86_64", "-L", "-id", str(vmid)]
     argv += ["-name", f"guest-{vmid},debug-threads=on"]
     argv += ["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", str(memory_mb)]

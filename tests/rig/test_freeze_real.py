@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pvehook.job.freeze_history import forget_freezes
-from pvehook.job.frozen_record import left_records
-from pvehook.rehearsal.player import Played, Player, play
-from tests.job.node_under_test import ALWAYS, NodeUnderTest
-from tests.job.test_kill_matrix import thaw_left_over
+from pvehook.freeze.history import forget_freezes
+from pvehook.rehearsal.vzdump.player import Played, Player, play
+from pvehook.rescue.freeze_record import freeze_records
+from tests.freeze.test_kill_matrix import thaw_left_over
+from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.rig.guest_image import AGENT_SUITES
 from tests.rig.guest_on_node import (
     DISKS,
@@ -113,7 +113,7 @@ def test_a_safe_guest_is_frozen_at_the_moment_its_backup_begins(
     (blocked,) = witness.blocked_around(began)
     assert blocked.lasted_s <= int(done["PVEHOOK_FROZEN_MS"]) / 1000 + 0.5
     assert [needs_recovery(copy) for copy in copies(node)] == [False, False]
-    assert left_records(node.node) == []
+    assert freeze_records(node.node) == []
 
 
 def test_a_vetoed_guest_writes_on_while_its_backup_begins(vm: QemuGuest, node: NodeUnderTest, witness: Witness) -> None:
@@ -229,7 +229,7 @@ def test_a_freeze_that_hangs_is_thawed_the_moment_the_disk_goes_on(
     assert names(played) == PVE_GAVE_UP
     assert pve_waited_s(played) <= PVE_GOES_ON_S
     assert (done["PVEHOOK_CONSISTENCY"], done["PVEHOOK_HUNG"]) == ("crash-consistent", "yes")
-    assert left_records(node.node) == []
+    assert freeze_records(node.node) == []
 
     before = len(node.journal.events)
     assert names(play(node.run(WEB))) == PVE_GAVE_UP
@@ -278,7 +278,7 @@ def test_the_night_after_a_killed_worker_is_a_night_like_any_other(
 def test_whatever_is_killed_the_guest_is_thawed(
     vm: QemuGuest, node: NodeUnderTest, witness: Witness, victim: str, step: str
 ) -> None:
-    """A sample of tests/job/test_kill_matrix.py."""
+    """A sample of tests/freeze/test_kill_matrix.py."""
     daemon = node.start_daemon("--halt-at", step)
     with Player(node.run(WEB)) as player:
         _, status = os.waitpid(daemon.pid, os.WUNTRACED)
@@ -303,4 +303,4 @@ def test_whatever_is_killed_the_guest_is_thawed(
     node.wait_for_event("guest-done", vmid="101")
     assert_alive(vm)
     node.stop()
-    assert [each for each in left_records(node.node) if each.state != "thawed"] == []
+    assert [each for each in freeze_records(node.node) if each.state != "thawed"] == []

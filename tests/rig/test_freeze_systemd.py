@@ -1,8 +1,8 @@
 """The freeze of a real guest by the installed pvehook: under real systemd, in the unit's own sandbox.
 
 QEMU runs on this machine; its sockets are bind-mounted to where Proxmox has them in a booted Debian, which shares this
-machine's network namespace, and so what sock_diag shows. A sample of tests/job/test_kill_matrix.py, where nobody plays
-systemd's part: ExecStopPost, the restart and the journal are the real ones.
+machine's network namespace, and so what sock_diag shows. A sample of tests/freeze/test_kill_matrix.py, where nobody
+plays systemd's part: ExecStopPost, the restart and the journal are the real ones.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pvehook.contract.pressure import PressureTotals
 from pvehook.errors import TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
-from pvehook.guest.inside import Inside, look_inside
+from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Deadline
@@ -39,10 +39,10 @@ def started(**wanted: object) -> Iterator[QemuGuest]:
         yield guest
 
 
-def inside(guest: QemuGuest) -> Inside:
+def inside(guest: QemuGuest) -> GuestCounters:
     deadline = Deadline.after(ANSWER_S)
     with open_agent(guest.qga, deadline) as agent:
-        return look_inside(agent, deadline)
+        return read_guest_counters(agent, deadline)
 
 
 def end_agent(guest: QemuGuest) -> None:
@@ -136,6 +136,6 @@ def test_an_agent_that_was_restarted_has_lost_the_log_and_one_that_may_read_noth
             assert again.handle != log.handle
         restart_agent(guest, "--blacklist=guest-file-open,guest-file-read")
         with open_agent(guest.qga, deadline) as agent:
-            for each in (*look_inside(agent, deadline), open_kernel_log(agent, deadline)):
+            for each in (*read_guest_counters(agent, deadline), open_kernel_log(agent, deadline)):
                 assert isinstance(each, Absent)
                 assert "Command guest-file-open has been disabled" in each.why

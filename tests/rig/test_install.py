@@ -20,7 +20,7 @@ from tests.rig.tree_entries import Entry, entries
 
 REPO = Path(__file__).resolve().parents[2]
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
-OURS = f"script: {HOOK}\nionice: 8\n"
+FROZEN_BY_US = f"script: {HOOK}\nionice: 8\n"
 PVE_DEFAULT = "# vzdump default settings\n\n#tmpdir: DIR\n#dumpdir: DIR\n#ionice: PRI\n#script: FILENAME\n"
 
 
@@ -85,7 +85,7 @@ def test_check_says_what_it_would_do_and_changes_nothing(root: Path) -> None:
 def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> None:
     said = install(root)
     assert said.code == 0, said.text
-    assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + OURS
+    assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + FROZEN_BY_US
     assert stat.S_IMODE((root / HOOK[1:]).stat().st_mode) == 0o755  # vzdump asks -f and -x
     guest_hook = root / "usr/local/lib/pvehook/hooks/guest-hook"
     assert guest_hook.read_bytes() == (REPO / "hooks/guest-hook").read_bytes()
@@ -208,7 +208,7 @@ def test_a_second_run_changes_nothing(root: Path) -> None:
         "script: /first\nscript: /usr/local/bin/theirs\nionice: 8\nionice: 3\n",
         "script: /usr/local/bin/it's theirs\r\nionice: 7\r\n",
         "script: C:\\theirs&them\n",
-        OURS,
+        FROZEN_BY_US,
         "notes-template: {{guestname}}\u00e4\nionice:8\n",
     ],
 )
@@ -224,7 +224,7 @@ def test_uninstalling_leaves_etc_byte_for_byte_as_it_was(root: Path, vzdump_conf
     assert HOOK in conf.read_text()
     removed = install(root, "--uninstall")
     assert removed.code == 0, removed.text
-    if vzdump_conf == OURS:  # set by hand before: a script: without a program would fail every backup
+    if vzdump_conf == FROZEN_BY_US:  # set by hand before: a script: without a program would fail every backup
         before["vzdump.conf"] = before["vzdump.conf"]._replace(content=b"ionice: 8\n")
     assert entries(root / "etc") == before
     assert not list((root / "usr/local").rglob("*pvehook*"))

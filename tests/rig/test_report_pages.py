@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.records.history import append
-from pvehook.records.report import run_report
+from pvehook.report.report import run_report
 from tests.records.nights import NOW_S, a_nodes_nights, charted
 from tests.rig.browser import CHROMIUM, Browser, Page, Screen, running_browser
 

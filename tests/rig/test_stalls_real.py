@@ -18,11 +18,10 @@ import pytest
 from pvehook.contract.measured import value_of
 from pvehook.records.history import last_records, reading
 from pvehook.records.stall_record import StallRecord
-from pvehook.rehearsal.player import Player
-from pvehook.rehearsal.vm_job import SLOW_TARGET
+from pvehook.rehearsal.vzdump.player import Player
+from pvehook.rehearsal.vzdump.vm_job import SLOW_TARGET
 from pvehook.rules.stalls import HypervisorView
-from tests.job.conftest import node, node_without_daemon  # noqa: F401  (fixtures)
-from tests.job.node_under_test import ALWAYS, NodeUnderTest
+from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.rig.guest_on_node import WEB, Span, ask, put_on_node
 from tests.rig.qemu_guest import Aio, CannotStart, QemuGuest, qemu_guest
 
@@ -58,7 +57,7 @@ def writes(vm: QemuGuest) -> list[Span]:
     return [Span(*map(float, line.split())) for line in lines]
 
 
-def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple[StallRecord, list[Span]]:  # noqa: F811
+def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple[StallRecord, list[Span]]:
     """The record of a backup, and the writes that began while the daemon looked."""
     run = replace(node.run(WEB, pauses=("archive 101",)), target_writes_per_s=target_writes_per_s, max_workers=1)
     with writing(vm):
@@ -99,7 +98,7 @@ def vm(request: pytest.FixtureRequest) -> Iterator[QemuGuest]:
 
 
 @pytest.fixture
-def looking(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:  # noqa: F811
+def looking(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:
     node.configure(LOOKS)
     put_on_node(vm, node)
     return node
@@ -148,7 +147,7 @@ def talking_vm() -> Iterator[QemuGuest]:
 
 def test_lockups_in_the_guests_kernel_log_are_in_its_record_and_those_from_before_are_not(
     talking_vm: QemuGuest,
-    node: NodeUnderTest,  # noqa: F811
+    node: NodeUnderTest,
 ) -> None:
     node.configure(LOOKS)
     put_on_node(talking_vm, node)

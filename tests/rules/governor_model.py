@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
 from pvehook.rules.governor import IDLE_BELOW, SELDOM_PER_S, starting, step
-from pvehook.rules.governor_readings import Sample, felt_ms, target_ms
+from pvehook.rules.governor_readings import Sample, effective_latency_ms, target_ms
 from pvehook.rules.governor_state import UNLIMITED, Action, Bounds, State
 from pvehook.rules.latency import sum_of
 from tests.bench.disk_models import MIB, DiskModel, Kind, Queue, stalled_s
@@ -265,7 +265,7 @@ def night(
     play.start_guest()
     play.run_until(BEFORE_S)
     before = sum_of(play.completed().values())
-    baseline_ms = felt_ms(before)
+    baseline_ms = effective_latency_ms(before)
     guest_is_busy = before.total_time_ns / 1e9 / BEFORE_S >= IDLE_BELOW
     bounds = Bounds(
         target_ms=target_ms(baseline_ms, 10.0, 3.5),

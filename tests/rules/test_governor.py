@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pvehook.contract.latency import RequestCounters
 from pvehook.rules.governor import IDLE_AFTER_S, LOST_AFTER_S, START_BYTES_PER_S, starting, step
-from pvehook.rules.governor_readings import Sample, felt_ms, target_ms
+from pvehook.rules.governor_readings import Sample, effective_latency_ms, target_ms
 from pvehook.rules.governor_state import LEAST_BYTES_PER_S, UNLIMITED, Action, Bounds, State, least_speed
 from tests.bench.disk_models import MIB
 
@@ -71,8 +71,8 @@ def test_the_target_is_a_multiple_of_the_guests_own_latency_and_has_a_floor() ->
 
 
 def test_a_baseline_without_a_request_is_none_and_not_zero() -> None:
-    assert felt_ms(_requests(0, 0.0)) is None
-    assert felt_ms(_requests(10, 4.0)) == 4.0
+    assert effective_latency_ms(_requests(0, 0.0)) is None
+    assert effective_latency_ms(_requests(10, 4.0)) == 4.0
 
 
 # The start

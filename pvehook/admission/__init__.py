@@ -1,0 +1,1 @@
+"""May a run, or a guest, be backed up now: the gate before the window."""

@@ -1,0 +1,102 @@
+"""Gathers what the window's rule wants to know, and asks it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from pvehook.config.in_force import InForce
+from pvehook.contract.call import HookCall
+from pvehook.contract.upid import parse_upid
+from pvehook.errors import NodeError
+from pvehook.host.clock import Clock, at
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.records.run_state import RunState
+from pvehook.rescue import allowances
+from pvehook.rules.admission import Admission, Exemptions, Question, admit
+from pvehook.rules.window import window_state
+from pvehook.settings import NextGuest
+
+JOB_STATES = "/var/lib/pve-manager/jobs"
+"""Where pvescheduler writes which task a scheduled job has become: `vzdump-JOBID.json` with
+`{"state": "started", "upid": "UPID:..."}` (PVE/Jobs.pm; read there, not observed by us)."""
+
+JOB_STATES_DEADLINE_S = 1.0
+
+
+class Gate:
+    """Answers `job-init`, `job-start` and `backup-start` of one job."""
+
+    def __init__(self, node: Node, clock: Clock, reader: TimelyReader) -> None:
+        self._node = node
+        self._clock = clock
+        self._reader = reader
+
+    def ask(self, call: HookCall, job: RunState, in_force: InForce) -> Admission:
+        """Whether this phase may go on."""
+        upid = parse_upid(job.upid)
+        pending = False
+        if in_force.config.window.exempt.jobs and job.job_id is None:
+            job.job_id, pending = self._job_id(job.upid, in_force.config.window.exempt.jobs)
+        question = Question(
+            phase=call.phase,
+            now=at(self._clock, in_force.window.zone),
+            vmid=call.vmid,
+            job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
+            job_id=job.job_id,
+            job_id_pending=pending,
+            storage=call.storeid or job.storeid,
+            job_was_admitted=job.admitted,
+        )
+        return self._admit(question, in_force, in_force.config.window.next_guest)
+
+    def may_still_run(self, vmid: int, job: RunState, in_force: InForce) -> bool:
+        """Whether a guest whose backup runs would be let in if it came now, `next_guest` left aside."""
+        question = Question(
+            phase="backup-start",
+            now=at(self._clock, in_force.window.zone),
+            vmid=vmid,
+            job_vmids=None,
+            job_id=job.job_id,
+            job_id_pending=False,
+            storage=job.storeid,
+            job_was_admitted=False,
+        )
+        return self._admit(question, in_force, "refuse").allowed
+
+    def _admit(self, question: Question, in_force: InForce, next_guest: NextGuest) -> Admission:
+        exempt = in_force.config.window.exempt
+        return admit(
+            question,
+            window_state(in_force.window, question.now),
+            Exemptions(exempt.guests, exempt.jobs, exempt.storages),
+            tuple(allowances.in_force(self._node, question.now.timestamp())),
+            next_guest,
+        )
+
+    def _job_id(self, upid: str, exempt_jobs: tuple[str, ...]) -> tuple[str | None, bool]:
+        """Which exempt job of jobs.cfg this run is, and whether that is still to be written down."""
+        directory = self._node.path(JOB_STATES)
+
+        def look() -> tuple[str | None, bool]:
+            pending = False
+            for job_id in exempt_jobs:
+                if "/" in job_id:
+                    continue
+                try:
+                    with open(os.path.join(directory, f"vzdump-{job_id}.json"), encoding="utf-8") as file:
+                        state = json.loads(file.read(65536))
+                except (OSError, ValueError):
+                    continue
+                if not isinstance(state, dict):
+                    continue
+                if upid and state.get("upid") == upid:
+                    return job_id, False
+                pending = pending or state.get("state") == "starting"
+            return None, pending
+
+        try:
+            return self._reader.within(JOB_STATES_DEADLINE_S, directory, look)
+        except NodeError:
+            return None, False

@@ -1,0 +1,1 @@
+"""The service: hook calls in, answers out; one run per vzdump worker."""

@@ -1,0 +1,43 @@
+"""`pvehook serve`: puts the daemon together and lets it answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from pvehook import __version__
+from pvehook.config.in_force import Configuration
+from pvehook.daemon.daemon import Daemon, listen
+from pvehook.freeze.guest_freeze import OpenFreezes
+from pvehook.host import systemd
+from pvehook.host.clock import Clock, RehearsalClock, SystemClock
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.records.context import Context
+from pvehook.records.journal import journal_log
+
+IDLE_EXIT_S = 60.0
+"""How long the daemon stays when nothing is left to watch. Starting it again costs the next hook some 100 ms."""
+
+
+def serve(
+    root: str, *, idle_exit_s: float, clock_file: str | None, config_file: str | None, halt_at: str | None = None
+) -> int:
+    """Answers until nothing is left to watch. Returns the exit code."""
+    node = Node(root)
+    clock: Clock = RehearsalClock(clock_file) if clock_file else SystemClock()
+    reader = TimelyReader()
+    log = journal_log(node.journal_socket)
+    freezes = OpenFreezes(lambda step: _halt() if step == halt_at else None)
+    context = Context(node, clock, reader, log)
+    listener = systemd.listening_socket() or listen(node.hook_socket)
+    log.debug("daemon-started", message=f"pvehook {__version__} answers vzdump", version=__version__)
+    with listener:
+        Daemon(context, Configuration(node, reader, config_file), freezes, idle_exit_s).serve(listener)
+    log.debug("daemon-left", message="nothing is left to watch")
+    return 0
+
+
+def _halt() -> None:
+    """For the kill matrix of the tests: stand still at one step of a freeze until somebody kills or continues us."""
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,0 +1,157 @@
+"""What is known of a guest before its freeze, gathered within a bound and with every gap named."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from pvehook.contract.agent_option import AgentOption, parse_agent_option
+from pvehook.contract.guest_config import GuestConfig, parse_vm
+from pvehook.errors import GuestError, NodeError, Refused
+from pvehook.freeze.history import past_freezes
+from pvehook.guest.agent import AgentConnection, open_agent
+from pvehook.guest.qmp import open_qmp
+from pvehook.guest.sockets import Deadline
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.rules.freeze_safety import FreezeFacts
+
+CONFIG_S = 1.0
+QMP_S = 1.0
+OS_INFO = "guest-get-osinfo"
+EXEC = "guest-exec"
+
+
+class KnownGuest(NamedTuple):
+    """A guest's facts and what its configuration says of it."""
+
+    facts: FreezeFacts
+    name: str | None
+    tags: tuple[str, ...]
+
+
+def agent_path(node: Node, vmid: int) -> str:
+    """The guest agent's socket on the node, as qemu-server names it."""
+    return node.path(f"/var/run/qemu-server/{vmid}.qga")
+
+
+def qmp_path(node: Node, vmid: int) -> str:
+    """The monitor's socket."""
+    return node.path(f"/var/run/qemu-server/{vmid}.qmp")
+
+
+def gather(
+    node: Node, reader: TimelyReader, vmid: int, vmtype: str | None, mode: str, facts_within_s: float, now_s: float
+) -> KnownGuest:
+    """Asks configuration, QEMU and agent. Never raises: what did not answer is a fact of its own.
+
+    The agent is asked only where PVE would freeze: nobody is disturbed for a guest that is never frozen.
+    """
+    config, unknown = _config(node, reader, vmid)
+    try:
+        history = past_freezes(node, reader, vmid)
+    except NodeError as error:
+        history, unknown = (), unknown or str(error)
+    option = parse_agent_option(config.agent) if config is not None else AgentOption(True, True)
+    facts = FreezeFacts(
+        vmtype=vmtype,
+        mode=mode,
+        run_state=None,
+        qmp_fault=None,
+        migrating=False,
+        agent_option=option,
+        agent_fault=None,
+        info=None,
+        os_id=None,
+        status=None,
+        filesystems=None,
+        history=history,
+        now_s=now_s,
+        unknown=unknown,
+    )
+    if vmtype != "lxc" and mode == "snapshot":
+        facts = _ask_qemu(facts, qmp_path(node, vmid))
+        if facts.run_state == "running" and option.enabled and option.freezes:
+            facts = _ask_agent(facts, agent_path(node, vmid), facts_within_s)
+    return KnownGuest(facts, config.name if config else None, config.tags if config else ())
+
+
+def _config(node: Node, reader: TimelyReader, vmid: int) -> tuple[GuestConfig | None, str | None]:
+    path = f"/etc/pve/qemu-server/{vmid}.conf"
+    try:
+        text = reader.text(node.path(path), CONFIG_S)
+    except NodeError as error:
+        return None, str(error)
+    return (parse_vm(text), None) if text is not None else (None, f"{path} is not there")
+
+
+def _ask_qemu(facts: FreezeFacts, path: str) -> FreezeFacts:
+    deadline = Deadline.after(QMP_S)
+    try:
+        with open_qmp(path, deadline) as qmp:
+            status = qmp.query_status(deadline)
+            migration = qmp.execute("query-migrate", deadline=deadline)
+    except GuestError as error:
+        return facts._replace(qmp_fault=str(error))
+    state = migration.get("status") if isinstance(migration, dict) else None
+    return facts._replace(
+        run_state=status.status, qmp_fault=None, migrating=state in ("setup", "active", "pre-switchover", "device")
+    )
+
+
+def _ask_agent(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
+    """Each reply within the budget: an agent that cannot list its filesystems in that time is not one to freeze."""
+    try:
+        with open_agent(path, Deadline.after(within_s)) as agent:
+            facts = facts._replace(info=agent.guest_info(Deadline.after(within_s)))
+            facts = facts._replace(status=agent.fsfreeze_status(Deadline.after(within_s)))
+            if facts.status == "thawed":
+                facts = facts._replace(filesystems=agent.get_fsinfo(Deadline.after(within_s)))
+                facts = facts._replace(os_id=_os_id(agent, facts, within_s))
+    except GuestError as error:
+        return facts._replace(agent_fault=str(error))
+    return facts
+
+
+def _os_id(agent: AgentConnection, facts: FreezeFacts, within_s: float) -> str | None:
+    if facts.info is None or not facts.info.commands.get(OS_INFO):
+        return None
+    try:
+        answer = agent.execute(OS_INFO, deadline=Deadline.after(within_s))
+    except Refused:
+        return None  # only this is forbidden; the guest can be frozen all the same
+    os_id = answer.get("id") if isinstance(answer, dict) else None
+    return os_id if isinstance(os_id, str) else None
+
+
+class PreFlush(NamedTuple):
+    """A `sync` in the guest before its freeze. `took_ms` None: it did not end in its time, or could not be asked."""
+
+    took_ms: int | None
+    text: str
+
+
+def pre_flush(node: Node, facts: FreezeFacts, vmid: int, within_s: float) -> PreFlush:
+    """Writes the guest's dirty pages back while it still runs: a freeze waits for every one of them, with every
+    writer blocked (8566 ms became 185 ms, facts/qemu.md). Never raises."""
+    if facts.info is None or not facts.info.commands.get(EXEC):
+        return PreFlush(None, "the guest does not allow guest-exec")
+    if facts.os_id == "mswindows":
+        return PreFlush(None, "not for Windows")
+    began_s = time.monotonic()
+    deadline = Deadline.after(within_s)
+    try:
+        with open_agent(agent_path(node, vmid), deadline) as agent:
+            started = agent.execute(EXEC, {"path": "sync", "capture-output": False}, deadline=deadline)
+            pid = started.get("pid") if isinstance(started, dict) else None
+            while deadline.left_s() > 0:
+                answer = agent.execute("guest-exec-status", {"pid": pid}, deadline=deadline)
+                if isinstance(answer, dict) and answer.get("exited") is True:
+                    took_ms = round((time.monotonic() - began_s) * 1000)
+                    if answer.get("exitcode") == 0:
+                        return PreFlush(took_ms, f"sync took {took_ms} ms")
+                    return PreFlush(None, "sync failed in the guest")
+                time.sleep(min(0.05, deadline.left_s()))
+    except GuestError as error:
+        return PreFlush(None, str(error))
+    return PreFlush(None, f"sync did not end within {within_s:g} s")

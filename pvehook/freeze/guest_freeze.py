@@ -1,0 +1,336 @@
+"""One guest's freeze, phase by phase: facts and verdict, the rendezvous, and who thaws when vzdump dies.
+
+pre-stop       facts -> verdict; a `sync` in the guest where that is wanted
+post-restart   the rendezvous is armed (freeze.py)
+backup-end     the backup is over: nothing of ours stays frozen beyond it
+log-end        the account
+worker died    thaw ours; and a freeze that PVE itself left behind
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pvehook.freeze.facts import agent_path, gather, pre_flush
+from pvehook.freeze.history import remember
+from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
+from pvehook.records.guest_record import FreezeSummary
+from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
+from pvehook.rescue.thaw import patience, thaw_until_thawed, wait_for_pve
+from pvehook.rules.freeze_policy import policy_for
+from pvehook.rules.freeze_safety import PastFreeze, decide
+
+if TYPE_CHECKING:
+    from pvehook.host.clock import Clock
+    from pvehook.host.node import Node
+    from pvehook.host.processes import ProcessId
+    from pvehook.host.timely_files import TimelyReader
+    from pvehook.records.context import Context
+    from pvehook.records.guest_record import GuestRecord
+    from pvehook.records.journal import Log
+    from pvehook.settings import FreezeConfig
+
+OVER_S = 2.5
+"""How long backup-end waits for a thaw that takes its time; the thread goes on whatever the phase does."""
+
+LEFT_BY_PVE_S = 900.0
+"""How long a guest is asked after its vzdump was killed: a freeze of PVE's own may hang for as long (10 min)."""
+
+LEFT_OVER_HUNG_S = 2.0
+"""A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
+
+AGENT_QUESTIONS, FACTS_BESIDE_S = 5, 3.0
+"""sync, info, status, filesystems, system; configuration, QMP and history beside them."""
+
+WINDOWS = "mswindows"
+
+
+class OpenFreezes:
+    """What the daemon must not leave before it has ended, and the seam by which tests stop at a step."""
+
+    def __init__(self, at_step: Callable[[Step], None] = lambda step: None) -> None:
+        self.at_step = at_step
+        self._open = 0
+        self._thaws: dict[int, list[threading.Event]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        with self._lock:
+            self._open += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._open -= 1
+
+    @property
+    def any(self) -> bool:
+        return self._open > 0
+
+    def cancel(self, vmid: int) -> None:
+        """A new rendezvous with this guest begins: thaws of earlier ones are given up."""
+        with self._lock:
+            for cancelled in self._thaws.pop(vmid, ()):
+                cancelled.set()
+
+    def run(self, vmid: int, work: Callable[[threading.Event], None]) -> None:
+        """Thaws one guest in a thread that the daemon waits for. `work` gives up when its event is set."""
+        cancelled = threading.Event()
+        with self._lock:
+            self._thaws.setdefault(vmid, []).append(cancelled)
+        self.begin()
+
+        def run() -> None:
+            try:
+                work(cancelled)
+            finally:
+                self.end()
+
+        threading.Thread(target=run, name=f"thaw-{vmid}", daemon=True).start()
+
+
+class GuestFreeze:
+    """The freezes of one job, one guest after the other."""
+
+    def __init__(
+        self, node: Node, clock: Clock, reader: TimelyReader, freezes: OpenFreezes, worker: ProcessId, log: Log
+    ) -> None:
+        self._node = node
+        self._clock = clock
+        self._reader = reader
+        self._freezes = freezes
+        self._worker = worker
+        self._log = log
+        self._rendezvous: Rendezvous | None = None
+
+    # Phases
+
+    def prepare(self, guest: GuestRecord, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
+        """pre-stop: what is known, what follows from it. Lines for the task log."""
+        self._rendezvous = None
+        if guest.vmtype == "lxc":
+            return []
+        # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
+        if guest.mode == "snapshot":
+            flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
+            more_time(AGENT_QUESTIONS * config.facts_within_s + FACTS_BESIDE_S + flush_s)
+        known = gather(
+            self._node,
+            self._reader,
+            guest.vmid,
+            guest.vmtype,
+            guest.mode,
+            config.facts_within_s,
+            self._clock.now_s(),
+        )
+        policy = policy_for(config, guest.vmid, known.name or guest.name, known.tags)
+        verdict = decide(known.facts, policy)
+        summary = guest.freeze = FreezeSummary(
+            action=verdict.action,
+            reasons=list(verdict.reasons),
+            mountpoints=list(verdict.mountpoints) if verdict.mountpoints is not None else None,
+            alert=verdict.alert,
+            was_thawed=known.facts.status == "thawed",
+            is_windows=known.facts.os_id == WINDOWS,
+        )
+        if verdict.action == "freeze" and config.pre_flush:
+            flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
+            summary.pre_flush_ms, summary.pre_flush = flushed.took_ms, flushed.text
+        self._report_verdict(guest, summary)
+        if verdict.action == "none":
+            return []
+        what = {"freeze": "will be frozen for the backup's start", "veto": "will NOT be frozen"}[verdict.action]
+        return [f"{guest_text(guest)} {what}: {'; '.join(verdict.reasons)}"]
+
+    def arm(self, guest: GuestRecord, config: FreezeConfig) -> list[str]:
+        """post-restart: from here on PVE cannot reach the agent before we let it."""
+        summary = guest.freeze
+        if summary is None or guest.result != "running":
+            return []
+        summary.in_archive = True
+        if summary.action == "none":
+            return []
+        limits = Limits(
+            reply_within_s=config.reply_within_s,
+            frozen_at_most_s=config.windows_frozen_at_most_s if summary.is_windows else config.frozen_at_most_s,
+            wait_for_pve_s=config.wait_for_pve_s,
+            veto_hold_at_most_s=config.veto_hold_at_most_s,
+        )
+        rendezvous = Rendezvous(
+            self._node,
+            guest.vmid,
+            self._worker,
+            veto=summary.action == "veto",
+            mountpoints=tuple(summary.mountpoints) if summary.mountpoints is not None else None,
+            limits=limits,
+            at_step=self._freezes.at_step,
+            on_end=lambda outcome: self._rendezvous_ended(guest, summary, config, outcome),
+        )
+        # An older run's thaw of this guest must not take the coming freeze for its own.
+        self._freezes.cancel(guest.vmid)
+        self._freezes.begin()
+        try:
+            rendezvous.arm(self._clock.now_s())
+        except Exception as error:  # whatever it is, it must not end as a fault that keeps the daemon for ever
+            self._freezes.end()
+            summary.consistency, summary.why = "left-to-pve", f"the agent's socket could not be held: {error}"
+            self._log.warning(
+                "freeze-not-armed",
+                message=f"{guest_text(guest)}: {summary.why}; PVE decides about the freeze alone",
+                vmid=guest.vmid,
+            )
+            return [f"{guest_text(guest)}: {summary.why}; PVE decides about the freeze alone"]
+        if rendezvous.alert:
+            summary.alert = rendezvous.alert
+            self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {summary.alert}", vmid=guest.vmid)
+        self._rendezvous = rendezvous
+        return []
+
+    def over(self) -> None:
+        """backup-end, backup-abort: the job is over, so nothing of ours may stay frozen."""
+        if self._rendezvous is not None:
+            self._rendezvous.abandon()
+            self._rendezvous.wait_until_not_frozen(OVER_S)
+
+    def settle(self, guest: GuestRecord) -> None:
+        """log-end: the account is complete, or says that its freeze still hangs."""
+        summary = guest.freeze
+        if summary is None or self._rendezvous is None:
+            return
+        self._rendezvous.abandon()
+        if not self._rendezvous.wait_until_ended(OVER_S) and summary.consistency is None:
+            summary.consistency, summary.hung = "crash-consistent", True
+            # Remembered now: should the daemon not live to see its end, the next night must know of it.
+            self._remember(guest, PastFreeze(self._clock.now_s(), None, "hung"))
+            summary.why = "it has not said yet that it is thawed; it is asked until it does, the journal will say so"
+            self._log.critical(
+                "freeze-not-thawed",
+                message=f"{guest_text(guest)}: STILL FROZEN, as far as we know, after its backup: it is asked to thaw "
+                "until it says that it is; if it stays so, reset the VM",
+                vmid=guest.vmid,
+            )
+        self._rendezvous = None
+
+    def worker_died(self, guest: GuestRecord) -> None:
+        """No PVE any more that could thaw: neither what we froze, nor what PVE froze itself."""
+        rendezvous, summary = self._rendezvous, guest.freeze
+        if rendezvous is not None:
+            rendezvous.abandon()
+        if summary is None or not summary.in_archive or not summary.was_thawed:
+            return
+
+        def thaw(cancelled: threading.Event) -> None:
+            if rendezvous is not None:
+                rendezvous.wait_until_ended(LEFT_BY_PVE_S)
+            too_long = patience(LEFT_BY_PVE_S)
+            path = agent_path(self._node, guest.vmid)
+            done = thaw_until_thawed(path, lambda: cancelled.is_set() or too_long())
+            if done.outcome == "thawed":
+                self._log.warning(
+                    "freeze-left-by-pve",
+                    message=f"{guest_text(guest)}: vzdump was killed and left it frozen; {done.text}",
+                    vmid=guest.vmid,
+                )
+            elif done.outcome == "not-answered" and not cancelled.is_set():
+                self._log.critical(
+                    "freeze-unknown",
+                    message=f"{guest_text(guest)}: vzdump was killed during its backup, and whether it is frozen "
+                    f"cannot be found out: {done.text}; try: pvehook thaw {guest.vmid} --force",
+                    vmid=guest.vmid,
+                )
+
+        self._freezes.run(guest.vmid, thaw)
+
+    # Reports
+
+    def _remember(self, guest: GuestRecord, freeze: PastFreeze) -> None:
+        remember(self._node, self._reader, guest.vmid, freeze)
+
+    def _report_verdict(self, guest: GuestRecord, summary: FreezeSummary) -> None:
+        # What the administrator has switched off is no news either.
+        wanted = all(reason.startswith("never:") for reason in summary.reasons)
+        write = self._log.warning if summary.action == "veto" and not wanted else self._log.info
+        write(
+            "freeze-verdict",
+            message=f"{guest_text(guest)}: freeze {summary.action}: {'; '.join(summary.reasons)}",
+            vmid=guest.vmid,
+            action=summary.action,
+            reasons=summary.reasons,
+            mountpoints=summary.mountpoints,
+            pre_flush=summary.pre_flush,
+            pre_flush_ms=summary.pre_flush_ms,
+        )
+        if summary.alert:
+            self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {summary.alert}", vmid=guest.vmid)
+
+    def _rendezvous_ended(
+        self, guest: GuestRecord, summary: FreezeSummary, config: FreezeConfig, outcome: Outcome
+    ) -> None:
+        """In the rendezvous' own thread, when nothing is frozen any more."""
+        summary.consistency, summary.why, summary.hung = outcome.consistency, outcome.why, outcome.hung
+        summary.frozen_ms = outcome.frozen_ms
+        if outcome.frozen_ms is not None:  # it was thawed a moment ago
+            summary.frozen_at_s = self._clock.now_s() - outcome.frozen_ms / 1000
+        summary.filesystems_frozen, summary.filesystems_thawed = outcome.filesystems_frozen, outcome.filesystems_thawed
+        summary.waited_for_pve_ms = outcome.waited_for_pve_ms
+        try:
+            if outcome.frozen_ms is not None:
+                word = _outcome_word(outcome, config)
+                self._remember(guest, PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
+            # A veto was told with its reasons before; what follows from it is no news.
+            is_news = outcome.consistency == "crash-consistent" and summary.action != "veto"
+            write = self._log.warning if is_news else self._log.info
+            write(
+                "freeze-done",
+                message=f"{guest_text(guest)}: {summary.in_words()}",
+                vmid=guest.vmid,
+                consistency=outcome.consistency,
+                why=outcome.why,
+                frozen_ms=outcome.frozen_ms,
+                filesystems_frozen=outcome.filesystems_frozen,
+                filesystems_thawed=outcome.filesystems_thawed,
+                waited_for_pve_ms=outcome.waited_for_pve_ms,
+                hung=outcome.hung,
+            )
+        finally:
+            self._freezes.end()
+
+
+def _outcome_word(outcome: Outcome, config: FreezeConfig) -> Literal["ok", "slow", "hung"]:
+    if outcome.hung:
+        return "hung"
+    assert outcome.frozen_ms is not None  # noqa: S101  (asked by the caller)
+    return "slow" if outcome.frozen_ms > config.slow_after_s * 1000 else "ok"
+
+
+def guest_text(guest: GuestRecord) -> str:
+    """`VM 101 (web)`. Freezes are for VMs only."""
+    return f"VM {guest.vmid}" + (f" ({guest.name})" if guest.name else "")
+
+
+def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
+    """A new daemon's first deed: every guest that a record calls frozen by us is thawed, however long it takes."""
+    for left in freeze_records(context.node):
+        if left.state not in FROZEN_BY_US:
+            remove_record(left)
+            continue
+
+        def thaw(cancelled: threading.Event, left: FreezeRecord = left) -> None:
+            wait_for_pve(context.node, left)
+            began_s = time.monotonic()
+            done = thaw_until_thawed(left.agent_path, cancelled.is_set)
+            if cancelled.is_set():
+                return  # the record is a newer freeze's by now
+            remove_record(left)
+            if time.monotonic() - began_s > LEFT_OVER_HUNG_S:
+                remember(context.node, context.reader, left.vmid, PastFreeze(context.clock.now_s(), None, "hung"))
+            context.log.warning(
+                "freeze-left-over",
+                message=f"VM {left.vmid}: a freeze of ours was left over by a daemon that died; {done.text}",
+                vmid=left.vmid,
+                outcome=done.outcome,
+            )
+
+        freezes.run(left.vmid, thaw)

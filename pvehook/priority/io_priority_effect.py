@@ -1,0 +1,93 @@
+"""Whether idle I/O priority can have an effect on one guest's backup: read from the node, judged by the rules.
+
+Two questions, answered apart, because an administrator mends them apart: what of this backup carries the
+priority at all (rules.io_effect.idle_reach), and whether the disks under it look at priorities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pvehook.contract.guest_config import parse_container, parse_vm
+from pvehook.contract.section_config import Section, find_section, parse_sections
+from pvehook.errors import NodeError
+from pvehook.host.block import kernel_version
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.host.volumes import LOOK_DEADLINE_S, READ_DEADLINE_S, STORAGE_CONFIG, Backup, locate_dump, locate_volume
+from pvehook.rules.io_effect import Effect, combined_effect, idle_reach, location_effect
+
+
+class EffectOfIdle(NamedTuple):
+    """`in_short` is for a table, `sentences` for people, the verdicts for programs."""
+
+    in_short: str
+    sentences: tuple[str, ...]
+    dump: str
+    volumes: str
+
+
+def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOfIdle:
+    """Looks the backup's disks up. Never raises: what cannot be found out is called unknown, with the reason."""
+    try:
+        storages = parse_sections(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+    except NodeError as error:
+        storages, dump = [], Effect(None, "unknown", str(error))
+    else:
+        dump = _asked(reader, "the disks under the dump", lambda: _effect_on_dump(node, backup, storages))
+    try:
+        volids = _volumes(node, reader, backup)
+    except NodeError as error:
+        disks = Effect(None, "unknown", str(error))
+    else:
+        what = f"the disks under guest {backup.vmid}"
+        disks = _asked(reader, what, lambda: _effect_on_volumes(node, volids, storages))
+    storage = find_section(storages, backup.storeid) if backup.storeid else None
+    to_pbs = storage is not None and storage.type == "pbs"
+    return EffectOfIdle(
+        in_short=_in_short(backup, to_pbs, dump, disks),
+        sentences=(
+            idle_reach(backup.vmtype, backup.mode, to_pbs),
+            f"On the dump {'storage ' + (backup.storeid or '') if to_pbs else backup.dumpdir or 'directory'}: "
+            f"{dump.verdict} ({dump.reason}).",
+            f"On the guest's own disks{', which it does not reach' if backup.vmtype == 'qemu' else ''}: "
+            f"{disks.verdict} ({disks.reason}).",
+        ),
+        dump=dump.verdict,
+        volumes=disks.verdict,
+    )
+
+
+def _asked(reader: TimelyReader, what: str, look: Callable[[], Effect]) -> Effect:
+    """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
+    try:
+        return reader.within(LOOK_DEADLINE_S, what, look)
+    except (NodeError, OSError, ValueError) as error:
+        return Effect(None, "unknown", str(error))
+
+
+def _in_short(backup: Backup, to_pbs: bool, dump: Effect, disks: Effect) -> str:
+    if backup.vmtype == "qemu":
+        return "nothing to reach (PBS)" if to_pbs else f"compressor only, dump {dump.verdict}"
+    return f"reading {disks.verdict}, dump {dump.verdict}"
+
+
+def _volumes(node: Node, reader: TimelyReader, backup: Backup) -> list[str]:
+    """The ids of the volumes that go into the archive."""
+    kind, parse = ("lxc", parse_container) if backup.vmtype == "lxc" else ("qemu-server", parse_vm)
+    path = node.path(f"/etc/pve/{kind}/{backup.vmid}.conf")
+    text = reader.text(path, READ_DEADLINE_S)
+    if text is None:
+        raise NodeError(f"/etc/pve/{kind}/{backup.vmid}.conf is not there")
+    return [volume.volume for volume in parse(text).volumes if volume.backup]
+
+
+def _effect_on_dump(node: Node, backup: Backup, storages: Sequence[Section]) -> Effect:
+    location = locate_dump(node, backup.dumpdir, backup.storeid, storages)
+    return location_effect(location, kernel_version(node))
+
+
+def _effect_on_volumes(node: Node, volids: Sequence[str], storages: Sequence[Section]) -> Effect:
+    kernel = kernel_version(node)
+    return combined_effect((volid, location_effect(locate_volume(node, volid, storages), kernel)) for volid in volids)

@@ -1,0 +1,19 @@
+"""What every room that acts is given, so that none of them reaches for the real node, clock or journal by itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pvehook.host.clock import Clock
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.records.journal import Log
+
+
+class Context(NamedTuple):
+    """The node, its time, a reader of files that may hang, and the journal."""
+
+    node: Node
+    clock: Clock
+    reader: TimelyReader
+    log: Log

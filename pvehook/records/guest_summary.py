@@ -1,0 +1,116 @@
+"""What is told of one guest when its backup has ended: a sentence for the journal, lines for vzdump's task log.
+
+pvehook: VM 101 (web): idle I/O priority on vzdump, zstd (2 processes, 6 of 6 threads, read back)
+pvehook: VM 101 (web): effect: dump /var/lib/vz/dump on sda (mq-deadline): honoured
+pvehook: VM 101 (web): effect: its disks are read by its own QEMU, which idle priority does not reach
+pvehook: VM 101 (web): stalled for 3.4 s, slowed for 41 s, p99 of writes 24 ms before and 310 ms during; slow ...
+"""
+
+from __future__ import annotations
+
+from pvehook.contract.measured import Absent, Broken
+from pvehook.contract.text import printable
+from pvehook.records.figures import figures, lockups_of, short_number, told
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.stall_record import StallRecord
+
+LOCKUPS_SHOWN = 3
+"""In a task log; the record has all that were kept."""
+
+
+def guest_title(guest: GuestRecord) -> str:
+    """`VM 101 (web)`, `CT 110`."""
+    return guest_number(guest.vmtype, guest.vmid) + (f" ({guest.name})" if guest.name else "")
+
+
+def guest_number(vmtype: str | None, vmid: int) -> str:
+    """`VM 101`."""
+    kind = {"qemu": "VM", "lxc": "CT"}.get(vmtype or "", "guest")
+    return f"{kind} {vmid}"
+
+
+def idle_in_words(guest: GuestRecord) -> str:
+    """Which processes were at idle, and how sure that is."""
+    if guest.result == "refused":
+        return "not begun"
+    if not guest.idle:
+        return "no backup process was put to idle I/O priority"
+    processes, threads, confirmed = (sum(each[i] for each in guest.idle.values()) for i in range(3))
+    names = ", ".join(sorted(guest.idle, key=lambda comm: (comm != "vzdump", comm)))
+    return (
+        f"idle I/O priority on {names} ({processes} process{'es' if processes != 1 else ''}, "
+        f"{confirmed} of {threads} threads, read back)"
+    )
+
+
+def summary_message(guest: GuestRecord, stall: StallRecord | None = None) -> str:
+    """One sentence: the guest, how it ended, what was done, whether it had an effect, what the guest suffered."""
+    if guest.result == "refused":
+        return f"{guest_title(guest)}: refused, the window is shut"
+    parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest)]
+    parts.append(f"effect: {guest.effect_in_short}")
+    if guest.freeze is not None and guest.freeze.consistency is not None:
+        parts.append(guest.freeze.in_words())
+    if guest.restored:
+        parts.append(f"{len(guest.restored)} of its processes put back to normal priority")
+    if stall is not None:
+        parts.append(stall_in_words(stall))
+    return "; ".join(parts)
+
+
+def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[str]:
+    """What vzdump's task log shows at `log-end`. Nothing for a refused guest: its one line was shown already."""
+    if guest.result == "refused":
+        return []
+    title = guest_title(guest)
+    lines = [f"{title}: {idle_in_words(guest)}"]
+    if guest.freeze is not None and guest.freeze.consistency is not None:
+        lines.insert(0, f"{title}: {guest.freeze.in_words()}")
+    lines += [f"{title}: NOT at idle: {reason}" for reason in guest.not_idle]
+    lines += [f"{title}: effect: {sentence}" for sentence in guest.effect]
+    lines += [f"{title}: {text}" for text in guest.restored]
+    if stall is not None:
+        lines.append(f"{title}: {stall_in_words(stall)}")
+        lines += [f"{title}: its kernel said: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
+    if guest.shut_at_s is not None and guest.ended_s is not None:
+        minutes = (guest.ended_s - guest.shut_at_s) / 60
+        lines.append(
+            f"{title}: its backup ran {minutes:.0f} minutes past the window's end"
+            + (" and was cancelled" if guest.cancel_sent else f" ({guest.shut_plan})")
+        )
+    return lines
+
+
+def stall_in_words(stall: StallRecord) -> str:
+    """How long the guest stalled, how its writes fared, and the causes with their evidence."""
+    known = figures(stall)
+    stalled_s, slowed_s = known["stalled_s"], known["slowed_s"]
+    if isinstance(stalled_s, (Absent, Broken)):
+        kind = "could not be read" if isinstance(stalled_s, Broken) else "was not seen"
+        text = f"whether it stalled {kind}: {printable(stalled_s.why)}"
+    else:
+        text = f"stalled for {short_number(stalled_s)} s" if stalled_s else "not stalled"
+    if not isinstance(slowed_s, (Absent, Broken)):
+        text += f", slowed for {short_number(slowed_s)} s"
+    during, before = known["write_p99_ms"], known["baseline_write_p99_ms"]
+    if not isinstance(during, (Absent, Broken)):
+        text += ", p99 of writes "
+        if not isinstance(before, (Absent, Broken)):
+            text += f"{short_number(before)} ms before and "
+        text += f"{short_number(during)} ms during"
+    if found := lockups_of(stall):
+        text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
+    return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
+
+
+def stall_fields(record: StallRecord) -> dict[str, object]:
+    """The journal's fields of a guest's record; a figure that is missing is the text `absent: why` or `broken: why`."""
+    return {
+        "severity": record.verdict.severity,
+        "causes": [f"{cause.kind}: {cause.evidence}" for cause in record.verdict.causes],
+        **{name: told(figure) for name, figure in figures(record).items()},
+        "kernel_lines": [printable(line.text) for line in lockups_of(record)],
+        "pve_manager": record.versions.pve_manager,
+        "qemu": record.versions.qemu,
+        "kernel": record.versions.kernel,
+    }

@@ -1,0 +1,1 @@
+"""Plays a VM: its monitor, its guest agent and its disks."""

@@ -1,0 +1,222 @@
+"""The guest agent of a simulated VM: one thread, so one command after the other, whoever is connected."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import count
+from typing import Final, NamedTuple
+
+from pvehook.contract.guest_facts import Filesystem
+from pvehook.rehearsal.vm.files import GuestFiles
+from pvehook.rehearsal.vm.sockets import JOIN_S, DenialError, Peer, Port, Requests, reply_to
+from pvehook.rehearsal.vm.state import GuestState
+
+_WHILE_FROZEN: Final = (
+    *("guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-info", "guest-ping"),
+    *("guest-sync", "guest-sync-delimited"),
+)
+
+_NOBODY: Final = Peer(0, 0)
+
+_Handler = Callable[[Mapping[str, object]], object]
+
+
+class FrozenInterval(NamedTuple):
+    """One freeze that took hold. All moments are on the monotonic clock."""
+
+    asked_at_s: float
+    """The freeze command reached the guest. Writers are held up from some moment after this."""
+    since_s: float
+    """The freeze was complete."""
+    until_s: float | None
+    """The thaw was complete; None: the guest is still frozen."""
+    mountpoints: frozenset[str]
+    frozen_by: Peer
+    thawed_by: Peer | None
+
+
+class SimulatedAgent:
+    """Serves one agent socket. See SimulatedGuest for what the parameters mean."""
+
+    def __init__(
+        self,
+        path: str,
+        state: GuestState,
+        *,
+        filesystems: Sequence[Filesystem],
+        version: str,
+        freeze_s: float,
+        sync_s: float,
+        os_id: str,
+        blocked: Collection[str],
+    ) -> None:
+        self.intervals: list[FrozenInterval] = []
+        self.executed: list[tuple[str, ...]] = []
+        self.files = GuestFiles()
+        self._state = state
+        self._filesystems = tuple(filesystems)
+        self._version = version
+        self._freeze_s = freeze_s
+        self._sync_s = sync_s
+        self._os_id = os_id
+        self._blocked = frozenset(blocked)
+        self._processes: dict[int, float] = {}
+        """What guest-exec started, by pid: the moment it ends. Gone once its end was told, as in qemu-ga."""
+        self._pids = count(1201)
+        self._peer = _NOBODY
+        """Who asked what is being carried out."""
+        self._received: queue.SimpleQueue[tuple[bytes, Peer]] = queue.SimpleQueue()
+        self._port = Port(path, lambda: None, lambda data, peer: self._received.put((data, peer)))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._commands: dict[str, _Handler] = {
+            "guest-sync": self._sync,
+            "guest-sync-delimited": self._sync,
+            "guest-ping": self._ping,
+            "guest-info": self._info,
+            "guest-get-osinfo": self._osinfo,
+            "guest-get-fsinfo": self._fsinfo,
+            "guest-fsfreeze-status": self._freeze_status,
+            "guest-fsfreeze-freeze": self._freeze,
+            "guest-fsfreeze-freeze-list": self._freeze,
+            "guest-fsfreeze-thaw": self._thaw,
+            "guest-file-open": self._file_open,
+            "guest-file-read": self.files.read,
+            "guest-file-seek": self.files.seek_end,
+            "guest-file-close": self.files.close,
+            "guest-exec": self._exec,
+            "guest-exec-status": self._exec_status,
+        }
+
+    def open(self) -> None:
+        self._port.open()
+        self._thread.start()
+
+    def close(self) -> None:
+        """The state has ended before: nothing hangs any more."""
+        self._port.close()
+        self._received.put((b"", _NOBODY))
+        self._thread.join(JOIN_S)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The mountpoints that are frozen now."""
+        last = self.intervals[-1] if self.intervals else None
+        return last.mountpoints if last is not None and last.until_s is None else frozenset()
+
+    def _run(self) -> None:
+        requests = Requests()
+        while True:
+            data, self._peer = self._received.get()
+            if not data:
+                return
+            for request in requests.cut(data):
+                self._state.wait_while_stuck("agent")
+                self._port.reply_to_whoever_is_next(self._answer(request))
+
+    def _answer(self, request: bytes) -> bytes:
+        reply, command = reply_to(request, self._carry_out)
+        mark = b"\xff" if command == "guest-sync-delimited" and "return" in reply else b""
+        return mark + json.dumps(reply).encode() + b"\n"
+
+    def _carry_out(self, command: str, arguments: Mapping[str, object]) -> object:
+        self._state.note("qga", command, self._peer)
+        if command not in self._commands:
+            raise DenialError("CommandNotFound", f"The command {command} has not been found")
+        is_kept_by_freeze = bool(self.frozen) and command not in _WHILE_FROZEN
+        if is_kept_by_freeze or command in self._blocked:
+            old = int(self._version.split(".")[0]) < 10
+            why = ": the command is not allowed"
+            if old:
+                why = ": the agent is in frozen state" if is_kept_by_freeze else ""
+            raise DenialError("CommandNotFound", f"Command {command} has been disabled{why}")
+        return self._commands[command](arguments)
+
+    def _sync(self, arguments: Mapping[str, object]) -> object:
+        if type(arguments.get("id")) is not int:
+            raise DenialError("GenericError", "Invalid parameter type for 'id', expected: integer")
+        return arguments["id"]
+
+    def _ping(self, arguments: Mapping[str, object]) -> object:
+        return {}
+
+    def _info(self, arguments: Mapping[str, object]) -> object:
+        off = self._blocked | self._state.refused.keys()
+        commands = [
+            {
+                "name": name,
+                "enabled": name not in off and (not self.frozen or name in _WHILE_FROZEN),
+                "success-response": True,
+            }
+            for name in self._commands
+        ]
+        return {"version": self._version, "supported_commands": commands}
+
+    def _osinfo(self, arguments: Mapping[str, object]) -> object:
+        kernel = {"kernel-release": "6.1.0-40-amd64", "kernel-version": "#1 SMP PREEMPT_DYNAMIC", "machine": "x86_64"}
+        return {"id": self._os_id, "name": self._os_id, "pretty-name": self._os_id, "version-id": "12", **kernel}
+
+    def _fsinfo(self, arguments: Mapping[str, object]) -> object:
+        return [{**entry._asdict(), "disk": []} for entry in self._filesystems]
+
+    def _freeze_status(self, arguments: Mapping[str, object]) -> object:
+        return "frozen" if self.frozen else "thawed"
+
+    def _freeze(self, arguments: Mapping[str, object]) -> object:
+        asked_at_s = time.monotonic()
+        wanted = arguments.get("mountpoints", [entry.mountpoint for entry in self._filesystems])
+        if not isinstance(wanted, list):
+            raise DenialError("GenericError", "Invalid parameter type for 'mountpoints', expected: array")
+        self._state.wait_while_stuck("freeze")
+        self._state.pass_time(self._freeze_s)
+        reached = [entry.mountpoint for entry in self._filesystems if entry.mountpoint in wanted]
+        if reached:
+            now_s = time.monotonic()
+            with self._state.changed:
+                self.intervals.append(
+                    FrozenInterval(asked_at_s, now_s, None, frozenset(reached), self._peer, thawed_by=None)
+                )
+                self._state.changed.notify_all()
+        return len(reached)
+
+    def _thaw(self, arguments: Mapping[str, object]) -> object:
+        self._state.wait_while_stuck("thaw")
+        thawed = len(self.frozen)
+        if thawed:
+            with self._state.changed:
+                self.intervals[-1] = self.intervals[-1]._replace(until_s=time.monotonic(), thawed_by=self._peer)
+                self._state.changed.notify_all()
+        return thawed
+
+    def _file_open(self, arguments: Mapping[str, object]) -> object:
+        if self._os_id == "mswindows":
+            why = "The system cannot find the path specified."
+            raise DenialError("GenericError", f"failed to open file '{arguments.get('path')}': {why}")
+        return self.files.open(arguments)
+
+    def _exec(self, arguments: Mapping[str, object]) -> object:
+        path, words = arguments.get("path"), arguments.get("arg", [])
+        if not isinstance(path, str) or not isinstance(words, list):
+            raise DenialError("GenericError", "Invalid parameter type for 'path', expected: string")
+        if os.path.basename(path) != "sync":  # the only program there is
+            why = f"Failed to execute child process “{path}” (No such file or directory)"
+            raise DenialError("GenericError", f"Guest agent command failed, error was '{why}'")
+        pid = next(self._pids)
+        with self._state.changed:
+            self.executed.append((path, *map(str, words)))
+            self._processes[pid] = time.monotonic() + self._sync_s
+            self._state.changed.notify_all()
+        return {"pid": pid}
+
+    def _exec_status(self, arguments: Mapping[str, object]) -> object:
+        pid = arguments.get("pid")
+        if type(pid) is not int or pid not in self._processes:
+            raise DenialError("GenericError", f"PID {pid} does not exist")
+        if time.monotonic() < self._processes[pid]:
+            return {"exited": False}
+        del self._processes[pid]
+        return {"exited": True, "exitcode": 0}

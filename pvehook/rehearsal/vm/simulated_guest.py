@@ -1,0 +1,300 @@
+"""A VM as its two sockets show it: QEMU's monitor and the guest agent, without a VM.
+
+    with SimulatedGuest("/tmp/node/run/qemu-server", 101, freeze_s=0.2) as guest:
+        ...                                  # the program talks to 101.qmp and 101.qga
+        guest.wait_until(lambda: guest.is_frozen, timeout_s=2)
+        guest.stick("thaw")                  # a fault, until `unstick`
+
+Held against the real thing: tests/guest/test_socket_semantics.py runs on this and on a real QEMU with a real
+qemu-ga. What is simulated is what can be seen at the sockets: who is served when, which bytes reach whom, what
+is answered. Texts and shapes are those of QEMU 7.2 and 10.0; `backup`, `backup-cancel` and `query-backup` are
+Proxmox's own and follow its patches to QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from pvehook.contract.guest_facts import Filesystem
+from pvehook.contract.latency import RequestKind
+from pvehook.rehearsal.vm import backup_job
+from pvehook.rehearsal.vm.agent import FrozenInterval, SimulatedAgent
+from pvehook.rehearsal.vm.disks import EMPTY_CD_DRIVE, SimulatedDisk
+from pvehook.rehearsal.vm.files import GuestFiles
+from pvehook.rehearsal.vm.sockets import DenialError, Peer, Port, Requests, line, reply_to
+from pvehook.rehearsal.vm.state import GuestState, Heard, Sticky
+
+PLAIN_FILESYSTEMS: Final = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda1", "/", "ext4"))
+
+_VERSION: Final = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
+
+_Handler = Callable[[Mapping[str, object]], object]
+
+
+class SimulatedGuest:
+    """Serves `DIRECTORY/VMID.qmp` and `DIRECTORY/VMID.qga` until the block is left.
+
+    `freeze_s` is how long a freeze takes, `sync_s` a `sync` by guest-exec, `backup_s` a backup: None is until
+    `finish_backup`. `blocked` are the agent's commands that the guest's administrator has switched off.
+    A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
+    from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
+    A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
+    `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        vmid: int,
+        *,
+        filesystems: Sequence[Filesystem] = PLAIN_FILESYSTEMS,
+        agent_version: str = "7.2.22",
+        os_id: str = "debian",
+        blocked: Collection[str] = (),
+        freeze_s: float = 0.0,
+        sync_s: float = 0.0,
+        backup_s: float | None = None,
+        running: bool = True,
+        disks: Sequence[str] = ("scsi0",),
+        has_agent: bool = True,
+    ) -> None:
+        self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
+        self.qga_path = os.path.join(directory, f"{vmid}.qga")
+        self.migrating = False
+        """What `query-migrate` shows. To be set by whoever wants that."""
+        self.vcpu_threads: tuple[int, ...] = (threading.get_native_id(),)
+        """What `query-cpus-fast` shows. Whoever made this guest stands for its vCPU."""
+        self._state = GuestState(running)
+        self._has_agent = has_agent
+        if not has_agent:
+            self._state.stuck.add("agent")
+        self._disks = {disk.name: disk for disk in map(SimulatedDisk, disks)}
+        self._backup = backup_job.BackupJob(backup_s)
+        self._monitor = Requests()
+        self._in_command_mode = False
+        self._qmp = Port(self.qmp_path, self._greet, self._monitor_reads)
+        self._agent = SimulatedAgent(
+            self.qga_path,
+            self._state,
+            filesystems=filesystems,
+            version=agent_version,
+            freeze_s=freeze_s,
+            sync_s=sync_s,
+            os_id=os_id,
+            blocked=blocked,
+        )
+        self._monitor_commands: dict[str, _Handler] = {
+            "query-status": self._status,
+            "stop": self._stop,
+            "cont": self._continue,
+            "query-migrate": self._migration,
+            "query-block": self._block,
+            "query-blockstats": self._blockstats,
+            "block-latency-histogram-set": self._set_histograms,
+            "qom-get": self._qom_get,
+            "query-version": self._version,
+            "query-cpus-fast": self._cpus,
+            "query-chardev": self._chardevs,
+            "query-block-jobs": self._block_jobs,
+            "block-job-set-speed": self._set_speed,
+            "query-proxmox-support": self._proxmox_support,
+            "backup": self._start_backup,
+            "backup-cancel": self._cancel_backup,
+            "query-backup": self._query_backup,
+        }
+
+    def __enter__(self) -> Self:
+        self._qmp.open()
+        self._agent.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._state.changed:
+            self._state.ended = True
+            self._state.changed.notify_all()
+        self._qmp.close()
+        self._agent.close()
+
+    @property
+    def heard(self) -> list[Heard]:
+        """Every command that has come so far, syncs included, in order."""
+        return self._state.heard
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Commands that are answered with an error, and its text. To be filled by whoever wants that."""
+        return self._state.refused
+
+    @property
+    def is_frozen(self) -> bool:
+        return bool(self._agent.frozen)
+
+    @property
+    def frozen_mountpoints(self) -> frozenset[str]:
+        return self._agent.frozen
+
+    @property
+    def frozen_intervals(self) -> tuple[FrozenInterval, ...]:
+        """Every freeze that took hold, in order; the last one may still last."""
+        with self._state.changed:
+            return tuple(self._agent.intervals)
+
+    @property
+    def executed(self) -> tuple[tuple[str, ...], ...]:
+        """What guest-exec has started: path and arguments."""
+        return tuple(self._agent.executed)
+
+    @property
+    def backup_runs(self) -> bool:
+        return self._backup.state == "active"
+
+    @property
+    def files(self) -> GuestFiles:
+        return self._agent.files
+
+    @property
+    def speeds_set(self) -> tuple[int, ...]:
+        """Every speed that the backup's job was given, in bytes a second, in order."""
+        return tuple(self._backup.speeds_set)
+
+    def serve_requests(
+        self, kind: RequestKind, latency_ms: float, count: int, *, disk: str = "scsi0", size_bytes: int = 4096
+    ) -> None:
+        """`count` requests of the guest were completed, each after `latency_ms`."""
+        with self._state.changed:
+            self._disks[disk].serve(kind, latency_ms, count, size_bytes)
+
+    def log_kernel_line(self, text: str, *, level: int = 3, clock_off_s: float = 0.0) -> None:
+        """The guest's kernel writes a line to its log, by a clock that is off by that much."""
+        self.files.log(text, level=level, clock_off_s=clock_off_s)
+
+    def stick(self, what: Sticky) -> None:
+        """From now on this hangs, until `unstick`."""
+        with self._state.changed:
+            self._state.stuck.add(what)
+
+    def unstick(self, what: Sticky) -> None:
+        with self._state.changed:
+            self._state.stuck.discard(what)
+            self._state.changed.notify_all()
+
+    def finish_backup(self) -> None:
+        """The backup job comes to its good end, as if all was read."""
+        with self._state.changed:
+            self._backup.finish()
+            self._state.changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Waits until `condition` is true, looking after every command; False when time is up."""
+        with self._state.changed:
+            return self._state.changed.wait_for(condition, timeout_s)
+
+    # The monitor: in the thread of its socket, because a client's bytes end with the client.
+
+    def _greet(self) -> None:
+        self._monitor = Requests()
+        self._in_command_mode = False
+        # No capabilities: Proxmox runs its monitor without out-of-band commands.
+        self._qmp.reply(line({"QMP": {"version": _VERSION, "capabilities": []}}))
+
+    def _monitor_reads(self, data: bytes, peer: Peer) -> None:
+        for request in self._monitor.cut(data):
+            self._state.wait_while_stuck("qmp")
+            reply, _ = reply_to(request, lambda command, given: self._monitor_command(command, given, peer))
+            self._qmp.reply(line(reply))
+
+    def _monitor_command(self, command: str, arguments: Mapping[str, object], peer: Peer) -> object:
+        self._state.note("qmp", command, peer)
+        if command == "qmp_capabilities":
+            self._in_command_mode = True
+            return {}
+        if not self._in_command_mode:
+            raise DenialError("CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'")
+        if command not in self._monitor_commands:
+            raise DenialError("CommandNotFound", f"The command {command} has not been found")
+        return self._monitor_commands[command](arguments)
+
+    def _status(self, arguments: Mapping[str, object]) -> object:
+        return {"status": self._state.run_state, "running": self._state.run_state == "running"}
+
+    def _stop(self, arguments: Mapping[str, object]) -> object:
+        self._state.run("paused")
+        return {}
+
+    def _continue(self, arguments: Mapping[str, object]) -> object:
+        self._state.run("running")
+        return {}
+
+    def _migration(self, arguments: Mapping[str, object]) -> object:
+        return {"status": "active", "ram": {}} if self.migrating else {}
+
+    def _proxmox_support(self, arguments: Mapping[str, object]) -> object:
+        return {"pbs-dirty-bitmap": True, "query-bitmap-info": True, "backup-max-workers": True}
+
+    def _version(self, arguments: Mapping[str, object]) -> object:
+        return _VERSION
+
+    def _cpus(self, arguments: Mapping[str, object]) -> object:
+        return [
+            {"cpu-index": index, "thread-id": thread, "qom-path": f"/machine/unattached/device[{index}]", "props": {}}
+            for index, thread in enumerate(self.vcpu_threads)
+        ]
+
+    def _chardevs(self, arguments: Mapping[str, object]) -> object:
+        monitor = {"label": "qmp", "filename": f"unix:{self.qmp_path},server=on", "frontend-open": True}
+        agent = {"label": "qga0", "filename": f"disconnected:unix:{self.qga_path},server=on"}
+        return [monitor, {**agent, "frontend-open": self._has_agent}]
+
+    def _block(self, arguments: Mapping[str, object]) -> object:
+        return [disk.as_block() for disk in self._disks.values()]
+
+    def _blockstats(self, arguments: Mapping[str, object]) -> object:
+        with self._state.changed:
+            return [*(disk.as_stats() for disk in self._disks.values()), EMPTY_CD_DRIVE]
+
+    def _set_histograms(self, arguments: Mapping[str, object]) -> object:
+        device = arguments.get("id")
+        disk = next((disk for disk in self._disks.values() if disk.qdev == device), None)
+        if disk is None:
+            raise DenialError("DeviceNotFound", f"Device '{device}' not found")
+        with self._state.changed:
+            disk.set_histograms(arguments)
+        return {}
+
+    def _qom_get(self, arguments: Mapping[str, object]) -> object:
+        path, wanted = arguments.get("path"), arguments.get("property")
+        name = str(path).removeprefix("/machine/peripheral/")
+        if name not in self._disks:
+            raise DenialError("DeviceNotFound", f"Device '{path}' not found")
+        kind = "virtio-blk-pci" if name.startswith("virtio") else "scsi-hd"
+        if wanted != "type":
+            raise DenialError("GenericError", f"Property '{kind}.{wanted}' not found")
+        return kind
+
+    def _block_jobs(self, arguments: Mapping[str, object]) -> object:
+        return self._backup.as_block_jobs()
+
+    def _set_speed(self, arguments: Mapping[str, object]) -> object:
+        self._backup.set_speed(arguments.get("device"), arguments.get("speed"))
+        return {}
+
+    def _start_backup(self, arguments: Mapping[str, object]) -> object:
+        with self._state.changed:
+            started = self._backup.start()
+            self._state.changed.notify_all()
+        return started
+
+    def _cancel_backup(self, arguments: Mapping[str, object]) -> object:
+        with self._state.changed:
+            self._backup.cancel()
+            self._state.changed.notify_all()
+        return {}
+
+    def _query_backup(self, arguments: Mapping[str, object]) -> object:
+        return self._backup.as_backup()

@@ -1,0 +1,1 @@
+"""Plays vzdump: the phases, the freeze and the processes, in its order."""

@@ -1,0 +1,187 @@
+"""One guest's night in words: what `pvehook report` says of it in a terminal and on its page alike.
+
+Texts of others are in here as they came: whoever shows them makes them fit to be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, tzinfo
+from typing import Any, Final, NamedTuple
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.records.figures import ABSENT_MARK, in_bytes, mark_of, marked, short_duration, short_number
+from pvehook.records.stall_record import Baseline, FreezeOutcome, GovernorSummary, PacerSummary, StallRecord, Versions
+from pvehook.rules.latency import Latency
+from pvehook.rules.stalls import GuestView, HostView, HypervisorView, KernelEvent
+
+
+def run_in_words(record: StallRecord, zone: tzinfo) -> str:
+    """When it ran and how fast."""
+    began, ended = (datetime.fromtimestamp(at_s, zone) for at_s in (record.started_s, record.ended_s))
+    text = f"backup {record.result}, {began:%H:%M:%S} to {ended:%H:%M:%S} ({short_duration(record.duration_s)})"
+    if record.backup_bytes is not None:
+        rate = record.backup_bytes / max(record.duration_s, 1.0)
+        text += f", {in_bytes(record.backup_bytes)} at {in_bytes(rate)}/s"
+    return f"{text}, mode {record.mode}, node {record.node}"
+
+
+# The three views
+
+
+class View(NamedTuple):
+    """One of the three, as rows of a label and a text; and why something in it is missing."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+
+
+def three_views(record: StallRecord) -> tuple[View, View, View]:
+    """What QEMU, the guest and the node say."""
+    return _qemu_view(record.hypervisor, record.baseline), _guest_view(record.guest), _node_view(record.host)
+
+
+_SOURCES: Final = {
+    "history": "before: from its last nights, because it was not watched just before this backup",
+    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles, of which nobody took any",
+}
+
+
+def _qemu_view(view: Measured[HypervisorView], before: Measured[Baseline]) -> View:
+    title = "QEMU    before > during"
+    missing = [*_missing("QEMU", view), *_missing("before the backup", before)]
+    if isinstance(view, (Absent, Broken)):
+        return View(title, (("all of it", mark_of(view)),), tuple(missing))
+    rows = []
+    for kind in ("read", "write", "flush"):
+        during: Latency = getattr(view, kind)
+        earlier: Latency | None = None if isinstance(before, (Absent, Broken)) else getattr(before, kind)
+        for name, label in (("mean_ms", "mean"), ("p50_ms", "p50"), ("p99_ms", "p99"), ("max_ms", "max")):
+            was = mark_of(before) if isinstance(before, (Absent, Broken)) else _ms(getattr(earlier, name))
+            rows.append((f"{kind} {label} ms", f"{was} > {_ms(getattr(during, name))}"))
+    kinds = (view.read, view.write, view.flush)
+    rows += [
+        ("over 1 s, 10 s", f"{sum(each.over_1s for each in kinds)}, {sum(each.over_10s for each in kinds)}"),
+        ("requests", str(sum(each.operations for each in kinds))),
+        ("QEMU silent ms", short_number(view.silence_ms)),
+    ]
+    if not isinstance(before, (Absent, Broken)) and before.source != "before":
+        missing.append(_SOURCES[before.source])
+    missing += [f"{ABSENT_MARK} no histogram on {disk}" for disk in view.not_armed]
+    missing += [f"the histogram of {disk} is an administrator's own" for disk in view.their_histograms]
+    return View(title, tuple(rows), tuple(missing))
+
+
+def _guest_view(view: Measured[GuestView]) -> View:
+    title = "the guest itself"
+    if isinstance(view, (Absent, Broken)):
+        return View(title, (("all of it", mark_of(view)),), tuple(_missing("the guest", view)))
+    figure: list[tuple[str, Measured[Any], Callable[[Any], float]]] = []
+    for what, waited in (("io", view.io), ("cpu", view.cpu), ("memory", view.memory)):
+        figure += [(f"{what} some s", waited, lambda each: each.some_s)]
+        figure += [(f"{what} full s", waited, lambda each: each.full_s)]
+    figure += [("steal s", view.steal_s, float), ("kernel lines", view.kernel, len)]
+    return _view(title, figure)
+
+
+def _node_view(view: Measured[HostView]) -> View:
+    title = "the node"
+    if isinstance(view, (Absent, Broken)):
+        return View(title, (("all of it", mark_of(view)),), tuple(_missing("the node", view)))
+    figure: list[tuple[str, Measured[Any], Callable[[Any], float]]] = [
+        ("vCPUs waited s", view.run_delay_s, float),
+        ("worst vCPU s", view.worst_vcpu_s, float),
+        ("guest's cpu some s", view.guest_cpu, lambda each: each.some_s),
+        ("guest's memory full s", view.guest_memory, lambda each: each.full_s),
+        ("guest's io full s", view.guest_io, lambda each: each.full_s),
+        ("node's io full s", view.io_full_s, float),
+        ("node's cpu some s", view.cpu_some_s, float),
+        ("node's memory full s", view.memory_full_s, float),
+        ("agent slowest ms", view.agent_slowest_ms, float),
+        ("kernel lines", view.kernel, len),
+    ]
+    return _view(title, figure)
+
+
+def _view(title: str, figure: list[tuple[str, Measured[Any], Callable[[Any], float]]]) -> View:
+    rows = tuple((label, marked(_got(measured, get), short_number)) for label, measured, get in figure)
+    reasons = [reason for label, measured, _ in figure for reason in _missing(label, measured)]
+    return View(title, rows, tuple(reasons))
+
+
+def _got(measured: Measured[Any], get: Callable[[Any], float]) -> Measured[float]:
+    return measured if isinstance(measured, (Absent, Broken)) else get(measured)
+
+
+def _missing(what: str, measured: object) -> list[str]:
+    return [f"{mark_of(measured)} {what}: {measured.why}"] if isinstance(measured, (Absent, Broken)) else []
+
+
+def _ms(value: float | None) -> str:
+    return ABSENT_MARK if value is None else short_number(value)
+
+
+# What pvehook did, and what the kernels said
+
+
+def what_was_done(record: StallRecord) -> list[tuple[str, str]]:
+    """A label and a text for each."""
+    idle = record.idle
+    return [
+        ("freeze", _freeze_in_words(record.freeze)),
+        ("idle", f"{idle.confirmed} of {idle.threads} threads read back as idle; {idle.effect}"),
+        *_governor_in_words(record.governor),
+        ("pacer", _pacer_in_words(record.pacer)),
+        ("versions", versions_in_words(record.versions)),
+        ("window", record.admitted_by),
+        ("sampler", f"{short_number(record.sampler_cpu_s)} s of CPU"),
+    ]
+
+
+def _freeze_in_words(freeze: FreezeOutcome | None) -> str:
+    if freeze is None:
+        return "no question"
+    frozen = f", frozen for {freeze.frozen_ms} ms" if freeze.frozen_ms is not None else ""
+    return f"{freeze.action}{frozen}; {freeze.consistency or 'consistency not known'}: {freeze.why}"
+
+
+def _governor_in_words(governor: GovernorSummary | None) -> list[tuple[str, str]]:
+    if governor is None:
+        return [("governor", "none")]
+    least = f", down to {in_bytes(governor.least_bytes_per_s)}/s" if governor.least_bytes_per_s is not None else ""
+    target = f", target {short_number(governor.target_ms)} ms" if governor.target_ms is not None else ""
+    cost = f"which cost {short_number(governor.cost_s)} s"
+    did = f"slowed the backup for {short_number(governor.slowed_s)} s{least}, {cost}"
+    text = f"{governor.mode}{target}; {did if governor.slowed_s else 'did not slow the backup'}"
+    said = [("governor", text), *(("", reason) for reason in governor.reasons)]
+    return said + [("advice", each) for each in governor.advice]
+
+
+def _pacer_in_words(pacer: PacerSummary | None) -> str:
+    if pacer is None:
+        return "none"
+    if not pacer.paced_bytes:
+        return f"{pacer.mode}: {pacer.state}"
+    paced = f"{in_bytes(pacer.paced_bytes)} in steps of {in_bytes(pacer.step_bytes)}"
+    return f"{pacer.mode}: {pacer.state}, {paced}, waited {short_number(pacer.waited_s)} s for the disk"
+
+
+def versions_in_words(versions: Versions) -> str:
+    """`pve-manager 9.0.3, QEMU 10.0.2, kernel 6.14.8-2-pve`."""
+    named = (("pve-manager", versions.pve_manager), ("QEMU", versions.qemu), ("kernel", versions.kernel))
+    return ", ".join(f"{what} {version or ABSENT_MARK}" for what, version in named)
+
+
+def kernel_lines(record: StallRecord) -> list[tuple[str, tuple[KernelEvent, ...]]]:
+    """Whose kernel said what; nothing for one that said nothing or could not be asked."""
+    found = []
+    views: tuple[tuple[str, Measured[GuestView] | Measured[HostView]], ...] = (
+        ("the guest's kernel", record.guest),
+        ("the node's kernel", record.host),
+    )
+    for whose, view in views:
+        events = view if isinstance(view, (Absent, Broken)) else view.kernel
+        if not isinstance(events, (Absent, Broken)) and events:
+            found.append((whose, events))
+    return found

@@ -1,0 +1,90 @@
+"""`pvehook report` in a terminal: a line for each guest over its nights, the worst first.
+
+guest              nights             last       stalled   write p99  cause
+VM 103 db          ▁▁▂▁▁▁▁▅▄▅▆▅▅      stalled      12.3s    4.1>1310  slow target
+VM 101 web         ▁▁▁▁▁▁▁▂▁▁▁▁▂      slowed          0s      24>310  shared disks
+CT 110 mail        ▁▁- ▁▁▁▁▁▁▁▁?      unknown          ?           -  -
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import tzinfo
+
+from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
+from pvehook.records.history import Night
+from pvehook.report.terminal_style import TerminalStyle
+from pvehook.report.trends import LEVELS_S, Trend, day, level, worst_of
+from pvehook.rules.regression import in_words
+
+_FIXED = "{} {:<9} {:>7} {:>10}  {}"
+
+
+def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """Every regression, then a line for each of the first guests, then what the marks mean."""
+    nights = [night for trend in trends for night in trend.nights]
+    first, last = (day(pick(night.started_s for night in nights), zone) for pick in (min, max))
+    number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
+    lines = [f"pvehook: {number}, nights of {first} to {last}, worst last night first"]
+    lines += regression_lines(trends, zone, style)
+    lines += ["", *_table(trends[:number_shown], zone, style), ""]
+    if left_out := len(trends[number_shown:]):
+        lines.append(f"{left_out} more guest{'s' if left_out != 1 else ''} with better nights; --worst shows more")
+    return lines + _legend(style)
+
+
+def regression_lines(trends: Iterable[Trend], zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """Loud, because this is what an upgrade has done."""
+    lines = []
+    for trend in trends:
+        if trend.regression is not None:
+            since = day(trend.regression.since_s, zone)
+            text = f"!! {trend.title} got worse on {since}: {in_words(trend.regression)}"
+            lines += [style.painted(line, "stalled") for line in style.wrapped(text, others="   ")]
+    return ["", *lines] if lines else []
+
+
+def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[str]:
+    days = sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+    more = max(style.columns - 80, 0) // 4
+    guest = min(18 + more, max(len(trend.title) for trend in trends))
+    cause = 13 + more
+    nights = max(min(len(days), style.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
+    fixed = _FIXED.format(f"{'nights':<{nights}}", f"{'last':<9}", "stalled", "write p99", "cause")
+    lines = [f"{'guest':<{guest}} {fixed}"]
+    for trend in trends:
+        last = trend.last
+        fixed = _FIXED.format(
+            f"{sparkline(trend, days, nights, zone, style):<{nights}}",
+            style.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
+            marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
+            before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
+            (causes_in_short(last.severity, last.causes.split()) or ABSENT_MARK)[:cause],
+        )
+        lines.append(f"{style.shown(trend.title):<{guest}.{guest}} {fixed}".rstrip())
+    return lines
+
+
+def sparkline(trend: Trend, days: Sequence[str], width: int, zone: tzinfo, style: TerminalStyle) -> str:
+    """A bar for each of the last days; where there are more days than `width` columns, the worst of each few."""
+    of_day: dict[str, list[Night]] = {}
+    for night in trend.nights:
+        of_day.setdefault(day(night.started_s, zone), []).append(night)
+    each = math.ceil(len(days) / width)
+    columns = []
+    for start in range(len(days) % each if len(days) > each else 0, len(days), each):
+        nights = [night for day in days[start : start + each] for night in of_day.get(day, [])]
+        columns.append(marked(level(worst_of(nights)), lambda height: style.bars[int(height)]) if nights else " ")
+    return "".join(columns)
+
+
+def _legend(style: TerminalStyle) -> list[str]:
+    bars = style.bars
+    limits = ", ".join(f"{limit_s:.0f}" for limit_s in LEVELS_S)
+    return [
+        f"nights     {bars[0]} no stall  {bars[1]} slowed  {bars[2:-1]} stalled under {limits} s",
+        f"           {bars[-1]} longer or locked up  {ABSENT_MARK} nothing to look at  {BROKEN_MARK} could not be read",
+        "stalled    seconds in which a disk request that took over 1 s was on its way",
+        "write p99  ms that 99 of 100 writes did not exceed, before > during the backup",
+    ]

@@ -1,0 +1,367 @@
+"""`pvehook report --html FILE`: one page, whole in itself: nothing is fetched, and it says everything without a script.
+
+Whatever others named (guests, kernel lines, reasons) is made printable and escaped; a policy in the page keeps a
+browser from fetching anything even if that failed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, tzinfo
+from html import escape
+from typing import Final
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
+from pvehook.records.figures import (
+    ABSENT_MARK,
+    BROKEN_MARK,
+    causes_in_short,
+    figures,
+    severity_key,
+    short_duration,
+    short_number,
+)
+from pvehook.records.history import Night, record_of
+from pvehook.records.stall_record import StallRecord
+from pvehook.report.backup_chart import baseline_p99_ms
+from pvehook.report.backup_svg import night_svg
+from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
+from pvehook.report.page_style import SCRIPT, STYLE
+from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, level, worst_of
+from pvehook.rules.regression import in_words
+
+CHARTS: Final = 12
+"""Guests whose last night is shown in detail, where nobody said how many."""
+BARS_MOST: Final = 90
+"""Of a guest's nights; where there are more, the worst of each few."""
+BARS_LEAST: Final = 14
+"""Room for so many, so that the bars of a young history are no blocks."""
+LINES_QUOTED: Final = 20
+REASON_LIMIT: Final = 600
+
+BAR, BAR_HEIGHT = 4, 26
+"""A bar with its gap, and the tallest one."""
+
+
+def html_report(
+    database: sqlite3.Connection, trends: Sequence[Trend], worst: int | None, now: datetime, zone: tzinfo
+) -> str:
+    """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
+    detailed = trends[: worst if worst is not None else CHARTS]
+    records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
+    return "\n".join(
+        [
+            *_head(trends, now, zone),
+            *_regressions(trends, zone),
+            *_tiles(trends),
+            *_table(trends, {trend.last.vmid for trend in detailed}, zone),
+            f"<h2>The last night of the {len(records)} worst</h2>" if len(records) > 1 else "<h2>Its last night</h2>",
+            *(line for trend, record in records for line in _night(trend, record, zone)),
+            *_foot(),
+        ]
+    )
+
+
+def _text(text: str, limit: int = REASON_LIMIT) -> str:
+    """A text of others in the page."""
+    return escape(printable(text, limit))
+
+
+def _arrows(escaped: str) -> str:
+    """`4.1 > 1310` and `9.2 -> 10.0` as a page can write them."""
+    return escaped.replace("-&gt;", "→").replace(" &gt; ", " → ")
+
+
+def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> list[str]:
+    nights = [night for trend in trends for night in trend.nights]
+    first, last = (day(pick(night.started_s for night in nights), zone) for pick in (min, max))
+    nodes = ", ".join(sorted({night.node for night in nights}))
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    return [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        f"<title>Backups and their guests, {last}</title><style>{STYLE}</style></head><body>",
+        "<header><h1>What the backups did to their guests</h1>",
+        f'<p class="muted">Node {_text(nodes)} · nights of {first} to {last} · made {now:%Y-%m-%d %H:%M %Z}</p>',
+        "</header>",
+    ]
+
+
+def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
+    for trend in trends:
+        if trend.regression is not None:
+            since = day(trend.regression.since_s, zone)
+            words = _arrows(_text(in_words(trend.regression)))
+            text = f"<strong>{_text(trend.title)} got worse on {since}.</strong> {words[:1].upper()}{words[1:]}"
+            yield f'<p class="loud">{text}.</p>'
+
+
+def _tiles(trends: Sequence[Trend]) -> list[str]:
+    last = [trend.last for trend in trends]
+    stalled = [night for night in last if night.severity in ("stalled", "locked-up")]
+    seconds = sum(night.stalled_s for night in last if isinstance(night.stalled_s, float))
+    broken = sum(isinstance(night.stalled_s, Broken) for night in last)
+    slowed = sum(night.severity == "slowed" for night in last)
+    tiles = (
+        ("guests that stalled in their last night", f"{len(stalled)} <small>of {len(last)}</small>"),
+        ("stalled in all", f"{short_number(round(seconds, 1))} <small>s</small>"),
+        ("slowed, not stalled", str(slowed)),
+        ("could not be read", str(broken)),
+    )
+    return ['<dl class="tiles">', *(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in tiles), "</dl>"]
+
+
+# The table
+
+
+def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterator[str]:
+    days = sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+    each = -(-len(days) // BARS_MOST)
+    yield "<h2>Guests, the worst last night first</h2>"
+    yield _legend(each)
+    columns = (
+        ("Guest", "text", "name"),
+        ("Nights", "", ""),
+        ("Last night", "", ""),
+        ("Stalled", "", "number"),
+        ("Slowed", "", "number"),
+        ("Write p99", "", "number"),
+        ("Took", "", "number"),
+        ("Cause", "text", ""),
+    )
+    heads = "".join(
+        f'<th scope="col" class="{css}"{" data-text=1" if kind else ""}><button type="button">{name}</button></th>'
+        for name, kind, css in columns
+    )
+    yield f'<div class="card"><table id="guests"><thead><tr>{heads}</tr></thead><tbody>'
+    for trend in trends:
+        yield _row(trend, days, each, trend.last.vmid in detailed, zone)
+    yield "</tbody></table></div>"
+
+
+def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: tzinfo) -> str:
+    last = trend.last
+    rank, stalled_s, slowed_s = severity_key(last.severity, last.stalled_s, last.slowed_s)
+    title = _text(trend.title)
+    name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
+    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
+    during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
+    cause = causes_in_short(last.severity, last.causes.split())
+    cells = (
+        f'<td class="name" data-sort="{title}">{name}</td>',
+        f'<td class="nights" data-sort="{whole_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',
+        f'<td class="severity" data-sort="{rank}">{_word(last.severity)}</td>',
+        _number("stalled", stalled_s, _figure(last.stalled_s, "s")),
+        _number("slowed", slowed_s, _figure(last.slowed_s, "s")),
+        _number("write p99", during, _pair(last.baseline_write_p99_ms, last.write_p99_ms)),
+        _number("took", last.duration_s, short_duration(last.duration_s)),
+        f'<td class="cause{"" if cause else " empty"}" data-sort="{cause}" data-label="cause">{cause}</td>',
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _number(label: str, sort: float, shown: str) -> str:
+    return f'<td class="number" data-label="{label}" data-sort="{sort:.2f}">{shown}</td>'
+
+
+def _word(severity: str) -> str:
+    return f'<span class="word {_text(severity)}">{_text(severity.replace("-", " "))}</span>'
+
+
+def _figure(measured: Measured[float], unit: str) -> str:
+    """A value with its unit, or a mark that tells its reason."""
+    if isinstance(measured, (Absent, Broken)):
+        is_broken = isinstance(measured, Broken)
+        css, mark, kind = ("broken", BROKEN_MARK, "could not be read") if is_broken else ("absent", "–", "not there")
+        return f'<span class="{css}" title="{kind}: {_text(measured.why)}">{mark}</span>'
+    return f"{short_number(measured)}&#8239;{unit}"
+
+
+def _pair(before: Measured[float], during: Measured[float]) -> str:
+    if isinstance(before, (Absent, Broken)) and type(before) is type(during):
+        return _figure(during, "")
+    return f"{_bare(before)} → {_figure(during, 'ms')}"
+
+
+def _bare(measured: Measured[float]) -> str:
+    return short_number(measured) if isinstance(measured, float) else _figure(measured, "")
+
+
+# Sparklines
+
+
+def _sparkline(trend: Trend, days: Sequence[str], each: int, zone: tzinfo) -> str:
+    """A bar for each night, one path for each kind of bar: 200 guests of 400 nights have to fit into a page."""
+    columns = max(-(-len(days) // each), BARS_LEAST)
+    place = {name: columns - 1 - (len(days) - 1 - index) // each for index, name in enumerate(days)}
+    of_column: dict[int, list[Night]] = {}
+    for night in trend.nights:
+        of_column.setdefault(place[day(night.started_s, zone)], []).append(night)
+    paths: dict[str, list[str]] = {}
+    for column, nights in of_column.items():
+        kind, bar = _bar(worst_of(nights), column * BAR)
+        paths.setdefault(kind, []).append(bar)
+    words = ", ".join(f"{len(bars)} {_BAR_WORDS[kind]}" for kind, bars in paths.items())
+    drawn = "".join(f'<path class="{kind}" d="{"".join(bars)}"/>' for kind, bars in paths.items())
+    if trend.regression is not None:
+        since = day(trend.regression.since_s, zone)
+        if since in place:
+            drawn += f'<path class="change" d="M{place[since] * BAR - 0.5} 0V{BAR_HEIGHT}"/>'
+    return (
+        f'<svg class="spark" viewBox="0 0 {columns * BAR} {BAR_HEIGHT}" preserveAspectRatio="none" role="img"'
+        f' aria-label="{words}">{drawn}</svg>'
+    )
+
+
+_BAR_WORDS: Final = {
+    "none": "without a stall",
+    "slowed": "slowed",
+    "stalled": "stalled",
+    "locked": "locked up or stalled for long",
+    "absent": "with nothing to look at",
+    "broken": "that could not be read",
+}
+
+
+def _bar(night: Night, x: float) -> tuple[str, str]:
+    height = level(night)
+    middle = x + (BAR - 1) / 2
+    if isinstance(height, Absent):
+        return "absent", f"M{x} {BAR_HEIGHT - 6}h{BAR - 1}"
+    if isinstance(height, Broken):  # hollow
+        return "broken", f"M{x + 0.5} {BAR_HEIGHT - 0.5}v-12h2v12z"
+    kind = ("none", "slowed")[height] if height < 2 else "locked" if height == LEVELS - 1 else "stalled"
+    return kind, f"M{middle} {BAR_HEIGHT}v-{2 + height * (BAR_HEIGHT - 2) // (LEVELS - 1)}"
+
+
+def _legend(each: int) -> str:
+    bars = (
+        ("none", 2, "no stall"),
+        ("slowed", 5, "slowed"),
+        ("stalled", 9, f"stalled, taller for over {', '.join(f'{limit_s:.0f}' for limit_s in LEVELS_S[:-1])} s"),
+        ("locked", 12, f"over {LEVELS_S[-1]:.0f} s or locked up"),
+    )
+    items = [
+        f'<span><svg class="spark" viewBox="0 0 18 12" aria-hidden="true"><path class="{kind}" d="M9 12v-{height}"/>'
+        f"</svg>{words}</span>"
+        for kind, height, words in bars
+    ]
+    items.append('<span><b class="absent">–</b> nothing to look at</span>')
+    items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span>')
+    items.append("<span>gap: no backup</span>")
+    if each > 1:
+        items.append(f"<span>each bar is the worst of {each} nights</span>")
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+# One guest's night
+
+
+def _night(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterator[str]:
+    last = trend.last
+    yield f'<article class="card" id="g{last.vmid}"><h3>{_text(trend.title)} {_word(last.severity)}'
+    yield f'<span class="muted small">night of {day(last.started_s, zone)}</span></h3>'
+    if isinstance(record, (Absent, Broken)):
+        yield f'<p class="muted">{_text(record.why)}</p></article>'
+        return
+    yield f'<p class="muted small">{_text(run_in_words(record, zone))}</p>'
+    yield _figures(record)
+    yield _causes(record)
+    if record.points:
+        yield f"<figure>{night_svg(record, zone, f'c{last.vmid}')}<figcaption>{_key(record)}</figcaption></figure>"
+    yield from _kernel(record, zone)
+    yield "<details><summary>All that was seen and done</summary>"
+    yield f'<div class="views">{"".join(_view(view) for view in three_views(record))}</div>'
+    for reason in dict.fromkeys(reason for view in three_views(record) for reason in view.missing):
+        yield f'<p class="muted small">{_text(reason)}</p>'
+    said = "".join(f"<dt>{label}</dt><dd>{_text(text)}</dd>" for label, text in what_was_done(record))
+    yield f'<dl class="done">{said}</dl></details>'
+    yield "</article>"
+
+
+def _figures(record: StallRecord) -> str:
+    known = figures(record)
+    shown = (
+        ("stalled", _figure(known["stalled_s"], "s")),
+        ("slowed", _figure(known["slowed_s"], "s")),
+        ("p99 of writes, before → during", _pair(known["baseline_write_p99_ms"], known["write_p99_ms"])),
+        ("requests over 1 s", _figure(known["over_1s"], "")),
+        ("frozen", _figure(known["frozen_ms"], "ms")),
+    )
+    figures_shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown)
+    stalled_s = known["stalled_s"]
+    reason = ""
+    if isinstance(stalled_s, (Absent, Broken)):  # a phone shows no tooltip
+        kind = "could not be read" if isinstance(stalled_s, Broken) else "was not there to be seen"
+        reason = f'<p class="small">Whether it stalled {kind}: {_text(stalled_s.why)}</p>'
+    return f'<dl class="figures">{figures_shown}</dl>{reason}'
+
+
+def _causes(record: StallRecord) -> str:
+    items = "".join(
+        f'<li>{_text(cause.text)}<br><span class="muted small">{_text(cause.evidence)}</span></li>'
+        for cause in record.verdict.causes
+    )
+    return f'<ul class="causes">{items}</ul>' if items else ""
+
+
+def _key(record: StallRecord) -> str:
+    """What the chart's lines are."""
+    swatches: list[tuple[str, Callable[[StallRecord], bool], str]] = [
+        ('<path class="latency" d="M0 6H18"/>', lambda _: True, "p99, logarithmic"),
+        ('<path class="before" d="M0 6H18"/>', lambda record: baseline_p99_ms(record) is not None, "before the backup"),
+        ('<path class="stall" d="M3 1h12v10H3z"/>', lambda _: True, "a request over 1 s was on its way"),
+        ('<path class="rate" d="M2 2h14v10H2z"/>', lambda _: True, "backup rate"),
+        ('<path class="limit" d="M0 6H18"/>', _was_limited, "governor’s limit"),
+        ('<path class="target" d="M0 6H18"/>', _has_speeds, "governor’s target"),
+        ('<path class="kernel" d="M4 11h10l-5 -9z"/>', lambda record: bool(kernel_lines(record)), "kernel line"),
+    ]
+    items = "".join(
+        f'<span><svg class="chart" viewBox="0 0 18 12" aria-hidden="true">{drawn}</svg>{words}</span>'
+        for drawn, applies, words in swatches
+        if applies(record)
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def _has_speeds(record: StallRecord) -> bool:
+    return record.governor is not None and bool(record.governor.speeds)
+
+
+def _was_limited(record: StallRecord) -> bool:
+    return record.governor is not None and any(speed.speed_bytes_per_s for speed in record.governor.speeds)
+
+
+def _view(view: View) -> str:
+    rows = "".join(f"<tr><td>{label}</td><td>{_arrows(_text(text))}</td></tr>" for label, text in view.rows)
+    return f"<div><h4>{_arrows(_text(view.title))}</h4><table>{rows}</table></div>"
+
+
+def _kernel(record: StallRecord, zone: tzinfo) -> Iterator[str]:
+    for whose, events in kernel_lines(record):
+        lines = "".join(
+            f"<li>{datetime.fromtimestamp(event.at_s, zone):%H:%M:%S} {_text(event.text, 300)}</li>"
+            for event in events[:LINES_QUOTED]
+        )
+        more = f"<li>and {len(events) - LINES_QUOTED} more</li>" if len(events) > LINES_QUOTED else ""
+        yield f'<p class="small muted">{whose} said</p><ul class="kernel-log">{lines}{more}</ul>'
+
+
+def _foot() -> list[str]:
+    return [
+        '<footer class="small muted measure">',
+        "<p><b>Stalled seconds</b>: time in which a disk request of the guest was on its way that took longer than 1 "
+        "s; <b>slowed</b>: longer than 100 ms. A request of 3.2 s counts 3.2 s, what overlaps counts once. Both are "
+        "lower bounds: only what was seen counts. Of a container: the seconds in which all of it waited for a disk."
+        "</p>",
+        "<p><b>p99</b>: 99 of 100 requests took no longer. <b>Before</b>: the same guest before its backup. "
+        f"<b>{ABSENT_MARK}</b> there was nothing to look at, <b>{BROKEN_MARK}</b> it could not be read; "
+        "neither is a zero. A guest <b>got worse</b> when its nights since the change of a version differ from those "
+        "before it by more than chance explains.</p>",
+        f"</footer><script>{SCRIPT}</script></body></html>",
+    ]

@@ -1,0 +1,174 @@
+"""`pvehook report`: which guest suffered, how much, why, and is it worse than before the upgrade?
+
+It reads the history and writes to a terminal, to one HTML file, or JSON; it changes nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final, TextIO
+
+from pvehook.records.history import nights, reading, record_of
+from pvehook.report.backup_terminal import night_lines
+from pvehook.report.json_report import night_json, overview_json
+from pvehook.report.overview_terminal import overview_lines
+from pvehook.report.page import html_report
+from pvehook.report.terminal_style import style_of
+from pvehook.report.trends import Trend, day, trends
+
+DEFAULT_SINCE: Final = "30d"
+TREND_DAYS: Final = 120
+"""A regression is looked for this far back, also where fewer nights are shown."""
+WORST_SHOWN: Final = 20
+"""Guests in a terminal, where nobody said how many."""
+
+EXIT_OK, EXIT_ERROR = 0, 2
+
+
+def run_report(
+    history: str,
+    out: TextIO,
+    now: datetime,
+    *,
+    since: str = DEFAULT_SINCE,
+    vmid: int | None = None,
+    night: str | None = None,
+    worst: int | None = None,
+    html: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """One call of the command; returns its exit code. `now` is aware, in the node's zone, in which days are told.
+
+    With `night`, a day, everything is told as of that night, and of the guests whose backup began on it.
+    Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
+    """
+    zone = zone_of(now)
+    try:
+        until = now if night is None else _end_of(night, zone)
+        since_s = start_of(since, until).timestamp()
+    except (ValueError, OverflowError) as error:
+        print(f"pvehook: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    try:
+        os.stat(history)
+    except FileNotFoundError:
+        return _nothing(f"there is no history yet ({history})", out, as_json)
+    with reading(history) as database, _no_garbage():
+        from_s = min(since_s, until.timestamp() - TREND_DAYS * 86400)
+        known = nights(database, from_s, vmid)
+        if night is not None:
+            known = [each for each in known if day(each.started_s, zone) <= night]
+        found = trends(known, since_s)
+        whose = "" if vmid is None else f" of guest {vmid}"
+        if night is not None and not any(day(trend.last.started_s, zone) == night for trend in found):
+            return _no_such_night(f"no backup{whose} began on {night}", found, zone)
+        if not found:
+            return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
+        if night is not None:
+            found = [trend for trend in found if day(trend.last.started_s, zone) == night]
+        if html is not None:
+            _write(html, html_report(database, found, worst, now, zone))
+            print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
+        elif vmid is not None:
+            _one_night(database, found[0], out, zone, as_json)
+        else:
+            _overview(found, worst, out, zone, as_json)
+    return EXIT_OK
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """80 000 nights are a million small values without a cycle among them: to look for garbage in them again and again
+    costs a quarter of a report's time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _end_of(night: str, zone: tzinfo) -> datetime:
+    """The last second of the day. Raises ValueError."""
+    try:
+        asked = datetime.strptime(night, "%Y-%m-%d")  # noqa: DTZ007  (a day; its zone follows)
+    except ValueError:
+        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24") from None
+    if asked.strftime("%Y-%m-%d") != night:
+        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24")
+    return asked.replace(hour=23, minute=59, second=59, tzinfo=zone)
+
+
+def start_of(since: str, now: datetime) -> datetime:
+    """`30d` ago, or a date's midnight. Raises ValueError."""
+    number = since.removesuffix("d")
+    if since.endswith("d") and number.isascii() and number.isdigit() and 0 < int(number[:9]) <= 36500:
+        return now - timedelta(days=int(number[:9]))
+    try:
+        return datetime.fromisoformat(since).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=now.tzinfo)
+    except ValueError:
+        raise ValueError(f"{since!r:.40} is no time; expected days such as 30d, or a date such as 2026-11-01") from None
+
+
+def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(overview_json(found[:worst], zone)), file=out)
+        return
+    for line in overview_lines(found, worst if worst is not None else WORST_SHOWN, zone, style_of(out)):
+        print(line, file=out)
+
+
+def _one_night(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: tzinfo, as_json: bool) -> None:
+    record = record_of(database, trend.last.id)
+    if as_json:
+        print(json.dumps(night_json(trend, record, zone)), file=out)
+        return
+    for line in night_lines(trend, record, zone, style_of(out)):
+        print(line, file=out)
+
+
+def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
+    days = sorted({day(night.started_s, zone) for trend in found for night in trend.nights})[-7:]
+    print(f"pvehook: {what}" + (f"; the last nights before: {', '.join(days)}" if days else ""), file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _nothing(what: str, out: TextIO, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(overview_json([], UTC)), file=out)
+        return EXIT_OK
+    print(
+        f"pvehook: {what}. A guest's night is written down when its backup ends, so look again after the next one.",
+        "`journalctl -t pvehook --since today` shows whether vzdump rang, `pvehook rehearse` what tonight will do.",
+        sep="\n",
+        file=out,
+    )
+    return EXIT_OK
+
+
+def _write(path: str, text: str) -> None:
+    """Whole or not at all: it may be shown by a web server while it is written."""
+    temporary = f"{path}.{os.getpid()}.new"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+
+
+def zone_of(now: datetime) -> tzinfo:
+    """In which days and times are told."""
+    return now.tzinfo or UTC

@@ -1,0 +1,1 @@
+"""Standard library only: what must work when everything else is broken."""

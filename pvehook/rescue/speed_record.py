@@ -1,0 +1,165 @@
+"""The write-ahead record of a slowed backup: whoever comes next puts its original speed back.
+
+    /run/pvehook/speeds/101.json
+        {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp", "daemon": 4712,
+         "original": {"drive-scsi0": 0}, "ours": [51200000, 48000000]}
+
+Written before each change. `ours` holds the speed that is being set and the one before it: a job with any other speed
+is not as we left it, somebody else has set it since, and it stays. 0 is QEMU's word for no limit.
+
+Stdlib only: `pvehook thaw --left-over`, which systemd runs when the daemon has died, puts speeds back as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pvehook.errors import GuestError, NotActive, Unreachable
+from pvehook.guest.qmp import open_qmp
+from pvehook.guest.sockets import Deadline
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+
+ATTEMPT_S = 1.0
+"""One attempt: QEMU answers in a millisecond; a client that is served before us, vzdump itself, is soon done."""
+PATIENCE_S = 4.0
+"""systemd waits for it (TimeoutStopSec), and so does the guest, which is not hurt by a slow backup."""
+PAUSE_S = 0.05
+RECORD_LIMIT_BYTES = 64 * 1024
+
+
+class SpeedRecord(NamedTuple):
+    """One guest's record."""
+
+    vmid: int
+    qmp_path: str
+    original: Mapping[str, int]
+    """Bytes a second by device."""
+    ours: tuple[int, ...]
+
+
+class Restored(NamedTuple):
+    """What became of one guest's speeds."""
+
+    vmid: int
+    done: bool
+    text: str
+
+
+def record_path(node: Node, vmid: int) -> str:
+    """Where one guest's record lies."""
+    return os.path.join(node.run_dir, "speeds", f"{vmid}.json")
+
+
+def write_record(node: Node, left: SpeedRecord) -> None:
+    """Before a speed is changed. Raises OSError: then it must not be changed."""
+    body = {
+        "vmid": left.vmid,
+        "qmp": left.qmp_path,
+        "daemon": os.getpid(),
+        "original": dict(left.original),
+        "ours": list(left.ours),
+    }
+    replace_file(record_path(node, left.vmid), json.dumps(body) + "\n")
+
+
+def read_record(node: Node, vmid: int) -> SpeedRecord | None:
+    """None where there is none, or none that can be read: then nothing is known to be ours."""
+    try:
+        with open(record_path(node, vmid), encoding="utf-8") as file:
+            body = json.loads(file.read(RECORD_LIMIT_BYTES))
+        return SpeedRecord(
+            vmid=int(body["vmid"]),
+            qmp_path=str(body["qmp"]),
+            original={str(device): int(speed) for device, speed in body["original"].items()},
+            ours=tuple(int(speed) for speed in body["ours"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def remove_record(node: Node, vmid: int) -> None:
+    """Nothing is slowed by us any more."""
+    try:
+        os.unlink(record_path(node, vmid))
+    except OSError:
+        pass  # gone already; or it stays, and costs the next one a look at a job that is not as we left it
+
+
+def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Restored | None:
+    """The guest's jobs that still are as we left them get their original speed. None: there is no record of ours."""
+    left = read_record(node, vmid)
+    if left is None:
+        return None
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            text = _put_back_once(left, Deadline.after(min(ATTEMPT_S, max(until_s - time.monotonic(), 0.1))))
+            break
+        except Unreachable as error:
+            # A socket that nobody listens at: QEMU died and could not take it away.
+            if not os.path.exists(left.qmp_path) or isinstance(error.__cause__, ConnectionRefusedError):
+                text = "its VM has ended"
+                break
+            fault: Exception = error
+        except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
+            fault = error
+        if time.monotonic() >= until_s:
+            return Restored(vmid, False, f"guest {vmid}: its backup is STILL SLOWED, as far as we know: {fault}")
+        time.sleep(PAUSE_S)
+    if read_record(node, vmid) == left:  # one that was written anew since is a newer backup's
+        remove_record(node, vmid)
+    return Restored(vmid, True, f"guest {vmid}: its backup was slowed by us; {text}")
+
+
+def restore_left_over_speeds(node: Node, patience_s: float = PATIENCE_S) -> list[Restored]:
+    """Every guest that a record calls slowed by us, all at once: one that hangs must not keep the others slow."""
+    try:
+        names = sorted(os.listdir(os.path.join(node.run_dir, "speeds")))
+    except OSError:
+        return []
+    vmids = [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
+    done: dict[int, Restored | None] = {}
+
+    def one(vmid: int) -> None:
+        done[vmid] = restore_speed(node, vmid, patience_s)
+
+    threads = [threading.Thread(target=one, args=(vmid,), daemon=True) for vmid in vmids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [report for vmid in vmids if (report := done[vmid]) is not None]
+
+
+def _put_back_once(left: SpeedRecord, deadline: Deadline) -> str:
+    """What was done. Raises GuestError."""
+    put: list[str] = []
+    with open_qmp(left.qmp_path, deadline) as qmp:
+        for job in qmp.query_block_jobs(deadline):
+            original = left.original.get(job.device)
+            if original is None or job.type != "backup" or job.speed_bytes_per_s not in left.ours:
+                continue
+            try:
+                qmp.set_job_speed(job.device, original, deadline)
+                put.append(f"{job.device} to {_limit(original)}")
+            except NotActive:
+                continue  # it has ended in this moment
+    return f"put back: {', '.join(put)}" if put else "no job is as we left it, nothing to put back"
+
+
+def _limit(bytes_per_s: int) -> str:
+    return f"{bytes_per_s / 1e6:.3g} MB/s" if bytes_per_s else "no limit"
+
+
+def known_originals(node: Node, vmid: int, speeds: Sequence[tuple[str, int]]) -> Mapping[str, int]:
+    """Of jobs that are as an earlier daemon left them (device, speed now): the speeds they had before that."""
+    left = read_record(node, vmid)
+    if left is None:
+        return {}
+    return {device: left.original[device] for device, now in speeds if device in left.original and now in left.ours}

@@ -1,0 +1,169 @@
+"""Thawing, as often as it takes. `pvehook thaw`, systemd's ExecStopPost, the next daemon, the next phase and the
+guests' hookscript all end here.
+
+A thaw is believed when `guest-fsfreeze-status` says `thawed`, not when the command was answered. It is never sent to
+a guest that is not frozen, and never ends a freeze that the record does not call ours, unless it is forced.
+
+Stdlib only: it must work when nothing else does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from pvehook.errors import GuestError, Unreachable
+from pvehook.guest.agent import open_agent, talk_on
+from pvehook.guest.sockets import Connection, Deadline
+from pvehook.host.node import Node
+from pvehook.rescue.freeze_record import (
+    FROZEN_BY_US,
+    FreezeRecord,
+    freeze_records,
+    read_record,
+    record_path,
+    remove_record,
+)
+
+ATTEMPT_S = 1.0
+"""One attempt: a thaw takes 4 to 20 ms (facts/qemu.md), and an agent that hangs in a freeze answers when that ends."""
+
+PVES_OWN_FREEZE_S = 2.0
+"""From PVE's ping to the end of its own freeze takes some 0.3 s of a sound guest (measured)."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+
+LEFT_OVER_PATIENCE_S = 8.0
+"""`thaw --left-over` gives one guest this long; systemd then starts the next daemon, which goes on trying."""
+
+
+class Thawed(NamedTuple):
+    """How it ended. `filesystems`: how many the thaw reached, 0 when it was thawed already."""
+
+    outcome: Literal["thawed", "was-thawed", "gone", "not-answered"]
+    filesystems: int
+    text: str
+    at_s: float
+    """When it was known, on the monotonic clock; the answer to the thaw itself where there was one."""
+
+
+def thaw_until_thawed(
+    agent_path: str,
+    give_up: Callable[[], bool],
+    pause: Callable[[float], object] = time.sleep,
+    connected: Connection | None = None,
+) -> Thawed:
+    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`.
+
+    `connected` is a connection to it on which nothing was said yet: the first attempt is made on it."""
+    pause_s, fault, reached, at_s = FIRST_PAUSE_S, "never asked", 0, 0.0
+    while True:
+        try:
+            deadline = Deadline.after(ATTEMPT_S)
+            opening = talk_on(connected, deadline) if connected else open_agent(agent_path, deadline)
+            connected = None
+            with opening as agent:
+                if agent.fsfreeze_status(deadline) == "thawed":
+                    # `reached`: by a thaw after which it still said frozen.
+                    how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
+                    return Thawed(how, reached, _says_thawed(reached), at_s or time.monotonic())
+                reached += agent.fsfreeze_thaw(deadline)
+                at_s = time.monotonic()
+                if agent.fsfreeze_status(deadline) == "thawed":
+                    return Thawed("thawed", reached, _says_thawed(reached), at_s)
+                fault = f"it says frozen, although its thaw was answered with {reached} filesystems"
+        except Unreachable as error:
+            fault = str(error)
+            # A socket that nobody listens at: QEMU died and could not take it away.
+            if not os.path.exists(agent_path) or isinstance(error.__cause__, ConnectionRefusedError):
+                return Thawed("gone", reached, "its VM has ended", time.monotonic())
+        except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
+            fault = str(error)
+        if give_up():
+            return Thawed("not-answered", reached, fault, time.monotonic())
+        pause(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _says_thawed(filesystems: int) -> str:
+    return f"it says thawed, {filesystems} filesystem{'s' if filesystems != 1 else ''}"
+
+
+def patience(seconds: float) -> Callable[[], bool]:
+    """A `give_up` that says yes after this long."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+class Report(NamedTuple):
+    """What was done about one guest."""
+
+    vmid: int
+    done: bool
+    text: str
+
+
+def thaw_left_over(
+    node: Node, patience_s: float = LEFT_OVER_PATIENCE_S, *, spare_living_daemon: bool = False
+) -> list[Report]:
+    """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone.
+
+    All at once: a guest whose freeze hangs must not keep the others frozen. `spare_living_daemon`: not the freezes of
+    a daemon that lives and is perhaps only slow; one that hangs is ended by systemd's watchdog, then it is dead."""
+    left = [each for each in freeze_records(node) if each.state in FROZEN_BY_US]
+    if spare_living_daemon:
+        left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
+    reports: dict[str, Report] = {}
+
+    def thaw(each: FreezeRecord) -> None:
+        if not spare_living_daemon:  # else vzdump is at its next phase already, and PVE's own freeze is over
+            wait_for_pve(node, each)
+        reports[each.path] = _thaw_left(each, patience_s)
+
+    threads = [threading.Thread(target=thaw, args=(each,), daemon=True) for each in left]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [reports[each.path] for each in left]
+
+
+def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
+    """One guest by name; without `force` only a freeze that a record calls ours."""
+    left = read_record(record_path(node, vmid))
+    if left is not None and left.state in FROZEN_BY_US:
+        return _thaw_left(left, patience_s)
+    if not force:
+        return Report(vmid, False, f"guest {vmid}: no freeze of ours is known; --force thaws it whoever froze it")
+    done = thaw_until_thawed(node.path(f"/var/run/qemu-server/{vmid}.qga"), patience(patience_s))
+    return Report(vmid, done.outcome in ("thawed", "was-thawed"), f"guest {vmid}: {done.text}")
+
+
+def forget(node: Node, vmid: int) -> None:
+    """A VM that was just started has no frozen filesystem; its agent does not even run yet."""
+    _remove(record_path(node, vmid))
+
+
+def wait_for_pve(node: Node, left: FreezeRecord) -> None:
+    """`freezing` says that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
+    freezes by itself now and thaws a moment later: not to be taken for ours. A living worker gets this moment."""
+    if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker[0]}")):
+        time.sleep(PVES_OWN_FREEZE_S)
+
+
+def _thaw_left(left: FreezeRecord, patience_s: float) -> Report:
+    done = thaw_until_thawed(left.agent_path, patience(patience_s))
+    if done.outcome == "not-answered":
+        return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
+    remove_record(left)
+    return Report(left.vmid, True, f"guest {left.vmid}: a freeze of ours was left over; now {done.text}")
+
+
+def _remove(record: str) -> None:
+    try:
+        os.unlink(record)
+    except OSError:
+        pass  # gone already; or it stays, and costs the next one a look at a thawed guest

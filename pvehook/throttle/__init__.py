@@ -1,0 +1,1 @@
+"""Slows the backup that hurts: the governor and the writeback pacer."""

@@ -1,0 +1,277 @@
+"""The writeback pacer: keeps the dirty pages of one growing archive few, from outside, so that the kernel has no burst
+to write out in front of a guest on the same disk.
+
+    vzdump          appends to TARGET with `.dat` for its last extension, through the page cache
+    the pacer       every step (2 MiB), as soon as it is there and the disk has next to nothing to do:
+                    start its writeback, wait until the step before is on the disk, drop that one from the page cache
+
+On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are on their way
+at any time, however far the archive is ahead. The pacer has one thread for each guest's backup, because the kernel may
+keep that waiting for as long as the disk likes. It never writes, and losing it costs nothing: then the kernel writes
+back as it always did.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pvehook.contract.guest_config import parse_container, parse_vm
+from pvehook.contract.section_config import Section, parse_sections
+from pvehook.errors import NodeError
+from pvehook.host.block import Location
+from pvehook.host.mounts import follow_links, read_mounts
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.host.volumes import LOOK_DEADLINE_S, READ_DEADLINE_S, STORAGE_CONFIG, Backup, locate_dump, locate_volume
+from pvehook.host.writeback import GrowingFile, NotTheFile, requests_in_flight
+from pvehook.records.journal import Log
+from pvehook.rules.pacing import QUIET_AT_MOST, DumpPlace, End, PacerRecord, Pacing, growing_file, is_due, judge_pacing
+from pvehook.settings import PacerMode
+
+T = TypeVar("T")
+
+DEADLINE_S = 24 * 3600.0
+"""From its start, most of which can be the wait for the archive: a container's first rsync takes hours."""
+
+APPEARS_EVERY_S = 0.1
+"""How often it is looked for the file. What was written until it is found is caught up with, step by step."""
+
+GROWS_EVERY_S = (0.005, 0.25)
+"""Shortest and longest wait for the next step. In between it is looked four times in the time the last step took.
+Where a step waits for the disk to be quiet, after the shortest."""
+
+STOP_WITHIN_S = 1.0
+
+MIB = 1 << 20
+
+
+class Pacer:
+    """One guest's archive. `start` it with the guest's backup, `stop` it when the account is made up."""
+
+    def __init__(
+        self,
+        node: Node,
+        reader: TimelyReader,
+        log: Log,
+        backup: Backup,
+        target: str | None,
+        mode: PacerMode,
+        step_mib: int,
+    ) -> None:
+        self._node = node
+        self._reader = reader
+        self._log = log
+        self._backup = backup
+        self._file = growing_file(target)
+        self._record = PacerRecord(mode, None, step_mib * MIB)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pacer-{backup.vmid}", daemon=True)
+        self._until_s = 0.0
+
+    @property
+    def record(self) -> PacerRecord:
+        """What was done so far; final after `stop`, unless the disk holds the thread: then its end is `blocked`."""
+        record = self._record
+        if self._stopped.is_set() and self._thread.is_alive() and record.end == "running":
+            return record._replace(end="blocked", why="the disk did not take a step in time; left to itself")
+        return record
+
+    def start(self) -> None:
+        """Returns at once: which disks lie under guest and archive is found out by the thread."""
+        self._until_s = time.monotonic() + DEADLINE_S
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No step is begun any more. Waits for the one that is, but not for long: the kernel may hold it."""
+        self._stopped.set()
+        self._thread.join(STOP_WITHIN_S)
+
+    # The thread
+
+    def _run(self) -> None:
+        end: End
+        why: str
+        try:
+            pacing = decide_pacing(self._node, self._reader, self._backup, self._file, self._record.mode)
+            self._record = self._record._replace(pacing=pacing)
+            if not pacing.acts:
+                return
+            end, why = self._pace_until_the_end()
+        except NotTheFile as error:
+            end, why = "refused", str(error.strerror)
+        except OSError as error:
+            end, why = "failed", str(error)
+        except Exception as fault:  # a fault of ours costs the pacing and nothing else
+            end, why = "failed", repr(fault)
+            self._log.error("fault", message=f"pacer: {fault!r}; the backup goes on", vmid=self._backup.vmid)
+        self._record = self._record._replace(end=end, why=why, cpu_s=time.thread_time())
+        if self._record.has_paced or end in ("refused", "failed"):
+            self._report()
+
+    def _pace_until_the_end(self) -> tuple[End, str]:
+        file = self._wait_for_the_file()
+        if file is None:
+            return ("stopped", "") if self._stopped.is_set() else ("too-long", "no archive was begun")
+        with file:
+            self._record = self._record._replace(end="running", file=self._file)
+            return self._pace(file)
+
+    def _wait_for_the_file(self) -> GrowingFile | None:
+        assert self._file is not None  # noqa: S101  (decide_pacing asked)
+        directory, name = os.path.split(self._node.path(self._file))
+        while not self._is_over():
+            try:
+                return GrowingFile(directory, name)
+            except FileNotFoundError:
+                self._stopped.wait(APPEARS_EVERY_S)
+        return None
+
+    def _pace(self, file: GrowingFile) -> tuple[End, str]:
+        """Goes on until the archive has its final name, and then through what is left of it."""
+        step = self._record.step_bytes
+        shortest_s, longest_s = GROWS_EVERY_S
+        started = done = 0  # bytes: writeback begun up to here, over up to here
+        step_began_s = time.monotonic()
+        wait_s = shortest_s
+        while not self._is_over():
+            place = file.place()  # before the size: what is renamed does not grow any more
+            size = file.size_bytes()
+            if place == "deleted":
+                return "deleted", "vzdump threw the archive away"
+            self._note_how_far(size - started)
+            due = is_due(size - started, step, place == "elsewhere")
+            if due == "now" or (due == "when-quiet" and self._is_disk_quiet()):
+                length = min(step, size - started)
+                self._take_step(file, (started, length), (done, started - done))
+                done, started = started, started + length
+                now_s = time.monotonic()
+                wait_s = min(max((now_s - step_began_s) / 4, shortest_s), longest_s)
+                step_began_s = now_s
+            elif place == "elsewhere":
+                self._take_step(file, (size, 0), (done, size - done))
+                return "complete", ""
+            else:
+                self._stopped.wait(shortest_s if due == "when-quiet" else wait_s)
+        if not self._stopped.is_set():
+            return "too-long", "it grew for longer than a day"
+        # The last phases may come before the last look: by then the archive is complete all the same.
+        left_bytes = file.size_bytes() - done
+        end: End = "complete" if file.place() == "elsewhere" else "stopped"
+        return end, f"the last {left_bytes / MIB:.1f} MiB were left to the kernel" if left_bytes else ""
+
+    def _take_step(self, file: GrowingFile, new: tuple[int, int], before: tuple[int, int]) -> None:
+        """Each an offset and a length in bytes; a length of 0 is none."""
+        began_s = time.monotonic()
+        if new[1]:
+            file.start_writeback(*new)
+        if before[1]:
+            file.wait_for_writeback(*before)
+        took_s = time.monotonic() - began_s
+        if before[1]:
+            file.drop_from_cache(*before)
+        record = self._record
+        self._record = record._replace(
+            paced_bytes=record.paced_bytes + before[1],
+            steps=record.steps + bool(before[1]),
+            blocked_s=record.blocked_s + took_s,
+            worst_step_s=max(record.worst_step_s, took_s),
+        )
+
+    def _is_disk_quiet(self) -> bool:
+        disks = self._record.pacing.disks if self._record.pacing else ()
+        return all(requests_in_flight(self._node, disk) <= QUIET_AT_MOST for disk in disks)
+
+    def _note_how_far(self, ahead_bytes: int) -> None:
+        if ahead_bytes > self._record.most_behind_bytes:
+            self._record = self._record._replace(most_behind_bytes=ahead_bytes)
+
+    def _is_over(self) -> bool:
+        return self._stopped.is_set() or time.monotonic() > self._until_s
+
+    def _report(self) -> None:
+        record = self._record
+        pacing = record.pacing
+        self._log.info(
+            "pacer-done",
+            message=f"guest {self._backup.vmid}: {in_words(record)}",
+            vmid=self._backup.vmid,
+            pacer=record.mode,
+            reason=pacing.reason if pacing else None,
+            reason_detail=pacing.why if pacing else None,
+            end=record.end,
+            end_detail=record.why or None,
+            file=record.file,
+            paced_bytes=record.paced_bytes,
+            steps=record.steps,
+            step_bytes=record.step_bytes,
+            blocked_s=round(record.blocked_s, 3),
+            worst_step_s=round(record.worst_step_s, 3),
+            most_behind_bytes=record.most_behind_bytes,
+            cpu_s=round(record.cpu_s, 3),
+        )
+
+
+def in_words(record: PacerRecord) -> str:
+    """The account in one sentence, for people."""
+    if not record.has_paced:
+        why = record.why or (record.pacing.why if record.pacing else "the disks were not looked up in time")
+        return f"the archive's writeback was not paced: {why}"
+    text = (
+        f"the archive's writeback was paced: {record.paced_bytes / MIB:.0f} MiB in {record.steps} steps of "
+        f"{record.step_bytes / MIB:g} MiB, waited {record.blocked_s:.1f} s for the disk, "
+        f"at most {record.worst_step_s:.2f} s for a step"
+    )
+    ended = "" if record.end == "complete" else f"; {record.end}"
+    return f"{text}{ended}; {record.why}" if record.why else f"{text}{ended}"
+
+
+def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | None, mode: PacerMode) -> Pacing:
+    """Looks the disks up, each within its time. `file` is the growing archive's path as Proxmox spells it."""
+    if mode == "off" or file is None:
+        return judge_pacing(mode, file, "not looked up", "not looked up")
+    volumes: Sequence[tuple[str, Location]] | str
+    try:
+        storages = parse_sections(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+        dump = _asked(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
+    except NodeError as error:
+        return judge_pacing(mode, file, str(error), "not looked up")
+    try:
+        volumes = _volumes(node, reader, backup, storages)
+    except NodeError as error:
+        volumes = str(error)
+    return judge_pacing(mode, file, dump, volumes)
+
+
+def _dump_place(node: Node, backup: Backup, file: str, storages: Sequence[Section]) -> DumpPlace:
+    directory = os.path.dirname(file)
+    _, mount = follow_links(node.path(directory), read_mounts(node))
+    return DumpPlace(mount, locate_dump(node, directory, backup.storeid, storages))
+
+
+def _volumes(
+    node: Node, reader: TimelyReader, backup: Backup, storages: Sequence[Section]
+) -> list[tuple[str, Location]]:
+    """Everything that the guest reads and writes, also what is not backed up, with the disks under it."""
+    kind, parse = ("lxc", parse_container) if backup.vmtype == "lxc" else ("qemu-server", parse_vm)
+    path = f"/etc/pve/{kind}/{backup.vmid}.conf"
+    text = reader.text(node.path(path), READ_DEADLINE_S)
+    if text is None:
+        raise NodeError(f"{path} is not there")
+    volumes = [(each.key, each.volume) for each in parse(text).volumes if not each.is_cdrom and each.volume != "none"]
+
+    def look() -> list[tuple[str, Location]]:
+        return [(key, locate_volume(node, volid, storages)) for key, volid in volumes]
+
+    return _asked(reader, f"the disks under guest {backup.vmid}", look)
+
+
+def _asked(reader: TimelyReader, what: str, look: Callable[[], T]) -> T:
+    """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
+    try:
+        return reader.within(LOOK_DEADLINE_S, what, look)
+    except (OSError, ValueError) as error:
+        raise NodeError(f"{what}: {error}") from error

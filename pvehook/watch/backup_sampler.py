@@ -1,0 +1,288 @@
+"""One guest's night: what is looked at from `backup-start` to its end, in a thread of its own.
+
+    backup-start    begin: the node's counters; QEMU is asked twice a second from here on (disk_watch.py)
+    pre-stop        the guest's own counters, before anybody holds its agent's socket (guest_watch.py)
+    archive         the governor acts on the same connection; the agent is pinged now and then
+    backup-end      finish: everything is read once more
+    log-end         the views
+
+Nothing here may hold a phase, touch the agent while PVE freezes, or cost a backup: a view that cannot be had is told as
+absent or broken, and the record is made of the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvehook.contract.latency import DiskCounters, RequestCounters
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.guest.block_stats import DiskSample
+from pvehook.guest.qmp import QmpConnection
+from pvehook.guest.sockets import Deadline
+from pvehook.host.pressure import guest_pressure
+from pvehook.host.processes import qemu_of
+from pvehook.records.chart_points import NightPoints
+from pvehook.records.plain import from_plain, to_plain
+from pvehook.records.stall_record import Baseline, GovernorSummary, Point
+from pvehook.rules.stalls import GuestView, HostView, HypervisorView
+from pvehook.throttle.governor import Governor
+from pvehook.watch.disk_sampler import DiskWatch, Start
+from pvehook.watch.guest_sampler import CountersStart, GuestSampler
+from pvehook.watch.host_sampler import HostWatch, Reading
+
+if TYPE_CHECKING:
+    from pvehook.records.context import Context
+    from pvehook.records.guest_record import GuestRecord
+    from pvehook.records.journal import Log
+    from pvehook.settings import MetricsConfig
+
+LAST_LOOK_S = 2.0
+"""For the disks; the guest itself has as long again."""
+LEAVE_S = 3.0
+LOG_EVERY_S = 5.0
+"""The kernel's ring holds some thousand lines."""
+PING_EVERY_S = 10.0
+PING_AFTER_S = 30.0
+"""From the moment its backup job was seen: PVE's own freeze and thaw have the agent to themselves."""
+FREEZE_AT_MOST_S = 70.0
+"""QMP is left to PVE while the guest is frozen, or a look of ours would make it wait."""
+
+_NOTHING = RequestCounters(0, 0, 0, None)
+
+
+class Seen(NamedTuple):
+    """Where it all began, as the job's record keeps it for the daemon that may have to go on."""
+
+    host: Reading
+    disks: Start | None
+    inside: CountersStart | None
+
+
+class Views(NamedTuple):
+    """What was seen of one guest."""
+
+    guest: Measured[GuestView]
+    hypervisor: Measured[HypervisorView]
+    host: Measured[HostView]
+    baseline: Measured[Baseline]
+    points: tuple[Point, ...]
+    backup_bytes: int | None
+    disks: Start | None
+    governor: GovernorSummary | None
+    cpu_s: float
+
+
+class BackupSampler:
+    """`begin` it with the guest's backup, `finish` it when that is over, then take the `views`."""
+
+    def __init__(
+        self,
+        context: Context,
+        guest: GuestRecord,
+        config: MetricsConfig,
+        governor: Governor | None,
+        baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
+        archive_shares_disk: Callable[[], bool | None],
+        log: Log,
+    ) -> None:
+        self._context = context
+        self._guest = guest
+        self._config = config
+        self._log = log
+        self._governor = governor
+        self._baseline_of = baseline_of
+        self._archive_shares_disk = archive_shares_disk
+        self._baseline: Measured[Baseline] = Absent("its disks were not seen")
+        seen = _seen_before(guest)
+        self._host = HostWatch(context.node, context.clock, guest.vmid, guest.vmtype, seen.host if seen else None)
+        self._disks: DiskWatch | None = None
+        self._inside: GuestSampler | None = None
+        if guest.vmtype != "lxc":
+            qmp = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qmp")
+            self._disks = DiskWatch(qmp, context.clock.now_s, self._act, seen.disks if seen else None)
+            self._inside = GuestSampler(
+                context, guest.vmid, guest.mode, config.guest_kernel_log, seen.inside if seen else None
+            )
+        self._container = _ContainerChart(context, guest)
+        self._noted: Start | None = None
+        self._archive_since_s: float | None = None
+        self._job_since_s: float | None = None
+        self._views: Views | None = None
+        self._finishing = threading.Event()
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"night-{guest.vmid}", daemon=True)
+
+    # What the phases call
+
+    def begin(self) -> None:
+        """Returns at once."""
+        self._thread.start()
+
+    def read_guest_counters(self) -> None:
+        """The guest's own counters, now. Takes at most a few seconds; to be called while nobody needs the agent."""
+        if self._inside is not None:
+            self._inside.begin()
+            self._keep()
+
+    def archive_begins(self) -> None:
+        """From here on PVE may freeze."""
+        self._archive_since_s = time.monotonic()
+
+    def finish(self) -> None:
+        """The backup is over: the last look is taken by the thread. Returns at once."""
+        self._finishing.set()
+
+    def views(self, wait_s: float) -> Views | None:
+        """What was seen; waits for the last look, but not for ever. None: it has not come to its end."""
+        self._finishing.set()
+        self._thread.join(wait_s)
+        return self._views
+
+    def put_down(self) -> None:
+        """The daemon leaves while the backup runs: the original speed, and no account. The next daemon goes on."""
+        self._leaving.set()
+        self._finishing.set()
+        self._thread.join(LEAVE_S)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            self._look_until_the_end()
+            if not self._leaving.is_set():
+                self._views = self._last_look()
+        except Exception as fault:  # a fault of ours costs a record, never a backup
+            self._log.error(
+                "fault",
+                message=f"looking at guest {self._guest.vmid}: {fault!r}; the backup goes on",
+                vmid=self._guest.vmid,
+                exc_type=type(fault).__name__,
+            )
+        finally:
+            if self._governor is not None:
+                self._governor.release()  # after a fault too; a second time it does nothing
+            self._host.close()
+
+    def _look_until_the_end(self) -> None:
+        every_s = self._config.sample_every_s
+        next_s = time.monotonic()
+        next_log_s = next_s + LOG_EVERY_S
+        next_ping_s = next_s
+        while not self._finishing.wait(max(next_s - time.monotonic(), 0.0)):
+            if self._disks is None:
+                self._container.look()
+            elif self._disks.waits or not self._pve_freezes():
+                self._disks.look()
+                self._note_start(self._disks)
+                every_s = self._look_every_s()
+            now_s = time.monotonic()
+            if now_s >= next_log_s:
+                self._host.look()
+                next_log_s = now_s + LOG_EVERY_S
+            if self._inside is not None and now_s >= next_ping_s and self._agent_is_free(now_s):
+                self._inside.ping()
+                next_ping_s = now_s + PING_EVERY_S
+            # A connection that waits for its turn must not be left alone when that comes.
+            next_s = now_s if self._disks is not None and self._disks.waits else max(next_s + every_s, now_s)
+
+    def _note_start(self, disks: DiskWatch) -> None:
+        if disks.start is not None and disks.start is not self._noted:
+            self._noted = disks.start
+            process = qemu_of(self._context.node, self._guest.vmid)
+            if process is not None:
+                self._host.vcpus_are(process.pid, disks.start.vcpus)
+            self._baseline = self._baseline_of(disks.start.disks)
+            if self._governor is not None:
+                self._governor.know_baseline(self._baseline)
+            self._keep()
+        if self._job_since_s is None and disks.job_seen:
+            self._job_since_s = time.monotonic()
+
+    def _pve_freezes(self) -> bool:
+        """Whether a freeze of ours is armed and not over: PVE is about to come, or has come and starts its job."""
+        freeze = self._guest.freeze
+        if freeze is None or self._archive_since_s is None:
+            return False
+        is_open = freeze.action == "freeze" and freeze.consistency is None
+        return is_open and time.monotonic() - self._archive_since_s < FREEZE_AT_MOST_S
+
+    def _agent_is_free(self, now_s: float) -> bool:
+        return self._job_since_s is not None and now_s - self._job_since_s >= PING_AFTER_S and not self._pve_freezes()
+
+    def _last_look(self) -> Views:
+        hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
+        guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
+        slowest_ms: Measured[float] = Absent("a container has no agent")
+        if self._governor is not None:
+            self._governor.know_archive(self._archive_shares_disk())
+            self._governor.release()
+        if self._disks is not None:
+            self._disks.end(LAST_LOOK_S)
+            hypervisor = self._disks.view()
+        if self._inside is not None:
+            guest = self._inside.view()
+            slowest_ms = self._inside.slowest_ms
+        return Views(
+            guest=guest,
+            hypervisor=hypervisor,
+            host=self._host.view(slowest_ms),
+            baseline=self._baseline,
+            points=self._container.points() if self._disks is None else self._disks.points(),
+            backup_bytes=self._disks.backup_bytes if self._disks is not None else None,
+            disks=self._disks.start if self._disks is not None else None,
+            governor=self._governor.summary() if self._governor is not None else None,
+            cpu_s=time.thread_time(),
+        )
+
+    def _look_every_s(self) -> float:
+        """The governor wants more looks while its job is young."""
+        if self._governor is None or self._archive_since_s is None:
+            return self._config.sample_every_s
+        return min(self._config.sample_every_s, self._governor.next_look_s)
+
+    def _act(self, qmp: QmpConnection, look: DiskSample, deadline: Deadline) -> None:
+        """On the connection of one look."""
+        if self._governor is not None:
+            self._governor.act(qmp, look, deadline)
+
+    def _keep(self) -> None:
+        """What a restarted daemon would go on from; the next phase writes it down."""
+        disks = self._disks.start if self._disks is not None else None
+        inside = self._inside.start if self._inside is not None else None
+        self._guest.seen = to_plain(Seen(self._host.start, disks, inside))
+
+
+class _ContainerChart:
+    """A container has no QEMU to ask: its chart is the time in which all of it waited for a disk."""
+
+    def __init__(self, context: Context, guest: GuestRecord) -> None:
+        self._context = context
+        self._guest = guest
+        self._points = NightPoints()
+        self._last: tuple[float, int] | None = None
+
+    def look(self) -> None:
+        """One look at its cgroup."""
+        now_s = self._context.clock.now_s()
+        io = guest_pressure(self._context.node, self._guest.vmid, "lxc")["io"]
+        if isinstance(io, (Absent, Broken)):
+            return
+        if self._last is not None:
+            last_s, last_us = self._last
+            waited_s = max(io.full_us - last_us, 0) / 1e6
+            self._points.add(now_s - self._guest.started_s, now_s - last_s, _NOTHING, waited_s, 0)
+        self._last = now_s, io.full_us
+
+    def points(self) -> tuple[Point, ...]:
+        return self._points.points()
+
+
+def _seen_before(guest: GuestRecord) -> Seen | None:
+    """What an earlier daemon kept; None where there was none, or another version's."""
+    try:
+        return from_plain(Seen, guest.seen) if guest.seen is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,132 @@
+"""How the node's VMs are before their backup: histograms are armed when the job starts, read when a VM's turn comes.
+
+    job-start      every running VM: armed, counters read         one short connection each, one VM after the other
+    its turn       what was counted in between is its baseline    job/guest_night.py goes on with the same histograms
+    job-end        VMs whose turn did not come: histograms removed
+
+The first VM of a job has hardly any time before it. Then the baselines of its last nights count, and where there are
+none, the mean since the VM was started, which tells no percentiles.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, RequestCounters
+from pvehook.contract.measured import Absent, Measured
+from pvehook.errors import GuestError
+from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
+from pvehook.guest.qmp import open_qmp
+from pvehook.guest.sockets import Deadline
+from pvehook.host.processes import running_vms
+from pvehook.records.stall_record import Baseline
+from pvehook.rules.latency import disks_between, latency_of, sum_of
+
+if TYPE_CHECKING:
+    from pvehook.host.node import Node
+    from pvehook.records.run_state import RunState
+
+LEAST_S = 20.0
+"""A shorter time before its backup says little about a guest."""
+ANSWER_S = 1.0
+MOST_VMS = 200
+
+
+class _Before(NamedTuple):
+    at_s: float
+    """On the monotonic clock."""
+    disks: tuple[DiskCounters, ...]
+
+
+class Baselines:
+    """The running VMs of one job's node. `begin` it with the job, `end` it with the job."""
+
+    def __init__(self, node: Node, job: RunState) -> None:
+        self._node = node
+        self._job = job
+        self._before: dict[int, _Before] = {}
+        self._waiting = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Returns at once; one VM after the other is armed by a thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._arm_all, name="baselines", daemon=True)
+            self._thread.start()
+
+    def taken(self, vmid: int) -> None:
+        """Its turn has come: what becomes of its histograms is decided there."""
+        with self._waiting:
+            self._job.waiting = [each for each in self._job.waiting if each != vmid]
+
+    def of(self, vmid: int, disks: Sequence[DiskCounters], past: Sequence[Baseline]) -> Measured[Baseline]:
+        """How this VM was before `disks`, the first reading of its backup, was made. `past` are its last nights'."""
+        before = self._before.get(vmid)
+        if before is not None:
+            lasted_s = time.monotonic() - before.at_s
+            completed = disks_between(before.disks, disks)
+            if lasted_s >= LEAST_S and any(each.operations for each in completed.values()):
+                return _baseline(lasted_s, "before", completed)
+        if past:
+            return sorted(past, key=lambda each: each.write.mean_ms or 0.0)[len(past) // 2]._replace(source="history")
+        since_start: dict[str, RequestCounters] = {
+            kind: sum_of(getattr(disk, kind)._replace(histogram=None) for disk in disks) for kind in REQUEST_KINDS
+        }
+        if not any(each.operations for each in since_start.values()):
+            return Absent("its disks have not been used since it was started")
+        return _baseline(0.0, "since-start", since_start)
+
+    def end(self) -> None:
+        """Removes what is armed on VMs whose turn did not come; in a thread, no phase waits for it."""
+        self._ended.set()
+        threading.Thread(target=self._disarm_all, name="baselines-end", daemon=True).start()
+
+    def _arm_all(self) -> None:
+        for vmid in list(running_vms(self._node))[:MOST_VMS]:
+            if self._ended.is_set():
+                return
+            if self._job.guest is not None and self._job.guest.vmid == vmid:
+                continue  # its turn has come already
+            deadline = Deadline.after(ANSWER_S)
+            try:
+                with open_qmp(self._path(vmid), deadline) as qmp:
+                    disks = read_disks(qmp, deadline)
+                    arm_histograms(qmp, disks, deadline)
+                    known = [disk.qdev for disk in disks]
+                    self._before[vmid] = _Before(time.monotonic(), read_disks(qmp, deadline, known))
+                    with self._waiting:
+                        self._job.waiting = [*self._job.waiting, vmid]
+            except GuestError:
+                continue  # a VM that does not answer has no baseline
+
+    def _disarm_all(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        for vmid in self._job.waiting:
+            deadline = Deadline.after(ANSWER_S)
+            try:
+                with open_qmp(self._path(vmid), deadline) as qmp:
+                    known = [disk.qdev for disk in read_disks(qmp, deadline)]
+                    disarm_histograms(qmp, known, deadline)
+            except GuestError:
+                continue  # gone, or hangs: its histograms cost nothing, and the next backup takes them for its own
+
+    def _path(self, vmid: int) -> str:
+        return self._node.path(f"/var/run/qemu-server/{vmid}.qmp")
+
+
+def _baseline(
+    lasted_s: float, source: Literal["before", "since-start"], completed: Mapping[str, RequestCounters]
+) -> Baseline:
+    return Baseline(
+        lasted_s,
+        source,
+        read=latency_of(completed["read"]),
+        write=latency_of(completed["write"]),
+        flush=latency_of(completed["flush"]),
+        p99_ms=latency_of(sum_of(completed.values())).p99_ms,
+    )

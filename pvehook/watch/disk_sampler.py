@@ -1,0 +1,245 @@
+"""What QEMU tells of one guest's disks while it is backed up: looked at twice a second, told at the end.
+
+    first look      the histograms are armed; counters from here on are the backup's
+    each look       what was completed since the last one: stalled seconds, the chart, the governor's food
+    at the end      the whole difference becomes percentiles; histograms that we armed are removed
+
+QMP serves one client at a time and vzdump comes by once a second, so each look is one short connection. Where QEMU does
+not answer we wait on, on the same connection: a new one would take a second place in a queue of three. For how long it
+was silent is a figure of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.errors import GuestError, TimedOut, Unreachable
+from pvehook.guest.block_stats import DiskSample, arm_histograms, disarm_histograms, read_disks
+from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
+from pvehook.guest.sockets import Connection, Deadline, connect
+from pvehook.records.chart_points import NightPoints
+from pvehook.records.stall_record import Point
+from pvehook.rules.latency import disks_between, latency_of, sum_of
+from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
+
+ANSWER_S = 2.0
+"""A look that takes longer, once QEMU has begun to answer, is given up; vzdump may wait behind it."""
+
+TURN_S = 0.5
+"""For how long one call waits for its turn; then the caller may have something else to do."""
+
+
+Act = Callable[[QmpConnection, DiskSample, Deadline], None]
+"""What is done on the connection of a look: the governor's changes of speed."""
+
+
+class Start(NamedTuple):
+    """Where the counting began; it outlives the daemon, so that the next one goes on with the same night."""
+
+    at_s: float
+    """Seconds since the epoch."""
+    disks: tuple[DiskCounters, ...]
+    armed: tuple[str, ...]
+    """By us: to be removed at the end."""
+    theirs: tuple[str, ...]
+    not_armed: tuple[str, ...]
+    vcpus: tuple[int, ...]
+    """Their thread ids on the node."""
+    qemu: str
+    """The running QEMU's version."""
+
+
+class DiskWatch:
+    """One guest's disks. Used by one thread."""
+
+    def __init__(self, path: str, now_s: Callable[[], float], act: Act, start: Start | None) -> None:
+        self._path = path
+        self._now_s = now_s
+        self._act = act
+        self.start = start
+        self._last: tuple[DiskCounters, ...] = start.disks if start else ()
+        self._last_s: float | None = None
+        self._stalled = Count(STALLED_AFTER_S)
+        self._slowed = Count(SLOWED_AFTER_S)
+        self._points = NightPoints()
+        self._looks = 0
+        self._silence_s = 0.0
+        self._silent_since_s: float | None = None
+        self._waiting: Connection | None = None
+        self._fault: GuestError | None = None
+        self._run_state = "unknown"
+        # What runs when a restarted daemon comes is this night's; what runs before the first look is not.
+        self._old_jobs: frozenset[tuple[str, int]] | None = frozenset() if start else None
+        self._copied: dict[str, int] = {}
+        self._to_copy: dict[str, int] = {}
+
+    @property
+    def backup_bytes(self) -> int | None:
+        """What the backup's jobs had to read; None: no job was seen."""
+        return sum(self._to_copy.values()) if self._to_copy else None
+
+    @property
+    def job_seen(self) -> bool:
+        return bool(self._to_copy)
+
+    @property
+    def began_s(self) -> float | None:
+        """When the counting began, in seconds since the epoch."""
+        return self.start.at_s if self.start else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a connection waits for its turn: look again at once, or vzdump waits behind one that says nothing."""
+        return self._waiting is not None
+
+    def look(self, turn_s: float = TURN_S) -> None:
+        """Takes one look, or goes on waiting for its turn."""
+        asked_s = time.monotonic()
+        try:
+            if self._waiting is None:
+                self._waiting = connect(self._path)
+            qmp = greet(self._waiting, Deadline.after(turn_s))
+        except TimedOut as error:
+            self._not_answered(asked_s, error)
+            return
+        except GuestError as error:
+            self._not_answered(asked_s, error)
+            self._hang_up()
+            return
+        try:
+            self._look_on(qmp, Deadline.after(ANSWER_S))
+        except GuestError as error:
+            self._not_answered(asked_s, error)
+        else:
+            self._silence_s = max(self._silence_s, time.monotonic() - (self._silent_since_s or asked_s))
+            self._silent_since_s = None
+        finally:
+            self._hang_up()
+
+    def _look_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
+        if self.start is None:
+            self.start = self._begin(qmp, deadline)
+            self._last = self.start.disks
+        disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last])
+        if _went_back(self._last, disks):  # another QEMU: vzdump has stopped the VM and started it again
+            self.start = self._begin(qmp, deadline)
+            self._last, self._last_s, disks = self.start.disks, None, self.start.disks
+        jobs = qmp.query_block_jobs(deadline)
+        at_s = time.monotonic()
+        self._take(at_s, disks, jobs)
+        self._act(qmp, DiskSample(at_s, disks, jobs), deadline)
+
+    def _hang_up(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+
+    def end(self, wait_s: float) -> None:
+        """The last look; what we armed is removed."""
+        deadline = Deadline.after(wait_s)
+        self.look(wait_s)
+        self._hang_up()
+        if self.start is None or not self.start.armed:
+            return
+        try:
+            with open_qmp(self._path, deadline) as qmp:
+                self._run_state = qmp.query_status(deadline).status
+                disarm_histograms(qmp, self.start.armed, deadline)
+        except GuestError:
+            pass  # a VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own
+
+    def view(self) -> Measured[HypervisorView]:
+        """What was seen."""
+        if self.start is None or not self._looks:
+            if isinstance(self._fault, Unreachable) or self._fault is None:
+                return Absent(f"no QEMU to ask: {self._fault or 'the backup was over before the first look'}")
+            return Broken(str(self._fault))
+        completed = disks_between(self.start.disks, self._last)
+        silent_s = time.monotonic() - self._silent_since_s if self._silent_since_s is not None else 0.0
+        return HypervisorView(
+            read=latency_of(completed["read"]),
+            write=latency_of(completed["write"]),
+            flush=latency_of(completed["flush"]),
+            stalled_s=self._stalled.total_s,
+            slowed_s=self._slowed.total_s,
+            samples=self._looks,
+            silence_ms=max(self._silence_s, silent_s) * 1000,
+            run_state=self._run_state,
+            their_histograms=self.start.theirs,
+            not_armed=self.start.not_armed,
+        )
+
+    def points(self) -> tuple[Point, ...]:
+        """The night's chart."""
+        return self._points.points()
+
+    def _begin(self, qmp: QmpConnection, deadline: Deadline) -> Start:
+        before = read_disks(qmp, deadline)
+        arming = arm_histograms(qmp, before, deadline)
+        version = qmp.query_version(deadline)
+        self._run_state = qmp.query_status(deadline).status
+        return Start(
+            at_s=self._now_s(),
+            disks=read_disks(qmp, deadline, [disk.qdev for disk in before]),
+            armed=arming.armed,
+            theirs=arming.theirs,
+            not_armed=tuple(f"{qdev}: {why}" for qdev, why in arming.refused),
+            vcpus=qmp.query_cpus_fast(deadline),
+            qemu=version.package or f"{version.major}.{version.minor}.{version.micro}",
+        )
+
+    def _take(self, at_s: float, disks: tuple[DiskCounters, ...], jobs: Sequence[BlockJob]) -> None:
+        assert self.start is not None  # noqa: S101  (made before the first look is taken)
+        since_s = self._last_s if self._last_s is not None else at_s
+        completed = disks_between(self._last, disks)
+        stalled_before_s = self._stalled.total_s
+        copied = self._progress(jobs)
+        if self._last_s is None:  # what went on while no daemon looked cannot be put to a time
+            copied, completed = 0, {}
+        self._stalled = count_stall(self._stalled, at_s, since_s, completed)
+        self._slowed = count_stall(self._slowed, at_s, since_s, completed)
+        self._points.add(
+            self._now_s() - self.start.at_s,
+            at_s - since_s,
+            sum_of(completed.values()),
+            self._stalled.total_s - stalled_before_s,
+            copied,
+        )
+        self._last, self._last_s = disks, at_s
+        self._looks += 1
+
+    def _progress(self, jobs: Sequence[BlockJob]) -> int:
+        """How many bytes the backup's jobs went on since the last look."""
+        backups = [job for job in jobs if job.type == "backup"]
+        if self._old_jobs is None:  # left by a vzdump that was killed: not this night's
+            self._old_jobs = frozenset((job.device, job.length_bytes) for job in backups)
+        forward = 0
+        still_there = {(job.device, job.length_bytes) for job in backups}
+        for job in backups:
+            if (job.device, job.length_bytes) in self._old_jobs:
+                continue
+            forward += max(job.offset_bytes - self._copied.get(job.device, 0), 0)
+            self._copied[job.device] = job.offset_bytes
+            self._to_copy[job.device] = job.length_bytes
+        self._old_jobs &= still_there  # ended: a new job of the same name is another
+        return forward
+
+    def _not_answered(self, asked_s: float, error: GuestError) -> None:
+        self._fault = error
+        if self._silent_since_s is None:
+            self._silent_since_s = asked_s
+
+
+def _went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:
+    """Whether any counter is less than it was."""
+    earlier = {disk.qdev: disk for disk in before}
+    return any(
+        getattr(disk, kind).operations < getattr(earlier[disk.qdev], kind).operations
+        for disk in after
+        if disk.qdev in earlier
+        for kind in REQUEST_KINDS
+    )

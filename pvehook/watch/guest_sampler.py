@@ -1,0 +1,203 @@
+"""What a guest tells of itself by its agent: pressure, stolen time, its kernel's log, how long it lets a ping wait.
+
+    begin    pre-stop: its counters, and its kernel's log opened at its end
+    ping     now and then while the archive is made
+    view     after the backup: the counters again, and what the kernel has logged in between
+
+Each is one connection with one deadline, and the agent is PVE's first: see guest_night.py for when it may be asked.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvehook.contract.agent_option import parse_agent_option
+from pvehook.contract.guest_config import parse_vm
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
+from pvehook.errors import GuestError, NodeError, TimedOut, Unreachable
+from pvehook.guest.agent import AgentConnection, open_agent
+from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
+from pvehook.guest.kernel_log import KernelLogHandle, close_kernel_log, open_kernel_log, read_kernel_log
+from pvehook.guest.qmp import open_qmp
+from pvehook.guest.sockets import Deadline
+from pvehook.rules.kernel_lines import classify
+from pvehook.rules.stalls import GuestView, KernelEvent
+from pvehook.watch.host_sampler import EVENTS_KEPT, seconds_between
+
+if TYPE_CHECKING:
+    from pvehook.records.context import Context
+
+BEGIN_S = 2.0
+VIEW_S = 2.0
+"""Of which the kernel's log gets what the counters leave: some 5000 characters, sixty lines. It is read at each ping
+as well, so little is left for the end."""
+PING_S = 5.0
+CONFIG_S = 1.0
+
+_NOT_ASKED = "its agent was not asked before its backup"
+
+
+class CountersStart(NamedTuple):
+    """Where the guest's own counting began, as the job's record keeps it."""
+
+    inside: GuestCounters
+    log: Measured[KernelLogHandle]
+
+
+class GuestSampler:
+    """One guest's own view. The phases call `begin`, the night's thread the others."""
+
+    def __init__(
+        self, context: Context, vmid: int, mode: str, with_kernel_log: bool, start: CountersStart | None
+    ) -> None:
+        self._context = context
+        self._mode = mode
+        self._path = context.node.path(f"/var/run/qemu-server/{vmid}.qga")
+        self._vmid = vmid
+        self._with_kernel_log = with_kernel_log
+        self.start = start
+        self._not_begun: Absent | Broken = Absent(_NOT_ASKED)
+        self._slowest_s: float | None = None
+        self._slowest_fault: GuestError | None = None
+        self._events: list[KernelEvent] = []
+        self._missing: list[str] = []
+        self._not_kept = 0
+        self._log_fault: Absent | Broken | None = None
+
+    def begin(self) -> None:
+        """Reads the counters and opens the kernel's log. Never raises."""
+        if self.start is not None:
+            return
+        why_not = self._why_not_asked()
+        if why_not is not None:
+            self._not_begun = why_not
+            return
+        deadline = Deadline.after(BEGIN_S)
+        try:
+            with open_agent(self._path, deadline) as agent:
+                inside = read_guest_counters(agent, deadline)
+                log: Measured[KernelLogHandle] = Absent("switched off (metrics.guest_kernel_log)")
+                if self._with_kernel_log:
+                    log = open_kernel_log(agent, deadline)
+                self.start = CountersStart(inside, log)
+        except GuestError as error:
+            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs() else _fault(error)
+
+    def ping(self) -> None:
+        """Asks for a sign of life, and takes what the kernel has logged: its ring is short, and so is the last look."""
+        asked_s = time.monotonic()
+        try:
+            deadline = Deadline.after(PING_S)
+            with open_agent(self._path, deadline) as agent:
+                agent.ping(deadline)
+                self._slowest_s = max(self._slowest_s or 0.0, time.monotonic() - asked_s)
+                self._read_log(agent, Deadline.after(VIEW_S))
+        except GuestError as error:
+            # No answer is one that took at least this long; a socket that is gone is none.
+            if isinstance(error, TimedOut):
+                self._slowest_s = max(self._slowest_s or 0.0, time.monotonic() - asked_s)
+            else:
+                self._slowest_fault = error
+
+    @property
+    def slowest_ms(self) -> Measured[float]:
+        """The longest that its agent let a ping wait."""
+        if self._slowest_s is not None:
+            return self._slowest_s * 1000
+        if self._slowest_fault is not None:
+            return _fault(self._slowest_fault)
+        return self._not_begun if self.start is None else Absent("its backup was over before the first ping")
+
+    def view(self) -> Measured[GuestView]:
+        """What was seen from `begin` until now. The log in the guest is closed."""
+        if self.start is None:
+            return self._not_begun
+        before = self.start.inside
+        deadline = Deadline.after(VIEW_S)
+        try:
+            with open_agent(self._path, deadline) as agent:
+                now = read_guest_counters(agent, deadline)
+                self._read_log(agent, deadline)
+                if isinstance(self.start.log, KernelLogHandle):
+                    close_kernel_log(agent, self.start.log, Deadline.after(1.0))
+        except GuestError as error:
+            if not self._events:
+                return _fault(error)
+            # Its own counters are lost, but what its kernel has said is the more important part.
+            lost = Broken(str(error))
+            now = GuestCounters(lost, lost, lost, lost, lost)
+        return GuestView(
+            cpu=seconds_between(before.cpu, now.cpu),
+            io=seconds_between(before.io, now.io),
+            memory=seconds_between(before.memory, now.memory),
+            steal_s=_grown(before.steal_s, now.steal_s),
+            kernel=self._kernel(),
+            kernel_missing=tuple(self._all_missing()),
+        )
+
+    def _read_log(self, agent: AgentConnection, deadline: Deadline) -> None:
+        if self.start is None or not isinstance(self.start.log, KernelLogHandle) or self._log_fault is not None:
+            return
+        read = read_kernel_log(agent, self.start.log, deadline)
+        if isinstance(read, (Absent, Broken)):
+            self._log_fault = read
+            return
+        self.start = self.start._replace(log=read.handle)
+        self._missing += read.missing
+        for line in read.lines:
+            kind = classify(line.text)
+            if kind is not None and len(self._events) < EVENTS_KEPT:
+                self._events.append(KernelEvent(line.at_s, kind, printable(line.text)))
+            elif kind is not None:
+                self._not_kept += 1
+
+    def _all_missing(self) -> list[str]:
+        more = [f"{self._not_kept} more lines of these kinds"] if self._not_kept else []
+        if self._log_fault is not None and self._events:
+            more.append(self._log_fault.why)
+        return [*self._missing[:EVENTS_KEPT], *more]
+
+    def _kernel(self) -> Measured[tuple[KernelEvent, ...]]:
+        assert self.start is not None  # noqa: S101  (asked by the caller)
+        if not isinstance(self.start.log, KernelLogHandle):
+            return self.start.log
+        if self._log_fault is not None and not self._events:
+            return self._log_fault
+        return tuple(self._events)
+
+    def _no_agent_runs(self) -> bool:
+        """Whether QEMU says so: an agent that hangs and one that is not there are silent alike."""
+        deadline = Deadline.after(CONFIG_S)
+        try:
+            with open_qmp(self._context.node.path(f"/var/run/qemu-server/{self._vmid}.qmp"), deadline) as qmp:
+                return not qmp.is_agent_running(self._vmid, deadline)
+        except GuestError:
+            return False
+
+    def _why_not_asked(self) -> Absent | Broken | None:
+        if self._mode != "snapshot":
+            return Absent(f"vzdump pauses or stops the guest in mode {self._mode}")
+        path = f"/etc/pve/qemu-server/{self._vmid}.conf"
+        try:
+            text = self._context.reader.text(self._context.node.path(path), CONFIG_S)
+        except NodeError as error:
+            return Broken(str(error))
+        if text is None:
+            return Absent(f"{path} is not there")
+        return None if parse_agent_option(parse_vm(text).agent).enabled else Absent("it has no agent (option agent)")
+
+
+def _fault(error: GuestError) -> Absent | Broken:
+    return Absent(f"no agent runs: {error}") if isinstance(error, Unreachable) else Broken(str(error))
+
+
+def _grown(before: Measured[float], after: Measured[float]) -> Measured[float]:
+    """Seconds more than before; absent or broken where one of them is."""
+    for reading in (after, before):
+        if isinstance(reading, (Absent, Broken)):
+            return reading
+    assert isinstance(before, float)  # noqa: S101  (neither absent nor broken)
+    assert isinstance(after, float)  # noqa: S101
+    return after - before if after >= before else Absent("the guest was started anew during its backup")

@@ -1,0 +1,171 @@
+"""hooks/guest-hook as Proxmox calls it: `SCRIPT VMID PHASE`. A frozen guest is thawed before it is shut down, and no
+state of anything keeps a VM from starting or stopping."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pvehook.guest.agent import open_agent
+from pvehook.guest.sockets import Deadline
+from pvehook.host.node import INSTALLED_UNDER
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from pvehook.rescue.freeze_record import FROZEN_BY_US, State, record_path
+from tests.node_under_test import REPO, NodeUnderTest
+from tests.rescue.test_thaw_command import leave_record
+
+STATES: tuple[State, ...] = get_args(State)
+ENVIRONMENT = {"PATH": "/sbin:/bin:/usr/sbin:/usr/bin", "LC_ALL": "C"}
+"""Proxmox runs its daemons and `qm` with little more than that."""
+
+PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
+
+
+def call(script: Path | str, *arguments: str, stdout: int = subprocess.PIPE) -> str:
+    """What Proxmox shows in the task log of the VM's start or stop. The exit code is 0, always."""
+    done = subprocess.run(
+        [str(script), *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+        text=True, check=False, timeout=30, cwd="/",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture
+def node(node_without_daemon: NodeUnderTest) -> NodeUnderTest:
+    return node_without_daemon
+
+
+@pytest.fixture
+def hook(node: NodeUnderTest) -> Path:
+    return Path(node.hook).with_name("guest-hook")
+
+
+@pytest.fixture
+def frozen(node: NodeUnderTest) -> Iterator[SimulatedGuest]:
+    with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101) as guest:
+        with open_agent(guest.qga_path, Deadline.after(5)) as agent:
+            agent.fsfreeze_freeze(None, Deadline.after(5))
+        yield guest
+
+
+@pytest.mark.parametrize("state", [None, *STATES])
+def test_before_a_shutdown_exactly_our_freezes_are_thawed(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, state: State | None
+) -> None:
+    if state:
+        leave_record(node, state)
+    said = call(hook, "101", "pre-stop")
+    is_ours = state in FROZEN_BY_US
+    assert frozen.is_frozen is not is_ours
+    assert said == (
+        "pvehook: guest 101: a freeze of ours was left over; now it says thawed, 2 filesystems\n" if is_ours else ""
+    )
+    assert os.path.exists(record_path(node.node, 101)) is (state is not None and not is_ours)
+
+
+def test_another_guests_record_thaws_nobody(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest) -> None:
+    leave_record(node, "frozen", 102)
+    assert call(hook, "101", "pre-stop") == ""
+    assert frozen.is_frozen
+
+
+def test_a_guest_that_cannot_be_thawed_is_named_and_stopped_all_the_same(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest
+) -> None:
+    leave_record(node, "frozen")
+    frozen.stick("agent")
+    said = call(hook, "101", "pre-stop")
+    assert said.startswith("pvehook: guest 101: STILL FROZEN, as far as we know: ")
+    frozen.unstick("agent")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_after_a_start_the_record_is_forgotten_and_nobody_is_thawed(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, state: State
+) -> None:
+    record, other = leave_record(node, state), leave_record(node, state, 102)
+    assert call(hook, "101", "post-start") == ""
+    assert not record.exists()
+    assert other.exists()
+    assert frozen.is_frozen
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("101", "pre-start"),
+        ("101", "post-stop"),
+        ("101", "pre-migrate"),
+        ("101", ""),
+        ("101",),
+        (),
+        ("pre-stop", "101"),
+        ("web", "pre-stop"),
+        ("-101", "pre-stop"),
+        ("\u00b2", "pre-stop"),  # a digit to str.isdigit(), and no number
+        ("../101", "pre-stop"),
+        ("9" * 5000, "pre-stop"),
+        ("101", "pre-stop", "and more"),
+    ],
+)
+def test_anything_else_does_nothing(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, arguments: tuple[str, ...]
+) -> None:
+    record = leave_record(node, "frozen")
+    said = call(hook, *arguments)
+    assert said == "" or said.startswith("pvehook: fault in the guest hook")
+    assert frozen.is_frozen
+    assert record.exists()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_without_the_program_the_vm_starts_and_stops(node: NodeUnderTest, hook: Path, phase: str) -> None:
+    (node.root / INSTALLED_UNDER.lstrip("/") / "pvehook").unlink()
+    said = call(hook, "101", phase)
+    assert ("any more; take this script off: qm set 101 --delete hookscript" in said) is (
+        phase in ("pre-stop", "post-start")
+    )
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_program_that_is_broken_keeps_no_vm_from_stopping(node: NodeUnderTest, hook: Path, phase: str) -> None:
+    program = node.root / INSTALLED_UNDER.lstrip("/") / "pvehook"
+    program.unlink()
+    program.mkdir()
+    (program / "__init__.py").write_text("this is half an upgra")
+    said = call(hook, "101", phase)
+    assert (said.startswith("pvehook: fault in the guest hook (SyntaxError(")) is (phase in ("pre-stop", "post-start"))
+
+
+def test_nobody_reads_what_it_says(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest) -> None:
+    leave_record(node, "frozen")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        call(hook, "101", "pre-stop", stdout=write)
+    finally:
+        os.close(write)
+    assert not frozen.is_frozen
+
+
+@pytest.mark.parametrize("how", ["link", "copy"])
+def test_as_a_snippet_it_finds_the_program(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, how: str) -> None:
+    """A link leads to the tree it points into. A copy works on the node it runs on, so it leaves this tree alone."""
+    leave_record(node, "frozen")
+    tree = node.root / INSTALLED_UNDER.lstrip("/")
+    (tree / "hooks").unlink()
+    shutil.copytree(REPO / "hooks", tree / "hooks")
+    snippet = node.root / "pvehook-guest-hook"
+    if how == "link":
+        snippet.symlink_to(hook)
+    else:
+        shutil.copy(hook, snippet)
+    call(snippet, "101", "pre-stop")
+    assert frozen.is_frozen is (how == "copy")

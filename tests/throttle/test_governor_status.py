@@ -1,0 +1,135 @@
+"""`pvehook governor status`: what an administrator reads while backups run, through the real daemon."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from pvehook.cli import main
+from pvehook.guest.qmp import open_qmp
+from pvehook.guest.sockets import Deadline
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from pvehook.rehearsal.vzdump.player import Player
+from pvehook.rehearsal.vzdump.run import Guest
+from pvehook.rescue.speed_record import SpeedRecord, write_record
+from pvehook.rules.governor import START_BYTES_PER_S
+from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.watch.test_guest_monitor import WEB, running_vm, wait_for_looks
+
+LOOKS_AT_MOST = 200
+
+
+def status(node: NodeUnderTest, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["governor", "status", "--root", str(node.root), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def die_with_it_slowed(node: NodeUnderTest, guest: SimulatedGuest) -> int:
+    """The guest suffers until its backup is slowed, and the daemon dies, so that nothing moves while it is looked at.
+    Returns the speed in bytes a second."""
+    for _ in range(LOOKS_AT_MOST):
+        guest.serve_requests("write", 400.0, 100)
+        guest.serve_requests("read", 400.0, 100)
+        wait_for_looks(guest, 1)
+        if is_slowed(guest):
+            node.kill_daemon()
+            break
+    assert is_slowed(guest), guest.speeds_set
+    return guest.speeds_set[-1]
+
+
+def is_slowed(guest: SimulatedGuest) -> bool:
+    return bool(guest.speeds_set) and 0 < guest.speeds_set[-1] < START_BYTES_PER_S
+
+
+def end(guest: SimulatedGuest, player: Player) -> None:
+    guest.finish_backup()
+    player.go_on()
+    player.finish()
+
+
+def test_without_a_backup_it_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(node, capsys).splitlines() == ["governor: on", "no backup runs that pvehook knows of"]
+    assert json.loads(status(node, capsys, "--json")) == []
+
+
+def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
+    node: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running_vm(node, backup_s=600.0) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        speed = die_with_it_slowed(node, guest)
+        slowed = status(node, capsys)
+        (told,) = json.loads(status(node, capsys, "--json"))
+        with open_qmp(guest.qmp_path, Deadline.after(5)) as qmp:
+            qmp.set_job_speed("drive-scsi0", 12_300_000, Deadline.after(5))
+        by_hand = status(node, capsys)
+        end(guest, player)
+    limit = f"{speed / 1e6:.1f} MB/s at most, held there by the governor"
+    assert re.fullmatch(rf"VM 101 \(web\): drive-scsi0 \d+% done, {limit}", slowed.splitlines()[1]), slowed
+    assert (told["vmid"], told["device"], told["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
+    assert told["held_by_governor"] is True
+    assert by_hand.splitlines()[1].endswith("% done, 12.3 MB/s at most")
+
+
+def test_an_administrators_own_limit_is_not_called_the_governors(
+    node: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of two disks with limits of their own the slower one's can be below what the governor would set for both.
+    with running_vm(node, backup_s=600.0) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        speed = die_with_it_slowed(node, guest)
+        write_record(node.node, SpeedRecord(101, guest.qmp_path, {"drive-scsi0": speed}, (speed,)))
+        told = status(node, capsys)
+        end(guest, player)
+    assert told.splitlines()[1].endswith("MB/s at most")
+
+
+def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_vm(node, backup_s=600.0) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        assert guest.wait_until(lambda: guest.speeds_set[-1:] == (0,), 20)
+        free = status(node, capsys)
+        (told,) = json.loads(status(node, capsys, "--json"))
+        end(guest, player)
+    assert free.splitlines()[1].endswith("% done, as fast as it can")
+    assert (told["speed_bytes_per_s"], told["held_by_governor"]) == (0, False)
+
+
+def test_a_guest_with_another_mode_says_which(
+    node_without_daemon: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = node_without_daemon
+    node.configure(ALWAYS + "governor: {rules: [{guests: [101], mode: observe}]}\n")
+    node.start_daemon()
+    with running_vm(node) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        wait_for_looks(guest)
+        told = status(node, capsys)
+        end(guest, player)
+    assert told.splitlines()[0] == "governor: on"
+    assert told.splitlines()[1].endswith("as fast as it can (governor: observe)")
+
+
+def test_a_container_has_no_speed(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
+    (node.root / "etc/pve/lxc/110.conf").write_text("hostname: mail\n")
+    with Player(node.run(Guest(110, kind="lxc", name="mail"), pauses=("archive 110",))) as player:
+        player.wait_for("archive 110")
+        told = status(node, capsys)
+        player.go_on()
+        player.finish()
+    assert told.splitlines()[1] == "CT 110 (mail): a container's backup has no speed that could be set"
+
+
+def test_a_vm_that_does_not_answer_is_named(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_vm(node) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        wait_for_looks(guest)
+        guest.stick("qmp")
+        told = status(node, capsys)
+        guest.unstick("qmp")
+        end(guest, player)
+    assert re.match(r"VM 101 \(web\): .*(answer|2 s)", told.splitlines()[1]), told
