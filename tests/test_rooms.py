@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,30 @@ def test_a_room_imports_only_the_rooms_below_it(source: Path) -> None:
 
 def test_every_room_is_in_the_table() -> None:
     assert {room_of(source) for source in SOURCES} - {"cli", "__init__"} == set(ALLOWED)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports for type checking and inside functions count too: a reader walks in that circle all the same."""
+    modules = {
+        ".".join(source.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__"): source for source in SOURCES
+    }
+    imports = {name: own_imports(source, modules.keys()) - {name} for name, source in modules.items()}
+    try:
+        tuple(TopologicalSorter(imports).static_order())
+    except CycleError as circle:
+        pytest.fail(" -> ".join(reversed(circle.args[1])))
+
+
+def own_imports(source: Path, modules: Collection[str]) -> set[str]:
+    """The `modules` that this file takes something from; of `from package import module` it is only the module."""
+    found = set()
+    for each in ast.walk(ast.parse(source.read_text())):
+        if isinstance(each, ast.Import):
+            found |= {alias.name for alias in each.names}
+        elif isinstance(each, ast.ImportFrom) and each.module:
+            full = {f"{each.module}.{alias.name}" for alias in each.names}
+            found |= {name if name in modules else each.module for name in full}
+    return found & set(modules)
 
 
 def test_decisions_do_no_io_and_ask_no_clock() -> None:

@@ -146,6 +146,7 @@ echo $$ > {tmp_path}/hook-pid"""
     with Player(make_run(body)) as player:
         hook_pid = int((tmp_path / "hook-pid").read_text())
         wait_for_exit(hook_pid)
+        player.wait_until(lambda event: event["event"] == "calling" and event["argv"][0] == "pre-stop", "pre-stop")
         assert phases(player.so_far(), 101) == ["backup-start"]
         (tmp_path / "let-go").write_text("late\n")
         played = player.finish()

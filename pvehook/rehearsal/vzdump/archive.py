@@ -9,18 +9,14 @@ from __future__ import annotations
 import os
 import time
 from itertools import count
-from typing import TYPE_CHECKING
 
 from pvehook.rehearsal.vm import fake_vm_process
 from pvehook.rehearsal.vzdump import monitor
 from pvehook.rehearsal.vzdump.commands import CommandError, InterruptError
 from pvehook.rehearsal.vzdump.native_freeze import NativeFreeze
 from pvehook.rehearsal.vzdump.pipeline import Pipeline
+from pvehook.rehearsal.vzdump.session import Session, Task
 from pvehook.rehearsal.vzdump.vm_job import VmJob, vm_job
-
-if TYPE_CHECKING:
-    from pvehook.rehearsal.vzdump.guest_backup import Task
-    from pvehook.rehearsal.vzdump.worker import Worker
 
 _STEP_S = 0.02
 """Between two chunks of data."""
@@ -30,11 +26,11 @@ _STEPS_PER_QUESTION = 10
 
 
 class Archive:
-    """One guest's archive, made on behalf of the worker."""
+    """One guest's archive."""
 
-    def __init__(self, worker: Worker, task: Task) -> None:
-        self._worker = worker
-        self._node = worker.node
+    def __init__(self, session: Session, task: Task) -> None:
+        self._session = session
+        self._node = session.node
         self._task = task
         self._guest = task.guest
         self._is_vm = task.guest.kind == "qemu"
@@ -51,7 +47,7 @@ class Archive:
     def start_guest(self) -> None:
         """Start the VM. It is a child of the worker and inherits its priorities, as on a node."""
         pid = fake_vm_process.start(self._node, self._guest.vmid, self._guest.name)
-        self._worker.player.tell("vm", vmid=self._guest.vmid, pid=pid)
+        self._session.player.send("vm", vmid=self._guest.vmid, pid=pid)
 
     def suspend_guest(self) -> None:
         """Mode suspend pauses a VM that runs. Raises CommandError."""
@@ -68,17 +64,17 @@ class Archive:
             return
         started_here = self._task.mode == "stop"
         if started_here:
-            self._say("starting kvm to execute backup task")
+            self._log("starting kvm to execute backup task")
             self.start_guest()
         try:
             self._run_pipeline(None)
         finally:
             if started_here and not self._was_running:
-                self._say("stopping kvm after backup task")
+                self._log("stopping kvm after backup task")
                 fake_vm_process.stop(self._node, self._guest.vmid)
 
     def _run_pipeline(self, tree: str | None) -> None:
-        run, target = self._worker.run, self._node.path(self._task.env["TARGET"])
+        run, target = self._session.run, self._node.path(self._task.env["TARGET"])
         job = self._prepared_job()
         if run.to_pbs:
             self._flow(None, job)  # QEMU sends to the PBS itself: no file, no compressor
@@ -86,7 +82,7 @@ class Archive:
         growing = os.path.splitext(target)[0] + ".dat"
         pipeline = Pipeline(growing, bool(run.compress), tree)
         try:
-            self._worker.player.tell("children", vmid=self._guest.vmid, pids=pipeline.pids)
+            self._session.player.send("children", vmid=self._guest.vmid, pids=pipeline.pids)
             self._flow(pipeline, job)
             pipeline.finish()
         except BaseException:
@@ -95,20 +91,20 @@ class Archive:
                 os.unlink(growing)
             raise
         os.rename(growing, target)
-        self._say(f"archive file size: {os.path.getsize(target) // 1024}KB")
+        self._log(f"archive file size: {os.path.getsize(target) // 1024}KB")
 
     def _prepared_job(self) -> VmJob | None:
         """None for a container, and for a VM that has no monitor in this play."""
         if not self._is_vm or not monitor.is_there(self._node, self._guest.vmid):
             return None
-        job = vm_job(self._worker.run, self._guest.vmid, self._guest.archive_s)
+        job = vm_job(self._session.run, self._guest.vmid, self._guest.archive_s)
         job.prepare()
         return job
 
     def _flow(self, pipeline: Pipeline | None, job: VmJob | None) -> None:
         """Start the VM's job, then let data flow until the archive may be completed and the job is done."""
         name = f"archive {self._guest.vmid}"
-        held = name in self._worker.run.pauses
+        held = name in self._session.run.pauses
         try:
             if self._is_vm:
                 self._start_between_freeze_and_thaw(job, held)
@@ -117,54 +113,54 @@ class Archive:
             if pipeline is not None:
                 pipeline.step(held)
             if held:
-                self._worker.player.tell("pause", at=name)
+                self._session.player.send("pause", at=name)
             for step in count(1):
                 if job is not None and job_runs and step % _STEPS_PER_QUESTION == 0:
                     job_runs = job.runs()
                 if not (held or job_runs or time.monotonic() < ends_s):
                     return
-                if self._worker.wait(_STEP_S, for_word=held):
-                    self._worker.take_word()
+                if self._session.wait(_STEP_S, for_word=held):
+                    self._session.take_word()
                     held = False
                     if job is not None:
                         job.let_go()
                 if pipeline is not None:
                     pipeline.step(held)
         except (CommandError, InterruptError) as error:
-            self._worker.say("ERROR:", error, self._task)
+            self._session.log("ERROR:", error, self._task)
             if job is not None:
-                self._say("aborting backup job")
+                self._log("aborting backup job")
                 self._cancel(job)
             raise
 
     def _start_between_freeze_and_thaw(self, job: VmJob | None, held: bool) -> None:
-        vmid, tell = self._guest.vmid, self._worker.player.tell
-        freeze = NativeFreeze(self._worker, self._task)
+        vmid, send = self._guest.vmid, self._session.player.send
+        freeze = NativeFreeze(self._session, self._task)
         owes_thaw = freeze.freeze()
-        self._worker.pause(f"before backup {vmid}")
+        self._session.pause(f"before backup {vmid}")
         try:
             started = job.start(held) if job is not None else ""
         except CommandError as error:
-            tell("job-failed", vmid=vmid, at_s=time.monotonic(), why=str(error))
+            send("job-failed", vmid=vmid, at_s=time.monotonic(), why=str(error))
             raise
         else:
             if job is not None:
-                tell("job-started", vmid=vmid, at_s=time.monotonic(), name=started)
+                send("job-started", vmid=vmid, at_s=time.monotonic(), name=started)
         finally:
             if owes_thaw:
                 freeze.thaw()
         if job is None:
             return
-        self._say(f"started backup task '{started}'")
+        self._log(f"started backup task '{started}'")
         if self._guest.state == "running":
-            self._say("resuming VM again")
+            self._log("resuming VM again")
             self.resume_guest()
 
     def _cancel(self, job: VmJob) -> None:
         try:
             job.cancel()
         except CommandError as error:  # PVE tries once and says so
-            self._worker.say("ERROR:", error, self._task)
+            self._session.log("ERROR:", error, self._task)
 
     def _monitor(self, command: str) -> None:
         if self._guest.state != "running" or not monitor.is_there(self._node, self._guest.vmid):
@@ -174,5 +170,5 @@ class Archive:
         except monitor.MonitorError as error:
             raise CommandError(str(error)) from error
 
-    def _say(self, message: str) -> None:
-        self._worker.say("INFO:", message, self._task)
+    def _log(self, message: str) -> None:
+        self._session.log("INFO:", message, self._task)

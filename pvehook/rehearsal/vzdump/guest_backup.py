@@ -1,4 +1,4 @@
-"""One guest's turn in a run of vzdump: everything between its lock and its `log-end`.
+"""One guest's backup in a run of vzdump: everything between its lock and its `log-end`.
 
 The order is PVE::VZDump's `exec_backup_task`; what it owes a stopped or suspended guest is kept in the Task.
 """
@@ -9,49 +9,27 @@ import contextlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pvehook.rehearsal.vzdump.archive import Archive
 from pvehook.rehearsal.vzdump.commands import CommandError, InterruptError
-from pvehook.rehearsal.vzdump.run import Guest, Mode
-
-if TYPE_CHECKING:
-    from pvehook.rehearsal.vzdump.worker import Worker
+from pvehook.rehearsal.vzdump.run import Guest
+from pvehook.rehearsal.vzdump.session import Session, Task, TaskError
 
 
-class TaskError(Exception):
-    """PVE's `die` in one guest's backup or in the job; the text is what it prints."""
+class GuestBackup:
+    """One guest's backup."""
 
-
-@dataclass(slots=True)
-class Task:
-    """One guest's turn: what PVE keeps in `$task`."""
-
-    guest: Guest
-    mode: Mode
-    env: dict[str, str]
-    """VMTYPE, TARGET, LOGFILE, HOSTNAME as far as they are known."""
-    log: list[str]
-    """The guest's own task log."""
-    to_resume: bool = False
-    to_restart: bool = False
-
-
-class Turn:
-    """One guest's turn, taken on behalf of the worker."""
-
-    def __init__(self, worker: Worker, guest: Guest) -> None:
-        self._worker = worker
+    def __init__(self, session: Session, guest: Guest) -> None:
+        self._session = session
         self._guest = guest
-        self._task = Task(guest, worker.run.mode, {}, [])
-        self._archive = Archive(worker, self._task)
+        self._task = Task(guest, session.run.mode, {}, [])
+        self._archive = Archive(session, self._task)
 
-    def take(self) -> tuple[bool, int]:
+    def run(self) -> tuple[bool, int]:
         """Whether the backup failed, and the number of warnings. Raises InterruptError once all is done."""
         task, guest = self._task, self._guest
-        started_s = int(self._worker.now_s())
+        started_s = int(self._session.now_s())
         failure: Exception | None = None
         warnings = 0
         try:
@@ -62,18 +40,18 @@ class Turn:
         with contextlib.suppress(OSError):
             shutil.rmtree(self._temporary())
         if failure is not None:
-            self._worker.say("ERROR:", f"Backup of VM {guest.vmid} failed - {failure}", task)
-            self._worker.say("INFO:", f"Failed at {self._worker.time()}")
-            warnings += self._worker.tolerated("backup-abort", task)
+            self._session.log("ERROR:", f"Backup of VM {guest.vmid} failed - {failure}", task)
+            self._session.log("INFO:", f"Failed at {self._session.time()}")
+            warnings += self._session.tolerated("backup-abort", task)
         else:
-            took = time.strftime("%H:%M:%S", time.gmtime(max(0, int(self._worker.now_s()) - started_s)))
+            took = time.strftime("%H:%M:%S", time.gmtime(max(0, int(self._session.now_s()) - started_s)))
             self._info(f"Finished Backup of VM {guest.vmid} ({took})")
-            self._worker.say("INFO:", f"Backup finished at {self._worker.time()}")
+            self._session.log("INFO:", f"Backup finished at {self._session.time()}")
         if "LOGFILE" in task.env:
-            path = self._worker.node.path(task.env["LOGFILE"])
+            path = self._session.node.path(task.env["LOGFILE"])
             with open(path, "w", encoding="utf-8", errors="surrogateescape") as log:
                 log.writelines(line + "\n" for line in task.log)
-        warnings += self._worker.tolerated("log-end", task, into_guest_log=False)
+        warnings += self._session.tolerated("log-end", task, into_guest_log=False)
         if isinstance(failure, InterruptError):
             raise failure
         return failure is not None, warnings
@@ -82,7 +60,7 @@ class Turn:
         task, guest = self._task, self._guest
         if not guest.exists:
             raise TaskError(f"unable to find VM '{guest.vmid}'")
-        if self._worker.run.mode == "stop" and guest.is_ha_started:
+        if self._session.run.mode == "stop" and guest.is_ha_started:
             raise TaskError(
                 "Cannot execute a backup with stop mode on a HA managed and enabled Service."
                 " Use snapshot mode or disable the Service."
@@ -90,7 +68,7 @@ class Turn:
         task.env.update(self._names())
         os.makedirs(self._temporary(), exist_ok=True)
         self._info(f"Starting Backup of VM {guest.vmid} ({guest.kind})")
-        self._worker.say("INFO:", f"Backup started at {self._worker.time()}")
+        self._session.log("INFO:", f"Backup started at {self._session.time()}")
         runs = guest.state != "stopped"
         self._info(f"status = {'running' if runs else 'stopped'}")
         if not runs:
@@ -102,7 +80,7 @@ class Turn:
         if guest.name:
             task.env["HOSTNAME"] = guest.name
         self._info(f"backup mode: {task.mode}")
-        self._info(f"ionice priority: {self._worker.run.ionice}")
+        self._info(f"ionice priority: {self._session.run.ionice}")
         if guest.name:
             self._info(f"{'VM' if guest.kind == 'qemu' else 'CT'} Name: {guest.name}")
         self._until_archive(runs)
@@ -148,19 +126,19 @@ class Turn:
                 self._archive.start_guest()
             self._hook("post-restart")
         except CommandError as error:
-            self._worker.say("", error)  # Perl's `warn`: to the task log without a prefix, and not counted
+            self._session.log("", error)  # Perl's `warn`: to the task log without a prefix, and not counted
             return
         self._info("guest is online again after <1 seconds")
 
     def _hook(self, phase: str) -> None:
-        self._worker.guest_hook(phase, self._task)
+        self._session.guest_hook(phase, self._task)
 
     def _info(self, message: str) -> None:
-        self._worker.say("INFO:", message, self._task)
+        self._session.log("INFO:", message, self._task)
 
     def _names(self) -> dict[str, str]:
-        run, guest = self._worker.run, self._guest
-        now = datetime.fromtimestamp(self._worker.now_s(), self._worker.zone)
+        run, guest = self._session.run, self._guest
+        now = datetime.fromtimestamp(self._session.now_s(), self._session.zone)
         if run.to_pbs:
             group = "vm" if guest.kind == "qemu" else "ct"
             target = f"{group}/{guest.vmid}/{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -174,4 +152,4 @@ class Turn:
         """The directory beside the archive that PVE makes for one guest."""
         other = f"/var/tmp/vzdumptmp{os.getpid()}_{self._guest.vmid}"  # noqa: S108 - PVE's name, under the tree
         base = self._task.env.get("LOGFILE", other).removesuffix(".log")
-        return self._worker.node.path(base + ".tmp")
+        return self._session.node.path(base + ".tmp")

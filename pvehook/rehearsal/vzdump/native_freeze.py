@@ -14,14 +14,10 @@ them stands in an `eval`: PVE then goes on with the next.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from pvehook.rehearsal.vzdump import agent_client
 from pvehook.rehearsal.vzdump.agent_client import AgentError, Answer, TimeUpError
-
-if TYPE_CHECKING:
-    from pvehook.rehearsal.vzdump.guest_backup import Task
-    from pvehook.rehearsal.vzdump.worker import Worker
+from pvehook.rehearsal.vzdump.session import Session, Task
 
 _STATUS_PATIENCE_S = 5.0
 _STATUS_POLLS = 5
@@ -31,9 +27,9 @@ _STATUS_POLLS = 5
 class NativeFreeze:
     """The freeze and the thaw of one guest's backup."""
 
-    def __init__(self, worker: Worker, task: Task) -> None:
-        self._worker = worker
-        self._run = worker.run
+    def __init__(self, session: Session, task: Task) -> None:
+        self._session = session
+        self._run = session.run
         self._task = task
         self._guest = task.guest
 
@@ -41,30 +37,30 @@ class NativeFreeze:
         """True if PVE thaws afterwards: it has tried to freeze, whether that worked or not."""
         if not self._is_applicable():
             return False
-        self._say("INFO:", "issuing guest-agent 'fs-freeze' command")
-        self._tell("pve-freezes")
+        self._log("INFO:", "issuing guest-agent 'fs-freeze' command")
+        self._send("pve-freezes")
         try:
             self._freeze()
         except AgentError as error:
-            self._tell("pve-freeze-failed", why=str(error))
-            self._say("ERROR:", error)
+            self._send("pve-freeze-failed", why=str(error))
+            self._log("ERROR:", error)
         else:
-            self._tell("pve-froze")
+            self._send("pve-froze")
         return True
 
     def thaw(self) -> None:
         """Once, with patience; a thaw that fails is a line in the log."""
-        self._say("INFO:", "issuing guest-agent 'fs-thaw' command")
-        self._tell("pve-thaws")
+        self._log("INFO:", "issuing guest-agent 'fs-thaw' command")
+        self._send("pve-thaws")
         try:
             refusal = self._ask("guest-fsfreeze-thaw", self._run.thaw_patience_s).refusal
             if refusal is not None and self._is_new:
                 raise AgentError(f"Agent error: {refusal}")
         except AgentError as error:
-            self._tell("pve-thaw-failed", why=str(error))
-            self._say("ERROR:", error)
+            self._send("pve-thaw-failed", why=str(error))
+            self._log("ERROR:", error)
         else:
-            self._tell("pve-thawed")
+            self._send("pve-thawed")
 
     @property
     def _is_new(self) -> bool:
@@ -86,19 +82,19 @@ class NativeFreeze:
         return True
 
     def _skip(self, why: str) -> bool:
-        self._tell("pve-skipped-freeze", why=why)
+        self._send("pve-skipped-freeze", why=why)
         what = "guest filesystem freeze -" if self._is_new else "guest-agent 'fs-freeze',"
-        self._say("INFO:", f"skipping {what} {why}")
+        self._log("INFO:", f"skipping {what} {why}")
         return False
 
     def _ping(self) -> bool:
-        self._worker.pause(f"before ping {self._guest.vmid}")
-        self._tell("pve-pings")
+        self._session.pause(f"before ping {self._guest.vmid}")
+        self._send("pve-pings")
         try:
             self._ask("guest-ping", self._run.ping_patience_s)  # a refusal is an answer too
         except AgentError:
             return False
-        self._tell("pve-pinged")
+        self._send("pve-pinged")
         return True
 
     def _is_frozen(self) -> bool:
@@ -107,7 +103,7 @@ class NativeFreeze:
             if answer.refusal is not None:
                 raise AgentError(f"Agent error: {answer.refusal}")
         except AgentError as error:
-            self._say("WARN:", f"unable to check guest fs freeze status - {error}")
+            self._log("WARN:", f"unable to check guest fs freeze status - {error}")
             return False
         return answer.value == "frozen"
 
@@ -127,7 +123,7 @@ class NativeFreeze:
         """The agent answers this as soon as the freeze has ended, however that went."""
         patience_s, failed = self._run.freeze_patience_s, "querying status after freezing guest fs failed - "
         for left in range(_STATUS_POLLS, 0, -1):
-            self._say("", f"still waiting on guest fs freeze - timeout in {patience_s * left / 60:g} minutes")
+            self._log("", f"still waiting on guest fs freeze - timeout in {patience_s * left / 60:g} minutes")
             try:
                 answer = self._ask("guest-fsfreeze-status", patience_s)
             except TimeUpError:
@@ -140,10 +136,10 @@ class NativeFreeze:
         raise AgentError(f"{failed}timeout after {patience_s * (_STATUS_POLLS + 1) / 60:g} minutes")
 
     def _ask(self, command: str, patience_s: float) -> Answer:
-        return agent_client.ask(self._worker.node, self._guest.vmid, command, patience_s, self._worker.signals)
+        return agent_client.ask(self._session.node, self._guest.vmid, command, patience_s, self._session.signals)
 
-    def _tell(self, event: str, **fields: str) -> None:
-        self._worker.player.tell(event, vmid=self._guest.vmid, at_s=time.monotonic(), **fields)
+    def _send(self, event: str, **fields: str) -> None:
+        self._session.player.send(event, vmid=self._guest.vmid, at_s=time.monotonic(), **fields)
 
-    def _say(self, prefix: str, message: object) -> None:
-        self._worker.say(prefix, message, self._task)
+    def _log(self, prefix: str, message: object) -> None:
+        self._session.log(prefix, message, self._task)
