@@ -1,12 +1,14 @@
-"""One ring of the doorbell: what the hook sends to the daemon and what it gets back.
+"""One hook call: what the hook sends to the daemon and what it gets back.
 
 The request is one JSON line:
 
-    {"v":1,"argv":["pre-stop","snapshot","101"],"env":{"STOREID":"local","VMTYPE":"qemu"},"worker":4711}
+    {"v":1,"argv":["pre-stop","snapshot","101"],"env":{"STOREID":"local","VMTYPE":"qemu"},"worker":4711,"until":8812.345}
+
+`until` is the moment on CLOCK_MONOTONIC at which the hook stops waiting for the answer.
 
 The reply is text, because the hook must not pay for a JSON parser: `exit CODE` or `exit CODE chain /path`, then
-the lines that vzdump shows, until the end of the stream. A line `wait SECONDS` may come first: the hook then gives the
-daemon that many seconds more than the phase's own deadline.
+the lines that vzdump shows, until the end of the stream. A line `wait SECONDS` may come first: both sides then add
+these seconds to `until`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class HookCall(NamedTuple):
     storeid: str | None
     dumpdir: str | None
     target: str | None
+    until_s: float | None = None
+    """When the hook stops waiting, on CLOCK_MONOTONIC; None where the call did not say."""
 
 
 class Reply(NamedTuple):
@@ -62,10 +66,21 @@ def parse_call(line: bytes) -> HookCall:
         raise BadCall("env is not a table of texts")
     if not isinstance(worker_pid, int) or isinstance(worker_pid, bool) or worker_pid < 1:
         raise BadCall("worker is not a process id")
-    return call_from(argv, env, worker_pid)
+    return call_from(argv, env, worker_pid, _until_s(request.get("until")))
 
 
-def call_from(argv: list[str], env: dict[str, str], worker_pid: int) -> HookCall:
+def _until_s(value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond every float
+        pass
+    raise BadCall("until is not a moment in seconds")
+
+
+def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: float | None = None) -> HookCall:
     """The call in a hook's arguments and environment. Raises BadCall."""
     if not argv:
         raise BadCall("called without a phase; vzdump calls it as SCRIPT PHASE [MODE VMID]")
@@ -84,6 +99,7 @@ def call_from(argv: list[str], env: dict[str, str], worker_pid: int) -> HookCall
         storeid=env.get("STOREID"),
         dumpdir=env.get("DUMPDIR"),
         target=env.get("TARGET"),
+        until_s=until_s,
     )
 
 

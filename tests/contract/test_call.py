@@ -18,11 +18,11 @@ GOOD: dict[str, object] = {"v": 1, "argv": ["pre-stop", "snapshot", "101"], "env
 WORDS = st.binary(max_size=40).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 
 
-def line_of_the_hook(argv: list[str], env: dict[str, str], worker: int) -> bytes:
+def line_of_the_hook(argv: list[str], env: dict[str, str], worker: int, until: float = 8812.345) -> bytes:
     """As hooks/vzdump-hook writes it, which has no JSON encoder. tests/job try the hook itself."""
     words = ",".join(map(quoted, argv))
     pairs = ",".join(f"{quoted(name)}:{quoted(value)}" for name, value in env.items())
-    return f'{{"v":1,"argv":[{words}],"env":{{{pairs}}},"worker":{worker}}}\n'.encode("ascii")
+    return f'{{"v":1,"argv":[{words}],"env":{{{pairs}}},"worker":{worker},"until":{until:.3f}}}\n'.encode("ascii")
 
 
 @settings(derandomize=True, deadline=None)
@@ -32,11 +32,12 @@ def line_of_the_hook(argv: list[str], env: dict[str, str], worker: int) -> bytes
     vmid=st.integers(0, 999_999_999),
     env=st.dictionaries(st.sampled_from(sorted(ENV)), WORDS),
     worker=st.integers(1, 2**22),
+    until=st.integers(0, 2**40).map(lambda milliseconds: milliseconds / 1000),
 )
 def test_every_call_of_the_hook_arrives_as_it_was(
-    phase: str, mode: str, vmid: int, env: dict[str, str], worker: int
+    phase: str, mode: str, vmid: int, env: dict[str, str], worker: int, until: float
 ) -> None:
-    line = line_of_the_hook([phase, mode, str(vmid)], env, worker)
+    line = line_of_the_hook([phase, mode, str(vmid)], env, worker, until)
     assert line.count(b"\n") == 1
     assert parse_call(line) == HookCall(
         phase=phase,
@@ -48,7 +49,12 @@ def test_every_call_of_the_hook_arrives_as_it_was(
         storeid=env.get("STOREID"),
         dumpdir=env.get("DUMPDIR"),
         target=env.get("TARGET"),
+        until_s=until,
     )
+
+
+def test_a_call_may_leave_open_until_when_it_waits() -> None:
+    assert parse_call(json.dumps(GOOD).encode()).until_s is None
 
 
 def test_a_job_phase_has_no_guest() -> None:
@@ -71,6 +77,11 @@ def test_a_job_phase_has_no_guest() -> None:
         ({"worker": True}, "worker"),
         ({"worker": "4711"}, "worker"),
         ({"worker": 4711.0}, "worker"),
+        ({"until": "8812.345"}, "until"),
+        ({"until": True}, "until"),
+        ({"until": float("nan")}, "until"),
+        ({"until": float("inf")}, "until"),
+        ({"until": 10**400}, "until"),
         ({"argv": ["pre-stop", "snapshot", "1e3"]}, "not a guest's number"),
         ({"argv": ["pre-stop", "snapshot", "-1"]}, "not a guest's number"),
         ({"argv": ["pre-stop", "snapshot", ""]}, "not a guest's number"),
