@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Installs pvehook on a Proxmox VE node and takes it off again; prepares the demo and the tests.
+# Installs pvehook on a Proxmox VE node and removes it again; starts the demo and the tests (scripts/).
 #
-# Read `install` and `uninstall` first: each is the whole story, one verb a line. Whatever changes the system goes
+# Read `install_pvehook` and `uninstall_pvehook` first: each is the whole story, one verb per line. Whatever changes the system goes
 # through `change`, which prints one line before it acts and only that line under --check.
 #
 # What uninstalling needs is kept under /var/lib/pvehook/install:
-#     NAME.before    the file as it was (not there: there was no file)
+#     NAME.before    the file as it was (missing: there was no file)
 #     NAME.after     the file as pvehook left it, so that a later edit by the admin can be told from our own
-# for NAME vzdump.conf and pvehook.yaml. A file that still is NAME.after goes back to NAME.before byte for byte; in
-# one that was edited since, only our lines are taken back.
+# for NAME vzdump.conf and pvehook.yaml. A file that is still NAME.after becomes NAME.before again, byte for byte;
+# from one that was edited since, only our lines are removed.
 set -Eeuo pipefail
 shopt -s inherit_errexit
 umask 022
@@ -17,14 +17,14 @@ PATH=$PATH:/usr/sbin:/sbin # absent for a plain user, and after `su` without a d
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly repo
+if [[ ! -f $repo/scripts/debian_packages.sh ]]; then
+    echo "pvehook: error: $repo/scripts/debian_packages.sh is missing: this is not a complete copy of pvehook" >&2
+    exit 2
+fi
+# shellcheck source-path=SCRIPTDIR source=scripts/debian_packages.sh
+source "$repo/scripts/debian_packages.sh"
+
 readonly node_packages=(python3 python3-psutil python3-yaml python3-structlog)
-readonly test_packages=(
-    python3-venv shellcheck perl zstd lz4 e2fsprogs      # units and rehearsal
-    debootstrap debian-archive-keyring systemd-container # Debian 12 and 13 under systemd-nspawn
-    qemu-system-x86 swtpm                                # a real guest
-    chromium fonts-dejavu-core                           # the report's page, looked at
-)
-readonly can_make_environments='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 readonly units=(pvehook.socket pvehook.service)
 
 # Paths as the node spells them; `$root` in front of them is empty on the node itself.
@@ -43,32 +43,32 @@ readonly record=/var/lib/pvehook/install
 
 root='' offline='' check='' force='' purge='' max_workers=''
 changes=0
-stage=''   # where the program is put together before it is compared and installed
+stage=''   # where the program is assembled before it is compared and installed
 renewed='' # which parts of a running daemon were replaced under it
-python=''  # what makes the environment of demo and tests
 
 usage() {
     cat <<'END'
-install.sh: installs pvehook, which watches over the backups of a Proxmox VE node
+install.sh: installs pvehook, which keeps Proxmox VE backups from freezing the guests of this node
 
-  ./install.sh               install on this node (root; Proxmox VE 8 or 9); again: bring it up to date
-  ./install.sh --check       say what would be done, change nothing; goes with --uninstall and --root too
-  ./install.sh --uninstall   everything as it was, with the script and ionice that vzdump.conf had before
-  ./install.sh --uninstall --purge   and remove /etc/pvehook.yaml, history and running state
-  ./install.sh --max-workers N   install, and let each backup have N requests under way at once (Proxmox: 16),
-                             by `performance: max-workers=N` in /etc/vzdump.conf; a value that is there stays
-  ./install.sh --force       install although this is no Proxmox VE 8 or 9 on Debian 12 or 13
+  ./install.sh               install on this node or update it (root; Proxmox VE 8 or 9)
+  ./install.sh --check       print what would be done, change nothing; also with --uninstall and --root
+  ./install.sh --uninstall   restore everything, including the script and ionice that vzdump.conf had before
+  ./install.sh --uninstall --purge   also remove /etc/pvehook.yaml, the history and the running state
+  ./install.sh --max-workers N   install, and let each backup have N requests in flight (Proxmox: 16):
+                             `performance: max-workers=N` in /etc/vzdump.conf; an existing value stays
+  ./install.sh --force       install although this is not Proxmox VE 8 or 9 on Debian 12 or 13
   ./install.sh --root DIR    the same in a directory tree (image builds, tests): no apt, systemctl or root
   ./install.sh --demo        any Linux, no root: play one night in a private environment (.venv) and show it
-  ./install.sh --test [...]  set up everything the tests need and run them; arguments go to pytest
+  ./install.sh --test [--quick] [...]   install what the tests need and run them; --quick: without real
+                             Debian systems and QEMU guests; other arguments go to pytest
   ./install.sh --help        this page
 
 What goes where: the program to /usr/local/lib/pvehook, the command to /usr/local/bin/pvehook, units to
-/usr/local/lib/systemd/system; `script:` and `ionice: 8` into /etc/vzdump.conf, every other line kept. A
-script that is named there already is chained: `chain:` in /etc/pvehook.yaml, run as vzdump ran it.
+/usr/local/lib/systemd/system; `script:` and `ionice: 8` into /etc/vzdump.conf; every other line stays. A
+script that is set there already is chained: `chain:` in /etc/pvehook.yaml, run as vzdump ran it.
 
-Exit code: 0 done, or nothing to change; with --check 1 if something would change; 2 on an error. What an
-error left undone a second run finishes. --test passes on the exit code of pytest.
+Exit code: 0 done, or nothing to change; with --check 1 if something would change; 2 on an error. After an
+error, a second run finishes what is left. --test exits with pytest's code.
 END
 }
 
@@ -84,8 +84,8 @@ main() {
             --max-workers=*) max_workers=${1#*=} ;;
             --root) offline=1 root=${2:?--root needs a directory} && shift ;;
             --root=*) offline=1 root=${1#*=} ;;
-            --demo) action=demo ;;
-            --test) shift && run_tests "$@" ;;
+            --demo) exec "$repo/scripts/demo" ;;
+            --test) shift && exec "$repo/scripts/test" "$@" ;;
             --help | -h) usage && exit 0 ;;
             *) die "unknown argument: $1 (--help shows all of them)" ;;
         esac
@@ -104,7 +104,6 @@ main() {
     case $action in
         install) install_pvehook ;;
         uninstall) uninstall_pvehook ;;
-        demo) run_demo ;;
     esac
 }
 
@@ -125,14 +124,14 @@ install_pvehook() {
     limit_workers
     list_jobs_that_win
     check_configuration
-    conclude "pvehook $(version) is in place" "install"
+    conclude "pvehook $(version) is installed" "install"
     offer_max_workers
     offer_guest_hook
 }
 
 require_system() {
     local name=unknown number=unknown pve
-    [[ -n $offline || $EUID == 0 ]] || die "only root can install on this node (to try it without root: --demo)"
+    [[ -n $offline || $EUID == 0 ]] || die "only root can install on this node (without root: --demo)"
     if [[ -r $root/etc/os-release ]]; then
         name=$(sed -n 's/^ID=//p' "$root/etc/os-release" | tr -d '"')
         number=$(sed -n 's/^VERSION_ID=//p' "$root/etc/os-release" | tr -d '"')
@@ -155,24 +154,24 @@ require_system() {
 require_free_way() {
     local file link theirs chained at
     for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md "${units[@]/#/hooks/systemd/}"; do
-        [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a whole copy of pvehook"
+        [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a complete copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
         [[ ! -L $root$file ]] || die "$root$file is a symbolic link; pvehook changes plain files only"
     done
     link=$(readlink "$root$command" || true)
     [[ ! -e $root$command && -z $link || $link == "../lib/pvehook/bin/pvehook" ]] ||
-        die "$root$command is in the way and not pvehook's; move it away first"
+        die "$root$command exists and is not pvehook's; move it away first"
     theirs=$(their_script)
     [[ -n $theirs ]] || return 0
     for at in "$node_yaml" "$cluster_yaml"; do
         chained=$(chain_in "$at")
         [[ -z $chained || $chained == "$theirs" ]] ||
             die "$vzdump_conf runs $theirs, but $at already chains $chained, and pvehook chains one script." \
-                "Call one from the other, or take one of the two out, then run this again"
+                "Let one call the other, or remove one of the two, then run this again"
     done
     [[ -f $root$theirs && -x $root$theirs ]] ||
-        say "note: $theirs (script: in $vzdump_conf) is not an executable file; it is chained all the same"
+        say "note: $theirs (script: in $vzdump_conf) is not an executable file; it is chained anyway"
 }
 
 install_packages() {
@@ -188,11 +187,11 @@ install_program() {
         diff -rq --exclude=__pycache__ "$stage" "$root$lib" >/dev/null; then
         return 0
     fi
-    change "put the program, its bytecode, the README and the example configuration at $lib" copy_program
+    change "install the program, its bytecode, the README and the example configuration in $lib" copy_program
     renewed+=" program"
 }
 
-# Puts together at $stage what is to stand at $lib.
+# Assembles in $stage what belongs in $lib.
 build_program() {
     local source target mode node_python=python3
     stage=$(mktemp -d)
@@ -216,7 +215,7 @@ program_files() { # one line each: where in the repository, where under $lib, mo
     (cd "$repo" && find pvehook -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
 }
 
-listing() { # what stands under a directory, with types and modes
+listing() { # what is under a directory, with types and modes
     [[ ! -d $1 ]] || find "$1" -printf '%P %y %m\n' | sort
 }
 
@@ -263,19 +262,19 @@ install_units() {
         renewed+=" $unit"
     done
     if [[ -z $offline && $renewed == *pvehook.* ]]; then
-        change "let systemd read its units again" systemctl daemon-reload
+        change "reload systemd's units" systemctl daemon-reload
     fi
 }
 
-# The daemon leaves by itself when it has nothing to watch; until then it runs the version it was started with.
+# The daemon exits by itself when it has nothing to watch; until then it runs the version it was started with.
 end_old_daemon() {
     local worker
     [[ -z $offline && -n $renewed ]] && systemctl is-active --quiet pvehook.service || return 0
     worker=$(running_worker)
     if [[ -n $worker ]]; then
-        say "note: a backup runs (pid $worker), so the daemon is left alone; the new version comes with its next start"
+        say "note: a backup is running (pid $worker), so the daemon is not restarted; its next start uses the new version"
     else
-        change "end the idle daemon; the next backup starts the new one" systemctl stop pvehook.service
+        change "stop the idle daemon; the next backup starts the new one" systemctl stop pvehook.service
     fi
 }
 
@@ -285,7 +284,7 @@ open_socket() {
     elif ! systemctl is-enabled --quiet pvehook.socket 2>/dev/null || ! systemctl is-active --quiet pvehook.socket; then
         change "enable and start pvehook.socket" systemctl enable --quiet --now pvehook.socket
     elif [[ $renewed == *pvehook.socket* ]] && ! systemctl is-active --quiet pvehook.service; then
-        change "open the changed pvehook.socket again" systemctl restart pvehook.socket
+        change "restart the changed pvehook.socket" systemctl restart pvehook.socket
     fi
 }
 
@@ -301,12 +300,12 @@ remember_configuration() {
     [[ ! -e $root$node_yaml ]] || cp -p "$root$node_yaml" "$root$record/${node_yaml##*/}.before"
 }
 
-# `script:` can name one file only. Theirs is handed on to pvehook, which runs it as vzdump did.
+# `script:` can name one file only. pvehook runs theirs as vzdump did.
 chain_their_script() {
     local theirs
     theirs=$(their_script)
     [[ -z $theirs || $(chain_in "$node_yaml") == "$theirs" || $(chain_in "$cluster_yaml") == "$theirs" ]] ||
-        change "chain $theirs (so far script: in $vzdump_conf) in $node_yaml" write_chain "$theirs"
+        change "chain $theirs (until now script: in $vzdump_conf) in $node_yaml" write_chain "$theirs"
 }
 
 write_chain() {
@@ -324,32 +323,32 @@ point_vzdump_at_the_hook() {
             put_lines "$vzdump_conf" "script: $hook" "ionice: 8"
 }
 
-# How backups are made is the admin's to decide: only on request, and never over a value that is there.
+# How backups are made is the administrator's decision: only on request, and never over an existing value.
 limit_workers() {
     local set_already
     [[ -n $max_workers ]] || return 0
     set_already=$(conf_value performance "$root$vzdump_conf")
     if [[ -z $set_already ]]; then
-        change "set performance: max-workers=$max_workers in $vzdump_conf: of a VM's backup at most $max_workers requests\
- then stand in front of one of the VM's own, instead of Proxmox's 16" \
+        change "set performance: max-workers=$max_workers in $vzdump_conf: a request of a VM then waits for at most\
+ $max_workers requests of its backup, instead of Proxmox's 16" \
             put_lines "$vzdump_conf" "script: $hook" "ionice: 8" "performance: max-workers=$max_workers"
     elif [[ ,$set_already, != *,max-workers=$max_workers,* ]]; then
-        say "note: $vzdump_conf has performance: $set_already already, and that stays; to change it, put" \
-            "max-workers=$max_workers into that line"
+        say "note: $vzdump_conf already has performance: $set_already, which stays; to change it, add" \
+            "max-workers=$max_workers to that line"
     fi
 }
 
 offer_max_workers() {
     [[ -z $(conf_value performance "$root$vzdump_conf") ]] || return 0
-    say "optional: VMs stall least while one request of their backup is under way at a time; Proxmox has 16, unless you" \
-        "say otherwise: ./install.sh --max-workers 1"
+    say "optional: VMs stall least when their backup has one request in flight; Proxmox's default is 16." \
+        "To set it: ./install.sh --max-workers 1"
 }
 
-# Jobs are the admin's own, and a job's setting is often there for a reason: they are shown, not changed.
+# A job's own setting is often there for a reason: it is shown, not changed.
 list_jobs_that_win() {
     local id key value
     while IFS=$'\t' read -r id key value; do
-        say "note: job $id has $key $value of its own, which wins over $vzdump_conf; if it need not:" \
+        say "note: job $id has its own $key $value, which overrides $vzdump_conf; to remove it:" \
             "pvesh set /cluster/backup/$id --delete $key"
     done < <(read_timely "$root$jobs_cfg" | jobs_with_own_settings)
 }
@@ -362,18 +361,18 @@ jobs_with_own_settings() { # stdin: jobs.cfg; one line for each job and key: ID,
         }'
 }
 
-# A VM takes a hookscript from a storage only, and has room for one: that is the admin's to decide.
+# A VM takes one hookscript, and only from a storage: that is the administrator's decision.
 offer_guest_hook() {
-    say "optional: a VM that is shut down while its backup has it frozen is thawed first, if you let it run" \
-        "$guest_hook, from a storage that holds snippets:"
+    say "optional: to have a VM thawed first when it is shut down while its backup has it frozen, give it" \
+        "$guest_hook as hookscript, from a storage that holds snippets:"
     say "    cp $guest_hook /var/lib/vz/snippets/$snippet && qm set VMID --hookscript local:snippets/$snippet"
 }
 
-# An invalid configuration stops no backup, so it stops no installation either; but this is the moment to hear of it.
+# An invalid configuration stops no backup, so it stops no installation either; but now is the time to report it.
 check_configuration() {
     [[ -z $offline && -z $check ]] || return 0
     "$command" config check >/dev/null ||
-        say "note: until that is mended pvehook runs with its last good configuration, or with the built-in one"
+        say "note: until that is fixed, pvehook runs with its last good configuration, or with the built-in one"
 }
 
 # -------------------------------------------------------------------------------------------- uninstall
@@ -382,10 +381,10 @@ uninstall_pvehook() {
     local worker
     [[ -n $offline || $EUID == 0 ]] || die "only root can uninstall on this node"
     worker=$(running_worker)
-    # Its last guests still call the hook: without configuration and state it would go by the built-in window.
+    # Its remaining guests still call the hook: without configuration and state it would apply the built-in window.
     [[ -z $purge || -z $worker ]] ||
-        die "a backup runs (pid $worker), and its hook still needs configuration and state;" \
-            "run --uninstall --purge again when it is over (--uninstall alone can be run now)"
+        die "a backup is running (pid $worker), and its hook still needs configuration and state;" \
+            "run --uninstall --purge again when it has ended (--uninstall alone can be run now)"
     restore "$vzdump_conf" script ionice performance
     drop_unrecorded_script
     [[ -n $purge ]] || restore "$node_yaml" chain
@@ -393,38 +392,38 @@ uninstall_pvehook() {
     [[ ! -L $root$command ]] || change "remove the command $command" rm "$root$command"
     remove_program "$worker"
     [[ -z $purge ]] || purge_configuration
-    [[ ! -d $root$record ]] || change "forget what was changed at installation ($record)" rm -r "$root$record"
+    [[ ! -d $root$record ]] || change "remove the record of the installation's changes ($record)" rm -r "$root$record"
     [[ -z $purge ]] || purge_history
     [[ -n $check ]] || rmdir --ignore-fail-on-non-empty "$root${record%/*}" 2>/dev/null || true
-    [[ -n $purge || -n $check || ! -e $root$node_yaml ]] || say "kept: $node_yaml, with what you wrote; remove it by hand if you want"
-    [[ -z $purge || ! -e $root$cluster_yaml ]] || say "kept: $cluster_yaml, which is the whole cluster's"
+    [[ -n $purge || -n $check || ! -e $root$node_yaml ]] || say "kept: $node_yaml, with your changes; remove it by hand if you want"
+    [[ -z $purge || ! -e $root$cluster_yaml ]] || say "kept: $cluster_yaml, which belongs to the whole cluster"
     list_vms_with_guest_hook
     conclude "pvehook is not installed" "uninstall"
 }
 
-# A VM whose hookscript is gone does not start, so a copy in a storage is never removed here. Alone it does nothing.
+# A VM whose hookscript is missing does not start, so a copy in a storage is never removed here. Alone it does nothing.
 list_vms_with_guest_hook() {
     local config
     while IFS= read -r config; do
         config=${config##*/}
-        say "note: VM ${config%.conf} still runs $snippet, which does nothing now; take it off, then remove that" \
-            "snippet: qm set ${config%.conf} --delete hookscript"
+        say "note: VM ${config%.conf} still runs $snippet, which does nothing now; first take it off the VM, then" \
+            "remove the snippet: qm set ${config%.conf} --delete hookscript"
     done < <(timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" --include='*.conf' | sort)
 }
 
-# Takes our lines for the given keys out of a file that was changed by put_lines.
+# Removes our lines for the given keys from a file that put_lines changed.
 restore() { # FILE KEY...
     local file=$1 before after
     before=$root$record/${file##*/}.before after=$root$record/${file##*/}.after
     [[ -f $after && -f $root$file ]] || return 0
     if cmp -s "$root$file" "$after"; then
         if [[ -e $before ]]; then
-            change "put back $file as it was" copy_over "$before" "$root$file"
+            change "restore $file as it was" copy_over "$before" "$root$file"
         else
             change "remove $file, which was not there before" rm "$root$file"
         fi
     elif ! without_our_lines "$@" | cmp -s - "$root$file"; then
-        change "take pvehook's lines out of $file, which was edited since; the edits stay" take_lines "$@"
+        change "remove pvehook's lines from $file, which was edited since; the edits stay" take_lines "$@"
     fi
 }
 
@@ -432,7 +431,7 @@ restore() { # FILE KEY...
 drop_unrecorded_script() {
     [[ ! -f $root$record/${vzdump_conf##*/}.after ]] || return 0
     [[ $(conf_value script "$root$vzdump_conf") != "$hook" ]] ||
-        change "take script: $hook out of $vzdump_conf; no record says what was there before" \
+        change "remove script: $hook from $vzdump_conf; there is no record of what was there before" \
             take_lines "$vzdump_conf" script
 }
 
@@ -451,7 +450,7 @@ remove_units() {
     fi
     [[ -n $present ]] || return 0
     change "remove$present" delete_units
-    [[ -n $offline ]] || change "let systemd read its units again" systemctl daemon-reload
+    [[ -n $offline ]] || change "reload systemd's units" systemctl daemon-reload
 }
 
 unlink_socket() {
@@ -469,13 +468,13 @@ delete_units() {
     rmdir --ignore-fail-on-non-empty "$root$unit_dir" "$root${unit_dir%/*}" 2>/dev/null || true
 }
 
-# A running vzdump has read its `script:` already and would fail each further guest if the file were gone. Without
-# the daemon the hook still answers every phase.
+# A running vzdump has read its `script:` already; without the file, each further guest would fail. The hook answers
+# every phase without the daemon too.
 remove_program() { # PID of a running vzdump worker, or nothing
     [[ -e $root$lib ]] || return 0
     if [[ -n $1 ]]; then
-        say "note: a backup runs (pid $1) and goes on calling $hook, so $lib stays for now;" \
-            "run this again when that backup is over"
+        say "note: a backup is running (pid $1) and still calls $hook, so $lib stays for now;" \
+            "run this again when that backup has ended"
         return 0
     fi
     change "remove the program $lib" rm -r "$root$lib"
@@ -486,18 +485,18 @@ purge_configuration() {
     local before=$root$record/${node_yaml##*/}.before
     [[ -e $root$node_yaml ]] || return 0
     if [[ ! -d $root$record ]]; then
-        say "kept: $node_yaml; no record says that it came with pvehook, so remove it by hand if you want"
+        say "kept: $node_yaml; there is no record that it came with pvehook, so remove it by hand if you want"
     elif [[ ! -e $before ]]; then
         change "remove the configuration $node_yaml" rm "$root$node_yaml"
     elif ! cmp -s "$before" "$root$node_yaml"; then
-        change "put back $node_yaml as it was before pvehook was installed" copy_over "$before" "$root$node_yaml"
+        change "restore $node_yaml as it was before pvehook was installed" copy_over "$before" "$root$node_yaml"
     fi
 }
 
 purge_history() {
     local directory
     for directory in "${record%/*}" /run/pvehook; do
-        [[ ! -e $root$directory ]] || change "remove $directory with all that is in it" rm -r "$root$directory"
+        [[ ! -e $root$directory ]] || change "remove $directory and its contents" rm -r "$root$directory"
     done
 }
 
@@ -574,81 +573,14 @@ chain_in() { # FILE: the script that a configuration chains already, if any
         sed -E "s/[[:space:]]+#.*//; s/^(null|Null|NULL|~)\$//; s/^([\"'])(.*)\\1\$/\\2/; s/''/'/g"
 }
 
-# ---------------------------------------------------------------------------------------- demo and tests
-
-run_demo() {
-    make_environment
-    exec "$repo/.venv/bin/pvehook" rehearse --simulated
-}
-
-run_tests() {
-    install_test_packages
-    make_environment
-    cd "$repo"
-    exec .venv/bin/python -m pytest "$@"
-}
-
-install_test_packages() {
-    local missing
-    if ! command -v dpkg-query >/dev/null; then
-        say "note: this is no Debian; tests whose tools are missing skip themselves and say which"
-        return 0
-    fi
-    read -ra missing <<<"$(missing_packages "${test_packages[@]}")"
-    ((${#missing[@]})) || return 0
-    if dpkg-query -W pve-manager >/dev/null 2>&1; then
-        say "note: nothing is installed for tests on a Proxmox VE node (its QEMU is its own);" \
-            "tests that need one of these skip themselves: ${missing[*]}"
-    elif [[ $EUID != 0 ]]; then
-        say "note: without root nothing can be installed; tests that need one of these skip themselves: ${missing[*]}"
-    else
-        say "install Debian packages for the tests: ${missing[*]}"
-        apt_install "${missing[@]}" || say "note: not all could be installed; tests that need them skip themselves"
-    fi
-}
-
-# One private environment for demo and tests, made again only when the project, its place or the Python has changed.
-make_environment() {
-    local key venv=$repo/.venv
-    find_python
-    key=$({ echo "$repo" && "$python" -c 'import sys; print(sys.version, sys.executable)' &&
-        cat "$repo/pyproject.toml"; } | sha256sum)
-    if [[ -x $venv/bin/pvehook && $(cat "$venv/made-for" 2>/dev/null) == "$key" ]]; then return 0; fi
-    say "make a private environment at $venv with $("$python" -V)"
-    "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repo}[test]"
-    printf '%s\n' "$key" >"$venv/made-for"
-}
-
-find_python() { # sets $python to a Python 3.11 or newer that can make environments
-    for python in python3 python3.13 python3.12 python3.11; do
-        ! "$python" -c "$can_make_environments" 2>/dev/null || return 0
-    done
-    if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
-        die "no Python 3.11 or newer with venv and ensurepip here; on Debian, as root: apt-get install python3-venv"
-    fi
-    say "install Debian package python3-venv"
-    apt_install python3-venv
-    python=/usr/bin/python3
-    "$python" -c "$can_make_environments" || die "$("$python" -V) of this Debian is too old: 3.11 or newer was expected"
-}
-
 # ------------------------------------------------------------------------------------------------- tools
-
-say() { printf 'pvehook: %s\n' "$*"; }
-
-die() {
-    trap - ERR
-    say "error: $*" >&2
-    exit 2
-}
 
 unfit() {
     [[ -n $force ]] || die "$1 (--force installs anyway)"
-    say "note: $1; going on because of --force"
+    say "note: $1; continuing because of --force"
 }
 
-change() { # WHAT COMMAND...: the one door to every change
+change() { # WHAT COMMAND...: every change goes through here
     changes=$((changes + 1))
     if [[ -n $check ]]; then
         say "would $1"
@@ -670,19 +602,6 @@ conclude() { # STATE ACTION
 }
 
 version() { sed -n 's/^version = "\(.*\)"/\1/p' "$repo/pyproject.toml"; }
-
-missing_packages() {
-    local package
-    for package in "$@"; do
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || printf '%s ' "$package"
-    done
-}
-
-# A node without a subscription cannot refresh every list, and need not. Nothing is ever removed for us.
-apt_install() {
-    apt-get update -qq >/dev/null || say "note: not every package list could be refreshed"
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends --no-remove "$@" >/dev/null
-}
 
 # /etc/pve is a cluster file system that can hang.
 read_timely() { [[ ! -f $1 ]] || timeout 5 cat "$1" || die "$1 could not be read within 5 s"; }

@@ -36,7 +36,8 @@ SUITES: Final = ("trixie", "bookworm")
 PACKAGES: Final = (
     *("systemd", "systemd-sysv", "dbus", "tzdata", "zstd"),
     *("python3", "python3-psutil", "python3-yaml", "python3-structlog"),
-    *("python3-pytest", "python3-hypothesis", "python3-prometheus-client"),
+    *("python3-pytest", "python3-pytest-xdist", "python3-hypothesis", "python3-prometheus-client"),
+    *("e2fsprogs", "lz4", "perl"),  # what the tests of the rehearsal and the disks run
 )
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "flock", "mount", "umount")
 PUBLIC_MIRROR: Final = "http://deb.debian.org/debian"

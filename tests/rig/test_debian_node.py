@@ -205,7 +205,7 @@ def test_uninstalling_in_a_running_night_fails_no_guest(suite: str, tmp_path: Pa
     with node_with_theirs(suite, str(tmp_path)) as node:
         installer(node, "--force")
         night = play_night(node, **{"before pre-stop 101": f"{REPO_INSIDE}/install.sh --uninstall"})
-        assert "a backup runs" in night.said["before pre-stop 101"]
+        assert "a backup is running" in night.said["before pre-stop 101"]
         assert night.exit == 0, night.log
         assert night.order == NIGHT
         installer(node, "--uninstall")

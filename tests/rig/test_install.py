@@ -69,6 +69,7 @@ def source(tmp_path: Path) -> Path:
     copy = tmp_path / "source"
     shutil.copytree(REPO / "pvehook", copy / "pvehook", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPO / "hooks", copy / "hooks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPO / "scripts", copy / "scripts")
     for name in ("install.sh", "pyproject.toml", "README.md"):
         shutil.copy(REPO / name, copy / name)
     return copy
@@ -166,7 +167,7 @@ def test_a_performance_that_is_there_stays(root: Path) -> None:
     file.write_text("performance: max-workers=4,pbs-entries-max=1000\n")
     said = install(root, "--max-workers", "1")
     assert said.code == 0
-    assert "has performance: max-workers=4,pbs-entries-max=1000 already, and that stays" in said.text
+    assert "already has performance: max-workers=4,pbs-entries-max=1000, which stays" in said.text
     assert "performance: max-workers=4,pbs-entries-max=1000\n" in file.read_text()
 
 
@@ -313,7 +314,7 @@ def test_without_a_record_no_job_is_left_with_a_script_that_is_gone(root: Path) 
     install(root)
     shutil.rmtree(root / "var/lib/pvehook")
     said = install(root, "--uninstall")
-    assert "no record says what was there before" in said.text
+    assert "there is no record of what was there before" in said.text
     assert HOOK not in (root / "etc/vzdump.conf").read_text()
 
 
@@ -362,10 +363,10 @@ def test_jobs_whose_own_settings_win_are_listed_with_the_remedy(root: Path) -> N
         f"vzdump: weekly\n\tionice 3\n\tscript {HOOK}\n\n"
         "realm-sync: other\n\tscript /not/ours\n"
     )
-    notes = [line for line in install(root).text.splitlines() if "wins over" in line]
-    assert [line.split(" of its own")[0] for line in notes] == [
-        "pvehook: note: job nightly has script /job/hook one",
-        "pvehook: note: job weekly has ionice 3",
+    notes = [line for line in install(root).text.splitlines() if "overrides" in line]
+    assert [line.split(", which")[0] for line in notes] == [
+        "pvehook: note: job nightly has its own script /job/hook one",
+        "pvehook: note: job weekly has its own ionice 3",
     ]
     assert notes[0].endswith("pvesh set /cluster/backup/nightly --delete script")
 
@@ -376,14 +377,14 @@ def test_a_new_version_replaces_the_old_one_whole(root: Path, source: Path) -> N
     (source / "pvehook/gone_later.py").unlink()
     (source / "pvehook/new.py").write_text("NEW = True\n")
     said = install(root, source=source)
-    assert "put the program" in said.text
+    assert "install the program" in said.text
     program = root / "usr/local/lib/pvehook"
     assert (program / "pvehook/new.py").is_file()
     assert not list(program.rglob("gone_later*"))
     assert [path.name for path in program.parent.iterdir() if "pvehook" in path.name] == ["pvehook"]
 
 
-def test_a_damaged_installation_is_mended(root: Path) -> None:
+def test_a_damaged_installation_is_repaired(root: Path) -> None:
     install(root)
     program = root / "usr/local/lib/pvehook"
     whole = touched(program)
@@ -468,7 +469,7 @@ def test_help_is_one_screen() -> None:
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck (./install.sh --test)")
 def test_shellcheck_finds_nothing() -> None:
-    done = subprocess.run(
-        ["shellcheck", str(REPO / "install.sh")], capture_output=True, text=True, timeout=60, check=False
-    )
+    ours = [REPO / name for name in ("install.sh", ".ci/run", "scripts/demo", "scripts/test")]
+    bash = [str(script) for script in (*ours, *(REPO / "scripts").glob("*.sh"))]
+    done = subprocess.run(["shellcheck", *bash], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
