@@ -1,0 +1,88 @@
+"""Every event of the journal: its priorities and its meaning in one line each.
+
+`docs/events.md` is made of this table (scripts/generate_docs.py), and a test holds it against the calls in the code:
+no event without a line here, no line without an event.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Event(NamedTuple):
+    """`priorities` are the levels with which the event can be logged, the usual one first."""
+
+    priorities: tuple[str, ...]
+    meaning: str
+
+
+EVENTS: Final = {
+    # The run
+    "job-ended": Event(("info",), "The run is over; how many guests were backed up, refused, failed."),
+    "job-aborted": Event(("warning",), "vzdump aborted the run."),
+    "worker-died": Event(("warning",), "vzdump's worker ended during a run, without the run's last phase."),
+    "worker-ended": Event(("info",), "vzdump's worker ended before its run began: it waited for the node's lock."),
+    # The window
+    "window-admitted": Event(("info",), "A run or a guest may be backed up, and why."),
+    "window-refused": Event(("warning",), "A run or a guest is refused because the window is closed."),
+    "window-shut-on-guest": Event(("warning",), "The window closed while this guest was in backup."),
+    "backup-cancelled": Event(("warning",), "`running_guest: cancel`: QEMU was told to cancel the backup."),
+    "backup-cancel-failed": Event(("error",), "`running_guest: cancel`: the backup could not be cancelled."),
+    "allowance-made": Event(("warning",), "`pvehook allow` made an exception; who, why, until when."),
+    "allowance-revoked": Event(("warning",), "`pvehook allow --revoke` ended an exception early."),
+    # A guest
+    "guest-done": Event(
+        ("info", "warning"),
+        "A guest's summary, after its last phase. A warning if its backup failed or the guest stalled.",
+    ),
+    "io-priority-set": Event(("info",), "A process of the backup has the idle I/O class."),
+    "io-priority-restored": Event(
+        ("info", "error"), "A VM that vzdump started has normal I/O priority again. An error if the kernel refused it."
+    ),
+    # Its freeze
+    "freeze-verdict": Event(
+        ("info", "warning"),
+        "Whether this VM will be frozen, with every reason. A warning for a"
+        " veto that the configuration did not ask for.",
+    ),
+    "freeze-done": Event(
+        ("info", "warning"),
+        "The freeze is over, or did not happen; for how long the guest was"
+        " frozen. A warning if an intended freeze failed.",
+    ),
+    "freeze-alert": Event(("critical",), "The guest is frozen, and not by pvehook: somebody has to look at it."),
+    "freeze-not-armed": Event(("warning",), "The agent's socket could not be held; Proxmox decides about the freeze."),
+    "freeze-not-thawed": Event(("critical",), "The backup is over, and the guest has not confirmed its thaw yet."),
+    "freeze-left-by-pve": Event(("warning",), "vzdump was killed and left a guest frozen; pvehook thawed it."),
+    "freeze-unknown": Event(
+        ("critical",), "vzdump was killed, and the agent does not say whether the guest is frozen."
+    ),
+    "freeze-left-over": Event(("warning",), "A daemon that died left a guest frozen; the next daemon thawed it."),
+    # Its speed
+    "governor-speed": Event(("info",), "The backup was slowed, made faster or released."),
+    "governor-done": Event(("info",), "The governor's summary for a guest that suffered."),
+    "governor-stopped": Event(("warning",), "The governor withdrew from this backup."),
+    "governor-not-put-back": Event(("error",), "The backup's original speed could not be restored."),
+    "governor-left-over": Event(
+        ("warning", "error"),
+        "A daemon that died left a backup slowed; its original speed was restored. An error if that failed.",
+    ),
+    "pacer-done": Event(("info",), "The writeback of a guest's archive was paced, or why not."),
+    # Records
+    "history-moved": Event(("warning",), "The history was damaged; it was moved aside and a new one begun."),
+    "history-not-kept": Event(("error",), "A backup could not be added to the history."),
+    "textfile-not-written": Event(("error",), "The file for Prometheus could not be written."),
+    "record-not-written": Event(
+        ("error",), "The run's state could not be written; a restarted daemon will not know it."
+    ),
+    # pvehook itself
+    "daemon-started": Event(("debug",), "The daemon answers hook calls."),
+    "daemon-left": Event(("debug",), "The daemon ended: there is nothing left to watch."),
+    "job-picked-up": Event(("info",), "A restarted daemon goes on with a run that it found."),
+    "configuration-problem": Event(("error",), "The configuration has an error; which configuration is in force."),
+    "phase-unknown": Event(("info",), "vzdump announced a phase that pvehook does not know."),
+    "ring-lost": Event(("info",), "A hook ended before it got its answer."),
+    "ring-refused": Event(("warning",), "A hook call was not well-formed, and was not answered."),
+    "too-many-rings": Event(("error",), "Too many hook calls at once; this one was not answered."),
+    "fault": Event(("error",), "A fault of pvehook's own; the backup goes on."),
+}
