@@ -44,9 +44,7 @@ other one's answer, then goes on without the lock: a late account is better than
 class Job:
     """One vzdump worker's run, from `job-init` to its end."""
 
-    def __init__(
-        self, context: Context, configuration: Configuration, freezes: OpenFreezes, job: RunState
-    ) -> None:
+    def __init__(self, context: Context, configuration: Configuration, freezes: OpenFreezes, job: RunState) -> None:
         self._context = context
         self._configuration = configuration
         self._job = job
@@ -54,7 +52,8 @@ class Job:
         self._gate = Gate(context.node, context.clock, context.reader)
         self._idle_priority = IdlePriority(context, self._gate.may_still_run, job, self._log)
         self._monitor = GuestMonitor(context, job, self._log)
-        self._freeze = GuestFreeze(context.node, context.clock, context.reader, freezes, job.worker, self._log)
+        self._freezes = freezes
+        self._freeze: GuestFreeze | None = None if job.guest is None else self._freeze_of(job.guest)
         self._lock = threading.Lock()
         self._doubted: tuple[str, ...] = ()
         self.ended = False
@@ -157,6 +156,7 @@ class Job:
         """The window is asked for every guest: a night can run over."""
         self._settle_unfinished()
         self._job.guest = self._guest_of(call)
+        self._freeze = self._freeze_of(self._job.guest)
         decision = self._gate.ask(call, self._job, in_force)
         self._job.guest.admitted_by = decision.reason
         self._report(decision, call, in_force)
@@ -171,9 +171,10 @@ class Job:
 
     def pre_stop(self, call: HookCall, in_force: InForce, more_time: Callable[[float], None]) -> Reply:
         """Before anything is stopped or frozen: is it safe to freeze this guest?"""
-        guest = self._ensure_guest(call, in_force)
+        self._ensure_guest(call, in_force)
         # Time can be asked for once; the look inside comes after the freeze's questions, before its agent is held.
-        lines = self._freeze.prepare(guest, in_force.config.freeze, lambda seconds: more_time(seconds + BEGIN_S))
+        assert self._freeze is not None  # noqa: S101  (made with the guest)
+        lines = self._freeze.prepare(in_force.config.freeze, lambda seconds: more_time(seconds + BEGIN_S))
         self._monitor.read_guest_counters()
         self._idle_priority.wake()
         return Reply(_ours(lines))
@@ -188,14 +189,17 @@ class Job:
         """The archive begins when this returns: PVE asks the agent 3 to 7 ms later and must find us there."""
         guest = self._ensure_guest(call, in_force)
         self._monitor.archive_begins()
-        lines = self._freeze.arm(guest, in_force.config.freeze)
+        lines = []
+        if self._freeze is not None and guest.result == "running":
+            lines = self._freeze.arm(in_force.config.freeze)
         self._idle_priority.wake()
         return Reply(_ours(lines))
 
     def backup_end(self, call: HookCall, in_force: InForce) -> Reply:
         """The archive is complete."""
         guest = self._ensure_guest(call, in_force)
-        self._freeze.over()
+        if self._freeze is not None:
+            self._freeze.over()
         self._monitor.archive_over()
         if guest.result == "running":
             guest.result = "ok"
@@ -205,7 +209,8 @@ class Job:
     def backup_abort(self, call: HookCall, in_force: InForce) -> Reply:
         """This guest's backup failed, perhaps before it began, perhaps because the window refused it."""
         guest = self._ensure_guest(call, in_force)
-        self._freeze.over()
+        if self._freeze is not None:
+            self._freeze.over()
         self._monitor.archive_over()
         if guest.result not in ("refused", "cancelled"):
             guest.result = "cancelled" if guest.cancel_sent else "failed"
@@ -231,7 +236,8 @@ class Job:
             if guest is not None:
                 if guest.result == "running":
                     guest.result = "worker-died"
-                self._freeze.worker_died(guest)
+                if self._freeze is not None:
+                    self._freeze.worker_died()
                 self._settle(guest)
             self._idle_priority.job_ends()
             self._monitor.job_ends()
@@ -297,7 +303,8 @@ class Job:
     def _settle(self, guest: GuestRecord) -> list[str]:
         """The account of one guest: last look at its processes, then the journal, then the task log."""
         guest.ended_s = self._context.clock.now_s()
-        self._freeze.settle(guest)
+        if self._freeze is not None:
+            self._freeze.settle()
         self._idle_priority.guest_ends(guest)
         stall = self._monitor.summary(guest)
         self._job.done.append(guest)
@@ -334,11 +341,15 @@ class Job:
         guest = self._job.guest
         if guest is None or guest.vmid != call.vmid:
             guest = self._job.guest = self._guest_of(call)
+            self._freeze = self._freeze_of(guest)
             if call.phase not in ("backup-abort", "log-end"):
                 self._idle_priority.start(in_force)
                 self._idle_priority.guest_started(guest)
                 self._monitor.guest_started(guest, in_force)
         return guest
+
+    def _freeze_of(self, guest: GuestRecord) -> GuestFreeze:
+        return GuestFreeze(self._context, self._freezes, self._job.worker, guest, self._log, lambda: None)
 
     def _guest_of(self, call: HookCall) -> GuestRecord:
         return GuestRecord(

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from pvehook.contract.agent_option import AgentOption, parse_agent_option
 from pvehook.contract.guest_config import GuestConfig, parse_vm
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, Refused
 from pvehook.freeze.history import past_freezes
 from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rules.freeze_safety import FreezeFacts

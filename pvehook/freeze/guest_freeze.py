@@ -12,26 +12,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
 from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
-from pvehook.records.guest_record import FreezeSummary
+from pvehook.host.processes import ProcessId
+from pvehook.records.context import Context
+from pvehook.records.guest_record import FreezeSummary, GuestRecord
+from pvehook.records.journal import Log
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
 from pvehook.rescue.thaw import patience, thaw_until_thawed, wait_for_pve
 from pvehook.rules.freeze_policy import policy_for
 from pvehook.rules.freeze_safety import PastFreeze, decide
-
-if TYPE_CHECKING:
-    from pvehook.host.clock import Clock
-    from pvehook.host.node import Node
-    from pvehook.host.processes import ProcessId
-    from pvehook.host.timely_files import TimelyReader
-    from pvehook.records.context import Context
-    from pvehook.records.guest_record import GuestRecord
-    from pvehook.records.journal import Log
-    from pvehook.settings import FreezeConfig
+from pvehook.settings import FreezeConfig
 
 OVER_S = 2.5
 """How long backup-end waits for a thaw that takes its time; the thread goes on whatever the phase does."""
@@ -92,24 +86,33 @@ class OpenFreezes:
 
 
 class GuestFreeze:
-    """The freezes of one job, one guest after the other."""
+    """The freeze of one guest's backup. `on_over` is called, by whatever thread, when PVE has come or will not come
+    any more and nothing of ours is frozen: from then on the agent and the monitor are free."""
 
     def __init__(
-        self, node: Node, clock: Clock, reader: TimelyReader, freezes: OpenFreezes, worker: ProcessId, log: Log
+        self,
+        context: Context,
+        freezes: OpenFreezes,
+        worker: ProcessId,
+        guest: GuestRecord,
+        log: Log,
+        on_over: Callable[[], None],
     ) -> None:
-        self._node = node
-        self._clock = clock
-        self._reader = reader
+        self._node = context.node
+        self._clock = context.clock
+        self._reader = context.reader
         self._freezes = freezes
         self._worker = worker
+        self._guest = guest
         self._log = log
+        self._on_over = on_over
         self._rendezvous: Rendezvous | None = None
 
     # Phases
 
-    def prepare(self, guest: GuestRecord, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
+    def prepare(self, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
         """pre-stop: what is known, what follows from it. Lines for the task log."""
-        self._rendezvous = None
+        guest = self._guest
         if guest.vmtype == "lxc":
             return []
         # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
@@ -138,19 +141,19 @@ class GuestFreeze:
         if verdict.action == "freeze" and config.pre_flush:
             flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
             summary.pre_flush_ms, summary.pre_flush = flushed.took_ms, flushed.text
-        self._report_verdict(guest, summary)
+        self._report_verdict(summary)
         if verdict.action == "none":
             return []
         what = {"freeze": "will be frozen for the backup's start", "veto": "will NOT be frozen"}[verdict.action]
         return [f"{guest_text(guest)} {what}: {'; '.join(verdict.reasons)}"]
 
-    def arm(self, guest: GuestRecord, config: FreezeConfig) -> list[str]:
-        """post-restart: from here on PVE cannot reach the agent before we let it."""
-        summary = guest.freeze
-        if summary is None or guest.result != "running":
-            return []
-        summary.in_archive = True
-        if summary.action == "none":
+    def arm(self, config: FreezeConfig) -> list[str]:
+        """post-restart: from here on PVE cannot reach the agent before we let it. Lines for the task log."""
+        guest, summary = self._guest, self._guest.freeze
+        if summary is not None:
+            summary.in_archive = True
+        if summary is None or summary.action == "none":
+            self._on_over()
             return []
         limits = Limits(
             reply_within_s=config.reply_within_s,
@@ -166,7 +169,7 @@ class GuestFreeze:
             mountpoints=tuple(summary.mountpoints) if summary.mountpoints is not None else None,
             limits=limits,
             at_step=self._freezes.at_step,
-            on_end=lambda outcome: self._rendezvous_ended(guest, summary, config, outcome),
+            on_end=lambda outcome: self._rendezvous_ended(summary, config, outcome),
         )
         # An older run's thaw of this guest must not take the coming freeze for its own.
         self._freezes.cancel(guest.vmid)
@@ -175,6 +178,7 @@ class GuestFreeze:
             rendezvous.arm(self._clock.now_s())
         except Exception as error:  # whatever it is, it must not end as a fault that keeps the daemon for ever
             self._freezes.end()
+            self._on_over()
             summary.consistency, summary.why = "left-to-pve", f"the agent's socket could not be held: {error}"
             self._log.warning(
                 "freeze-not-armed",
@@ -194,16 +198,16 @@ class GuestFreeze:
             self._rendezvous.abandon()
             self._rendezvous.wait_until_not_frozen(OVER_S)
 
-    def settle(self, guest: GuestRecord) -> None:
-        """log-end: the account is complete, or says that its freeze still hangs."""
-        summary = guest.freeze
+    def settle(self) -> None:
+        """log-end: the summary is complete, or says that its freeze still hangs."""
+        guest, summary = self._guest, self._guest.freeze
         if summary is None or self._rendezvous is None:
             return
         self._rendezvous.abandon()
         if not self._rendezvous.wait_until_ended(OVER_S) and summary.consistency is None:
             summary.consistency, summary.hung = "crash-consistent", True
             # Remembered now: should the daemon not live to see its end, the next night must know of it.
-            self._remember(guest, PastFreeze(self._clock.now_s(), None, "hung"))
+            self._remember(PastFreeze(self._clock.now_s(), None, "hung"))
             summary.why = "it has not said yet that it is thawed; it is asked until it does, the journal will say so"
             self._log.critical(
                 "freeze-not-thawed",
@@ -211,11 +215,10 @@ class GuestFreeze:
                 "until it says that it is; if it stays so, reset the VM",
                 vmid=guest.vmid,
             )
-        self._rendezvous = None
 
-    def worker_died(self, guest: GuestRecord) -> None:
+    def worker_died(self) -> None:
         """No PVE any more that could thaw: neither what we froze, nor what PVE froze itself."""
-        rendezvous, summary = self._rendezvous, guest.freeze
+        guest, rendezvous, summary = self._guest, self._rendezvous, self._guest.freeze
         if rendezvous is not None:
             rendezvous.abandon()
         if summary is None or not summary.in_archive or not summary.was_thawed:
@@ -245,10 +248,11 @@ class GuestFreeze:
 
     # Reports
 
-    def _remember(self, guest: GuestRecord, freeze: PastFreeze) -> None:
-        remember(self._node, self._reader, guest.vmid, freeze)
+    def _remember(self, freeze: PastFreeze) -> None:
+        remember(self._node, self._reader, self._guest.vmid, freeze)
 
-    def _report_verdict(self, guest: GuestRecord, summary: FreezeSummary) -> None:
+    def _report_verdict(self, summary: FreezeSummary) -> None:
+        guest = self._guest
         # What the administrator has switched off is no news either.
         wanted = all(reason.startswith("never:") for reason in summary.reasons)
         write = self._log.warning if summary.action == "veto" and not wanted else self._log.info
@@ -265,10 +269,9 @@ class GuestFreeze:
         if summary.alert:
             self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {summary.alert}", vmid=guest.vmid)
 
-    def _rendezvous_ended(
-        self, guest: GuestRecord, summary: FreezeSummary, config: FreezeConfig, outcome: Outcome
-    ) -> None:
+    def _rendezvous_ended(self, summary: FreezeSummary, config: FreezeConfig, outcome: Outcome) -> None:
         """In the rendezvous' own thread, when nothing is frozen any more."""
+        guest = self._guest
         summary.consistency, summary.why, summary.hung = outcome.consistency, outcome.why, outcome.hung
         summary.frozen_ms = outcome.frozen_ms
         if outcome.frozen_ms is not None:  # it was thawed a moment ago
@@ -278,7 +281,7 @@ class GuestFreeze:
         try:
             if outcome.frozen_ms is not None:
                 word = _outcome_word(outcome, config)
-                self._remember(guest, PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
+                self._remember(PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
             # A veto was told with its reasons before; what follows from it is no news.
             is_news = outcome.consistency == "crash-consistent" and summary.action != "veto"
             write = self._log.warning if is_news else self._log.info
@@ -296,6 +299,7 @@ class GuestFreeze:
             )
         finally:
             self._freezes.end()
+            self._on_over()
 
 
 def _outcome_word(outcome: Outcome, config: FreezeConfig) -> Literal["ok", "slow", "hung"]:

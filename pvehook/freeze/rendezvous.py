@@ -26,11 +26,12 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.agent_queue import AgentQueue
 from pvehook.guest.agent import AgentConnection, Pending, open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline, connect
+from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, sockets_of
 from pvehook.host.waiters import WaiterWatch

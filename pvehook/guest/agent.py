@@ -24,8 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError
-from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
 from pvehook.guest.validate import boolean, items, mapping, refusal, text, whole_number
 
 _FLUSH = b"\xff"

@@ -26,9 +26,9 @@ from pvehook.contract.latency import (
     our_boundaries_ns,
 )
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Refused
 from pvehook.guest.qmp import BlockJob, QmpConnection
-from pvehook.guest.sockets import Deadline
 from pvehook.guest.validate import integer, items, mapping, numbers, text
 
 REPLY_LIMIT_BYTES: Final = 4 * 1024 * 1024

@@ -13,9 +13,9 @@ from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
-from pvehook.guest.sockets import Deadline
 from pvehook.guest.validate import mapping
 
 _NOT_THERE: Final = ("No such file or directory", "Operation not supported")

@@ -18,10 +18,10 @@ from typing import Final, NamedTuple, TypeVar
 from pvehook.contract.measured import Broken, Measured
 from pvehook.contract.pressure import PressureTotals, parse_pressure
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.agent import FILE_READ_LIMIT_BYTES, AgentConnection
 from pvehook.guest.file_access import explain
-from pvehook.guest.sockets import Deadline
 
 _TICKS_PER_S: Final = 100
 _STAT: Final = re.compile(r"cpu +(?:\d{1,19} ){7}(?P<steal>\d{1,19})\b")

@@ -27,11 +27,11 @@ from typing import Final, NamedTuple
 from pvehook.contract.kernel_line import KernelLine, TimedLine, parse_kernel_line
 from pvehook.contract.measured import Broken, Measured
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
 from pvehook.guest.file_access import explain
 from pvehook.guest.guest_counters import parse_uptime_s, read_start
-from pvehook.guest.sockets import Deadline
 
 BYTES_LIMIT: Final = 64 * 1024
 """Of one look: some 800 lines of a real log, 20 s of reading under TCG, so the deadline may end it before. A line has 9

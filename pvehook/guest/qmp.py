@@ -17,8 +17,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply
-from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, Deadline, connect, parse_document
+from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
 from pvehook.guest.validate import boolean, integer, items, mapping, refusal, text
 
 

@@ -13,13 +13,12 @@ import os
 import re
 import select
 import socket
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Busy, TimedOut, Unreachable
 
 REPLY_LIMIT_BYTES = 1024 * 1024
@@ -27,22 +26,6 @@ DEPTH_LIMIT = 32
 
 _SUN_PATH_BYTES = 108  # unix(7): sun_path, its closing zero included
 _CHUNK_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """The end of one exchange, however many reads and writes it takes. On the monotonic clock."""
-
-    total_s: float
-    at_s: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Self:
-        return cls(total_s=seconds, at_s=time.monotonic() + seconds)
-
-    def left_s(self) -> float:
-        """Seconds to go; 0.0 once it has passed."""
-        return max(0.0, self.at_s - time.monotonic())
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.ioprio import IDLE, restore_normal, set_all_threads
 from pvehook.host.processes import Found, ProcessId, backup_processes, guests_left_idle, vm_processes
 from pvehook.host.timely_files import TimelyReader

@@ -19,9 +19,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NotActive, Unreachable
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
 

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Unreachable
 from pvehook.guest.agent import open_agent, talk_on
-from pvehook.guest.sockets import Connection, Deadline
+from pvehook.guest.sockets import Connection
 from pvehook.host.node import Node
 from pvehook.rescue.freeze_record import (
     FROZEN_BY_US,

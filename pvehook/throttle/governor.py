@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Measured, value_of
+from pvehook.deadline import Deadline
 from pvehook.errors import NotActive, Refused
 from pvehook.guest.block_stats import DiskSample
 from pvehook.guest.qmp import BlockJob, QmpConnection
-from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
 from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorSummary, SpeedPoint

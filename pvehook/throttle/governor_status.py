@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.qmp import BlockJob, open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
 from pvehook.records import run_state
 from pvehook.records.guest_record import GuestRecord

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.deadline import Deadline
 from pvehook.guest.block_stats import DiskSample
 from pvehook.guest.qmp import QmpConnection
-from pvehook.guest.sockets import Deadline
 from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of
 from pvehook.records.chart_points import NightPoints

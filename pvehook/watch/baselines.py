@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Measured
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.processes import running_vms
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.latency import disks_between, latency_of, sum_of

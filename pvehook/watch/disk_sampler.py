@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
 from pvehook.guest.block_stats import DiskSample, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
-from pvehook.guest.sockets import Connection, Deadline, connect
+from pvehook.guest.sockets import Connection, connect
 from pvehook.records.chart_points import NightPoints
 from pvehook.records.stall_record import Point
 from pvehook.rules.latency import disks_between, latency_of, sum_of

@@ -16,12 +16,12 @@ from pvehook.contract.agent_option import parse_agent_option
 from pvehook.contract.guest_config import parse_vm
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut, Unreachable
 from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, close_kernel_log, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rules.kernel_lines import classify
 from pvehook.rules.stalls import GuestView, KernelEvent
 from pvehook.watch.host_sampler import EVENTS_KEPT, seconds_between

@@ -28,9 +28,9 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
+from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.freeze.history import forget_freezes  # noqa: E402
 from pvehook.guest.agent import open_agent  # noqa: E402  (the path above is where it lies)
-from pvehook.guest.sockets import Deadline  # noqa: E402
 from pvehook.rehearsal.vzdump.player import Player, play  # noqa: E402
 from tests.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
 from tests.rig.guest_image import AGENT_SUITES  # noqa: E402

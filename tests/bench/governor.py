@@ -51,9 +51,10 @@ TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
 from pvehook.contract.latency import DiskCounters  # noqa: E402  (the path above is where it lies)
+from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.guest.block_stats import DiskSample, arm_histograms, read_disks  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402
-from pvehook.guest.sockets import Deadline, connect  # noqa: E402
+from pvehook.guest.sockets import connect  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402
 from pvehook.records.journal import journal_log  # noqa: E402
 from pvehook.records.stall_record import Baseline, GovernorSummary  # noqa: E402

@@ -32,8 +32,8 @@ sys.path.insert(0, str(TOP))
 
 import psutil  # noqa: E402  (the path above is where the rest lies)
 
+from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402
-from pvehook.guest.sockets import Deadline  # noqa: E402
 from pvehook.rehearsal.vzdump.player import Player  # noqa: E402
 from tests.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
 from tests.rig.guest_on_node import DISKS, WEB, put_on_node  # noqa: E402

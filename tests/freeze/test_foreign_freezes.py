@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.freeze.history import past_freezes
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Deadline, connect
+from pvehook.guest.sockets import connect
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play

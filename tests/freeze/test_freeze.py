@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest

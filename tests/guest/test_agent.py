@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pvehook.contract.guest_facts import Filesystem
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
 from pvehook.guest.agent import AgentConnection, open_agent
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, Script, agent_that_returns, agent_that_sends, peer, read_line, sync
 

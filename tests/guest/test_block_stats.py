@@ -11,11 +11,11 @@ from typing import TypeVar
 import pytest
 
 from pvehook.contract.latency import DiskCounters, Histogram, our_boundaries_ns
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, NotActive, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import DISKS_LIMIT, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, Script, peer, qmp_that_returns, qmp_that_sends, read_line
 

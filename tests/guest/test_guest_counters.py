@@ -11,10 +11,10 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.pressure import PressureTotals
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.guest_counters import GuestCounters, read_guest_counters, read_start
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, agent_that_answers, peer
 

@@ -17,6 +17,7 @@ import pytest
 from pvehook.contract.latency import our_boundaries_ns
 from pvehook.contract.measured import Broken
 from pvehook.contract.pressure import PressureTotals
+from pvehook.deadline import Deadline
 from pvehook.errors import NotActive, Refused
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
@@ -29,7 +30,6 @@ from pvehook.guest.kernel_log import (
     read_kernel_log,
 )
 from pvehook.guest.qmp import QmpConnection, open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 

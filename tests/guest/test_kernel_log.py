@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.deadline import Deadline
 from pvehook.errors import TimedOut
 from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.kernel_log import (
@@ -19,7 +20,6 @@ from pvehook.guest.kernel_log import (
     open_kernel_log,
     read_kernel_log,
 )
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, agent_that_answers, peer
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
 from pvehook.guest.qmp import BlockJob, Status, open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import (
     GREETING,

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.errors import Busy, Refused, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Connection, Deadline, connect, parse_document
+from pvehook.guest.sockets import Connection, connect, parse_document
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, qemu_guest
 

@@ -14,15 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Busy, TimedOut, Unreachable
-from pvehook.guest.sockets import (
-    DEPTH_LIMIT,
-    Connection,
-    Deadline,
-    connect,
-    fitting_address,
-    parse_document,
-)
+from pvehook.guest.sockets import DEPTH_LIMIT, Connection, connect, fitting_address, parse_document
 from tests.guest.hostile import Script, peer
 
 SHORT_S = 0.1

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline, fitting_address
+from pvehook.guest.sockets import fitting_address
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest, Run

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.errors import Refused, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline, fitting_address
+from pvehook.guest.sockets import fitting_address
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 

@@ -15,8 +15,8 @@ from typing import get_args
 
 import pytest
 
+from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FrozenRecord, State, record_path
 from pvehook.rescue.last_good import store_config

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Connection, Deadline, connect, parse_document
+from pvehook.guest.sockets import Connection, connect, parse_document
 from pvehook.rehearsal.vzdump.run import Guest
 from tests.node_under_test import NodeUnderTest
 from tests.rig.qemu_guest import QemuGuest

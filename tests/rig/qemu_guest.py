@@ -33,9 +33,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Connection, Deadline, connect
+from pvehook.guest.sockets import Connection, connect
 from tests.rig.guest_image import CannotBuild, GuestImage, guest_image
 
 TOOLS = ("qemu-system-x86_64", "mkfs.ext4")

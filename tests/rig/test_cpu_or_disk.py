@@ -17,9 +17,9 @@ import pytest
 
 from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Absent
+from pvehook.deadline import Deadline
 from pvehook.guest.block_stats import arm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.host.node import Node
 from pvehook.host.processes import qemu_of, running_vms
 from pvehook.host.run_delay import run_delay_ns

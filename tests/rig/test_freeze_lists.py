@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from pvehook.contract.guest_facts import Filesystem
+from pvehook.deadline import Deadline
 from pvehook.errors import TimedOut
 from pvehook.guest.agent import open_agent
-from pvehook.guest.sockets import Deadline
 from pvehook.rules.freeze_selection import Guest, Selection, Wish, select
 from tests.rig.guest_image import AGENT_SUITES
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest

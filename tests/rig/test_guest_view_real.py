@@ -10,13 +10,13 @@ import pytest
 from pvehook.contract.latency import our_boundaries_ns
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.pressure import PressureTotals
+from pvehook.deadline import Deadline
 from pvehook.errors import TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rules.latency import count_from
 from tests.rig.qemu_guest import Aio, Attach, CannotStart, CdDrive, QemuGuest, qemu_guest
 

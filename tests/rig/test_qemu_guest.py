@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from pvehook.contract.guest_facts import Filesystem
+from pvehook.deadline import Deadline
 from pvehook.errors import Refused, Unreachable
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline, connect
+from pvehook.guest.sockets import connect
 from pvehook.host import ioprio, processes
 from pvehook.host.node import Node
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest, thread_names

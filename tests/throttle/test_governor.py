@@ -17,9 +17,10 @@ import pytest
 
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent
+from pvehook.deadline import Deadline
 from pvehook.guest.block_stats import DiskSample, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
-from pvehook.guest.sockets import Deadline, connect
+from pvehook.guest.sockets import connect
 from pvehook.records.journal import journal_log
 from pvehook.records.plain import to_plain
 from pvehook.records.stall_record import Baseline
@@ -436,7 +437,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
+from pvehook.deadline import Deadline
 from pvehook.host.node import Node
 from pvehook.guest.block_stats import DiskSample
 from pvehook.throttle.governor import Governor

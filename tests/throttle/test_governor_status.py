@@ -8,8 +8,8 @@ import re
 import pytest
 
 from pvehook.cli import main
+from pvehook.deadline import Deadline
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest

@@ -17,9 +17,9 @@ import pytest
 
 from pvehook.contract.latency import our_boundaries_ns
 from pvehook.contract.measured import Absent, Broken, value_of
+from pvehook.deadline import Deadline
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
-from pvehook.guest.sockets import Deadline
 from pvehook.records.history import last_records, reading
 from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal.vm import fake_vm_process
