@@ -8,6 +8,10 @@ The pristine tree of each release is built once by debootstrap and kept outside 
 
 A test never writes there: each boot gets an overlay of its own whose upper layer is thrown away.
 The system is only ever reached through its PID 1 (nsenter), so nothing has to be configured inside it.
+
+TasksMax and MemoryMax of pvehook.service hold as they do on a node. Where the host keeps the pids and memory
+controllers in cgroup v1, systemd cannot pass them into a container; then each boot gets a cgroup in both, and a
+drop-in of the unit moves the daemon there as soon as it is up (`ENFORCE_LIMITS`).
 """
 
 from __future__ import annotations
@@ -42,6 +46,23 @@ PACKAGES: Final = (
 TOOLS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "flock", "mount", "umount")
 PUBLIC_MIRROR: Final = "http://deb.debian.org/debian"
 PATH_INSIDE: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+
+CONTROLLERS: Final = ("pids", "memory")
+CONTROLLERS_INSIDE: Final = "/rig"
+"""Where a booted system sees its cgroups of `CONTROLLERS`."""
+
+LIMITS_DROP_IN: Final = "/etc/systemd/system/pvehook.service.d/limits.conf"
+ENFORCE_LIMITS: Final = f"""\
+#!/bin/sh
+set -eu
+limit() {{ systemctl show --value --property="$1" pvehook.service; }}
+limit TasksMax | sed s/infinity/max/ >{CONTROLLERS_INSIDE}/pids/pids.max
+limit MemoryMax | sed s/infinity/-1/ >{CONTROLLERS_INSIDE}/memory/memory.limit_in_bytes
+for controller in {" ".join(CONTROLLERS)}; do
+    echo "$MAINPID" >{CONTROLLERS_INSIDE}/$controller/cgroup.procs
+done
+"""
+"""Runs as ExecStartPost. What the daemon took before READY=1 is not charged to it: some 25 MB."""
 
 BUILD_DEADLINE_S: Final = 900
 BOOT_DEADLINE_S: Final = 90
@@ -173,13 +194,16 @@ def booted(suite: str, scratch: str, binds: Mapping[str, str] | None = None) -> 
     with ExitStack() as stack:
         root = stack.enter_context(_fresh_copy(pristine_tree(suite), scratch))
         _prepare(root, name)
+        cgroups = stack.enter_context(_cgroups(name, scratch))
+        if cgroups:
+            _enforce_limits(root)
         console = stack.enter_context(open(os.path.join(scratch, "console.log"), "w+b"))
         ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         ready.bind(f"\0{name}")
         nspawn = subprocess.Popen(
             ["systemd-nspawn", "--quiet", "-D", root, "--boot", "--register=no", "--keep-unit",
              "--notify-ready=yes", f"--machine={name}", "--console=pipe",
-             *(f"--bind={here}:{inside}" for here, inside in (binds or {}).items())],
+             *(f"--bind={here}:{inside}" for here, inside in {**(binds or {}), **cgroups}.items())],
             env={**os.environ, "NOTIFY_SOCKET": f"@{name}"},
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -200,6 +224,57 @@ def _prepare(root: str, name: str) -> None:
     for path, text in (("/etc/hostname", name), ("/etc/machine-id", secrets.token_hex(16))):
         with open(root + path, "w", encoding="ascii") as file:
             file.write(text + "\n")
+
+
+@contextmanager
+def _cgroups(name: str, scratch: str) -> Iterator[dict[str, str]]:
+    """A cgroup v1 of this name in each of `CONTROLLERS`: here -> inside. None if the host has them in cgroup v2."""
+    with ExitStack() as stack:
+        binds = {}
+        for controller in CONTROLLERS:
+            hierarchy = _hierarchy(controller) or stack.enter_context(_mounted_hierarchy(controller, scratch))
+            if not hierarchy:
+                break
+            cgroup = os.path.join(hierarchy, name)
+            os.mkdir(cgroup)
+            stack.callback(os.rmdir, cgroup)
+            binds[cgroup] = f"{CONTROLLERS_INSIDE}/{controller}"
+        yield binds if len(binds) == len(CONTROLLERS) else {}
+
+
+def _hierarchy(controller: str) -> str:
+    """Where this machine has a cgroup v1 hierarchy of `controller` mounted; empty if nowhere."""
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        for line in mounts:
+            _, mounted_at, kind, options = line.split(" ")[:4]
+            if kind == "cgroup" and controller in options.split(","):
+                return mounted_at
+    return ""
+
+
+@contextmanager
+def _mounted_hierarchy(controller: str, scratch: str) -> Iterator[str]:
+    """The same, mounted for the time of the block; empty if the kernel refuses, as it does when cgroup v2 has it."""
+    at = os.path.join(scratch, f"cgroup-{controller}")
+    os.mkdir(at)
+    mount = ["mount", "-t", "cgroup", "-o", controller, "pvehook-rig", at]
+    if subprocess.run(mount, capture_output=True, timeout=30, check=False).returncode != 0:
+        yield ""
+        return
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], timeout=30, check=True)
+
+
+def _enforce_limits(root: str) -> None:
+    script = os.path.join(CONTROLLERS_INSIDE, "enforce-limits")
+    drop_in = f"[Service]\nExecStartPost=+{script}\n"
+    for path, text, mode in ((script, ENFORCE_LIMITS, 0o755), (LIMITS_DROP_IN, drop_in, 0o644)):
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        with open(root + path, "w", encoding="ascii") as file:
+            file.write(text)
+        os.chmod(root + path, mode)
 
 
 @contextmanager
