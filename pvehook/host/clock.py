@@ -27,22 +27,28 @@ class SystemClock:
 
 
 class RehearsalClock:
-    """The node's clock plus what a file says, in seconds: a rehearsal plays a night in less than one.
+    """A clock that a file sets: a rehearsal plays a night in seconds.
 
-    The file is read at each question. While it is being replaced (or gone) the last number counts.
+    `-3600.5` is added to the node's clock; at `@1795373786` the clock stands still. The file is read each time.
+    While it is being replaced (or gone) the last text counts.
     """
 
-    def __init__(self, offset_file: str) -> None:
-        self._offset_file = offset_file
+    def __init__(self, clock_file: str) -> None:
+        self._clock_file = clock_file
+        self._stands_at_s: float | None = None
         self._offset_s = 0.0
 
     def now_s(self) -> float:
         try:
-            with open(self._offset_file, encoding="ascii") as file:
-                self._offset_s = float(file.read(64))
+            with open(self._clock_file, encoding="ascii") as file:
+                text = file.read(64)
+            if text.startswith("@"):
+                self._stands_at_s = float(text[1:])
+            else:
+                self._offset_s, self._stands_at_s = float(text), None
         except (OSError, ValueError):
             pass
-        return time.time() + self._offset_s
+        return self._stands_at_s if self._stands_at_s is not None else time.time() + self._offset_s
 
 
 def local_zone(node: Node) -> tzinfo:

@@ -84,7 +84,7 @@ def _play(root: str, night: Night) -> None:
             files[f"/etc/pve/qemu-server/{guest.vmid}.conf"] = _VM_CONFIG.format(guest=guest)
         files[f"/var/lib/vz/images/{guest.vmid}/vm-{guest.vmid}-disk-0.raw"] = ""
     node = RehearsalNode(root, files)
-    node.set_clock(_at(4, 40))
+    node.run_clock_from(_at(4, 40))
     night.events = node.journal.events
     with ExitStack() as stack:
         stack.enter_context(node)
@@ -119,7 +119,7 @@ def _play(root: str, night: Night) -> None:
                 all(pid is not None and all_normal(pid) for pid in untouched),
             )
         )
-        checks.append(Check("the daemon itself is at normal priority", all_normal(node.daemon_pid)))
+        checks.append(Check("the daemon itself is at normal priority", all_normal(node.daemon.pid)))
 
 
 # The night, guest by guest
@@ -139,7 +139,7 @@ def _stopped_vm(player: Player, node: RehearsalNode, checks: list[Check]) -> Non
             restored["PVEHOOK_WAS_IDLE"] == restored["PVEHOOK_THREADS"] and all_normal(vm),
         )
     )
-    node.set_clock(_at(4, 46))
+    node.run_clock_from(_at(4, 46))
     player.go_on()
 
 
@@ -148,7 +148,7 @@ def _container(player: Player, node: RehearsalNode, checks: list[Check]) -> None
     for name, pid in player.children(102).items():
         _await_event(node, "io-priority-set", pid)
         checks.append(_idle_check("CT 102", name, pid))
-    node.set_clock(_at(4, 52))
+    node.run_clock_from(_at(4, 52))
     player.go_on()
 
 
@@ -157,7 +157,7 @@ def _over_the_end(player: Player, node: RehearsalNode, checks: list[Check], gues
     compressor = _compressor(player, 103)
     _await_event(node, "io-priority-set", compressor[1])
     checks.append(_idle_check("VM 103", *compressor))
-    node.set_clock(_at(5, 0))
+    node.run_clock_from(_at(5, 0))
     node.journal.wait_for(
         lambda event: event.get("PVEHOOK_EVENT") == "window-shut-on-guest" and event.get("PVEHOOK_VMID") == "103",
         "the window shut on VM 103",
@@ -166,7 +166,7 @@ def _over_the_end(player: Player, node: RehearsalNode, checks: list[Check], gues
     guest.serve_requests("read", 0.8, 60)
     guest.serve_requests("write", 1.5, 200)
     guest.serve_requests("write", STALL_MS, 1)
-    node.set_clock(_at(5, 19))
+    node.run_clock_from(_at(5, 19))
     guest.finish_backup()
     player.go_on()
 

@@ -62,11 +62,12 @@ class JournalReceiver:
         if self.broken and kind is None:
             raise ValueError(f"the journal was sent what is no event: {'; '.join(self.broken)}")
 
-    def wait_for(self, is_it: Callable[[dict[str, str]], bool], what: str) -> dict[str, str]:
-        """The fields of the first event, past or to come, for which `is_it` holds. Raises TimeoutError."""
+    def wait_for(self, is_it: Callable[[dict[str, str]], bool], what: str, after: int = 0) -> dict[str, str]:
+        """The fields of the first event, past or to come, for which `is_it` holds. The first `after` events do not
+        count. Raises TimeoutError."""
 
         def found() -> dict[str, str] | None:
-            return next((event.fields for event in self.events if is_it(event.fields)), None)
+            return next((event.fields for event in self.events[after:] if is_it(event.fields)), None)
 
         with self._news:
             if not self._news.wait_for(lambda: found() is not None, WAIT_S):

@@ -3,7 +3,7 @@
     ROOT/proc, sys                              symbolic links to the real ones: priorities are really set
     ROOT/etc/pvehook.yaml, etc/pve/...          as on a node
     ROOT/usr/local/lib/pvehook/{hooks,pvehook}  links to this program: the hook finds ROOT by its own path
-    ROOT/clock                                  seconds that the daemon adds to the real clock
+    ROOT/clock                                  the daemon's clock, see RehearsalClock
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from pvehook.host.node import INSTALLED_UNDER, Node
@@ -36,7 +36,7 @@ class RehearsalNode:
         self.node = Node(root)
         self.clock_file = os.path.join(root, "clock")
         self.journal = JournalReceiver(self.node.journal_socket, self.now_s)
-        self._offset_s = 0.0
+        self._now_s: Callable[[], float] = time.time
         self._daemon: subprocess.Popen[bytes] | None = None
         for directory in _DIRECTORIES:
             os.makedirs(self.node.path(directory), exist_ok=True)
@@ -44,34 +44,56 @@ class RehearsalNode:
             os.symlink(f"/{name}", os.path.join(root, name))
         for path, text in files.items():
             self.write(path, text)
-        self.set_clock(time.time())
+        self.run_clock_from(time.time())
         self.hook = self._place_program()
 
     def __enter__(self) -> Self:
         self.journal.__enter__()
-        code = f"import sys; sys.path.insert(0, {PROGRAM!r}); from pvehook.cli import main; sys.exit(main())"
-        options = ["--root", self.node.root, "--clock", self.clock_file]
         try:
-            self._daemon = subprocess.Popen(
-                [sys.executable, "-I", "-c", code, "serve", *options],
-                stdin=subprocess.DEVNULL,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            )
-            self.journal.wait_for(lambda event: event.get("PVEHOOK_EVENT") == "daemon-started", "the daemon's start")
+            self.start_daemon()
         except BaseException:
-            self._end_daemon()
+            self.stop()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._end_daemon()
+        self.stop()
         self.journal.__exit__(*exception)
 
     @property
-    def daemon_pid(self) -> int:
+    def daemon(self) -> subprocess.Popen[bytes]:
         if self._daemon is None:
             raise RuntimeError("the daemon was not started")
-        return self._daemon.pid
+        return self._daemon
+
+    def start_daemon(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `pvehook serve`; returns when its socket answers."""
+        before = len(self.journal.events)
+        options = ["--root", self.node.root, "--clock", self.clock_file, *arguments]
+        self._daemon = subprocess.Popen(
+            [*pvehook_command(), "serve", *options],
+            stdin=subprocess.DEVNULL,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+        self.journal.wait_for(
+            lambda event: event.get("PVEHOOK_EVENT") == "daemon-started", "the daemon's start", after=before
+        )
+        return self._daemon
+
+    def kill_daemon(self) -> None:
+        """SIGKILL: the daemon gets no chance to put anything right."""
+        self.daemon.kill()
+        self.daemon.wait(WAIT_S)
+
+    def stop(self) -> None:
+        """SIGTERM, as systemd stops it."""
+        if self._daemon is None or self._daemon.poll() is not None:
+            return
+        self._daemon.terminate()
+        try:
+            self._daemon.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill_daemon()
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """A file of the node, complete at once: the daemon may read it at any time."""
@@ -82,14 +104,20 @@ class RehearsalNode:
         os.chmod(real + ".new", mode)
         os.rename(real + ".new", real)
 
-    def set_clock(self, now_s: float) -> None:
+    def run_clock_from(self, now_s: float) -> None:
         """From now on it is `now_s` (epoch seconds), and time goes on from there."""
-        self._offset_s = now_s - time.time()
-        self.write("/clock", f"{self._offset_s:.3f}\n")
+        offset_s = now_s - time.time()
+        self._now_s = lambda: time.time() + offset_s
+        self.write("/clock", f"{offset_s:.3f}\n")
+
+    def stop_clock_at(self, now_s: float) -> None:
+        """From now on it is `now_s`, until the clock is set again."""
+        self._now_s = lambda: now_s
+        self.write("/clock", f"@{now_s:.3f}\n")
 
     def now_s(self) -> float:
         """The node's time."""
-        return time.time() + self._offset_s
+        return self._now_s()
 
     def _place_program(self) -> str:
         """The hook as installed; returns its path.
@@ -114,15 +142,11 @@ class RehearsalNode:
             file.truncate()
         return hook
 
-    def _end_daemon(self) -> None:
-        if self._daemon is None or self._daemon.poll() is not None:
-            return
-        self._daemon.terminate()
-        try:
-            self._daemon.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            self._daemon.kill()
-            self._daemon.wait(WAIT_S)
+
+def pvehook_command() -> list[str]:
+    """This program's `pvehook`, run by this interpreter."""
+    code = f"import sys; sys.path.insert(0, {PROGRAM!r}); from pvehook.cli import main; sys.exit(main())"
+    return [sys.executable, "-I", "-c", code]
 
 
 def _system_python_will_do() -> bool:

@@ -117,7 +117,7 @@ def test_the_last_good_one_survives_the_daemon(node: NodeUnderTest) -> None:
 
 
 def test_a_damaged_last_good_one_is_as_none(node: NodeUnderTest) -> None:
-    (node.root / "var/lib/pvehook").mkdir(parents=True)
+    (node.root / "var/lib/pvehook").mkdir(parents=True, exist_ok=True)
     (node.root / "var/lib/pvehook/config.json").write_text("{")
     node.configure(WRONG)
     assert "built-in defaults" in doubts(play(node.run()).calls[0])[0]

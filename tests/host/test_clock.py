@@ -85,3 +85,14 @@ def test_while_its_file_is_away_or_broken_the_last_number_counts(tmp_path: Path,
     else:
         file.write_text(content)
     assert clock.now_s() - time.time() > 999_000
+
+
+def test_the_rehearsals_clock_can_stand_still_and_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "clock"
+    clock = RehearsalClock(str(file))
+    file.write_text("@1795373786.5\n")
+    assert clock.now_s() == clock.now_s() == 1795373786.5
+    file.write_text("@")  # broken: it goes on standing
+    assert clock.now_s() == 1795373786.5
+    file.write_text("0")
+    assert abs(clock.now_s() - time.time()) < 60
