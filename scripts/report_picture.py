@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Makes docs/report.png: the top of `pvehook report --html`, of invented nights of seven guests, in Debian's chromium.
+
+    .venv/bin/python scripts/report_picture.py [FILE]
+
+The demo's own history has one night only, in which there is nothing to compare; so the nights are those of the tests.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TOP))
+
+from pvehook.records.history import append  # noqa: E402  (this repository's, wherever the script is called from)
+from pvehook.report.report import run_report  # noqa: E402
+from tests.records.nights import NOW_S, a_nodes_nights  # noqa: E402
+from tests.rig.browser import CHROMIUM, Page, Screen, running_browser  # noqa: E402
+
+SCREEN = Screen("picture", width=1000, height=1400, scheme="light")
+"""High enough for the table of guests and the worst guest's charts."""
+
+GUESTS, NIGHTS = 7, 40
+
+
+def main() -> int:
+    """Writes the picture. Exits 2 without chromium."""
+    if CHROMIUM is None:
+        print("chromium is not installed: apt-get install chromium fonts-dejavu-core", file=sys.stderr)
+        return 2
+    picture = Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / "docs" / "report.png"
+    with tempfile.TemporaryDirectory(prefix="pvehook-picture-") as directory:
+        history, page = f"{directory}/history.db", Path(directory, "report.html")
+        append(history, *a_nodes_nights(GUESTS, NIGHTS, charts_for_days=2), now_s=NOW_S)
+        run_report(history, io.StringIO(), datetime.fromtimestamp(NOW_S, UTC), html=str(page))
+        with running_browser() as browser:
+            Page(browser, page, SCREEN).screenshot(picture, whole=False)
+    print(f"{picture}: {picture.stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
