@@ -1,0 +1,76 @@
+"""What the README and the pages of docs/ say can be followed: links, the configuration they show, the commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvehook.cli import _parser
+from pvehook.config import parse
+from scripts.generate_docs import anchor_of
+
+TOP = Path(__file__).parents[2]
+PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+IDS = [page.name for page in PAGES]
+MOST_LINES = 200
+"""Of the README: it is read once, at night."""
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Lines that are indented as code; a command's comment is left out."""
+    for line in page.read_text().splitlines():
+        if line.startswith("    ") and line.strip():
+            yield line[4:].split("  #")[0].rstrip()
+
+
+def commands_of(page: Path, *names: str) -> list[list[str]]:
+    lines = [line for line in code_of(page) if line.split()[0] in names]
+    return [shlex.split(line.replace("...", "TEXT")) for line in lines]
+
+
+def test_the_readme_is_read_once() -> None:
+    assert len((TOP / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in map(anchor_of, titles), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_are_ones_that_the_program_has(page: Path) -> None:
+    for command in commands_of(page, "pvehook"):
+        assert _parser().parse_args(command[1:]).run, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_programs_of_the_repository_exist(page: Path) -> None:
+    for command in commands_of(page, ".venv/bin/python", "./install.sh"):
+        program = command[1] if command[0] == ".venv/bin/python" else command[0]
+        assert (TOP / program).exists(), command
+
+
+def test_the_readmes_configuration_can_be_used() -> None:
+    lines = (TOP / "README.md").read_text().splitlines()
+    first = lines.index("    window:")
+    block = lines[first : lines.index("", first)]
+    parsed = parse("\n".join(line[4:] for line in block), "README.md")
+    assert parsed.errors == ()
+    assert len(parsed.values) == 5
+
+
+def test_every_module_that_the_map_names_exists() -> None:
+    page = (TOP / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:pvehook|hooks|scripts|tests)/[\w./-]+)`", page))
+    assert len(named) > 20
+    assert [path for path in sorted(named) if not (TOP / path).exists()] == []
