@@ -30,6 +30,7 @@ from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.agent_queue import AgentQueue
 from pvehook.guest.agent import AgentConnection, Pending, open_agent
+from pvehook.guest.backup_tracker import BackupTracker, Over, Running
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
@@ -131,7 +132,7 @@ class Rendezvous:
         self._not_frozen = threading.Event()
         self._not_frozen.set()
         self._ended = threading.Event()
-        self._jobs_before: frozenset[str] = frozenset()
+        self._tracker = BackupTracker()
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
         self._status_asked: Pending | None = None
@@ -146,7 +147,10 @@ class Rendezvous:
         try:
             with contextlib.suppress(NodeError):
                 self._watch = self._open.enter_context(WaiterWatch(self._node, self._agent_path))
-            if not self._veto:
+            if self._veto:
+                with contextlib.suppress(GuestError):  # a veto holds without it, until PVE has given up
+                    self._arm_tracker(JOB_LOOK_S)
+            else:
                 self._veto = self._prepare_freeze(now_s)
             if self._veto:
                 self._hold.close()
@@ -166,7 +170,7 @@ class Rendezvous:
         if self._watch is None:
             return "it cannot be seen who waits for the agent"
         try:
-            self._jobs_before = self._backup_jobs()
+            self._arm_tracker(QMP_S)
             self._record = FrozenRecord(
                 record_path(self._node, self.vmid),
                 self.vmid,
@@ -228,7 +232,6 @@ class Rendezvous:
             self._hold.close()
             return Outcome("left-to-pve", not_met)
         self._at_step("pve-arrived")
-        self._forget_jobs_that_ended()
         return self._freeze()
 
     def _wait_for_pve(self) -> str:
@@ -244,7 +247,7 @@ class Rendezvous:
             if now_s >= until_s and self._mountpoints is None:
                 return f"PVE did not ask the agent within {self._limits.wait_for_pve_s:g} s"
             if now_s >= next_job_look_s:
-                if self._job_is_visible(JOB_LOOK_S):
+                if self._backup_has_begun(JOB_LOOK_S):
                     return "PVE began its backup without asking the agent"
                 next_job_look_s = now_s + JOB_LOOK_EVERY_S
         self._arrived_s = time.monotonic()
@@ -263,7 +266,7 @@ class Rendezvous:
             if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
                 break
             if now_s >= look_s:
-                if self._job_is_visible(JOB_LOOK_S):
+                if self._backup_has_begun(JOB_LOOK_S):
                     break
                 look_s = now_s + JOB_LOOK_EVERY_S
         self._hold.close()
@@ -321,7 +324,7 @@ class Rendezvous:
         while time.monotonic() < until_s:
             self._line.yield_to_pve()
             left_s = until_s - time.monotonic()
-            if self._job_is_visible(min(QMP_S, max(left_s, 0.01))):
+            if self._backup_has_begun(min(QMP_S, max(left_s, 0.01))):
                 return True
             if self._abandoned.wait(LOOK_EVERY_S):
                 return False
@@ -464,23 +467,19 @@ class Rendezvous:
         except NodeError:
             return None
 
-    def _job_is_visible(self, within_s: float = QMP_S) -> bool:
+    def _backup_has_begun(self, within_s: float = QMP_S) -> bool:
+        """In a connection as short as possible: PVE itself wants this socket, and serves one client at a time."""
+        deadline = Deadline.after(within_s)
         try:
-            return bool(self._backup_jobs(within_s) - self._jobs_before)
+            with open_qmp(self._qmp_path, deadline) as qmp:
+                return isinstance(self._tracker.poll(qmp, deadline, with_jobs=False), Running | Over)
         except GuestError:
             return False
 
-    def _forget_jobs_that_ended(self) -> None:
-        """A job of a killed vzdump goes on in QEMU under the very name that the next one will have. PVE ends it before
-        it asks the agent, so what is still there when it asks is not its own, and what has gone may come again."""
-        with contextlib.suppress(GuestError):
-            self._jobs_before &= self._backup_jobs(JOB_LOOK_S)
-
-    def _backup_jobs(self, within_s: float = QMP_S) -> frozenset[str]:
-        """In a connection as short as possible: PVE itself wants this socket, and serves one client at a time."""
+    def _arm_tracker(self, within_s: float) -> None:
         deadline = Deadline.after(within_s)
         with open_qmp(self._qmp_path, deadline) as qmp:
-            return frozenset(job.device for job in qmp.query_block_jobs(deadline) if job.type == "backup")
+            self._tracker.arm(qmp, deadline)
 
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:
         end_s = thawed.at_s if thawed is not None else time.monotonic()

@@ -18,9 +18,13 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvehook.deadline import Deadline
-from pvehook.errors import BadReply
+from pvehook.errors import BadReply, Refused
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
 from pvehook.guest.validate import boolean, integer, items, mapping, refusal, text
+
+NODES_LIMIT_BYTES = 4 * 1024 * 1024
+"""Of `query-named-block-nodes`: 1 kB a node, and a disk with many snapshots has a node for each."""
+ACCESS_DRIVER = "snapshot-access"
 
 
 class Status(NamedTuple):
@@ -39,6 +43,20 @@ class BlockJob(NamedTuple):
     length_bytes: int
     speed_bytes_per_s: int
     """0 is no limit."""
+
+
+class BackupRun(NamedTuple):
+    """What Proxmox's `query-backup` shows: the backup that runs or the last one. Empty before the first."""
+
+    status: str
+    """`active`, `done`, `error`; "" where there was none."""
+    uuid: str
+    start_s: int
+    """Seconds since the epoch; 0 where there was none."""
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == "active"
 
 
 class QemuVersion(NamedTuple):
@@ -106,6 +124,33 @@ class QmpConnection:
             )
             for job in items(self.execute("query-block-jobs", deadline=deadline), source=source)
         )
+
+    def query_backup_jobs(self, deadline: Deadline) -> tuple[BlockJob, ...]:
+        """The block jobs of type `backup`, whoever started them."""
+        return tuple(job for job in self.query_block_jobs(deadline) if job.type == "backup")
+
+    def query_backup(self, deadline: Deadline) -> BackupRun | None:
+        """The last backup that Proxmox's own command started; None where QEMU has no such command."""
+        source = self.source("query-backup")
+        try:
+            reply = mapping(self.execute("query-backup", deadline=deadline), source=source)
+        except Refused as refusal:
+            if refusal.kind == "CommandNotFound":
+                return None
+            raise
+        return BackupRun(
+            status=text(reply, "status", source=source) if "status" in reply else "",
+            uuid=text(reply, "uuid", source=source) if "uuid" in reply else "",
+            start_s=integer(reply, "start-time", source=source) if "start-time" in reply else 0,
+        )
+
+    def query_access_nodes(self, deadline: Deadline) -> frozenset[str]:
+        """The block nodes through which a backup provider, or fleecing, reads the disks as they were at its start."""
+        source = self.source("query-named-block-nodes")
+        flat = {"flat": True}
+        reply = self.execute("query-named-block-nodes", flat, deadline=deadline, limit_bytes=NODES_LIMIT_BYTES)
+        nodes = items(reply, source=source)
+        return frozenset(text(node, "node-name", source=source) for node in nodes if node.get("drv") == ACCESS_DRIVER)
 
     def set_job_speed(self, device: str, bytes_per_s: int, deadline: Deadline) -> None:
         """Limits the block job called `device`; 0 is no limit. Raises NotActive when there is no such job any more."""

@@ -19,6 +19,7 @@ from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
+from pvehook.guest.backup_tracker import BackupTracker, Running
 from pvehook.guest.block_stats import DiskSample, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
@@ -73,8 +74,8 @@ class DiskWatch:
         self._waiting: Connection | None = None
         self._fault: GuestError | None = None
         self._run_state = "unknown"
-        # What runs when a restarted daemon comes is this night's; what runs before the first look is not.
-        self._old_jobs: frozenset[tuple[str, int]] | None = frozenset() if start else None
+        self._tracker = BackupTracker(picked_up=start is not None)
+        self._has_begun = False
         self._copied: dict[str, int] = {}
         self._to_copy: dict[str, int] = {}
 
@@ -85,7 +86,8 @@ class DiskWatch:
 
     @property
     def job_seen(self) -> bool:
-        return bool(self._to_copy)
+        """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
+        return self._has_begun
 
     @property
     def began_s(self) -> float | None:
@@ -129,7 +131,9 @@ class DiskWatch:
         if _went_back(self._last, disks):  # another QEMU: vzdump has stopped the VM and started it again
             self.start = self._begin(qmp, deadline)
             self._last, self._last_s, disks = self.start.disks, None, self.start.disks
-        jobs = qmp.query_block_jobs(deadline)
+        progress = self._tracker.poll(qmp, deadline)
+        self._has_begun |= isinstance(progress, Running)
+        jobs = progress.jobs if isinstance(progress, Running) else ()
         at_s = time.monotonic()
         self._take(at_s, disks, jobs)
         self._act(qmp, DiskSample(at_s, disks, jobs), deadline)
@@ -215,18 +219,11 @@ class DiskWatch:
 
     def _progress(self, jobs: Sequence[BlockJob]) -> int:
         """How many bytes the backup's jobs went on since the last look."""
-        backups = [job for job in jobs if job.type == "backup"]
-        if self._old_jobs is None:  # left by a vzdump that was killed: not this night's
-            self._old_jobs = frozenset((job.device, job.length_bytes) for job in backups)
         forward = 0
-        still_there = {(job.device, job.length_bytes) for job in backups}
-        for job in backups:
-            if (job.device, job.length_bytes) in self._old_jobs:
-                continue
+        for job in jobs:
             forward += max(job.offset_bytes - self._copied.get(job.device, 0), 0)
             self._copied[job.device] = job.offset_bytes
             self._to_copy[job.device] = job.length_bytes
-        self._old_jobs &= still_there  # ended: a new job of the same name is another
         return forward
 
     def _not_answered(self, asked_s: float, error: GuestError) -> None:

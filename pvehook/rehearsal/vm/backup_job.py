@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Final, Literal
 
 from pvehook.rehearsal.vm.sockets import DenialError
@@ -18,6 +19,10 @@ class BackupJob:
 
     def __init__(self, lasts_s: float | None) -> None:
         self._lasts_s = lasts_s
+        self._uuid = ""
+        self._provider_reads = False
+        self.foreign: list[dict[str, object]] = []
+        """Block jobs that somebody else has started in QEMU, as `query-block-jobs` shows them."""
         self._state: _State = "none"
         self._started_at_s = 0.0
         self._started_epoch_s = 0
@@ -46,8 +51,26 @@ class BackupJob:
         if self.state == "active":
             raise DenialError("GenericError", "previous backup not finished")
         self._started_at_s, self._started_epoch_s = time.monotonic(), int(time.time())
-        self._state, self._speed = "active", 0
-        return {"UUID": "00000000-0000-4000-8000-000000000101"}
+        self._state, self._speed, self._uuid = "active", 0, str(uuid.uuid4())
+        return {"UUID": self._uuid}
+
+    def start_provider(self) -> list[dict[str, object]]:
+        """`backup-access-setup`: a provider reads the disks itself, and neither command shows a backup."""
+        self._provider_reads = True
+        return [{"node-name": f"{DEVICE}-access", "device": DEVICE, "size": TOTAL_BYTES, "bitmap-mode": "none"}]
+
+    def end_provider(self) -> None:
+        """`backup-access-teardown`."""
+        self._provider_reads = False
+
+    def as_nodes(self) -> list[dict[str, object]]:
+        """`query-named-block-nodes`: what a backup adds to the disks' own nodes."""
+        disk = {"node-name": DEVICE, "drv": "raw", "ro": False}
+        cbw = {"node-name": f"{DEVICE}-cbw", "drv": "copy-before-write", "ro": False}
+        access = {"node-name": f"{DEVICE}-access", "drv": "snapshot-access", "ro": True}
+        if self._provider_reads:
+            return [disk, cbw, access]
+        return [disk, cbw] if self.state == "active" or self.foreign else [disk]
 
     def finish(self) -> None:
         """The job comes to its good end."""
@@ -71,10 +94,10 @@ class BackupJob:
     def as_block_jobs(self) -> list[dict[str, object]]:
         """`query-block-jobs`."""
         if self.state != "active":
-            return []
+            return [*self.foreign]
         job = {"device": DEVICE, "type": "backup", "status": "running", "io-status": "ok"}
         numbers = {"offset": self.read_bytes, "len": TOTAL_BYTES, "speed": self._speed}
-        return [{**job, **numbers, "busy": True, "paused": False, "ready": False}]
+        return [{**job, **numbers, "busy": True, "paused": False, "ready": False}, *self.foreign]
 
     def as_backup(self) -> dict[str, object]:
         """`query-backup`: empty before the first backup, an error after a cancelled one."""
@@ -85,4 +108,4 @@ class BackupJob:
         if state == "cancelled":
             told = {"status": "error", "errmsg": "backup canceled"}
         numbers = {"total": TOTAL_BYTES, "transferred": self.read_bytes, "zero-bytes": 0}
-        return {**told, **numbers, "start-time": self._started_epoch_s, "finishing": False}
+        return {**told, **numbers, "start-time": self._started_epoch_s, "uuid": self._uuid, "finishing": False}

@@ -105,6 +105,9 @@ class SimulatedGuest:
             "backup": self._start_backup,
             "backup-cancel": self._cancel_backup,
             "query-backup": self._query_backup,
+            "backup-access-setup": self._start_provider,
+            "backup-access-teardown": self._end_provider,
+            "query-named-block-nodes": self._nodes,
         }
 
     def __enter__(self) -> Self:
@@ -183,6 +186,11 @@ class SimulatedGuest:
         with self._state.changed:
             self._state.stuck.discard(what)
             self._state.changed.notify_all()
+
+    def start_foreign_job(self, device: str) -> None:
+        """An administrator's own `blockdev-backup`, which is no backup of Proxmox's."""
+        job = {"device": device, "type": "backup", "status": "running", "io-status": "ok"}
+        self._backup.foreign.append({**job, "offset": 0, "len": 1, "speed": 0, "busy": True, "paused": False})
 
     def finish_backup(self) -> None:
         """The backup job comes to its good end, as if all was read."""
@@ -298,3 +306,18 @@ class SimulatedGuest:
 
     def _query_backup(self, arguments: Mapping[str, object]) -> object:
         return self._backup.as_backup()
+
+    def _start_provider(self, arguments: Mapping[str, object]) -> object:
+        with self._state.changed:
+            started = self._backup.start_provider()
+            self._state.changed.notify_all()
+        return started
+
+    def _end_provider(self, arguments: Mapping[str, object]) -> object:
+        with self._state.changed:
+            self._backup.end_provider()
+            self._state.changed.notify_all()
+        return {}
+
+    def _nodes(self, arguments: Mapping[str, object]) -> object:
+        return self._backup.as_nodes()
