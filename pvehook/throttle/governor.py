@@ -6,9 +6,9 @@ connection. What it does is decided by rules/governor.py.
     a change      the record is written (governor_record.py), then the speed is set
     the end       the original speed, the summary, the account
 
-It touches only jobs that it recognises: of type backup, that were not there when this run began, and whose speed is the
-one it found or the one it set. Who sets a speed by hand keeps it: the governor withdraws. Whatever fails, the job gets
-its original speed; a job that has ended meanwhile is the normal end.
+It touches only the jobs of this run's backup (guest/backup_tracker.py), and of these only the ones whose speed is the
+one it found or the one it set. A speed that you set yourself is left alone. Whatever fails, the job gets its original
+speed; a job that has ended meanwhile is the normal end.
 """
 
 from __future__ import annotations
@@ -93,7 +93,6 @@ class Governor:
         self._baseline_ms: float | None = None
         self._starts_slowly = not picked_up
         self._was_idle = False
-        self._foreign_jobs: dict[str, int] | None = {} if picked_up else None
         self._first_s: float | None = None
         self._seen_s: float | None = None
         self._turn_s: float | None = None
@@ -207,20 +206,11 @@ class Governor:
     # Which jobs
 
     def _recognised(self, jobs: Sequence[BlockJob]) -> list[BlockJob]:
-        backups = [job for job in jobs if job.type == "backup"]
-        if self._foreign_jobs is None:  # left by a vzdump that was killed
-            self._foreign_jobs = {job.device: job.offset_bytes for job in backups}
-        there = {job.device: job.offset_bytes for job in backups}
-        # One that is gone has ended, and one that is less far than it was is another of the same name.
-        self._foreign_jobs = {
-            device: there[device] for device, was in self._foreign_jobs.items() if there.get(device, -1) >= was
-        }
-        ours = [job for job in backups if job.device not in self._foreign_jobs]
-        for job in ours:
+        for job in jobs:
             if job.offset_bytes < self._offsets.get(job.device, 0):
                 self._forget(job.device)
-        self._learn_originals([job for job in ours if job.device not in self._originals])
-        return [job for job in ours if self._is_as_left(job)]
+        self._learn_originals([job for job in jobs if job.device not in self._originals])
+        return [job for job in jobs if self._is_as_left(job)]
 
     def _learn_originals(self, jobs: Sequence[BlockJob]) -> None:
         if not jobs:

@@ -135,3 +135,21 @@ def test_a_job_abort_after_a_failing_job_end_leaves_no_watch_behind(node: NodeUn
         return sum("pidfd" in os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory))
 
     assert pidfds() <= 1  # at most the second worker's, whose end is perhaps not looked after yet
+
+
+def test_a_backup_job_of_an_administrator_does_not_end_a_veto(node: NodeUnderTest) -> None:
+    """It begins while Proxmox still allocates fleecing images, and has nothing to do with this backup."""
+    node.configure(NEVER_FREEZE)
+    with running_vm(node) as guest, Player(node.run(WEB, pauses=("before ping 101",))) as player:
+        player.wait_for("before ping 101")
+        guest.start_foreign_job("mine")
+        polls = len(monitor_polls(guest))
+        assert guest.wait_until(lambda: len(monitor_polls(guest)) >= polls + 2, 10)  # it was seen
+        player.go_on()
+        assert player.finish().exit_code == 0
+        node.wait_for_event("freeze-done", vmid="101")
+        assert commands(guest) == ["backup"]
+
+
+def monitor_polls(guest: SimulatedGuest) -> list[str]:
+    return [each.command for each in guest.heard if each.command == "query-named-block-nodes"]

@@ -18,6 +18,7 @@ import pytest
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent
 from pvehook.deadline import Deadline
+from pvehook.guest.backup_tracker import BackupTracker, Running
 from pvehook.guest.block_stats import DiskSample, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
 from pvehook.guest.sockets import connect
@@ -47,7 +48,8 @@ class Sampler:
     """Stands for the sampler: looks at the guest on real connections. The time between looks is said and not waited, so
     how far the job went in it is said too."""
 
-    def __init__(self, node: NodeUnderTest, guest: SimulatedGuest, governor: Governor) -> None:
+    def __init__(self, node: NodeUnderTest, guest: SimulatedGuest, governor: Governor, tracker: BackupTracker) -> None:
+        self.tracker = tracker
         self.node, self.guest, self.governor = node, guest, governor
         self.at_s = 1000.0
         self.copied = 0
@@ -63,7 +65,8 @@ class Sampler:
     ) -> DiskSample:
         self.guest.serve_requests("write", latency_ms, writes)
         self.at_s += after_s
-        jobs = qmp.query_block_jobs(deadline)
+        progress = self.tracker.poll(qmp, deadline)
+        jobs = progress.jobs if isinstance(progress, Running) else ()
         for job in jobs:
             self.copied += int(min(job.speed_bytes_per_s or FAST, FAST) * after_s)
         jobs = tuple(job._replace(offset_bytes=self.copied, length_bytes=LENGTH) for job in jobs)
@@ -105,7 +108,7 @@ def sampled(
     log = journal_log(node.node.journal_socket)
     with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101, backup_s=backup_s) as guest:
         governor = Governor(node.node, 101, mode, GovernorConfig(), log, picked_up=picked_up)
-        yield Sampler(node, guest, governor)
+        yield Sampler(node, guest, governor, BackupTracker(picked_up=picked_up))
 
 
 @pytest.fixture
