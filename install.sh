@@ -153,7 +153,7 @@ require_system() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md docs/limits.md "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a complete copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -187,7 +187,7 @@ install_program() {
         diff -rq --exclude=__pycache__ "$stage" "$root$lib" >/dev/null; then
         return 0
     fi
-    change "install the program, its bytecode, the README and the example configuration in $lib" copy_program
+    change "install the program, its bytecode, its documentation and the example configuration in $lib" copy_program
     renewed+=" program"
 }
 
@@ -212,7 +212,7 @@ program_files() { # one line each: where in the repository, where under $lib, mo
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
     echo hooks/grafana-dashboard.json grafana-dashboard.json 644
     echo README.md README.md 644
-    (cd "$repo" && find pvehook -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
+    (cd "$repo" && find pvehook docs -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
 }
 
 listing() { # what is under a directory, with types and modes

@@ -6,6 +6,7 @@ What needs a running systemd is in test_debian_node.py.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -70,6 +71,7 @@ def source(tmp_path: Path) -> Path:
     shutil.copytree(REPO / "pvehook", copy / "pvehook", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPO / "hooks", copy / "hooks", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPO / "scripts", copy / "scripts")
+    shutil.copytree(REPO / "docs", copy / "docs")
     for name in ("install.sh", "pyproject.toml", "README.md"):
         shutil.copy(REPO / name, copy / name)
     return copy
@@ -96,7 +98,10 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     unit = os.readlink(wanted)
     text = (root / unit[1:]).read_text()
     documentation = text.split("Documentation=file://")[1].splitlines()[0]
-    assert (root / documentation[1:]).is_file()
+    readme = root / documentation[1:]
+    links = re.findall(r"\]\((docs/[^)#]+)", readme.read_text())
+    assert links
+    assert [link for link in links if not (readme.parent / link).is_file()] == []
     modes = {entry.mode & 0o7777 for entry in entries(root / "usr/local/lib/pvehook").values()}
     assert modes == {0o644, 0o755}
 
