@@ -1,18 +1,16 @@
-"""The rendezvous with PVE: freeze when it is about to, thaw when its backup job has begun, or keep it from freezing.
+"""The rendezvous with PVE: freeze when it is about to, thaw when its backup has begun, or keep it from freezing.
 
     arm        post-restart: connect to the agent, synchronise, HOLD the socket; only then the hook returns
     arrive     3 to 7 ms later PVE connects and waits behind us: guest-ping, 3 s patience
-    freeze     on the held connection; let go, to the end of the line (place_in_line.py);
-               PVE pings, sees "frozen", skips its own freeze, starts its job
-    thaw       as soon as the job is visible, or the bound is reached; until the guest says "thawed"
-    veto       hold until PVE has given up, or its job is there; it backs up without a freeze
+    freeze     on the held connection; released, we go to the end of the queue (socket_queue.py);
+               PVE pings, sees "frozen", skips its own freeze, starts its backup
+    thaw       as soon as the backup has begun (pve_watch.py), or the limit is reached; until the guest says "thawed"
+    veto       hold until PVE has given up, or its backup has begun; it backs up without a freeze
 
-From `arm` on there is no file I/O: everything is open, the record is mapped memory (frozen_record.py), waits are on
-sockets. Nobody may connect to the agent between PVE's ping and its job unless they own the freeze: PVE's thaw would
-wait behind them (facts/vzdump.md). That is why a thaw waits for the visible job, and a veto for PVE to give up.
-
-Others wait at that socket too: a GUI that shows a guest's addresses, a chained script. PVE is known by its socket: the
-kernel tells which sockets wait, and /proc which of them vzdump's worker holds (procfs is memory, not a disk).
+From `arm` on there is no file I/O: everything is open, the record is mapped memory (rescue/freeze_record.py), waits are
+on sockets. Nobody may connect to the agent between PVE's ping and its backup unless they own the freeze: PVE's thaw
+would wait behind them (facts/vzdump.md). That is why a thaw waits for the start of the backup, and a veto for PVE to
+give up.
 
 A veto must not depend on anything but the connection: not on QMP, not on the agent's answers, not on /run.
 """
@@ -20,7 +18,6 @@ A veto must not depend on anything but the connection: not on QMP, not on the ag
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -28,14 +25,13 @@ from typing import Literal, NamedTuple, get_args
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
-from pvehook.freeze.agent_queue import AgentQueue
-from pvehook.guest.agent import AgentConnection, Pending, open_agent
-from pvehook.guest.backup_tracker import BackupTracker, Over, Running
-from pvehook.guest.qmp import open_qmp
+from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
+from pvehook.freeze.locked_memory import lock_memory
+from pvehook.freeze.pve_watch import PveWatch
+from pvehook.guest.agent import AgentConnection, open_agent, thaw_at_once
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
-from pvehook.host.processes import ProcessId, sockets_of
-from pvehook.host.waiters import WaiterWatch
+from pvehook.host.processes import ProcessId
 from pvehook.rescue.freeze_record import FrozenRecord, record_path
 from pvehook.rescue.thaw import Thawed, thaw_until_thawed
 
@@ -46,8 +42,8 @@ Step = Literal[
     "pve-arrived",
     "freezing",
     "frozen",
-    "let-go",
-    "job-seen",
+    "released",
+    "backup-begun",
     "thawing",
     "thawed",
     "settled",
@@ -55,28 +51,22 @@ Step = Literal[
 STEPS: tuple[Step, ...] = get_args(Step)
 """Every step that a freeze passes, in order. The kill matrix of the tests is made from this list."""
 
-LOOK_EVERY_S = 0.002
-JOB_LOOK_EVERY_S = 0.25
-"""While nobody has arrived: a backup that began without asking the agent ends the wait."""
+POLL_EVERY_S = 0.002
+MONITOR_POLL_EVERY_S = 0.25
+"""While PVE has not come: a backup that began without the agent ends the wait."""
 
-JOB_LOOK_S = 0.1
-"""One such look: a QMP that is slow must not hide PVE's arrival."""
+MONITOR_POLL_S = 0.1
+"""One such poll: a slow monitor must not hide PVE's arrival."""
 
-SYNC_S = 1.0
-SEND_S = 0.5
-QMP_S = 1.0
-SLICE_S = 0.05
-"""How long one wait for a late answer lasts before it is asked again whether anything else has happened."""
-
-ASK_AGAIN_S, ASK_AGAIN_AT_MOST_S = 0.5, 5.0
-"""Between two thaws that wait behind a freeze that hangs."""
+ANSWER_S = 1.0
+"""For the agent's answers around a freeze, if it answers at once. A slow agent has as much longer as it showed."""
 
 THAW_RESERVE_S = 0.3
-"""A thaw takes 4 to 20 ms; it begins this long before the bound."""
+"""A thaw takes 4 to 20 ms; it begins this long before the limit, and earlier with a slow agent."""
 
 
 class Limits(NamedTuple):
-    """The budgets of design/freeze.md, in seconds."""
+    """The limits of design/freeze.md, in seconds."""
 
     reply_within_s: float
     frozen_at_most_s: float
@@ -127,16 +117,13 @@ class Rendezvous:
         """What an administrator must look at, found while arming."""
         self._open = contextlib.ExitStack()
         self._hold = self._open.enter_context(contextlib.ExitStack())
-        self._watch: WaiterWatch | None = None
         self._abandoned = threading.Event()
         self._not_frozen = threading.Event()
         self._not_frozen.set()
         self._ended = threading.Event()
-        self._tracker = BackupTracker()
+        self._agent_latency_s = 0.0
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
-        self._status_asked: Pending | None = None
-        self._ask_at_s, self._ask_pause_s = 0.0, ASK_AGAIN_S
         self.outcome: Outcome | None = None
 
     # What the phases call
@@ -145,11 +132,11 @@ class Rendezvous:
         """Holds the agent's socket, opens everything and starts the thread. Raises GuestError when the socket cannot be
         held; then PVE meets the agent as if we were not there. Whatever else fails makes the freeze a veto."""
         try:
-            with contextlib.suppress(NodeError):
-                self._watch = self._open.enter_context(WaiterWatch(self._node, self._agent_path))
+            pve = PveWatch(self._node, self._worker, self._agent_path, self._qmp_path)
+            self._pve = self._open.enter_context(pve)
             if self._veto:
                 with contextlib.suppress(GuestError):  # a veto holds without it, until PVE has given up
-                    self._arm_tracker(JOB_LOOK_S)
+                    self._pve.arm(MONITOR_POLL_S)
             else:
                 self._veto = self._prepare_freeze(now_s)
             if self._veto:
@@ -157,7 +144,7 @@ class Rendezvous:
                 # Whoever is served before us, PVE comes after us.
                 self._hold.enter_context(connect(self._agent_path))
             self._at_step("held")
-            _lock_memory()
+            lock_memory()
             self._armed_s = time.monotonic()
             threading.Thread(target=self._run, name=f"freeze-{self.vmid}", daemon=True).start()
         except BaseException:
@@ -165,35 +152,8 @@ class Rendezvous:
             raise
         self._at_step("armed")
 
-    def _prepare_freeze(self, now_s: float) -> str:
-        """All that a freeze needs and a veto does not. Why there can be no freeze; "" when there can."""
-        if self._watch is None:
-            return "it cannot be seen who waits for the agent"
-        try:
-            self._arm_tracker(QMP_S)
-            self._record = FrozenRecord(
-                record_path(self._node, self.vmid),
-                self.vmid,
-                (self._worker.pid, self._worker.start_ticks),
-                self._agent_path,
-                now_s,
-            )
-            self._open.callback(self._record.remove)
-            self._line = AgentQueue(self._agent_path, self._watch)
-            self._open.callback(self._line.leave)
-            self._at_step("recorded")
-            deadline = Deadline.after(SYNC_S)
-            self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
-            # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
-            if self._agent.fsfreeze_status(deadline) == "frozen":
-                self.alert = "it was frozen by somebody else after pre-stop; pvehook does not thaw that"
-                return "frozen by somebody else since pre-stop"
-        except (GuestError, OSError) as error:
-            return f"when PVE was about to freeze it: {error}"
-        return ""
-
     def abandon(self) -> None:
-        """The backup is over, one way or another: let go, thaw if need be."""
+        """The backup is over, one way or another: release the agent, thaw if need be."""
         self._abandoned.set()
 
     def wait_until_not_frozen(self, seconds: float) -> bool:
@@ -204,7 +164,37 @@ class Rendezvous:
         """Whether the rendezvous has come to its end, waiting at most this long."""
         return self._ended.wait(seconds)
 
-    # The thread
+    def _prepare_freeze(self, now_s: float) -> str:
+        """All that a freeze needs and a veto does not. Why there can be no freeze; "" when there can."""
+        if not self._pve.can_see:
+            return "it cannot be seen who waits for the agent"
+        try:
+            self._pve.arm()
+            self._record = FrozenRecord(
+                record_path(self._node, self.vmid),
+                self.vmid,
+                (self._worker.pid, self._worker.start_ticks),
+                self._agent_path,
+                now_s,
+            )
+            self._open.callback(self._record.remove)
+            self._queue = self._pve.queue_at_agent(self._agent_path)
+            self._open.callback(self._queue.close)
+            self._at_step("recorded")
+            began_s = time.monotonic()
+            deadline = Deadline.after(ANSWER_S)
+            self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
+            # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
+            status = self._agent.fsfreeze_status(deadline)
+            self._agent_latency_s = (time.monotonic() - began_s) / 2
+            if status == "frozen":
+                self.alert = "it was frozen by somebody else after pre-stop; pvehook does not thaw that"
+                return "frozen by somebody else since pre-stop"
+        except (GuestError, OSError) as error:
+            return f"when PVE was about to freeze it: {error}"
+        return ""
+
+    # The meeting, in its own thread
 
     def _run(self) -> None:
         outcome = Outcome("crash-consistent", "fault in the rendezvous")
@@ -238,39 +228,24 @@ class Rendezvous:
         """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted already: its sync was
         answered, so it is not mistaken for a waiter."""
         until_s = self._armed_s + self._limits.wait_for_pve_s
-        next_job_look_s = self._armed_s + JOB_LOOK_EVERY_S
-        while not self._pve_waits():
+        next_poll_s = self._armed_s + MONITOR_POLL_EVERY_S
+        not_begun = False
+        while not self._pve.waits():
             now_s = time.monotonic()
-            if self._abandoned.wait(LOOK_EVERY_S):
+            if self._abandoned.wait(POLL_EVERY_S):
                 return "the backup ended before PVE asked the agent"
-            # What a list leaves out must not be frozen after all, so a list has no such limit.
-            if now_s >= until_s and self._mountpoints is None:
+            # Fleecing images may take long to be allocated: while QEMU says that no backup has begun, PVE will come.
+            # And what a list leaves out must not be frozen after all.
+            if now_s >= until_s and not not_begun and self._mountpoints is None:
                 return f"PVE did not ask the agent within {self._limits.wait_for_pve_s:g} s"
-            if now_s >= next_job_look_s:
-                if self._backup_has_begun(JOB_LOOK_S):
+            if now_s >= next_poll_s:
+                begun = self._pve.backup_has_begun(MONITOR_POLL_S + 6 * self._pve.monitor_latency_s)
+                if begun:
                     return "PVE began its backup without asking the agent"
-                next_job_look_s = now_s + JOB_LOOK_EVERY_S
+                not_begun = begun is False
+                next_poll_s = now_s + MONITOR_POLL_EVERY_S
         self._arrived_s = time.monotonic()
         return ""
-
-    def _keep_pve_from_freezing(self, why: str) -> Outcome:
-        """Holds until PVE's ping has given up, or its job is there, or the backup is over. There is no other end: who
-        else comes and goes proves nothing, and holding on costs PVE nothing once its ping has failed."""
-        look_s = 0.0
-        gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
-        while not self._abandoned.wait(LOOK_EVERY_S):
-            waits = self._pve_waits_or_unknown()
-            now_s = time.monotonic()
-            if waits and gives_up_s is None:
-                self._arrived_s, gives_up_s = now_s, now_s + self._limits.veto_hold_at_most_s
-            if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
-                break
-            if now_s >= look_s:
-                if self._backup_has_begun(JOB_LOOK_S):
-                    break
-                look_s = now_s + JOB_LOOK_EVERY_S
-        self._hold.close()
-        return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
 
     def _freeze(self) -> Outcome:
         self._record.say("freezing")
@@ -278,7 +253,6 @@ class Rendezvous:
         self._frozen_from_s = time.monotonic()
         self._at_step("freezing")
         assert self._arrived_s is not None  # noqa: S101  (it arrived, that is why we freeze)
-        pending: Pending | None = None
         try:
             pending = self._agent.send_freeze(self._mountpoints, Deadline.after(SEND_S))
             patience_s = self._arrived_s + self._limits.reply_within_s - time.monotonic()
@@ -286,73 +260,82 @@ class Rendezvous:
         except TimedOut as error:
             return self._freeze_hangs(error)
         except GuestError as error:
-            # Refused, or an answer that is none: whether something is frozen only the status can tell. It said thawed
-            # on this connection when we armed, and nobody else could reach the agent since: what is frozen is ours.
-            was_frozen = self._thaw_on_hold()
-            frozen_ms = self._frozen_ms() if was_frozen else None
-            outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
-            if was_frozen is None:
-                frozen_ms = self._frozen_ms(self._thaw())
-            return outcome._replace(frozen_ms=frozen_ms)
+            return self._freeze_failed(error)
         if frozen == 0:
             self._nothing_is_frozen()
             return self._keep_pve_from_freezing("the freeze reached no filesystem")
-        if self._pve_waits_or_unknown() is False:
+        if self._pve.waits_or_unknown() is False:
             thawed = self._thaw()
             why = "PVE had given up and gone on before the guest was frozen"
             return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed), filesystems_frozen=frozen)
         self._record.say("frozen")
         self._at_step("frozen")
-        self._line.stand()
+        self._queue.go_to_end()
         self._hold.close()
-        self._at_step("let-go")
-        job_seen = self._wait_for_job()
-        if job_seen:
-            self._at_step("job-seen")
+        self._at_step("released")
+        has_begun = self._wait_for_start()
+        if has_begun:
+            self._at_step("backup-begun")
         thawed = self._thaw()
         return Outcome(
-            "filesystem-consistent" if job_seen else "crash-consistent",
-            f"{frozen} filesystems were frozen when the backup job began" if job_seen else self._why_no_job(),
+            "filesystem-consistent" if has_begun else "crash-consistent",
+            f"{frozen} filesystems were frozen when the backup began" if has_begun else self._why_not_begun(),
             frozen_ms=self._frozen_ms(thawed),
             filesystems_frozen=frozen,
             filesystems_thawed=thawed.filesystems,
             waited_for_pve_ms=self._waited_ms(),
         )
 
-    def _wait_for_job(self) -> bool:
-        until_s = self._frozen_from_s + self._limits.frozen_at_most_s - THAW_RESERVE_S
-        while time.monotonic() < until_s:
-            self._line.yield_to_pve()
-            left_s = until_s - time.monotonic()
-            if self._backup_has_begun(min(QMP_S, max(left_s, 0.01))):
+    def _wait_for_start(self) -> bool:
+        reserve_s = THAW_RESERVE_S + 2 * self._agent_latency_s
+        until_s = self._frozen_from_s + self._limits.frozen_at_most_s - reserve_s
+        self._pve.expect_start()
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._queue.yield_to_pve()
+            if self._pve.start_seen(left_s):
                 return True
-            if self._abandoned.wait(LOOK_EVERY_S):
+            if self._abandoned.wait(POLL_EVERY_S):
                 return False
         return False
 
-    def _why_no_job(self) -> str:
+    def _why_not_begun(self) -> str:
         if self._abandoned.is_set():
             return "the backup ended before its job began"
-        return (
-            f"PVE's backup job was not there after {self._limits.frozen_at_most_s:g} s; the guest was thawed without it"
-        )
+        return f"PVE's backup had not begun after {self._limits.frozen_at_most_s:g} s; the guest was thawed without it"
 
-    # A freeze that hangs
+    def _keep_pve_from_freezing(self, why: str) -> Outcome:
+        """Holds until PVE's ping has given up, or its backup has begun, or is over. There is no other end: who else
+        comes and goes proves nothing, and holding on costs PVE nothing once its ping has failed."""
+        poll_s = 0.0
+        gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
+        while not self._abandoned.wait(POLL_EVERY_S):
+            waits = self._pve.waits_or_unknown()
+            now_s = time.monotonic()
+            if waits and gives_up_s is None:
+                self._arrived_s, gives_up_s = now_s, now_s + self._limits.veto_hold_at_most_s
+            if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
+                break
+            if now_s >= poll_s:
+                if self._pve.backup_has_begun(MONITOR_POLL_S):
+                    break
+                poll_s = now_s + MONITOR_POLL_EVERY_S
+        self._hold.close()
+        return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
+
+    # A freeze that goes wrong
 
     def _freeze_hangs(self, error: TimedOut) -> Outcome:
-        """The agent is serial: a thaw sent now runs at the moment the freeze ends. PVE is kept from freezing too."""
+        """PVE is kept from freezing too, until it has given up; from then on somebody else may come."""
         self._record.say("thawing")
         self._at_step("thawing")
-        pve_waits_until_s = time.monotonic() + self._limits.veto_hold_at_most_s
-        thawed: Thawed | None = None
-        while thawed is None:
-            thawed = self._thawed_behind_the_freeze()
-            if thawed is None and not self._pve_still_waits(pve_waits_until_s):
-                # PVE is gone. From here on somebody else may use the agent between two of our attempts.
-                break
-        self._wait_for_pve_to_give_up(pve_waits_until_s)
-        if thawed is None:
-            thawed = self._thawed_in_time_or_later()
+        gives_up_s = time.monotonic() + self._limits.veto_hold_at_most_s
+        hung = HungFreeze(self._agent, self._hold.close, self._thaw_until_thawed)
+        thawed = hung.poll()
+        while thawed is None and self._pve_still_waits(gives_up_s):
+            thawed = hung.poll()
+        while self._pve_still_waits(gives_up_s):
+            self._abandoned.wait(POLL_EVERY_S)
+        thawed = thawed or hung.wait_for_thaw()
         self._thaw_is_over()
         return Outcome(
             "crash-consistent",
@@ -363,78 +346,43 @@ class Rendezvous:
             hung=True,
         )
 
-    def _thawed_behind_the_freeze(self) -> Thawed | None:
-        """Has the thaw, and the question whether it worked, wait on the held connection behind the freeze.
-
-        They are sent again after ever longer pauses: an agent that was restarted meanwhile never saw them. Not at every
-        look, since a guest that hangs for an hour would have to answer them all when it wakes, to whoever asks next."""
-        try:
-            now_s = time.monotonic()
-            if now_s >= self._ask_at_s:
-                self._agent.send_thaw(Deadline.after(SEND_S))
-                asked = self._agent.send_status(Deadline.after(SEND_S))
-                self._status_asked = self._status_asked or asked
-                self._ask_at_s = now_s + self._ask_pause_s
-                self._ask_pause_s = min(2 * self._ask_pause_s, ASK_AGAIN_AT_MOST_S)
-            if self._status_asked is None:
-                time.sleep(SLICE_S)
-                return None
-            if self._agent.receive_status(self._status_asked, Deadline.after(SLICE_S)) == "thawed":
-                return Thawed("thawed", 0, "thawed behind the freeze", time.monotonic())
-            self._status_asked = None
-        except TimedOut:
-            pass
-        except GuestError:
-            # Nothing sensible comes on this connection any more; kept open it would be in our own way.
-            self._hold.close()
-            return self._thaw_until_thawed()
-        return None
-
-    def _thawed_in_time_or_later(self) -> Thawed:
-        """Holds the connection as long as the freeze hangs; the thaw waits in it already."""
-        while True:
-            thawed = self._thawed_behind_the_freeze()
-            if thawed is not None:
-                return thawed
-
     def _pve_still_waits(self, until_s: float) -> bool:
-        waits = self._pve_waits_or_unknown() is not False
+        waits = self._pve.waits_or_unknown() is not False
         return time.monotonic() < until_s and not self._abandoned.is_set() and waits
 
-    def _wait_for_pve_to_give_up(self, until_s: float) -> None:
-        while self._pve_still_waits(until_s):
-            self._abandoned.wait(LOOK_EVERY_S)
+    def _freeze_failed(self, error: GuestError) -> Outcome:
+        """Refused, or an answer that is none: whether something is frozen only the status can tell. It said thawed on
+        this connection when we armed, and nobody else could reach the agent since: what is frozen is ours."""
+        was_frozen = thaw_failed(self._agent, ANSWER_S + 3 * self._agent_latency_s)
+        frozen_ms = self._frozen_ms() if was_frozen else None
+        if was_frozen is not None:
+            self._thaw_is_over()
+        outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
+        if was_frozen is None:
+            frozen_ms = self._frozen_ms(self._thaw())
+        return outcome._replace(frozen_ms=frozen_ms)
 
     # Thawing
 
-    def _thaw_on_hold(self) -> bool | None:
-        """After a freeze that was answered badly: thaw on the held connection. Whether anything was frozen; None: no
-        sensible answer. The thaw is on its way then, and the connection still keeps PVE from an agent like that."""
-        try:
-            deadline = Deadline.after(SYNC_S)
-            if self._agent.fsfreeze_status(deadline) == "thawed":
-                self._nothing_is_frozen()
-                return False
-            self._agent.fsfreeze_thaw(deadline)
-            if self._agent.fsfreeze_status(deadline) == "thawed":
-                self._thaw_is_over()
-                return True
-        except GuestError:
-            with contextlib.suppress(GuestError):
-                self._agent.send_thaw(Deadline.after(SEND_S))
-        return None
-
     def _thaw(self) -> Thawed:
+        """What we froze ourselves, so the thaw is sent without asking first."""
         self._record.say("thawing")
         self._at_step("thawing")
         self._hold.close()
-        thawed = self._thaw_until_thawed()
+        thawed: Thawed | None = None
+        with contextlib.suppress(GuestError, OSError):
+            deadline = Deadline.after(ANSWER_S + 3 * self._agent_latency_s)
+            with self._queue.take() or connect(self._agent_path) as connection:
+                answer = thaw_at_once(connection, deadline)
+            if answer.status == "thawed":
+                thawed = Thawed("thawed", answer.filesystems, "thawed", answer.at_s)
+        thawed = thawed or self._thaw_until_thawed()
         self._thaw_is_over()
         return thawed
 
     def _thaw_until_thawed(self) -> Thawed:
         """Never given up while the VM runs: a guest that stays frozen is the worst that can happen."""
-        return thaw_until_thawed(self._agent_path, give_up=lambda: False, connected=self._line.give())
+        return thaw_until_thawed(self._agent_path, give_up=lambda: False)
 
     def _thaw_is_over(self) -> None:
         self._nothing_is_frozen()
@@ -444,55 +392,9 @@ class Rendezvous:
         self._record.say("thawed")
         self._not_frozen.set()
 
-    # What is seen
-
-    def _pve_waits(self) -> bool:
-        """Whether vzdump's worker itself waits behind us. Where that cannot be told, whether anybody does. Raises
-        NodeError when the VM has ended."""
-        assert self._watch is not None  # noqa: S101  (without it there is no freeze)
-        waiting = self._watch.waiting_sockets()
-        if waiting is None:
-            return self._watch.waiters_alive() > 0
-        if not waiting:
-            return False
-        own = sockets_of(self._node, self._worker.pid)
-        return True if own is None else bool(waiting & own)
-
-    def _pve_waits_or_unknown(self) -> bool | None:
-        """The same for a veto, which needs certainty: None where it cannot be told."""
-        try:
-            if self._watch is None or self._watch.waiting_sockets() is None:
-                return None
-            return self._pve_waits()
-        except NodeError:
-            return None
-
-    def _backup_has_begun(self, within_s: float = QMP_S) -> bool:
-        """In a connection as short as possible: PVE itself wants this socket, and serves one client at a time."""
-        deadline = Deadline.after(within_s)
-        try:
-            with open_qmp(self._qmp_path, deadline) as qmp:
-                return isinstance(self._tracker.poll(qmp, deadline, with_jobs=False), Running | Over)
-        except GuestError:
-            return False
-
-    def _arm_tracker(self, within_s: float) -> None:
-        deadline = Deadline.after(within_s)
-        with open_qmp(self._qmp_path, deadline) as qmp:
-            self._tracker.arm(qmp, deadline)
-
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:
         end_s = thawed.at_s if thawed is not None else time.monotonic()
         return round((end_s - self._frozen_from_s) * 1000)
 
     def _waited_ms(self) -> int | None:
         return None if self._arrived_s is None else round((self._arrived_s - self._armed_s) * 1000)
-
-
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # Linux include/uapi/asm-generic/mman.h
-
-
-def _lock_memory() -> None:
-    """Keeps what is in memory there: a page that must be read back from a stalled disk would hold up a thaw. Not
-    allowed outside of the service (RLIMIT_MEMLOCK), and then no fault."""
-    ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)

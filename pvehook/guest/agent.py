@@ -19,8 +19,10 @@ import base64
 import contextlib
 import json
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
@@ -204,27 +206,64 @@ def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
 
     Raises TimedOut when no agent runs in the guest, when it hangs, and when another client is served first.
     """
-    with talk_on(connect(path), deadline) as agent:
-        yield agent
-
-
-@contextlib.contextmanager
-def talk_on(connection: Connection, deadline: Deadline) -> Iterator[AgentConnection]:
-    """Synchronises on a connection to an agent that was made before; closes it at the end. Raises as `open_agent`."""
-    with connection:
-        _synchronise(connection, deadline)
+    with connect(path) as connection:
+        fresh, sync = _fresh_sync()
+        connection.send(_FLUSH + sync, deadline)
+        for _ in _until_sync(connection, fresh, deadline):
+            pass
         yield AgentConnection(connection)
 
 
-def _synchronise(connection: Connection, deadline: Deadline) -> None:
+_THAW = b'{"execute": "guest-fsfreeze-thaw"}\n'
+_STATUS = b'{"execute": "guest-fsfreeze-status"}\n'
+
+
+class ThawAnswer(NamedTuple):
+    """What a thaw reached, the status after it, and when it was answered, on the monotonic clock."""
+
+    filesystems: int
+    status: FreezeStatus
+    at_s: float
+
+
+def thaw_at_once(connection: Connection, deadline: Deadline) -> ThawAnswer:
+    """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves.
+
+    The thaw is sent first, with sync and status behind it in the same write: with a slow agent, each answer that is
+    waited for before the thaw keeps the guest frozen. Raises GuestError; the thaw may have run all the same."""
+    fresh, sync = _fresh_sync()
+    connection.send(_FLUSH + _THAW + sync + _STATUS, deadline)
+    # The answer right before the sync's is the thaw's: the agent answers in order, and nobody else is served.
+    answer, at_s = b"", time.monotonic()
+    for line in _until_sync(connection, fresh, deadline):
+        answer, at_s = line, time.monotonic()
+    agent = AgentConnection(connection)
+    agent._unanswered.append(Pending("guest-fsfreeze-status"))
+    now = agent.receive_status(agent._unanswered[0], deadline)
+    try:
+        source = f"{connection.path}: guest-fsfreeze-thaw"
+        filesystems = whole_number(_answer(answer, source=source), source=source)
+    except BadReply:
+        filesystems = 0  # the status is what is believed
+    return ThawAnswer(filesystems, now, at_s)
+
+
+def _fresh_sync() -> tuple[int, bytes]:
     fresh = secrets.randbelow(2**52)  # nobody's left-over sync has it; exact also where numbers are doubles
     request = json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": fresh}})
-    connection.send(_FLUSH + request.encode() + b"\n", deadline)
+    return fresh, request.encode() + b"\n"
+
+
+def _until_sync(connection: Connection, fresh: int, deadline: Deadline) -> Iterator[bytes]:
+    """Reads up to the answer of our sync, and gives the lines before it: left over by others, or answers to what was
+    sent on this connection before the sync."""
     while True:
+        line = connection.read_line(deadline)
         # What comes before the mark on the line is somebody's half answer; a line without it is a whole one.
-        _, mark, tail = connection.read_line(deadline).rpartition(_FLUSH)
+        _, mark, tail = line.rpartition(_FLUSH)
         if mark and _is_sync(tail, fresh, source=f"{connection.path}: guest-sync-delimited"):
             return
+        yield line
 
 
 def _is_sync(data: bytes, fresh: int, *, source: str) -> bool:

@@ -76,6 +76,11 @@ class QmpConnection:
         self._connection = connection
         self._last_id = 0
 
+    @property
+    def answers(self) -> int:
+        """How many commands were answered, for the time that one takes."""
+        return self._last_id
+
     def execute(
         self,
         command: str,

@@ -76,6 +76,13 @@ class Connection:
         """Of our end: by it the kernel tells who waits at a listener (host/waiters.py)."""
         return os.fstat(self._socket.fileno()).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether something has been received, or the other side has closed."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(self._received or poller.poll(0))
+
     def allow(self, limit_bytes: int = REPLY_LIMIT_BYTES) -> None:
         """Lets the peer send `limit_bytes` more: a new exchange begins."""
         self._limit_bytes = limit_bytes

@@ -17,8 +17,7 @@ from typing import Literal, NamedTuple
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Unreachable
-from pvehook.guest.agent import open_agent, talk_on
-from pvehook.guest.sockets import Connection
+from pvehook.guest.agent import open_agent
 from pvehook.host.node import Node
 from pvehook.rescue.freeze_record import (
     FROZEN_BY_US,
@@ -55,18 +54,13 @@ def thaw_until_thawed(
     agent_path: str,
     give_up: Callable[[], bool],
     pause: Callable[[float], object] = time.sleep,
-    connected: Connection | None = None,
 ) -> Thawed:
-    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`.
-
-    `connected` is a connection to it on which nothing was said yet: the first attempt is made on it."""
+    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "never asked", 0, 0.0
     while True:
         try:
             deadline = Deadline.after(ATTEMPT_S)
-            opening = talk_on(connected, deadline) if connected else open_agent(agent_path, deadline)
-            connected = None
-            with opening as agent:
+            with open_agent(agent_path, deadline) as agent:
                 if agent.fsfreeze_status(deadline) == "thawed":
                     # `reached`: by a thaw after which it still said frozen.
                     how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"

@@ -273,7 +273,7 @@ def test_the_night_after_a_killed_worker_is_a_night_like_any_other(
 
 
 @ONLY_7_2
-@pytest.mark.parametrize("step", ["held", "freezing", "frozen", "let-go", "thawing"])
+@pytest.mark.parametrize("step", ["held", "freezing", "frozen", "released", "thawing"])
 @pytest.mark.parametrize("victim", ["daemon", "hook", "worker"])
 def test_whatever_is_killed_the_guest_is_thawed(
     vm: QemuGuest, node: NodeUnderTest, witness: Witness, victim: str, step: str

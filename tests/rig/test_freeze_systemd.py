@@ -139,7 +139,7 @@ def test_the_sandbox_lets_it_see_who_waits_by_sock_diag(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("victim", "step"),
-    [("daemon", "frozen"), ("daemon", "let-go"), ("daemon", "freezing"), ("worker", "frozen"), ("hook", "held")],
+    [("daemon", "frozen"), ("daemon", "released"), ("daemon", "freezing"), ("worker", "frozen"), ("hook", "held")],
 )
 def test_whatever_is_killed_the_guest_is_thawed(
     node: Node, witness: Witness, victim: str, step: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Our place at the agent's socket behind PVE: whoever comes is served first, and the agent never finds nobody."""
+"""Our place in the queue of a VM's socket behind PVE: whoever comes is served first, somebody is always there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.freeze.agent_queue import AgentQueue
+from pvehook.freeze.socket_queue import SocketQueue
 from pvehook.host.node import Node
 from pvehook.host.waiters import WaiterWatch, Way
 
@@ -57,76 +57,76 @@ def heard(peer: socket.socket) -> bytes | None:
         return None
 
 
-def test_we_stand_behind_pve_and_let_its_next_question_pass(served: Served) -> None:
+def test_we_wait_behind_pve_and_yield_to_its_next_command(served: Served) -> None:
     watch = served.watch()
-    line = AgentQueue(served.path, watch)
+    queue = SocketQueue(served.path, watch)
     ping = served.client(b"ping")
-    line.stand()
+    queue.go_to_end()
     assert heard(served.serve()) == b"ping"
-    line.yield_to_pve()  # we wait ourselves: whoever is being served is not behind us
+    queue.yield_to_pve()  # we wait ourselves: whoever is being served is not behind us
     assert watch.waiters() == 1
     ping.close()
     ours = served.serve()
-    line.yield_to_pve()  # nobody is behind us
+    queue.yield_to_pve()  # nobody is behind us
     assert heard(ours) is None
     served.client(b"status")
-    line.yield_to_pve()
+    queue.yield_to_pve()
     assert heard(ours) == b""
     assert heard(served.serve()) == b"status"
     assert watch.waiters() == 1
-    line.leave()
+    queue.close()
     assert watch.waiters_alive() == 0
 
 
-def test_what_is_given_away_is_the_connection_that_is_served(served: Served) -> None:
-    line = AgentQueue(served.path, served.watch())
-    line.stand()
+def test_what_is_taken_is_the_connection_that_is_served(served: Served) -> None:
+    queue = SocketQueue(served.path, served.watch())
+    queue.go_to_end()
     ours = served.serve()
-    connection = line.give()
+    connection = queue.take()
     assert connection is not None
-    line.leave()
+    queue.close()
     assert heard(ours) is None
     connection.close()
     assert heard(ours) == b""
-    assert line.give() is None
+    assert queue.take() is None
 
 
-def test_a_waiter_that_has_closed_is_not_let_pass(served: Served) -> None:
-    line = AgentQueue(served.path, served.watch())
-    line.stand()
+def test_nobody_yields_to_a_waiter_that_has_closed(served: Served) -> None:
+    queue = SocketQueue(served.path, served.watch())
+    queue.go_to_end()
     ours = served.serve()
     served.client(b"").close()
-    line.yield_to_pve()
+    queue.yield_to_pve()
     assert heard(ours) is None
-    line.leave()
+    queue.close()
 
 
-def test_where_nobody_can_tell_pve_from_us_we_do_not_stand(served: Served) -> None:
+def test_where_pve_cannot_be_told_from_us_we_do_not_queue(served: Served) -> None:
     watch = served.watch("/proc/net/unix")
-    line = AgentQueue(served.path, watch)
-    line.stand()
+    queue = SocketQueue(served.path, watch)
+    queue.go_to_end()
     assert watch.waiters() == 0
-    assert line.give() is None
+    assert queue.take() is None
 
 
-def test_a_full_line_costs_us_the_place_and_nobody_theirs(served: Served) -> None:
+def test_a_full_queue_costs_us_our_place_and_nobody_else_theirs(served: Served) -> None:
     watch = served.watch()
-    line = AgentQueue(served.path, watch)
-    line.stand()
+    queue = SocketQueue(served.path, watch)
+    queue.go_to_end()
     ours = served.serve()
     for number in range(QUEUE):
         served.client(b"%d" % number)
-    line.yield_to_pve()
+    queue.yield_to_pve()
     assert heard(ours) == b""
     assert watch.waiters_alive() == QUEUE
-    assert line.give() is None
-    line.yield_to_pve()
+    assert queue.take() is None
+    queue.yield_to_pve()
 
 
 def test_a_vm_that_ended_is_no_fault(served: Served) -> None:
-    line = AgentQueue(served.path, served.watch())
-    line.stand()
+    queue = SocketQueue(served.path, served.watch())
+    queue.go_to_end()
     served._stack.close()
-    line.yield_to_pve()
-    line.stand()
-    assert line.give() is None
+    queue.yield_to_pve()
+    queue.go_to_end()
+    assert queue.take() is None

@@ -1,0 +1,157 @@
+"""Where PVE is: does vzdump's worker wait for the agent, has its backup begun?
+
+Others wait at the agent's socket too: a GUI that shows a guest's addresses, a chained script. PVE is known by its
+socket: the kernel tells which sockets wait, and /proc which of them the worker holds (procfs is memory, not a disk).
+
+The monitor belongs to PVE until its backup has begun. QEMU serves one client at a time, so while the guest is frozen no
+poll of ours may be in front of PVE's `backup`: we wait in the queue behind it, and poll when it has been served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Self
+
+from pvehook.deadline import Deadline
+from pvehook.errors import GuestError, NodeError
+from pvehook.freeze.socket_queue import SocketQueue
+from pvehook.guest.backup_tracker import BackupTracker, Over, Progress, Running
+from pvehook.guest.qmp import greet
+from pvehook.guest.sockets import Connection, connect
+from pvehook.host.node import Node
+from pvehook.host.processes import ProcessId, sockets_of
+from pvehook.host.waiters import WaiterWatch
+
+POLL_S = 1.0
+"""One poll of the monitor, for a monitor that answers at once. A slow one has as much longer as it showed."""
+
+ARM_S = 2.5
+"""For the first one; it is sent while nothing is frozen."""
+
+SAFETY_POLL_EVERY_S = 0.5
+"""While frozen and nobody has come to the monitor: for a backup that began in a way which we do not know."""
+
+
+class PveWatch:
+    """One guest's. Used by one thread. The agent's waiters are watched as soon as it is made, if the kernel tells them:
+    `can_see` says so."""
+
+    def __init__(self, node: Node, worker: ProcessId, agent_path: str, qmp_path: str) -> None:
+        self._node = node
+        self._worker = worker
+        self._qmp_path = qmp_path
+        self._tracker = BackupTracker()
+        self._open = contextlib.ExitStack()
+        self._agent = self._waiters(agent_path)
+        self._monitor = self._waiters(qmp_path)
+        self._queue: SocketQueue | None = None
+        self._next_poll_s = 0.0
+        self.monitor_latency_s = 0.0
+        """How long the monitor took for one answer, when it was asked last."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._queue is not None:
+            self._queue.close()
+        self._open.close()
+
+    def _waiters(self, path: str) -> WaiterWatch | None:
+        try:
+            return self._open.enter_context(WaiterWatch(self._node, path))
+        except NodeError:
+            return None
+
+    @property
+    def can_see(self) -> bool:
+        """Whether it can be seen who waits for the agent."""
+        return self._agent is not None
+
+    def queue_at_agent(self, path: str) -> SocketQueue:
+        """A place behind PVE at the agent's socket."""
+        assert self._agent is not None  # noqa: S101  (without it there is no freeze)
+        return SocketQueue(path, self._agent)
+
+    # At the agent's socket
+
+    def waits(self) -> bool:
+        """Whether the worker waits for the agent. Where that cannot be told, whether anybody does. Raises NodeError
+        when the VM has ended."""
+        assert self._agent is not None  # noqa: S101  (without it there is no freeze)
+        waiting = self._agent.waiting_sockets()
+        if waiting is None:
+            return self._agent.waiters_alive() > 0
+        if not waiting:
+            return False
+        own = sockets_of(self._node, self._worker.pid)
+        return True if own is None else bool(waiting & own)
+
+    def waits_or_unknown(self) -> bool | None:
+        """The same for a veto, which needs certainty: None where it cannot be told."""
+        try:
+            if self._agent is None or self._agent.waiting_sockets() is None:
+                return None
+            return self.waits()
+        except NodeError:
+            return None
+
+    # At the monitor
+
+    def arm(self, within_s: float = ARM_S) -> None:
+        """Remembers what QEMU shows before the backup begins. Raises GuestError."""
+        deadline = Deadline.after(within_s)
+        began_s = time.monotonic()
+        qmp = greet(connection := connect(self._qmp_path), deadline)
+        with connection:
+            self._tracker.arm(qmp, deadline)
+            self.monitor_latency_s = (time.monotonic() - began_s) / qmp.answers
+
+    def backup_has_begun(self, within_s: float | None = None) -> bool | None:
+        """One poll, on a connection as short as possible. None: the monitor has not said."""
+        deadline = Deadline.after(self._poll_s if within_s is None else within_s)
+        try:
+            return self._poll(connect(self._qmp_path), deadline)
+        except GuestError:
+            return None
+
+    def expect_start(self) -> None:
+        """The guest is frozen, and PVE comes to the monitor next."""
+        if self._monitor is not None:
+            self._queue = SocketQueue(self._qmp_path, self._monitor)
+            self._queue.go_to_end()
+        self._next_poll_s = time.monotonic() + (SAFETY_POLL_EVERY_S if self._has_place else 0.0)
+        self._has_passed = False
+
+    def start_seen(self, within_s: float) -> bool:
+        """To be called every few milliseconds after `expect_start`: whether the backup has begun."""
+        if self._queue is not None:
+            self._has_passed |= self._queue.yield_to_pve()
+        is_our_turn = self._queue is not None and self._has_passed and self._queue.is_greeted
+        if not is_our_turn and time.monotonic() < self._next_poll_s:
+            return False
+        taken = self._queue.take() if self._queue is not None else None
+        try:
+            if self._poll(taken or connect(self._qmp_path), Deadline.after(min(self._poll_s, within_s))):
+                return True
+        except GuestError:
+            pass
+        if self._queue is not None:
+            self._queue.go_to_end()
+        self._has_passed = False
+        self._next_poll_s = time.monotonic() + (SAFETY_POLL_EVERY_S if self._has_place else self.monitor_latency_s)
+        return False
+
+    @property
+    def _has_place(self) -> bool:
+        return self._queue is not None and self._queue.has_place
+
+    @property
+    def _poll_s(self) -> float:
+        return POLL_S + 8 * self.monitor_latency_s
+
+    def _poll(self, connection: Connection, deadline: Deadline) -> bool:
+        with connection:
+            progress: Progress = self._tracker.poll(greet(connection, deadline), deadline, with_jobs=False)
+        return isinstance(progress, Running | Over)
