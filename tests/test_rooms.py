@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pvehook import hook_call
+from pvehook.contract.call import TAKEN_UP
 from pvehook.contract.phases import PHASES, REFUSABLE_PHASES
 from pvehook.host.node import INSTALLED_UNDER
 
@@ -34,6 +36,7 @@ ALLOWED = {
     "records": {"contract", "rules", "host", "errors"},
     "config": {"contract", "rules", "host", "rescue", "errors", "settings"},
     "report": {"contract", "records", "rules", "errors"},
+    "hook_call": {"rescue"},
     "admission": ACTING,
     "priority": ACTING,
     "freeze": ACTING,
@@ -114,32 +117,31 @@ def test_decisions_do_no_io_and_ask_no_clock() -> None:
 def modules_after(code: str) -> set[str]:
     """What the interpreter has loaded after `code`, beyond what it always loads."""
     show = "import sys; print(*sys.modules)"
-    bare = subprocess.run([sys.executable, "-I", "-c", show], capture_output=True, text=True, check=True)
-    loaded = subprocess.run([sys.executable, "-I", "-c", code + show], capture_output=True, text=True, check=True)
+    bare = subprocess.run([sys.executable, "-IS", "-c", show], capture_output=True, text=True, check=True)
+    loaded = subprocess.run([sys.executable, "-IS", "-c", code + show], capture_output=True, text=True, check=True)
     return set(loaded.stdout.split()) - set(bare.stdout.split())
 
 
 def test_the_hook_imports_next_to_nothing() -> None:
     """Each listed module is built in, or the C half of one that would cost vzdump milliseconds a phase."""
-    hook = TOP / "hooks" / "vzdump-hook"
-    load = f"names = {{}}; exec(compile(open({str(hook)!r}).read(), 'hook', 'exec'), names); "
-    assert modules_after(load) <= {"_socket", "_json", "_signal", "time"}
+    load = f"import sys; sys.path.insert(0, {str(TOP)!r}); import pvehook.hook_call; "
+    assert modules_after(load) <= {"_socket", "_json", "_signal", "time", "posix", "pvehook", "pvehook.hook_call"}
 
 
-def test_the_degraded_path_needs_the_standard_library_only() -> None:
-    load = f"import sys; sys.path.insert(0, {str(TOP)!r}); import pvehook.rescue.without_daemon; "
-    assert not modules_after(load) & {"yaml", "structlog", "psutil", "asyncio", "logging", "argparse"}
+RESCUE_MODULES = sorted(f"pvehook.rescue.{each.stem}" for each in (PACKAGE / "rescue").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", RESCUE_MODULES)
+def test_what_must_work_when_everything_else_is_broken_needs_the_standard_library_only(module: str) -> None:
+    """`-S`: nothing but the standard library can be found at all, as in the hook."""
+    loaded = modules_after(f"import sys; sys.path.insert(0, {str(TOP)!r}); import {module}; ")
+    assert module in loaded
+    assert not loaded & {"yaml", "structlog", "psutil", "asyncio", "logging", "argparse"}
 
 
 def test_the_hook_and_the_contract_agree() -> None:
-    """The hook spells some facts out itself, because it imports nothing of ours."""
-    constants = {
-        target.id: ast.literal_eval(each.value)
-        for each in ast.parse((TOP / "hooks" / "vzdump-hook").read_text()).body
-        if isinstance(each, ast.Assign)
-        and isinstance(target := each.targets[0], ast.Name)
-        and not isinstance(each.value, ast.BinOp)
-    }
-    assert constants["REFUSABLE_PHASES"] == REFUSABLE_PHASES
-    assert constants["INSTALLED_UNDER"] == INSTALLED_UNDER
-    assert set(constants["DEADLINE_S"]) == set(PHASES)
+    """The hook spells some facts out itself, because it imports next to nothing of ours."""
+    assert hook_call.REFUSABLE_PHASES == REFUSABLE_PHASES
+    assert hook_call.TAKEN_UP == TAKEN_UP
+    assert set(hook_call.DEADLINE_S) == set(PHASES)
+    assert f'INSTALLED_UNDER = "{INSTALLED_UNDER}"\n' in (TOP / "hooks" / "vzdump-hook").read_text()

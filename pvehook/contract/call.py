@@ -6,15 +6,19 @@ The request is one JSON line:
 
 `until` is the moment on CLOCK_MONOTONIC at which the hook stops waiting for the answer.
 
-The reply is text, because the hook must not pay for a JSON parser: `exit CODE` or `exit CODE chain /path`, then
-the lines that vzdump shows, until the end of the stream. A line `wait SECONDS` may come first: both sides then add
-these seconds to `until`.
+The reply is text, because the hook must not pay for a JSON parser:
+
+    taken-up                     at once: somebody is there, and the hook waits until `until`
+    wait SECONDS                 sometimes: both sides add these seconds to `until`
+    exit CODE chain /path        or `exit CODE`, then the lines that vzdump shows, until the end of the stream;
+                                 or `not-served` and a reason: the hook goes on as without a daemon
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 REQUEST_LIMIT_BYTES = 64 * 1024
@@ -45,6 +49,8 @@ class Reply(NamedTuple):
     exit_code: int = 0
     chain: str | None = None
     """The script that was vzdump's before us; run only when exit_code is 0."""
+    not_served: str = ""
+    """Why this call cannot be decided: the hook then goes on without the daemon, which asks the window."""
 
 
 class BadCall(ValueError):
@@ -103,16 +109,26 @@ def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: fl
     )
 
 
+TAKEN_UP = b"taken-up\n"
+"""Sent as soon as a call is understood, before anything is done about it: the hook waits only a moment for this."""
+
+
 def encode_patience(seconds: float) -> bytes:
     """What goes before a reply that takes longer than the phase's deadline: `wait SECONDS`."""
     return f"wait {math.ceil(seconds)}\n".encode("ascii")
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """The reply as the hook reads it. A line feed inside a line would forge another line: it becomes a space."""
+    """The reply as the hook reads it."""
+    if reply.not_served:
+        return b"not-served\n" + encode_lines([reply.not_served])
     head = f"exit {reply.exit_code}"
     if reply.chain is not None and reply.exit_code == 0:
         head += f" chain {reply.chain}"
-    lines = [head, *reply.lines]
+    return encode_lines([head, *reply.lines])
+
+
+def encode_lines(lines: Iterable[str]) -> bytes:
+    """Lines for vzdump's log. A line feed inside a line would forge another line: it becomes a space."""
     text = "".join(line.replace("\n", " ").replace("\r", " ") + "\n" for line in lines)
     return text.encode("utf-8", "replace")

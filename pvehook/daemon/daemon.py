@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pvehook.config.in_force import Configuration
 from pvehook.contract.call import (
     REQUEST_LIMIT_BYTES,
+    TAKEN_UP,
     BadCall,
     HookCall,
     Reply,
@@ -30,11 +31,12 @@ from pvehook.contract.call import (
     encode_reply,
     parse_call,
 )
+from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.contract.upid import parse_upid
 from pvehook.daemon.run import Job, chain_of
 from pvehook.freeze.guest_freeze import OpenFreezes, thaw_left_over_in_daemon
 from pvehook.host import systemd
-from pvehook.host.processes import ProcessId, command_line, identify, parent_of
+from pvehook.host.processes import ProcessId, command_line, identify, parent_of, vzdump_task_of
 from pvehook.records import run_state
 from pvehook.records.context import Context
 from pvehook.rescue.speed_record import restore_left_over_speeds
@@ -140,9 +142,10 @@ class Daemon:
         try:
             call = parse_call(_read_line(connection))
             worker = self._checked_worker(connection, call)
+            connection.sendall(TAKEN_UP)
         except BadCall as bad:
             self._log.warning("ring-refused", message=f"a ring was not served: {bad}")
-            return Reply((f"pvehook: this call was not served: {bad}",))
+            return Reply(not_served=f"this call was not served: {bad}")
         try:
             with self._job_of(worker) as job:
                 return job.phase(call, lambda seconds: connection.sendall(encode_patience(seconds)))
@@ -155,6 +158,8 @@ class Daemon:
                 exc_type=type(fault).__name__,
                 where=_where(fault),
             )
+            if call.phase in REFUSABLE_PHASES:
+                return Reply(not_served=f"fault in {call.phase}: {fault!r}")
             # The chained script was there before us: it must not go missing for a fault of ours.
             return Reply(
                 (f"pvehook: fault in {call.phase} ({fault!r}); the backup goes on",),
@@ -170,7 +175,7 @@ class Daemon:
         parent = parent_of(self._context.node, pid)
         if parent is None:
             raise BadCall(f"the hook {pid} of worker {call.worker_pid} had given up before it was served")
-        if parent != call.worker_pid:
+        if call.worker_pid not in (parent, vzdump_task_of(self._context.node, parent)):
             raise BadCall(f"process {pid} says it serves worker {call.worker_pid}, but its parent is {parent}")
         worker = identify(self._context.node, call.worker_pid)
         if worker is None:

@@ -27,6 +27,7 @@ _VM_CGROUP = re.compile(r"/qemu\.slice/(\d+)\.scope(?:/|$)", re.MULTILINE)
 _CONTAINER_CGROUP = re.compile(r"/lxc/(\d+)(?:/|$)", re.MULTILINE)
 _VM_PID_FILE = re.compile(r"([1-9][0-9]{2,8})\.pid")  # beside ID.swtpm.pid; Proxmox numbers guests from 100 on
 _PID_DIGITS = 10
+_ANCESTORS_LIMIT = 8
 _SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
 
 
@@ -73,6 +74,18 @@ def command_line(node: Node, pid: int) -> str:
     """The first word of the process's command line, which a vzdump worker has replaced by its UPID; "" if gone."""
     row = _read_row(node, pid)
     return row.argv[0] if row and row.argv else ""
+
+
+def vzdump_task_of(node: Node, pid: int) -> int | None:
+    """The nearest vzdump task from this process upwards: a wrapper script may stand between a hook and its worker."""
+    for _ in range(_ANCESTORS_LIMIT):
+        row = _read_row(node, pid)
+        if row is None or not row.argv:
+            return None
+        if row.argv[0].startswith("task UPID:") and ":vzdump:" in row.argv[0]:
+            return pid
+        pid = row.parent
+    return None
 
 
 def sockets_of(node: Node, pid: int) -> frozenset[int] | None:

@@ -11,7 +11,10 @@ not read /etc/pve. It says so in one line.
 
 from __future__ import annotations
 
-from pvehook.contract.call import BadCall, HookCall, Reply, call_from, encode_reply
+import os
+from collections.abc import Callable, Iterator
+
+from pvehook.contract.call import BadCall, HookCall, call_from, encode_lines
 from pvehook.contract.phases import LAST_JOB_PHASES, REFUSABLE_PHASES
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import ConfigError
@@ -29,35 +32,39 @@ from pvehook.settings import DEFAULT, Config
 LEFT_OVER_PATIENCE_S = 1.0
 
 
-def answer(root: str, argv: list[str], env: dict[str, str], worker_pid: int, why: str) -> tuple[int, bytes, bytes]:
-    """The exit code, the chained script and the lines, as the hook wants them."""
-    head, _, text = encode_reply(_answer(Node(root), argv, env, worker_pid, why)).partition(b"\n")
-    code, _, chain = head.removeprefix(b"exit ").partition(b" chain ")
-    return int(code), chain, text
-
-
-def _answer(node: Node, argv: list[str], env: dict[str, str], worker_pid: int, why: str) -> Reply:
+def answer(
+    root: str, argv: list[str], env: dict[str, str], worker_pid: int, why: str
+) -> tuple[int, bytes, bytes, Callable[[], bytes]]:
+    """The exit code, the chained script and the lines, as the hook wants them, and what does the rest and gives its
+    lines: the verdict is known before anything that may hang is tried."""
+    node = Node(root)
     try:
         call = call_from(argv, env, worker_pid)
     except BadCall as bad:
-        return Reply((f"pvehook: this call was not served: {bad}",))
-    lines = [f"pvehook: the daemon does not answer ({why}); see `systemctl status pvehook.socket pvehook.service`"]
+        return 0, b"", _text(f"this call was not served: {bad}"), bytes
     config, doubt = _config(node)
     window, window_doubt = window_of(config, local_zone(node))
-    lines += [f"pvehook: {text}" for text in (doubt, window_doubt) if text]
+    unanswered = f"the daemon does not answer ({why}); see `systemctl status pvehook.socket pvehook.service`"
+    lines = [unanswered, *filter(None, (doubt, window_doubt))]
     if call.phase in REFUSABLE_PHASES:
         admission = _ask_window(node, call, config, window)
-        lines += [f"pvehook: {line}" for line in admission.lines]
+        lines += admission.lines
         if not admission.allowed:
-            return Reply(tuple(lines), exit_code=1)
-    lines += [f"pvehook: {line}" for line in _put_priorities_right(node, call, config)]
+            return 1, b"", _text(*lines), bytes
+    chain = os.fsencode(node.path(config.chain)) if config.chain else b""
+    return 0, chain, _text(*lines), lambda: _text(*_settle(node, call, config))
+
+
+def _settle(node: Node, call: HookCall, config: Config) -> Iterator[str]:
+    yield from _restore_priorities(node, call, config)
     if call.phase == "post-restart" and call.vmtype != "lxc" and config.freeze.mode != "off":
-        lines.append(f"pvehook: freezing of VM {call.vmid} is left to Proxmox this time: neither judged nor bounded")
+        yield f"freezing of VM {call.vmid} is left to Proxmox this time: neither judged nor bounded"
     # A daemon that died may have left a guest frozen, and the next one may never have come.
-    lines += [
-        f"pvehook: {report.text}" for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S, spare_living_daemon=True)
-    ]
-    return Reply(tuple(lines), chain=node.path(config.chain) if config.chain else None)
+    yield from (report.text for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S, spare_living_daemon=True))
+
+
+def _text(*lines: str) -> bytes:
+    return encode_lines(f"pvehook: {line}" for line in lines)
 
 
 def _config(node: Node) -> tuple[Config, str]:
@@ -94,7 +101,7 @@ def _ask_window(node: Node, call: HookCall, config: Config, window: Window) -> A
     )
 
 
-def _put_priorities_right(node: Node, call: HookCall, config: Config) -> list[str]:
+def _restore_priorities(node: Node, call: HookCall, config: Config) -> list[str]:
     worker = identify(node, call.worker_pid)
     if worker is None:
         return []

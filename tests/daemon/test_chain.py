@@ -62,7 +62,7 @@ def test_it_finds_everything_as_vzdump_left_it(
     for call in played.calls:
         seen = witnessed(call)
         assert tuple(seen["argv"]) == call.argv
-        assert seen["env"] == call.env
+        assert seen["env"] == {**call.env, "PVEHOOK_CHAINED": "1"}
         assert seen["stdin"] == ""
         assert seen["cwd"] == "/"
         assert "on stderr" in call.lines
@@ -150,7 +150,7 @@ def test_one_that_cannot_be_run_ends_the_run_as_it_did_before(
     why = {"missing": "No such file or directory"}.get(how, "Permission denied")
     assert first.lines[-1] == (
         f"pvehook: the chained script {chained} cannot be run ({why}); "
-        "mend it or take `chain:` out of /etc/pvehook.yaml"
+        "fix it or take `chain:` out of /etc/pvehook.yaml"
     )
 
 

@@ -81,8 +81,8 @@ def test_who_is_not_a_child_of_its_worker_is_not_served(node: NodeUnderTest, cla
     node.configure(NEVER)  # were it served, it would be refused
     worker = {"init": 1, "itself": os.getpid(), "nobody": 2**22 + 1}[claimed]
     head, line = ring(node, request("job-init", worker=worker)).decode().splitlines()
-    assert head == "exit 0"
-    assert line.startswith("pvehook: this call was not served: process ")
+    assert head == "not-served"
+    assert line.startswith("this call was not served: process ")
     assert f"says it serves worker {worker}, but its parent is {os.getppid()}" in line
     refused = node.wait_for_event("ring-refused")
     assert refused["PRIORITY"] == "4"
@@ -94,12 +94,12 @@ def test_who_is_a_child_of_its_worker_is_served(node: NodeUnderTest) -> None:
     node.configure(NEVER)
     code = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.recv(4096).decode())"
+        "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.makefile().read())"
     )
     line = request("job-init", worker=os.getpid()).decode().strip()
     command = [sys.executable, "-I", "-c", code, node.node.hook_socket, line]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT_S)
-    assert done.stdout.startswith("exit 1\npvehook: this run is refused")
+    assert done.stdout.startswith("taken-up\nexit 1\npvehook: this run is refused")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's ring can only be tried by root")
@@ -109,7 +109,7 @@ def test_another_user_is_not_served_even_if_it_reaches_the_socket(node: NodeUnde
     os.chmod(node.node.hook_socket, 0o666)
     code = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.recv(4096).decode())"
+        "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.makefile().read())"
     )
     line = request("job-init", worker=os.getpid()).decode().strip()
     done = subprocess.run(
@@ -152,8 +152,8 @@ def test_what_is_no_request_gets_a_line_or_nothing_and_the_next_is_served(node: 
         lines = ring(node, data).splitlines()
         assert len(lines) in (0, 2), data[:60]
         if lines:
-            assert lines[0] == b"exit 0"
-            assert lines[1].startswith(b"pvehook: this call was not served: ")
+            assert lines[0] == b"not-served"
+            assert lines[1].startswith(b"this call was not served: ")
             assert len(lines[1]) < 300, data[:60]
         assert_serves(node)
     node.wait_for_event("ring-refused")

@@ -3,7 +3,6 @@ refuses, idle priority is still set."""
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.contract.phases import GUEST_PHASES, PHASES
+from pvehook.hook_call import DEADLINE_S
 from pvehook.host.clock import SystemClock, at, local_zone
 from pvehook.host.ioprio import IDLE, NONE, read_all_threads
 from pvehook.rehearsal.vzdump.player import Player, play
@@ -21,23 +21,10 @@ from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.last_good import store_config, window_of
 from pvehook.rules.window import is_open
 from pvehook.settings import DEFAULT, Config, WindowConfig
-from tests.node_under_test import AS_WORKER, REPO, NodeUnderTest
+from tests.node_under_test import AS_WORKER, NodeUnderTest
 
 ALWAYS_OPEN = Config(window=WindowConfig(open=("00:00-24:00",)))
 NEVER_OPEN = Config(window=WindowConfig(open=()))
-
-
-def deadlines_s() -> dict[str, int]:
-    tree = ast.parse((REPO / "hooks/vzdump-hook").read_text())
-    for each in tree.body:
-        if (
-            isinstance(each, ast.Assign)
-            and isinstance(each.targets[0], ast.Name)
-            and each.targets[0].id == "DEADLINE_S"
-        ):
-            table: dict[str, int] = ast.literal_eval(each.value)
-            return table
-    raise AssertionError("the hook has no DEADLINE_S")
 
 
 def assert_idle(node: NodeUnderTest, pid: int) -> None:
@@ -126,9 +113,9 @@ def test_hung_no_phase_outlasts_its_deadline(node: NodeUnderTest) -> None:
         }
         for phase, call in calls.items():
             # All run side by side, so each is waited for at most its own deadline and the start of an interpreter.
-            output, _ = call.communicate(timeout=deadlines_s()[phase] + 2)
+            output, _ = call.communicate(timeout=DEADLINE_S[phase] + 2)
             assert call.returncode == 0, (phase, output)
-            assert "the daemon does not answer (no answer within" in output, phase
+            assert "the daemon does not answer (not taken up within 2.0 s)" in output, phase
     finally:
         node.daemon.send_signal(signal.SIGCONT)
 
