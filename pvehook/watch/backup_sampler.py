@@ -241,7 +241,7 @@ class BackupSampler:
         """The governor wants more looks while its job is young."""
         if self._governor is None or self._archive_since_s is None:
             return self._config.sample_every_s
-        return min(self._config.sample_every_s, self._governor.next_look_s)
+        return min(self._config.sample_every_s, self._governor.sample_every_s)
 
     def _act(self, qmp: QmpConnection, look: DiskSample, deadline: Deadline) -> None:
         """On the connection of one look."""

@@ -196,7 +196,7 @@ class _Looks:
     def _look_until_the_end(self) -> None:
         known = [disk.qdev for disk in self._before]
         is_first = True
-        while not self._stop.wait(self._governor.next_look_s):
+        while not self._stop.wait(self._governor.sample_every_s):
             deadline = Deadline.after(2.0)
             with self._beginning, open_qmp(self._guest.qmp, deadline) as qmp:
                 disks = read_disks(qmp, deadline, known)

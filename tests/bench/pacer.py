@@ -221,7 +221,7 @@ def governed(guest: LoadedGuest, baseline: Baseline) -> Iterator[Governor]:
     stopped = threading.Event()
 
     def look() -> None:
-        while not stopped.wait(governor.next_look_s):
+        while not stopped.wait(governor.sample_every_s):
             watch.look()
 
     thread = threading.Thread(target=look, name="looks", daemon=True)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
-from pvehook.rules.governor import IDLE_BELOW, SELDOM_PER_S, starting, step
-from pvehook.rules.governor_readings import Sample, effective_latency_ms, target_ms
-from pvehook.rules.governor_state import UNLIMITED, Action, Bounds, State
-from pvehook.rules.latency import sum_of
+from pvehook.rules.governor_constants import IDLE_IN_FLIGHT, IDLE_REQUESTS_PER_S, UNLIMITED
+from pvehook.rules.governor_law import advance, first_state
+from pvehook.rules.governor_readings import Sample, reading_of, target_ms
+from pvehook.rules.governor_state import Action, Bounds, Starting, State
 from tests.bench.disk_models import MIB, DiskModel, Kind, Queue, stalled_s
 
 CLUSTER = 64 * 1024
@@ -264,26 +264,26 @@ def night(
     play.done_at_s = BEFORE_S
     play.start_guest()
     play.run_until(BEFORE_S)
-    before = sum_of(play.completed().values())
-    baseline_ms = effective_latency_ms(before)
-    guest_is_busy = before.total_time_ns / 1e9 / BEFORE_S >= IDLE_BELOW
+    before = reading_of([Sample(BEFORE_S, BEFORE_S, play.completed(), 0, 0)])
+    guest_is_busy = before.in_flight >= IDLE_IN_FLIGHT
     bounds = Bounds(
-        target_ms=target_ms(baseline_ms, 10.0, 3.5),
+        target_ms=target_ms(before.latency_ms if before.operations else None, 10.0, 3.5),
         original_bytes_per_s=bwlimit,
         stretch_at_most=stretch_at_most,
-        was_idle=not guest_is_busy and before.operations / BEFORE_S < SELDOM_PER_S,
+        starts_slowly=guest_is_busy,
+        was_idle=not guest_is_busy and before.operations / BEFORE_S < IDLE_REQUESTS_PER_S,
         window_closes_s=BEFORE_S + window_s if window_s is not None else None,
     )
     play.done_at_s = None
     play.served = []
     play.limit = bwlimit
     actions, speeds = [], []
-    state = starting(bounds) if guest_is_busy else State(bwlimit)
+    state = first_state(bounds)
     began = not governed
     play.start_job()
     copied_before = 0
     while play.done_at_s is None and play.now_s < BEFORE_S + longest_s:
-        is_young = play.now_s < BEFORE_S + FIRST_S or state.phase == "starting"
+        is_young = play.now_s < BEFORE_S + FIRST_S or isinstance(state.phase, Starting)
         period_s = FIRST_LOOKS_EVERY_S if is_young else LOOK_EVERY_S
         play.run_until(play.now_s + period_s)
         completed = play.completed()
@@ -296,8 +296,8 @@ def night(
         copied = play.copied_bytes
         sample = Sample(play.now_s, period_s, completed, copied - copied_before, play.size - copied)
         copied_before = copied
-        state, action = step(state, sample, bounds)
-        if action.kind != "none":
+        state, action = advance(state, sample, bounds)
+        if action is not None:
             actions.append((play.now_s - BEFORE_S, action))
             play.set_limit(action.bytes_per_s)
         speeds.append(state.bytes_per_s)

@@ -145,9 +145,7 @@ def test_an_exempt_storage_is_admitted(question: Question) -> None:
 
 def test_an_exempt_guest_is_admitted() -> None:
     exempt = Exemptions(guests=(100, 101))
-    assert ask(GUEST_101, exempt=exempt) == Admission(
-        True, "guest-exempt", (f"{IT_IS_SHUT}, but guest 101 is exempt",)
-    )
+    assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (f"{IT_IS_SHUT}, but guest 101 is exempt",))
     assert ask(ONE_GUEST_RUN, exempt=exempt).reason == "guest-exempt"
     assert not ask(GUEST_101._replace(vmid=102), exempt=exempt).allowed
     assert not ask(ONE_GUEST_RUN._replace(job_vmids=(102,)), exempt=exempt).allowed
@@ -209,8 +207,7 @@ def test_a_run_is_let_through_for_some_guests(question: Question) -> None:
     admitted = ask(question, exempt=Exemptions(guests=(200,)), allowances=(FOR_101,))
     assert (admitted.allowed, admitted.reason) == (True, "some-guests-allowed")
     assert admitted.lines == (
-        f"{IT_IS_SHUT}; of this run only these guests will be backed up, "
-        "every other is refused: 101, 102, 200",
+        f"{IT_IS_SHUT}; of this run only these guests will be backed up, every other is refused: 101, 102, 200",
     )
     assert not admits_whole_run(admitted)
 

@@ -5,14 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvehook.contract.latency import RequestCounters
-from pvehook.rules.governor import IDLE_AFTER_S, LOST_AFTER_S, START_BYTES_PER_S, starting, step
-from pvehook.rules.governor_readings import Sample, effective_latency_ms, target_ms
-from pvehook.rules.governor_state import LEAST_BYTES_PER_S, UNLIMITED, Action, Bounds, State, least_speed
+from pvehook.rules.governor_constants import (
+    IDLE_AFTER_S,
+    LOST_AFTER_S,
+    MIN_BYTES_PER_S,
+    START_BYTES_PER_S,
+    UNLIMITED,
+)
+from pvehook.rules.governor_law import advance, first_state
+from pvehook.rules.governor_readings import Sample, effective_latency_ms, reading_of, target_ms
+from pvehook.rules.governor_state import (
+    Bounds,
+    Culprit,
+    Resting,
+    Starting,
+    State,
+    Throttling,
+    Trying,
+    Watching,
+    lowest_speed,
+)
 from tests.bench.disk_models import MIB
 
 BOUNDS = Bounds(target_ms=30.0, original_bytes_per_s=UNLIMITED, stretch_at_most=2.5)
@@ -20,8 +38,17 @@ FAST = 100 * MIB
 REMAINING = 20_000 * MIB
 
 
+class Done(NamedTuple):
+    """An action, or that there was none."""
+
+    kind: str
+    bytes_per_s: int
+    reason: str = ""
+    culprit: Culprit | None = None
+
+
 class Watch:
-    """One guest, looked at twice a second. The backup is as fast as its limit lets it, at most `fast`."""
+    """One guest, sampled twice a second. The backup is as fast as its limit lets it, at most `fast`."""
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         self.fast = FAST
@@ -32,7 +59,7 @@ class Watch:
 
     def look(
         self, latency_ms: float, requests: int = 50, *, read_ms: float | None = None, period_s: float = 0.5
-    ) -> Action:
+    ) -> Done:
         writes = _requests(requests, latency_ms)
         reads = _requests(requests, latency_ms if read_ms is None else read_ms)
         speed = min(self.state.bytes_per_s or self.fast, self.fast)
@@ -40,10 +67,10 @@ class Watch:
         self.at_s += period_s
         self.remaining -= copied
         sample = Sample(self.at_s, period_s, {"read": reads, "write": writes}, copied, self.remaining)
-        self.state, action = step(self.state, sample, self.bounds)
-        return action
+        self.state, action = advance(self.state, sample, self.bounds)
+        return Done("none", self.state.bytes_per_s) if action is None else Done(*action)
 
-    def until(self, kind: str, latency_ms: float, *, looks: int = 200, **given: float) -> Action:
+    def until(self, kind: str, latency_ms: float, *, looks: int = 200, **given: float) -> Done:
         """Looks until it does something of this kind."""
         for _ in range(looks):
             action = self.look(latency_ms, **given)  # type: ignore[arg-type]  # requests is whole
@@ -51,10 +78,10 @@ class Watch:
                 return action
         raise AssertionError(f"no {kind} in {looks} looks")
 
-    def steer(self) -> None:
+    def throttle(self) -> None:
         """A guest that suffers, and that slowing helps."""
         self.until("slow", 200.0)
-        self.until("steer", 10.0)
+        self.until("throttle", 10.0)
 
 
 def _requests(operations: int, latency_ms: float) -> RequestCounters:
@@ -70,9 +97,10 @@ def test_the_target_is_a_multiple_of_the_guests_own_latency_and_has_a_floor() ->
     assert target_ms(None, 10.0, 3.5) == 35.0
 
 
-def test_a_baseline_without_a_request_is_none_and_not_zero() -> None:
-    assert effective_latency_ms(_requests(0, 0.0)) is None
-    assert effective_latency_ms(_requests(10, 4.0)) == 4.0
+def test_latency_is_the_mean_or_the_part_of_the_tail_that_counts() -> None:
+    assert reading_of([Sample(1.0, 0.5, {"write": _requests(10, 4.0)}, 0, 0)]).latency_ms == 4.0
+    assert effective_latency_ms(4.0, None) == 4.0
+    assert effective_latency_ms(4.0, 30.0) == 10.0
 
 
 # The start
@@ -83,12 +111,12 @@ class Start(Watch):
 
     def __init__(self, bounds: Bounds = BOUNDS) -> None:
         super().__init__(bounds)
-        self.state = starting(bounds)
+        self.state = first_state(bounds)
 
-    def play(self, latency_of: Callable[[float], float], *, looks: int = 60) -> list[Action]:
+    def play(self, latency_of: Callable[[float], float], *, looks: int = 60) -> list[Done]:
         """What is done until its start is over, if the guest's requests take `latency_of` the limit."""
         done = []
-        while self.state.phase == "starting":
+        while isinstance(self.state.phase, Starting):
             looks -= 1
             assert looks, "it is still held"
             action = self.look(latency_of(self.state.bytes_per_s), period_s=0.1, requests=10)
@@ -112,7 +140,7 @@ def test_a_start_that_the_guest_feels_ends_before_it_runs_free() -> None:
     assert last.kind == "slow"
     assert last.bytes_per_s < 30e6
     assert "its requests took 60 ms" in last.reason
-    assert start.state.phase == "trying"
+    assert isinstance(start.state.phase, Trying)
 
 
 def test_one_slow_reading_does_not_end_a_start_where_the_disk_is_quick() -> None:
@@ -144,7 +172,7 @@ def test_slowed_since_its_start_it_is_looked_at_free_before_it_is_given_up() -> 
     """What it would be like if it ran free was never seen."""
     start = Start()
     start.play(lambda speed: 10.0 if speed < 60e6 else 60.0)
-    freed = start.until("free", 70.0)
+    freed = start.until("release", 70.0)
     assert freed.bytes_per_s == UNLIMITED
     assert start.until("slow", 200.0).kind == "slow"
 
@@ -154,7 +182,7 @@ def test_a_start_that_was_ended_by_chance_goes_on_after_some_seconds() -> None:
     start = Start()
     start.play(lambda speed: 8.0 if speed < 60e6 else 60.0)
     began_s = start.at_s
-    while start.state.phase != "free":
+    while not isinstance(start.state.phase, Watching):
         start.look(8.0)
         assert start.at_s - began_s < 20, "it is held, and nobody suffers"
     assert start.state.bytes_per_s == UNLIMITED
@@ -171,7 +199,7 @@ def test_what_is_felt_each_time_is_tried_ever_less_often() -> None:
     for _ in range(200):
         actions.append(start.look(feel(start.state.bytes_per_s)).kind)
     assert actions.count("slow") == 2
-    assert start.state.phase == "steering"
+    assert isinstance(start.state.phase, Throttling)
     assert 20e6 < start.state.bytes_per_s < 70e6
 
 
@@ -180,13 +208,13 @@ def test_a_start_never_passes_the_administrators_limit() -> None:
     start = Start(BOUNDS._replace(original_bytes_per_s=limit))
     assert [action.bytes_per_s for action in start.play(lambda _: 1.0)] == [2 * START_BYTES_PER_S, limit]
     slower = BOUNDS._replace(original_bytes_per_s=START_BYTES_PER_S // 2)
-    assert starting(slower) == State(START_BYTES_PER_S // 2)
+    assert first_state(slower) == State(START_BYTES_PER_S // 2)
 
 
 def test_looks_that_are_lost_at_the_start_end_it() -> None:
     start = Start()
     start.look(1.0, period_s=LOST_AFTER_S + 1)
-    assert (start.state.phase, start.state.bytes_per_s) == ("free", UNLIMITED)
+    assert (start.state.phase, start.state.bytes_per_s) == (Watching(), UNLIMITED)
 
 
 def test_where_the_window_is_about_to_shut_the_start_is_not_slowed_either() -> None:
@@ -248,8 +276,8 @@ def test_an_idle_guest_that_becomes_busy_is_helped_as_soon_as_that_is_seen_twice
 
 def test_what_helped_is_steered() -> None:
     watch = Watch()
-    watch.steer()
-    assert watch.state.phase == "steering"
+    watch.throttle()
+    assert isinstance(watch.state.phase, Throttling)
 
 
 def test_what_did_not_help_is_given_up_and_left_alone_for_a_minute() -> None:
@@ -297,32 +325,32 @@ def test_each_failure_doubles_the_rest() -> None:
 
 def test_over_the_target_it_is_slowed_and_with_room_it_is_raised() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     before = watch.state.bytes_per_s
-    raised = watch.until("steer", 10.0)
+    raised = watch.until("throttle", 10.0)
     assert raised.bytes_per_s > before
-    lowered = watch.until("steer", 60.0)
+    lowered = watch.until("throttle", 60.0)
     assert lowered.bytes_per_s < raised.bytes_per_s
 
 
 def test_near_its_target_it_stays() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     watch.look(25.0)
     assert {watch.look(25.0).kind for _ in range(20)} == {"none"}
 
 
 def test_a_limit_that_is_not_reached_is_taken_away() -> None:
     watch = Watch()
-    watch.steer()
-    action = watch.until("free", 5.0)
+    watch.throttle()
+    action = watch.until("release", 5.0)
     assert action.bytes_per_s == UNLIMITED
     assert "does not reach its limit any more" in action.reason
 
 
 def test_load_that_comes_while_it_is_steered_is_not_paid_for_by_the_backup() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     assert watch.until("give-up", 300.0, looks=40).bytes_per_s == UNLIMITED
 
 
@@ -331,10 +359,10 @@ def test_load_that_comes_while_it_is_steered_is_not_paid_for_by_the_backup() -> 
 
 def test_a_guest_that_does_nothing_any_more_frees_its_backup_within_seconds() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     began_s = watch.at_s
-    action = watch.until("free", 0.0, requests=0)
-    assert action.reason.startswith("the guest is idle for")
+    action = watch.until("release", 0.0, requests=0)
+    assert action.reason.startswith("the guest has been idle for")
     assert watch.at_s - began_s <= IDLE_AFTER_S + 3.0
 
 
@@ -344,8 +372,8 @@ def test_a_guest_whose_requests_are_quick_while_its_backup_is_slowed_is_not_idle
     watch = Watch()
     watch.until("slow", 200.0)
     kinds = [watch.look(200.0 if watch.state.bytes_per_s == UNLIMITED else 1.0, requests=10).kind for _ in range(30)]
-    assert "steer" in kinds
-    assert "free" not in kinds
+    assert "throttle" in kinds
+    assert "release" not in kinds
 
 
 def test_requests_that_do_not_come_back_count_as_their_age() -> None:
@@ -367,16 +395,16 @@ def test_silence_after_quick_requests_is_no_suffering() -> None:
 
 def test_without_samples_the_original_speed_comes_back() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     action = watch.look(10.0, period_s=LOST_AFTER_S + 1)
     assert (action.kind, action.bytes_per_s) == ("lost", UNLIMITED)
-    assert action.reason == "no look at it for 6 s"
+    assert action.reason == "no sample for 6 s"
 
 
 def test_a_short_gap_changes_nothing() -> None:
     watch = Watch()
-    watch.steer()
-    assert watch.look(25.0, period_s=LOST_AFTER_S - 1).kind in ("none", "steer")
+    watch.throttle()
+    assert watch.look(25.0, period_s=LOST_AFTER_S - 1).kind in ("none", "throttle")
 
 
 def test_without_samples_a_backup_that_was_not_held_needs_nothing() -> None:
@@ -393,7 +421,7 @@ def test_the_least_speed_is_what_is_left_over_the_time_that_is_left() -> None:
     for _ in range(20):
         watch.look(5.0)
     sample = Sample(watch.at_s, 0.5, {}, 0, watch.remaining)
-    floor, why = least_speed(watch.state, sample, watch.bounds)
+    floor, why = lowest_speed(watch.state, sample, watch.bounds)
     left_s = 2.5 * REMAINING / FAST - 10
     assert math.isclose(floor, watch.remaining / left_s, rel_tol=0.02)
     assert why == "it would take more than 2.5 times the 200 s that it takes alone"
@@ -407,7 +435,7 @@ def test_a_speed_that_was_seen_over_holes_only_is_corrected() -> None:
         watch.look(5.0)
     watch.fast = FAST
     watch.until("slow", 200.0)
-    watch.until("steer", 10.0)
+    watch.until("throttle", 10.0)
     for _ in range(10):
         watch.look(60.0)
     assert watch.state.bytes_per_s < 0.7 * FAST
@@ -417,27 +445,27 @@ def test_a_window_that_shuts_sooner_raises_it_and_says_so() -> None:
     watch = Watch(BOUNDS._replace(window_closes_s=1250.0))
     for _ in range(20):
         watch.look(5.0)
-    floor, why = least_speed(watch.state, Sample(watch.at_s, 0.5, {}, 0, watch.remaining), watch.bounds)
-    assert why == "the window shuts in 240 s"
+    floor, why = lowest_speed(watch.state, Sample(watch.at_s, 0.5, {}, 0, watch.remaining), watch.bounds)
+    assert why == "the window closes in 240 s"
     assert floor > 0.8 * FAST
 
 
 def test_where_no_time_is_left_it_is_not_slowed_and_says_so_once() -> None:
     watch = Watch(BOUNDS._replace(window_closes_s=1200.0))
     action = watch.until("deadline", 200.0, looks=5)
-    assert "it is not slowed, the window shuts in" in action.reason
+    assert "not slowed: the window closes in" in action.reason
     assert {watch.look(200.0).kind for _ in range(20)} == {"none"}
 
 
 def test_what_the_guest_makes_it_copy_above_the_limit_raises_the_limit() -> None:
     watch = Watch()
-    watch.steer()
+    watch.throttle()
     limit = watch.state.bytes_per_s
     for _ in range(8):  # its first writes alone copy twice the limit
         watch.at_s += 0.5
         completed = {"write": _requests(100, 20.0)}
         sample = Sample(watch.at_s, 0.5, completed, limit, watch.remaining)
-        watch.state, _ = step(watch.state, sample, watch.bounds)
+        watch.state, _ = advance(watch.state, sample, watch.bounds)
     assert watch.state.bytes_per_s > 2 * limit
 
 
@@ -458,10 +486,10 @@ def test_whatever_the_guest_does_the_bounds_hold(
         watch.look(latencies_ms[looks % len(latencies_ms)], requests)
         looks += 1
         speed = watch.state.bytes_per_s
-        if watch.state.phase in ("free", "resting"):
+        if isinstance(watch.state.phase, (Watching, Resting)):
             assert speed == bwlimit
         else:
-            assert speed >= min(LEAST_BYTES_PER_S, bwlimit or LEAST_BYTES_PER_S)
+            assert speed >= min(MIN_BYTES_PER_S, bwlimit or MIN_BYTES_PER_S)
             assert not bwlimit or speed <= bwlimit
     alone_s = REMAINING / min(bwlimit or FAST, FAST)
     assert watch.at_s - began_s <= 1.05 * stretch * alone_s + 30

@@ -99,7 +99,7 @@ def test_beside_neighbours_who_pause_the_backup_takes_no_more_than_twice_as_long
 
 def test_a_guest_that_falls_silent_lets_its_backup_run_free_within_seconds() -> None:
     held = night(RAID, guest=Guest(busy=lambda now_s: now_s < 15))
-    freed_s = next(at_s for at_s, action in held.actions if action.kind == "free")
+    freed_s = next(at_s for at_s, action in held.actions if action.kind == "release")
     assert freed_s < 10 + 8  # the guest was busy for 5 s before and for 10 s of the backup
     assert held.speeds[-1] == 0
 
@@ -108,7 +108,7 @@ def test_a_guest_that_goes_on_and_off_is_watched_all_the_time() -> None:
     free, held = both(RAID, guest=Guest(busy=lambda now_s: now_s % 20 < 10))
     assert held.stalled_s < 0.3 * free.stalled_s
     assert held.kinds().count("slow") > 1
-    assert "free" in held.kinds()
+    assert "release" in held.kinds()
 
 
 def test_a_guest_that_rewrites_faster_than_the_limit_is_backed_up_all_the_same() -> None:
@@ -123,7 +123,7 @@ def test_the_windows_end_wins_over_the_guest_and_says_so() -> None:
     free = night(RAID, governed=False)
     held = night(RAID, window_s=1.05 * free.duration_s)
     assert held.duration_s < 1.15 * free.duration_s
-    assert "the window shuts in" in held.reasons()
+    assert "the window closes in" in held.reasons()
 
 
 def test_a_window_that_ends_much_later_changes_nothing() -> None:
@@ -140,7 +140,7 @@ def test_the_backup_lasts_no_longer_than_it_may(stretch: float) -> None:
 def test_the_administrators_limit_is_the_upper_bound_and_what_is_put_back() -> None:
     limit = 85_000_000
     held = night(RAID, bwlimit=limit, guest=Guest(busy=lambda now_s: now_s < 12))
-    assert set(held.kinds()) >= {"slow", "free"}
+    assert set(held.kinds()) >= {"slow", "release"}
     assert all(0 < speed <= limit for speed in held.speeds)
     assert held.speeds[-1] == limit
 

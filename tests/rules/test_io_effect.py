@@ -104,9 +104,7 @@ def test_a_place_on_two_kinds_of_disks_names_each_with_its_reason() -> None:
         (Location("disks", (), "dm-0"), "unknown", "dm-0"),
     ],
 )
-def test_a_place_without_disks_of_its_own_says_what_it_is(
-    location: Location, verdict: Verdict, said: str
-) -> None:
+def test_a_place_without_disks_of_its_own_says_what_it_is(location: Location, verdict: Verdict, said: str) -> None:
     effect = location_effect(location, (6, 8))
     assert effect.verdict == verdict
     assert effect.reason.startswith(said)

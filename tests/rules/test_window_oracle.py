@@ -26,9 +26,7 @@ YEAR_MIN = 365 * 24 * 60
 HORIZON_MIN = 21 * 24 * 60
 DAY_MIN = 24 * 60
 
-STABLE = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+STABLE = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The same examples on every machine, however slow."""
 
 

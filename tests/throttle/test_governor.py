@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -26,11 +27,11 @@ from pvehook.records.journal import journal_log
 from pvehook.records.plain import to_plain
 from pvehook.records.stall_record import Baseline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
-from pvehook.rescue.speed_record import read_record, record_path, restore_left_over_speeds, restore_speed
-from pvehook.rules.governor import START_BYTES_PER_S
+from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
+from pvehook.rules.governor_constants import SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
-from pvehook.throttle.governor import LOOK_EVERY_S, POINTS_KEPT, YOUNG_EVERY_S, Governor, SpeedChange, felt_before_ms
+from pvehook.throttle.governor import POINTS_KEPT, Governor, latency_before_ms
 from tests.node_under_test import REPO, NodeUnderTest
 
 DEVICE = "drive-scsi0"
@@ -195,17 +196,20 @@ def test_a_daemon_that_finds_a_backup_on_its_way_does_not_start_it_again(node_wi
 
 
 def test_the_record_is_written_before_the_speed_is_set(sampler: Sampler) -> None:
-    before = sampler.guest.speeds_set
-    changes: list[SpeedChange] = []
-    while not changes:
+    found: list[tuple[int, SpeedRecord | None]] = []
+
+    class Watched(QmpConnection):
+        def set_job_speed(self, device: str, bytes_per_s: int, deadline: Deadline) -> None:
+            found.append((bytes_per_s, read_record(sampler.node.node, 101)))
+
+    while not found:
         deadline = Deadline.after(WAIT_S)
         with open_qmp(sampler.guest.qmp_path, deadline) as qmp:
-            look = sampler.seen(qmp, deadline, 400.0)
-        changes = sampler.governor.tick(look)
-    assert sampler.guest.speeds_set == before
-    left = read_record(sampler.node.node, 101)
+            qmp.__class__ = Watched
+            sampler.governor.act(qmp, sampler.seen(qmp, deadline, 400.0), deadline)
+    (speed, left), *_ = found
     assert left is not None
-    assert (left.original, left.ours) == ({DEVICE: 0}, (changes[0].bytes_per_s,))
+    assert (left.original, left.ours) == ({DEVICE: 0}, (speed,))
 
 
 def test_the_administrators_limit_is_what_is_put_back(node_without_daemon: NodeUnderTest) -> None:
@@ -259,10 +263,10 @@ def test_an_absent_baseline_is_not_a_quick_guest(sampler: Sampler) -> None:
 
 def test_a_baseline_is_felt_as_the_rule_feels_latency() -> None:
     nothing = Latency()
-    assert felt_before_ms(Baseline(60.0, "before", nothing, nothing, nothing)) is None
+    assert latency_before_ms(Baseline(60.0, "before", nothing, nothing, nothing)) is None
     before = Baseline(60.0, "before", Latency(100, 2.0), Latency(300, 4.0), nothing, p99_ms=30.0)
-    assert felt_before_ms(before._replace(p99_ms=None)) == 3.5
-    assert felt_before_ms(before) == 10.0
+    assert latency_before_ms(before._replace(p99_ms=None)) == 3.5
+    assert latency_before_ms(before) == 10.0
 
 
 # Modes
@@ -334,45 +338,66 @@ def test_a_speed_that_somebody_else_sets_stays(sampler: Sampler) -> None:
     assert any("by somebody else" in reason for reason in sampler.governor.summary().reasons)
 
 
-def test_the_next_disk_of_a_transaction_begins_at_the_speed_of_the_last(node_without_daemon: NodeUnderTest) -> None:
-    """One job runs after the other; all are there from the beginning."""
-    log = journal_log(node_without_daemon.node.journal_socket)
-    governor = Governor(node_without_daemon.node, 101, "on", GovernorConfig(), log, picked_up=True)
-    speeds = {"drive-scsi0": 0, "drive-scsi1": BWLIMIT}
-    at_s, written = 0.0, 0
-    for offset in range(0, 10 * FAST, FAST):
-        at_s, written = at_s + 1.0, written + 100
-        disk = DiskCounters(
-            "scsi0", "scsi0", NONE, RequestCounters(written, written, written * 400 * 10**6, None), NONE
-        )
+class TwoDisks:
+    """A transaction's two jobs, of which one runs after the other; both are there from the beginning. Stands for QEMU
+    and for the sampler."""
+
+    def __init__(self, node: NodeUnderTest, first: int, second: int) -> None:
+        log = journal_log(node.node.journal_socket)
+        self.governor = Governor(node.node, 101, "on", GovernorConfig(), log, picked_up=True)
+        self.speeds = {"drive-scsi0": first, "drive-scsi1": second}
+        self.at_s, self.writes, self.copied = 0.0, 0, 0
+
+    def set_job_speed(self, device: str, bytes_per_s: int, deadline: Deadline) -> None:
+        self.speeds[device] = bytes_per_s
+
+    def sample(self, latency_ms: int) -> None:
+        half = 5 * FAST
         jobs = (
-            BlockJob("drive-scsi0", "backup", min(offset, 5 * FAST), 5 * FAST, speeds["drive-scsi0"]),
-            BlockJob("drive-scsi1", "backup", max(offset - 5 * FAST, 0), 90 * FAST, speeds["drive-scsi1"]),
+            BlockJob("drive-scsi0", "backup", min(self.copied, half), half, self.speeds["drive-scsi0"]),
+            BlockJob("drive-scsi1", "backup", max(self.copied - half, 0), 90 * FAST, self.speeds["drive-scsi1"]),
         )
-        speeds |= dict(governor.tick(DiskSample(at_s, (disk,), jobs)))
-        if speeds["drive-scsi0"]:
+        writes = RequestCounters(self.writes, self.writes, self.writes * latency_ms * 10**6, None)
+        disk = DiskCounters("scsi0", "scsi0", NONE, writes, NONE)
+        self.governor.act(cast("QmpConnection", self), DiskSample(self.at_s, (disk,), jobs), Deadline.after(WAIT_S))
+        self.at_s, self.writes, self.copied = self.at_s + 1.0, self.writes + 100, self.copied + FAST
+
+
+def test_the_next_disk_of_a_transaction_begins_at_the_speed_of_the_last(node_without_daemon: NodeUnderTest) -> None:
+    disks = TwoDisks(node_without_daemon, 0, BWLIMIT)
+    for _ in range(10):
+        disks.sample(400)
+        if disks.speeds["drive-scsi0"]:
             break
-    assert 0 < speeds["drive-scsi0"] == speeds["drive-scsi1"] < BWLIMIT
+    assert 0 < disks.speeds["drive-scsi0"] == disks.speeds["drive-scsi1"] < BWLIMIT
     left = read_record(node_without_daemon.node, 101)
     assert left is not None
     assert left.original == {"drive-scsi0": 0, "drive-scsi1": BWLIMIT}
 
 
+def test_the_next_disk_keeps_its_own_limit_while_nobody_suffers(node_without_daemon: NodeUnderTest) -> None:
+    disks = TwoDisks(node_without_daemon, BWLIMIT, 0)
+    for _ in range(12):
+        disks.sample(1)
+    assert disks.speeds == {"drive-scsi0": BWLIMIT, "drive-scsi1": 0}
+    assert not record(node_without_daemon).exists()
+
+
 def test_it_looks_often_while_a_job_is_awaited_and_young(node_without_daemon: NodeUnderTest) -> None:
     with sampled(node_without_daemon) as sampler:
         sampler.look()
-        assert sampler.governor.next_look_s == YOUNG_EVERY_S
+        assert sampler.governor.sample_every_s == YOUNG_EVERY_S
         sampler.start_job()
         sampler.look()
-        assert sampler.governor.next_look_s == YOUNG_EVERY_S
+        assert sampler.governor.sample_every_s == YOUNG_EVERY_S
         sampler.look(after_s=4.0)
-        assert sampler.governor.next_look_s == YOUNG_EVERY_S  # it is still starting
+        assert sampler.governor.sample_every_s == YOUNG_EVERY_S  # it is still starting
         while sampler.speed:
             sampler.look()
-        assert sampler.governor.next_look_s == LOOK_EVERY_S
+        assert sampler.governor.sample_every_s == SAMPLE_EVERY_S
         sampler.guest.finish_backup()
         sampler.look()
-        assert sampler.governor.next_look_s == YOUNG_EVERY_S  # the next disk's job may come
+        assert sampler.governor.sample_every_s == YOUNG_EVERY_S  # the next disk's job may come
 
 
 # Faults
@@ -384,7 +409,7 @@ def test_lost_looks_give_the_original_speed_back(sampler: Sampler) -> None:
     assert sampler.speed == 0
     sampler.look()
     assert not record(sampler.node).exists()
-    assert "no look at it for 60 s" in sampler.governor.summary().reasons
+    assert "no sample for 60 s" in sampler.governor.summary().reasons
 
 
 def test_a_job_that_ends_between_a_look_and_its_change_is_no_fault(sampler: Sampler) -> None:

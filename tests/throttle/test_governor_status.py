@@ -14,7 +14,7 @@ from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.speed_record import SpeedRecord, write_record
-from pvehook.rules.governor import START_BYTES_PER_S
+from pvehook.rules.governor_constants import START_BYTES_PER_S
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.watch.test_guest_monitor import WEB, running_vm, wait_for_looks
 

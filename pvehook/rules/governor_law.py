@@ -1,0 +1,381 @@
+"""How fast a guest's backup may run, so that the guest does not suffer from it: pure, one step per sample of QEMU.
+
+                  ┌────────────── each later start waits 12 times as long ──────────────┐
+                  ▼                                                                     │
+    Starting ── the guest suffers ──▶ Trying ── slowing helps ──▶ Throttling ───────────┤
+       │                                ▲  │                          │                 │
+       │ nobody suffers                 │  └── it does not pay ──▶ Resting, 1-15 min    │ (slowed since its start)
+       ▼                                │                             │
+    Watching ──── the guest suffers ────┘ ◀───────────────────────────┘
+       ▲
+       └── from every phase: the guest is idle, no time is left, no samples come: the original speed
+
+**Latency** L of a reading is max(mean, p99 / 3) of all requests of the guest. **Target** T is max(floor, factor × the
+guest's own L before its backup). A guest **suffers** when L > 1.5 T and 0.9 requests are in flight on average: latency
+alone does not tell, because a guest that writes one log line a second is not held up by 200 ms.
+
+**Starting.** A backup at full speed fills the disks' queues before its guest can be seen to suffer, and the guest
+stands still for a second or two. So a busy guest's backup begins at 16 MiB/s and grows by 2, 1.4 or 1.25 with each
+reading, until the guest suffers or the disks give no more.
+
+**Trying.** Slowing must pay. A backup at the part p of its speed lasts 1/p times as long, so that the guest waits less
+in total only if its latency falls below p times what it was, or to the target. A neighbour's load on the same disks
+and a slow target do not pass this test, and then the backup runs at its own speed. What the guest feels at full speed
+is not known where the backup was slowed since its start; so after some seconds it starts to grow once more.
+
+**Throttling.** A PI controller on the logarithm, because latency grows by factors:
+
+    e = ln(T / L), within -1.5 and 0.35
+    speed ← speed × exp(0.3 (e - e of the reading before) + 0.6 e × the reading's seconds, at most 1)
+
+Latency jumps at the speed where the disks are saturated. So the speed falls below the last such speed at once, rises
+to it quickly, and above it by 2 % per second at most. It never exceeds 1.5 times the speed reached.
+
+**Bounds.** At most the administrator's `bwlimit`. At least the highest of: what is left to copy over the time that is
+left, until the window closes and until `stretch_at_most` times the time it would have taken alone; 1.2 times the
+guest's own first writes, which QEMU counts but no limit stops; 1 MiB/s.
+
+The numbers and what they were measured from are in governor_constants.py, the phases' types in governor_state.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pvehook.rules import governor_constants as c
+from pvehook.rules.governor_judgement import culprit_of, evidence, pays, suffers
+from pvehook.rules.governor_readings import Reading, Sample, in_mb_per_s, in_ms, reading_of, together
+from pvehook.rules.governor_state import (
+    Action,
+    Bounds,
+    Resting,
+    Starting,
+    State,
+    Throttling,
+    Trying,
+    Watching,
+    lowest_speed,
+    measured,
+    within_bounds,
+)
+
+Next = tuple[State, Action | None]
+"""The state after a sample, and the change of speed that it asks for."""
+
+
+def first_state(bounds: Bounds) -> State:
+    """Of a backup that has just begun."""
+    original = bounds.original_bytes_per_s
+    if not bounds.starts_slowly or 0 < original <= c.START_BYTES_PER_S:
+        return State(original)
+    return State(c.START_BYTES_PER_S, Starting(), since_change_s=0.0)
+
+
+def advance(state: State, sample: Sample, bounds: Bounds) -> Next:
+    """One more sample."""
+    if sample.period_s > c.LOST_AFTER_S:
+        return _lost(state, sample, bounds)
+    state = measured(state, sample)
+    if isinstance(state.phase, Starting):
+        return _start(state, state.phase, sample, bounds)
+    state, reading = _read(state, sample, bounds)
+    if reading is None:
+        return state, None
+    phase = state.phase
+    if isinstance(phase, (Trying, Throttling)):
+        return _hold(state, phase, sample, bounds, reading)
+    if isinstance(phase, Resting) and sample.at_s < phase.until_s:
+        return state, None
+    return _watch(state, phase if isinstance(phase, Watching) else Watching(), sample, bounds, reading)
+
+
+def released(state: State, bounds: Bounds) -> State:
+    """Back to the original speed."""
+    phase = state.phase if isinstance(state.phase, Resting) else Watching()
+    activity = state.activity._replace(idle_s=0.0)
+    return state.changed(bounds.original_bytes_per_s, phase)._replace(activity=activity)
+
+
+def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
+    reason = f"no sample for {sample.period_s:.0f} s"
+    action = Action("lost", bounds.original_bytes_per_s, reason) if is_throttled(state) else None
+    activity = state.activity._replace(silent_s=0.0, requests_per_s=0.0)
+    return released(state._replace(activity=activity), bounds), action
+
+
+def is_throttled(state: State) -> bool:
+    """Slowed because its guest suffers; a backup that starts slowly is not."""
+    return isinstance(state.phase, (Trying, Throttling))
+
+
+# Reading
+
+
+def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading | None]:
+    """A reading as soon as there are samples enough for one."""
+    activity = state.activity
+    if sample.operations:
+        weight = min(sample.period_s / c.LONGEST_READING_S, 1.0)
+        per_s = sample.operations / max(sample.period_s, 1e-3)
+        busy = activity.requests_per_s + weight * (per_s - activity.requests_per_s)
+        activity = activity._replace(silent_s=0.0, requests_per_s=busy)
+    else:
+        silent_s = activity.silent_s + sample.period_s
+        activity = activity._replace(silent_s=silent_s)
+        # Silent all at once, after slow requests: it waits. After quick ones, or for long: it has nothing to do.
+        missing = activity.requests_per_s * silent_s
+        if missing >= c.MIN_REQUESTS and silent_s < c.IDLE_AFTER_S and activity.latency_ms > bounds.target_ms:
+            reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.pace.copied_per_s, None, None, is_silence=True)
+            return state._replace(gathered=(), activity=activity._replace(idle_s=0.0)), reading
+    state = state._replace(activity=activity)
+    phase = state.phase
+    if not state.has_settled or not _has_come_down(state):
+        # What is completed now was sent before the change, so it tells more of how it was.
+        if isinstance(phase, Trying):
+            state = state._replace(phase=phase._replace(settling=(*phase.settling, sample)[-c.COME_DOWN_SAMPLES :]))
+        return state, None
+    gathered = (*state.gathered, sample)
+    reading = reading_of(gathered)
+    wanted_s = 0.0
+    if isinstance(phase, Trying):
+        wanted_s = c.TRIAL_S if state.lessons.cut == c.FIRST_CUT else c.LATER_TRIAL_S
+    enough = reading.operations >= c.MIN_REQUESTS and reading.seconds >= wanted_s
+    if not enough and reading.seconds < max(c.LONGEST_READING_S, wanted_s):
+        return state._replace(gathered=gathered), None
+    is_idle = reading.operations < c.IDLE_REQUESTS_PER_S * reading.seconds and reading.in_flight < c.IDLE_IN_FLIGHT
+    idle_s = activity.idle_s + reading.seconds if is_idle else 0.0
+    activity = activity._replace(idle_s=idle_s, latency_ms=reading.latency_ms)
+    return state._replace(gathered=(), activity=activity), reading
+
+
+def _has_come_down(state: State) -> bool:
+    """Whether a backup on trial runs at its limit by now. What its workers had sent still keeps a slow disk busy."""
+    if not isinstance(state.phase, Trying) or state.since_change_s > c.LONGEST_SETTLING_S:
+        return True
+    return _copied_slowly(state, state.phase.settling)
+
+
+def _copied_slowly(state: State, samples: tuple[Sample, ...]) -> bool:
+    seconds = sum(each.period_s for each in samples)
+    return sum(each.copied_bytes for each in samples) <= c.COME_DOWN * state.bytes_per_s * seconds
+
+
+# Starting
+
+
+def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Next:
+    """Faster with each reading, until the guest suffers or the disks give no more."""
+    state = state._replace(gathered=(*state.gathered, sample))
+    if not phase.burst_is_over:
+        if state.since_change_s > c.START_SETTLING_S or (
+            len(state.gathered) > 1 and _copied_slowly(state, state.gathered[-2:])
+        ):
+            state = state._replace(gathered=(), phase=Starting(burst_is_over=True))
+        return state, None
+    reading = reading_of(state.gathered)
+    is_restart = state.lessons.has_tried
+    enough = reading.operations >= (c.MIN_REQUESTS if is_restart else c.START_REQUESTS)
+    if reading.seconds < (c.START_READING_S if enough else c.QUIET_READING_S) - c.ROUNDING_S:
+        return state, None
+    state = state._replace(gathered=(), activity=state.activity._replace(latency_ms=reading.latency_ms))
+    original = bounds.original_bytes_per_s
+    if not suffers(reading, bounds):
+        speed = int(_growth(state, reading, bounds) * state.bytes_per_s)
+        gets_no_more = reading.copied_per_s < c.NOT_REACHED * state.bytes_per_s
+        if gets_no_more or 0 < original <= speed:
+            speed = original
+    elif not phase.suffering and reading.latency_ms < max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS):
+        return state._replace(phase=phase._replace(suffering=(reading,))), None  # once may be chance
+    elif is_restart or state.bytes_per_s > c.START_BYTES_PER_S:
+        return _slow_on_trial(state, sample, bounds, reading, from_start=True)
+    elif state.since_change_s < c.START_SETTLING_S:
+        return state, None  # it may be the burst that it still feels
+    else:
+        speed = original  # it is not the backup that it feels, or it will show
+    return state.changed(speed, Watching() if speed == original else Starting(True)), Action("start", speed)
+
+
+def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
+    """In careful steps it is noticed sooner that the disks are saturated, and their queues do not fill at once."""
+    if reading.latency_ms > bounds.target_ms or state.lessons.has_tried:
+        return c.LAST_GROWTH
+    return c.GROWTH if reading.latency_ms < c.ROOM_BELOW * bounds.target_ms else c.CAREFUL_GROWTH
+
+
+def _start_again(state: State, bounds: Bounds) -> Next:
+    """A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until the
+    guest suffers again; each time it waits longer."""
+    speed = within_bounds(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S, bounds)
+    lessons = state.lessons._replace(restart_s=c.RESTART_FACTOR * state.lessons.restart_s)
+    return state.changed(speed, Starting(True))._replace(lessons=lessons), Action("start", speed)
+
+
+# Watching
+
+
+def _watch(state: State, phase: Watching, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
+    suffering = (*phase.suffering, reading)[-c.SUFFERING_KEPT :] if suffers(reading, bounds) else ()
+    state = state._replace(phase=Watching(suffering))
+    if sum(evidence(each, bounds) for each in suffering) >= 1:
+        return _slow_on_trial(state, sample, bounds, together(suffering), from_start=False)
+    return state, None
+
+
+def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading, *, from_start: bool) -> Next:
+    """The guest suffers: the backup is cut, unless it has no time for that."""
+    pace, lessons, reached = state.pace, state.lessons, before.copied_per_s
+    lowest, why = lowest_speed(state, sample, bounds)
+    seen = f"{before}, target {in_ms(bounds.target_ms)}, with its backup at {in_mb_per_s(reached)}"
+    if lowest >= c.NEARLY * max(reached, pace.free_per_s or 0.0):
+        original = bounds.original_bytes_per_s
+        suffering = state.phase.suffering if isinstance(state.phase, (Starting, Watching)) else ()
+        state = state._replace(bytes_per_s=original, phase=Watching(suffering))
+        if lessons.deadline_reported:
+            return state, None
+        state = state._replace(lessons=lessons._replace(deadline_reported=True))
+        return state, Action("deadline", original, f"{seen}; not slowed: {why}")
+    if not lessons.has_tried and pace.free_s < c.FREE_KNOWN_S:
+        # The burst was faster than the backup will be beside the guest, and while it starts it is slowed.
+        burst = (pace.free_per_s if from_start else None) or reached
+        pace = pace.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
+    elif isinstance(state.phase, Starting):
+        pace = pace.with_free(((pace.free_per_s or reached) + reached) / 2)
+    speed = within_bounds(lessons.cut * reached, c.MIN_BYTES_PER_S, bounds)  # a moment below the lowest does no harm
+    state = state.changed(speed, Trying(before, from_start))
+    state = state._replace(pace=pace, lessons=lessons._replace(has_tried=True))
+    return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
+
+
+# Trying and throttling
+
+
+def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
+    """Unless there is no more reason or no more time for it."""
+    if state.activity.idle_s >= c.IDLE_AFTER_S:
+        return _release(state, bounds, f"the guest has been idle for {state.activity.idle_s:.0f} s")
+    lowest, why = lowest_speed(state, sample, bounds)
+    free = state.pace.free_per_s
+    if math.isinf(lowest) or (free is not None and lowest >= c.NEARLY * free):
+        state = released(state._replace(lessons=state.lessons._replace(deadline_reported=True)), bounds)
+        return state, Action("deadline", state.bytes_per_s, f"not slowed any more: {why}")
+    if isinstance(phase, Trying):
+        return _try(state, phase, sample, bounds, reading, lowest)
+    return _throttle(state, phase, sample, bounds, reading, lowest, why)
+
+
+def _release(state: State, bounds: Bounds, reason: str) -> Next:
+    return released(state, bounds), Action("release", bounds.original_bytes_per_s, reason)
+
+
+def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
+    before = phase.before
+    # What is still in QEMU's queue may go through in the trial, so it counts as slowed by no more than the cut.
+    if not pays(phase, reading.latency_ms, reading.copied_per_s, bounds, at_least=state.lessons.cut):
+        is_falling = reading.latency_ms < c.STILL_FALLING * (phase.tried or before).latency_ms
+        # Where reads wait too, what the guest has queued up has to go through first. A slow target shows at once.
+        is_open = is_falling or culprit_of(before, reading, bounds) == "other-load"
+        if is_open and state.since_change_s < c.LONGEST_TRIAL_S:
+            return state._replace(phase=phase._replace(tried=reading)), None
+        return _give_up(state, phase, sample, bounds, reading)
+    error = _error(reading, bounds)
+    speed = within_bounds(_controlled(state, reading, error, error), lowest, bounds)
+    throttling = Throttling(before, phase.from_start, error, c.TRIAL_SATURATION_PART * before.copied_per_s)
+    reason = (
+        f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)} and {in_ms(before.latency_ms)} before, "
+        f"target {in_ms(bounds.target_ms)}: slowing helps, {in_mb_per_s(speed)}"
+    )
+    return state.changed(speed, throttling), Action("throttle", speed, reason)
+
+
+def _throttle(
+    state: State, phase: Throttling, sample: Sample, bounds: Bounds, reading: Reading, lowest: float, why: str
+) -> Next:
+    """A little faster or slower, or an end of it."""
+    phase = _averaged(phase, reading)
+    if phase.from_start and phase.lasted_s >= state.lessons.restart_s:
+        return _start_again(state, bounds)
+    if phase.lasted_s >= c.JUDGED_AFTER_S and not pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
+        return _give_up(state, phase, sample, bounds, reading)
+    reached, seconds = reading.copied_per_s, reading.seconds
+    error = _error(reading, bounds)
+    wanted = _controlled(state, reading, error, phase.error)
+    is_within = reading.latency_ms <= bounds.target_ms
+    unbound_s = phase.unbound_s + seconds if is_within and reached * c.HEADROOM < wanted else 0.0
+    if unbound_s >= c.UNBOUND_AFTER_S:
+        state = state._replace(lessons=state.lessons._replace(rest_s=c.FIRST_REST_S))
+        reason = f"{reading}, target {in_ms(bounds.target_ms)}; its backup does not reach its limit any more"
+        return _release(state, bounds, reason)
+    short_s = phase.short_s + seconds if not is_within and reached < c.NEARLY * state.bytes_per_s else 0.0
+    if short_s >= c.SHORT_AFTER_S:
+        # So this is all that it gets, limit or not: more was seen only where it read nothing but holes.
+        state, short_s = state._replace(pace=state.pace.with_free(reached)), 0.0
+    phase = phase._replace(error=error, unbound_s=unbound_s, short_s=short_s)
+    phase, wanted = _below_saturation(state, phase, reading, wanted, bounds)
+    state = state._replace(phase=phase)
+    speed = within_bounds(min(wanted, max(c.HEADROOM * reached, float(c.MIN_BYTES_PER_S))), lowest, bounds)
+    if abs(speed - state.bytes_per_s) < c.MIN_CHANGE * state.bytes_per_s:
+        return state, None
+    at_lowest = f"; not slower: {why}" if speed == int(lowest) and wanted < lowest else ""
+    seen = f"{reading}, target {in_ms(bounds.target_ms)}, backup at {in_mb_per_s(reached)}"
+    action = Action("throttle", speed, f"{seen}: {in_mb_per_s(speed)}{at_lowest}")
+    return state._replace(bytes_per_s=speed, gathered=()), action
+
+
+def _averaged(phase: Throttling, reading: Reading) -> Throttling:
+    """What throttling has come to, on average over some seconds."""
+    lasted_s = phase.lasted_s + reading.seconds
+    weight = min(reading.seconds / min(lasted_s, c.JUDGED_AFTER_S), 1.0)
+    return phase._replace(
+        lasted_s=lasted_s,
+        latency_ms=phase.latency_ms + weight * (reading.latency_ms - phase.latency_ms),
+        copied_per_s=phase.copied_per_s + weight * (reading.copied_per_s - phase.copied_per_s),
+    )
+
+
+def _error(reading: Reading, bounds: Bounds) -> float:
+    """Above 0: the guest has room."""
+    return min(max(math.log(bounds.target_ms / max(reading.latency_ms, 1e-3)), c.MIN_ERROR), c.MAX_ERROR)
+
+
+def _controlled(state: State, reading: Reading, error: float, before: float) -> float:
+    """The PI controller's speed."""
+    change = c.GAIN_P * (error - before) + c.GAIN_I * error * min(reading.seconds, 1.0)
+    return state.bytes_per_s * math.exp(change)
+
+
+def _below_saturation(
+    state: State, phase: Throttling, reading: Reading, wanted: float, bounds: Bounds
+) -> tuple[Throttling, float]:
+    """Down: below where latency jumped, at once. Up: to there quickly, from there on with care, not without room."""
+    if reading.latency_ms > bounds.target_ms:
+        above_s = phase.above_target_s + reading.seconds
+        saturation_speed = phase.saturation_speed
+        if phase.above_target_s == 0 or above_s > c.SATURATION_AGAIN_S:
+            jumped = c.SATURATION_PART * min(reading.copied_per_s, state.bytes_per_s)
+            saturation_speed = max(jumped, c.MIN_SATURATION_PART * (state.pace.free_per_s or 0.0))
+        phase = phase._replace(above_target_s=above_s, saturation_speed=saturation_speed)
+        return phase, min(wanted, saturation_speed)
+    phase = phase._replace(above_target_s=0.0)
+    if reading.latency_ms > c.ROOM_BELOW * bounds.target_ms:
+        return phase, min(wanted, float(state.bytes_per_s))
+    saturation_speed = phase.saturation_speed * (1 + c.CAREFUL_PER_S * reading.seconds)
+    return phase._replace(saturation_speed=saturation_speed), min(wanted, max(saturation_speed, state.bytes_per_s))
+
+
+def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
+    before, lessons = phase.before, state.lessons
+    seen = f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)}"
+    if phase.from_start:
+        return _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
+    did_pay = isinstance(phase, Throttling) and phase.lasted_s > c.FIRST_REST_S
+    rest_s = c.FIRST_REST_S if did_pay else lessons.rest_s
+    culprit = culprit_of(before, reading, bounds)
+    why = {
+        "slow-target": "its reads are quick and its writes wait, so it is the backup's target that is slow",
+        "other-load": "there is other load on the same disks, or they are slow by themselves",
+    }[culprit]
+    seen += f", {in_ms(before.latency_ms)} at {in_mb_per_s(before.copied_per_s)}"
+    reason = f"{seen}: slowing does not pay; {why}; not slowed again for {rest_s:.0f} s"
+    lessons = lessons._replace(rest_s=min(2 * rest_s, c.LONGEST_REST_S), cut=c.LATER_CUT)
+    state = released(state._replace(phase=Resting(sample.at_s + rest_s), lessons=lessons), bounds)
+    return state, Action("give-up", state.bytes_per_s, reason, culprit)
