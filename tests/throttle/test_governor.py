@@ -4,7 +4,6 @@ dies. How fast is decided in tests/rules; what a guest gains is measured in test
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -437,7 +436,9 @@ def test_a_refusal_that_stays_ends_it_and_is_told(sampler: Sampler) -> None:
 
 def test_without_a_record_nothing_is_slowed(node_without_daemon: NodeUnderTest) -> None:
     with sampled(node_without_daemon) as sampler:
-        (sampler.node.root / "run/pvehook").write_text("no directory")
+        records = record(sampler.node).parent
+        records.parent.mkdir(exist_ok=True)
+        records.write_text("no directory")
         sampler.look()
         sampler.start_job()
         for _ in range(10):
@@ -571,5 +572,5 @@ def test_a_damaged_record_is_no_record(node_without_daemon: NodeUnderTest, text:
 
 
 def test_without_records_there_is_nothing_to_put_back(node_without_daemon: NodeUnderTest) -> None:
-    assert not os.path.exists(node_without_daemon.node.run_dir)
+    assert not record(node_without_daemon).parent.exists()
     assert restore_left_over_speeds(node_without_daemon.node) == []
