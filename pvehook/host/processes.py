@@ -44,6 +44,8 @@ class Found(NamedTuple):
     process: ProcessId
     comm: str
     why: str
+    vmid: int | None = None
+    """The VM that its command line names, where that was read."""
 
 
 class _Row(NamedTuple):
@@ -193,7 +195,7 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
         idle = sum(state.priority == ioprio.IDLE for state in states)
         if idle:
             why = f"{idle} of {len(states)} threads at idle I/O priority"
-            found.append(Found(row.process, row.comm, why))
+            found.append(Found(row.process, row.comm, why, _known_vmid(row)))
     return found
 
 

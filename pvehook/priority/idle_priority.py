@@ -113,17 +113,21 @@ class IdlePriority:
 
     def guest_ends(self, guest: GuestRecord) -> None:
         """The last look, taken by the phase itself: after it nothing of this guest is at idle."""
-        if _may_have_been_started_by_vzdump(guest):
-            self._locked(lambda: self._put_guests_back(guest), guest)
-        if guest.result != "refused":
-            self._add_up(guest)  # a backup may be over before the first look; the worker was set all the same
-        self._guest = None
+        self._locked(lambda: self._last_look(guest), guest)
         worker = self._seen.get(self._job.worker)
         self._seen = {self._job.worker: worker} if worker else {}
 
+    def _last_look(self, guest: GuestRecord) -> None:
+        # before anything may fail: a look that begins later must not add to a summary that is closed
+        self._guest = None
+        if guest.result != "refused":
+            self._add_up(guest)  # a backup may be over before the first look; the worker was set all the same
+        if _may_have_been_started_by_vzdump(guest):
+            self._put_guests_back(guest)
+
     def job_ends(self) -> None:
         """What else was started below the worker, say by a chained script, is put back to normal too."""
-        self._locked(self._put_strays_back, None)
+        self._locked(lambda: self._put_strays_back(None), None)
         self.stop()
 
     def _locked(self, look: Callable[[], None], guest: GuestRecord | None) -> None:
@@ -221,41 +225,41 @@ class IdlePriority:
     def _put_guests_back(self, guest: GuestRecord) -> None:
         """The trap: a VM that vzdump starts inherits the worker's idle priority and would keep it for life."""
         for found in vm_processes(self._context.node, guest.vmid, self._job.worker):
-            text = self._put_back(found, guest.vmid)
-            if text and text not in guest.restored:
-                guest.restored = [*guest.restored, text]
-        self._put_strays_back()
+            self._put_back(found, guest)
+        self._put_strays_back(guest)
 
-    def _put_strays_back(self) -> None:
+    def _put_strays_back(self, guest: GuestRecord | None) -> None:
+        """The guest's own QEMU is among them while its pid file is not written yet."""
         for found in guests_left_idle(self._context.node, self._job.worker):
-            self._put_back(found, None)
+            self._put_back(found, guest if guest and guest.vmid == found.vmid else None)
 
-    def _put_back(self, found: Found, vmid: int | None) -> str:
-        """Puts one process back to normal; what was done, "" when there was nothing to do."""
+    def _put_back(self, found: Found, guest: GuestRecord | None) -> None:
+        """Puts one process back to normal, and says so in the summary of the guest whose it is."""
         done = restore_normal(self._context.node, found.process.pid)
         if not done.changed and not done.failed:
-            return ""
+            return
         text = (
             f"{found.comm} {found.process.pid} ({found.why}): {done.confirmed} of {done.threads} threads back at "
             f"normal priority ({done.was_idle} were idle, {done.was_nice} were nice)"
         )
         if done.failed:
             text += ": " + "; ".join(done.failed)
+        if guest and text not in guest.restored:
+            guest.restored = [*guest.restored, text]
         if not done.changed and text in self._said:
-            return text  # refused again, as at the last look
+            return  # refused again, as at the last look
         self._said.add(text)
         write = self._log.error if done.failed else self._log.info
         write(
             "io-priority-restored",
             message=text,
-            vmid=vmid,
+            vmid=guest.vmid if guest else None,
             process=found.process.pid,
             command=found.comm,
             threads=done.threads,
             threads_confirmed=done.confirmed,
             was_idle=done.was_idle,
         )
-        return text
 
     # The window's end
 
