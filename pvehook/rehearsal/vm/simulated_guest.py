@@ -192,6 +192,10 @@ class SimulatedGuest:
         job = {"device": device, "type": "backup", "status": "running", "io-status": "ok"}
         self._backup.foreign.append({**job, "offset": 0, "len": 1, "speed": 0, "busy": True, "paused": False})
 
+    def pause(self) -> None:
+        """As `qm suspend` does."""
+        self._state.run("paused")
+
     def finish_backup(self) -> None:
         """The backup job comes to its good end, as if all was read."""
         with self._state.changed:

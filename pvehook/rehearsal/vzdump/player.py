@@ -178,8 +178,7 @@ class Player:
 
     def so_far(self, exit_code: int = 0) -> Played:
         """What has been seen up to now."""
-        with self._news:
-            events = list(self._events)
+        events = self.events()
         calls = tuple(
             Call(tuple(event["argv"]), event["env"], event["exit"], tuple(event["lines"]))
             for event in events
@@ -193,6 +192,11 @@ class Player:
             next((event["upid"] for event in events if event["event"] == "started"), ""),
             tuple(_freeze_event(event) for event in events if "at_s" in event),
         )
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that the worker has told so far; worker.py lists what there is."""
+        with self._news:
+            return list(self._events)
 
     def children(self, vmid: int) -> dict[str, int]:
         """The archive's processes of `vmid`, name to pid, once they run."""
