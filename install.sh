@@ -41,6 +41,15 @@ readonly cluster_yaml=/etc/pve/pvehook.yaml
 readonly jobs_cfg=/etc/pve/jobs.cfg
 readonly record=/var/lib/pvehook/install
 
+# shellcheck disable=SC2016 # awk's $0
+readonly awk_value_of='function value_of(key, text) {
+    text = $0
+    if (text !~ "^[ \t]*" key ":") return "\n" # no value has one
+    sub(/^[^:]*:[ \t]*/, "", text); sub(/[ \t\r]+$/, "", text)
+    return text
+}
+'
+
 root='' offline='' check='' force='' purge='' max_workers=''
 changes=0
 stage=''   # where the program is assembled before it is compared and installed
@@ -98,8 +107,9 @@ main() {
     trap '[[ -z $stage ]] || rm -rf "$stage"' EXIT
     if [[ -n $offline ]]; then
         [[ -d $root ]] || die "--root $root: no such directory"
-        root=$(cd "$root" && pwd)
+        root=$(cd "$root" && pwd -P)
         root=${root%/} # `--root /` is an image build from inside the image
+        require_inside_root
     fi
     case $action in
         install) install_pvehook ;;
@@ -150,6 +160,16 @@ require_system() {
     esac
 }
 
+# A symbolic link with an absolute target leads from an image to the machine that builds it.
+require_inside_root() {
+    local path real
+    for path in "${lib%/*}" "${command%/*}" "$unit_dir" "${socket_link%/*}" "$record" /etc/{os-release,pve} \
+        /etc/pve/qemu-server "$jobs_cfg" "$cluster_yaml" /run/pvehook; do
+        real=$(realpath -m "$root$path")
+        [[ $real/ == "$root"/* ]] || die "$root$path leads out of --root to $real (a symbolic link); nothing was changed"
+    done
+}
+
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
@@ -193,16 +213,22 @@ install_program() {
 
 # Assembles in $stage what belongs in $lib.
 build_program() {
-    local source target mode node_python=python3
+    local source target mode python
     stage=$(mktemp -d)
     while read -r source target mode; do
         install -D -m "$mode" "$repo/$source" "$stage/$target"
     done < <(program_files)
     find "$stage" -type d -exec chmod 755 {} +
-    [[ -n $offline ]] || node_python=/usr/bin/python3
-    if [[ -n $check ]] && ! command -v "$node_python" >/dev/null; then return 0; fi # it would be installed
+    python=$(node_python) || return 0
     # By hash and not by time, so that the bytecode stays valid in images whose files all get one time.
-    "$node_python" -I -m compileall -q --invalidation-mode checked-hash -s "$stage" -p "$lib" "$stage/pvehook"
+    "$python" -I -m compileall -q --invalidation-mode checked-hash -s "$stage" -p "$lib" "$stage/pvehook"
+}
+
+node_python() { # the Python that runs pvehook; none if --check finds none: it would be installed
+    local python=python3
+    [[ -n $offline ]] || python=/usr/bin/python3
+    [[ -z $check ]] || command -v "$python" >/dev/null || return 1
+    echo "$python"
 }
 
 program_files() { # one line each: where in the repository, where under $lib, mode
@@ -347,6 +373,7 @@ offer_max_workers() {
 # A job's own setting is often there for a reason: it is shown, not changed.
 list_jobs_that_win() {
     local id key value
+    [[ -f $root$jobs_cfg ]] && node_python >/dev/null || return 0
     while IFS=$'\t' read -r id key value; do
         say "note: job $id has its own $key $value, which overrides $vzdump_conf; to remove it:" \
             "pvesh set /cluster/backup/$id --delete $key"
@@ -354,11 +381,16 @@ list_jobs_that_win() {
 }
 
 jobs_with_own_settings() { # stdin: jobs.cfg; one line for each job and key: ID, key, value
-    awk -v hook="$hook" '
-        /^[^ \t#]/ { id = ""; if ($1 == "vzdump:") id = $2 }
-        id != "" && ($1 == "script" && $2 != hook || $1 == "ionice" && $2 != 8) {
-            key = $1; $1 = ""; sub(/^[ \t]+/, ""); print id "\t" key "\t" $0
-        }'
+    "$(node_python)" -IBc '
+import sys
+sys.path.insert(0, sys.argv[1])
+from pvehook.contract.section_config import parse_sections
+wanted = {"script": sys.argv[2], "ionice": "8"}
+for section in parse_sections(sys.stdin.read()):
+    for key, value in section.properties.items():
+        if section.type == "vzdump" and value != wanted.get(key, value):
+            print(section.id, key, value, sep="\t")
+' "$repo" "$hook"
 }
 
 # A VM takes one hookscript, and only from a storage: that is the administrator's decision.
@@ -408,7 +440,8 @@ list_vms_with_guest_hook() {
         config=${config##*/}
         say "note: VM ${config%.conf} still runs $snippet, which does nothing now; first take it off the VM, then" \
             "remove the snippet: qm set ${config%.conf} --delete hookscript"
-    done < <(timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" --include='*.conf' | sort)
+    done < <({ timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" --include='*.conf' ||
+        true; } | sort) # without such a VM grep fails
 }
 
 # Removes our lines for the given keys from a file that put_lines changed.
@@ -427,10 +460,11 @@ restore() { # FILE KEY...
     fi
 }
 
-# Set by hand, or the record is lost: a script: that names a removed file would fail every backup job.
+# Set by hand, or the record is lost: a script: that names a removed file would fail every backup job, now or as soon as
+# the line after it that counts today is removed.
 drop_unrecorded_script() {
-    [[ ! -f $root$record/${vzdump_conf##*/}.after ]] || return 0
-    [[ $(conf_value script "$root$vzdump_conf") != "$hook" ]] ||
+    [[ -f $root$vzdump_conf && ! -f $root$record/${vzdump_conf##*/}.after ]] || return 0
+    [[ -z $(lines_with script "$hook" <"$root$vzdump_conf") ]] ||
         change "remove script: $hook from $vzdump_conf; there is no record of what was there before" \
             take_lines "$vzdump_conf" script
 }
@@ -520,7 +554,7 @@ put_lines() { # FILE LINE...
     wanted=$(mktemp -p "$root$record")
     [[ ! -e $root$file ]] || cat "$root$file" >"$wanted"
     for line in "$@"; do
-        replace_line "${line%%:*}" "" "$line" <"$wanted" >"$wanted.next"
+        set_line "${line%%:*}" "$line" <"$wanted" >"$wanted.next"
         mv "$wanted.next" "$wanted"
     done
     mv "$wanted" "$after"
@@ -528,30 +562,50 @@ put_lines() { # FILE LINE...
 }
 
 without_our_lines() { # FILE KEY...: the file as it would be without pvehook
-    local file=$1 key before after text
+    local file=$1 key ours before after text
     before=$root$record/${file##*/}.before after=$root$record/${file##*/}.after
     text=$(cat "$root$file" && echo .) # the dot keeps the line ends that $(...) would drop
     for key in "${@:2}"; do
-        # What we did not set is the admin's, who may have set it since.
-        [[ ! -f $after || -n $(conf_value "$key" "$after") ]] || continue
-        text=$(printf '%s' "${text%.}" |
-            replace_line "$key" "$(conf_value "$key" "$after")" "$(conf_line "$key" "$before")" && echo .)
+        ours=$(conf_value "$key" "$after")
+        # What we did not set is the administrator's, who may have set it since.
+        [[ -z $ours ]] || text=$(printf '%s' "${text%.}" | return_line "$key" "$ours" \
+            "$(lines_with "$key" "$ours" <"$after" | wc -l)" "$(conf_line "$key" "$before")" && echo .)
+        # A second one, or one that was set by hand: without the program it would fail every backup.
+        [[ $key != script ]] || text=$(printf '%s' "${text%.}" | drop_lines script "$hook" && echo .)
     done
     printf '%s' "${text%.}"
 }
 
-# The last line of stdin with this key becomes NEW (nothing: it goes away), if its value is OLD or OLD is empty.
-# Without such a line NEW is added at the end when OLD is empty.
-replace_line() { # KEY OLD NEW
-    old=$2 new=$3 awk -v key="$1" '
+# The last line of stdin with this key becomes NEW; without such a line NEW is added at the end.
+set_line() { # KEY NEW
+    new=$2 awk -v key="$1" '
         { line[NR] = $0 }
-        $0 ~ "^[ \t]*" key ":" { last = NR; value = $0; sub(/^[^:]*:[ \t]*/, "", value); sub(/[ \t\r]+$/, "", value) }
+        $0 ~ "^[ \t]*" key ":" { last = NR }
         END {
-            count = NR; old = ENVIRON["old"]; new = ENVIRON["new"]
-            if (last && (old == "" || value == old)) { line[last] = new; drop = (new == "" ? last : 0) }
-            else if (!last && old == "") line[++count] = new
-            for (i = 1; i <= count; i++) if (i != drop) print line[i]
+            if (!last) last = ++NR
+            line[last] = ENVIRON["new"]
+            for (i = 1; i <= NR; i++) print line[i]
         }'
+}
+
+# The NTH line of stdin with this key and value (the last if there are fewer) becomes NEW; nothing: it is removed.
+return_line() { # KEY VALUE NTH NEW
+    value=$2 new=$4 awk -v key="$1" -v nth="$3" "$awk_value_of"'
+        { line[NR] = $0 }
+        value_of(key) == ENVIRON["value"] && ++found <= nth { ours = NR }
+        END {
+            for (i = 1; i <= NR; i++)
+                if (i != ours) print line[i]
+                else if (ENVIRON["new"] != "") print ENVIRON["new"]
+        }'
+}
+
+lines_with() { # KEY VALUE
+    value=$2 awk -v key="$1" "$awk_value_of"'value_of(key) == ENVIRON["value"]'
+}
+
+drop_lines() { # KEY VALUE
+    value=$2 awk -v key="$1" "$awk_value_of"'value_of(key) != ENVIRON["value"]'
 }
 
 conf_line() { # KEY FILE: the line that counts, which is the last (PVE::JSONSchema::parse_config)

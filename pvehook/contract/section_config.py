@@ -7,8 +7,11 @@ Source: PVE/SectionConfig.pm of pve-common. Example:
             vgname pve
             content rootdir,images
 
-A line in the first column opens a section, indented lines are its properties, a blank line ends it, `#` in
-the first column is a comment. Only the shape is read here: what a property means, its reader knows.
+A line in the first column opens a section, indented lines are its properties, an empty line ends it, lines that begin
+with `#` are comments. By Proxmox's rules a line of blanks ends no section, a header that follows a property without an
+empty line between them is ignored, and of a property that is set twice the first value counts.
+
+Only the shape is read here: what a property means, its reader knows.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-_HEADER = re.compile(r"(\S+):\s*(\S+)\s*")
-_PROPERTY = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*")
+_COMMENT = re.compile(r"\s*#", re.ASCII)
+_HEADER = re.compile(r"(\S+):\s*(\S+)\s*", re.ASCII)
+_PROPERTY = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*", re.ASCII)
 
 
 class Section(NamedTuple):
@@ -33,16 +37,17 @@ def parse_sections(text: str) -> list[Section]:
     """All sections in their order. Lines of another shape are skipped; nothing is raised."""
     sections: list[Section] = []
     properties: dict[str, str] | None = None  # of the section that is open
-    for line in text.splitlines():
-        if line.startswith("#"):
+    for line in text.split("\n"):
+        if _COMMENT.match(line):
             continue
-        if not line.strip():
+        if not line:
             properties = None
-        elif header := _HEADER.fullmatch(line):
-            properties = {}
-            sections.append(Section(header[1], header[2], properties))
-        elif properties is not None and (match := _PROPERTY.fullmatch(line)):
-            properties[match[1]] = match[2] or "1"
+        elif properties is None:
+            if header := _HEADER.fullmatch(line):
+                properties = {}
+                sections.append(Section(header[1], header[2], properties))
+        elif match := _PROPERTY.fullmatch(line):
+            properties.setdefault(match[1], match[2] or "1")
     return sections
 
 

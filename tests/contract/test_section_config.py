@@ -58,6 +58,26 @@ def test_a_property_after_a_blank_line_belongs_to_nobody() -> None:
     assert section.properties == {"path": "/a"}
 
 
+def test_a_line_of_blanks_ends_no_section() -> None:
+    (job,) = parse_sections("vzdump: nightly\n\tenabled 1\n  \n\tvmid 102\n")
+    assert job.properties == {"enabled": "1", "vmid": "102"}
+
+
+def test_a_header_without_an_empty_line_before_it_opens_no_section() -> None:
+    (job,) = parse_sections("vzdump: nightly\n\tvmid 101\nvzdump: weekly\n\tenabled 0\n\tvmid 102\n")
+    assert (job.id, job.properties) == ("nightly", {"vmid": "101", "enabled": "0"})
+
+
+def test_of_a_property_that_is_set_twice_the_first_value_counts() -> None:
+    (job,) = parse_sections("vzdump: nightly\n\tenabled 0\n\tenabled 1\n")
+    assert job.properties == {"enabled": "0"}
+
+
+def test_an_indented_comment_is_a_comment() -> None:
+    (job,) = parse_sections("vzdump: nightly\n\t# script /gone\n\tvmid 101\n")
+    assert job.properties == {"vmid": "101"}
+
+
 def test_odd_lines_are_skipped_and_what_follows_is_still_read() -> None:
     sections = parse_sections("<<<< HEAD\n\tlost value\ndir: a\n????\n\tpath /a\n\nnfs: b\n\tserver x\n")
     assert [(section.id, dict(section.properties)) for section in sections] == [

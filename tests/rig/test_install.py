@@ -323,6 +323,64 @@ def test_without_a_record_no_job_is_left_with_a_script_that_is_gone(root: Path) 
     assert HOOK not in (root / "etc/vzdump.conf").read_text()
 
 
+OTHER_TOOL = "\n# other tool\nscript: /usr/local/bin/gpu.sh\nmode: stop\nionice: 7\n"
+
+
+@pytest.mark.parametrize("before", [PVE_DEFAULT, "", "script: /theirs\nbwlimit: 9\n", "ionice: 5\n# end\n"])
+@pytest.mark.parametrize("block", [OTHER_TOOL, "ionice: 8\n", f"script: {HOOK}\n# a copy\n"])
+def test_our_lines_go_wherever_another_tool_has_left_them(root: Path, before: str, block: str) -> None:
+    """A program that is gone fails every backup, now or when the other tool's lines go."""
+    conf = root / "etc/vzdump.conf"
+    conf.write_text(before)
+    install(root)
+    with conf.open("a") as file:
+        file.write(block)
+    said = install(root, "--uninstall")
+    assert said.code == 0, said.text
+    assert conf.read_text() == before + block.replace(f"script: {HOOK}\n", "")
+
+
+def test_a_script_of_ours_without_a_record_goes_though_another_counts(root: Path) -> None:
+    conf = root / "etc/vzdump.conf"
+    conf.write_text(f"script: {HOOK}\nscript: /usr/local/bin/gpu.sh\n# end")
+    assert "no record" in install(root, "--uninstall").text
+    assert conf.read_text() == "script: /usr/local/bin/gpu.sh\n# end\n"
+    assert "nothing to change" in install(root, "--uninstall").text
+
+
+@pytest.mark.parametrize("guests", [[], ["101"]])
+def test_uninstalling_reports_no_error_whether_or_not_there_are_vms(root: Path, guests: list[str]) -> None:
+    install(root)
+    for vmid in guests:
+        (root / "etc/pve/qemu-server").mkdir(exist_ok=True)
+        (root / f"etc/pve/qemu-server/{vmid}.conf").write_text("name: web\n")
+    said = install(root, "--uninstall")
+    assert said.code == 0
+    assert "error" not in said.text
+
+
+@pytest.mark.parametrize("path", ["usr/local", "etc/systemd", "var/lib", "etc/pve", "run"])
+@pytest.mark.parametrize("action", [(), ("--uninstall",)])
+def test_a_link_that_leads_out_of_the_tree_is_not_followed(
+    root: Path, tmp_path: Path, path: str, action: tuple[str, ...]
+) -> None:
+    outside = tmp_path / "builder"
+    shutil.move(root / path, outside)
+    (root / path).symlink_to(outside)
+    before = touched(tmp_path)
+    said = install(root, *action)
+    assert said.code == 2
+    assert f"leads out of --root to {outside}" in said.text
+    assert touched(tmp_path) == before
+
+
+def test_a_link_within_the_tree_is_followed(root: Path) -> None:
+    shutil.move(root / "usr/local", root / "var/usrlocal")
+    (root / "usr/local").symlink_to("../var/usrlocal")
+    assert install(root).code == 0
+    assert (root / "var/usrlocal/lib/pvehook/hooks/vzdump-hook").is_file()
+
+
 def test_a_configuration_of_ours_goes_and_one_that_was_edited_stays(root: Path) -> None:
     (root / "etc/vzdump.conf").write_text("script: /theirs\n")
     yaml = root / "etc/pvehook.yaml"
@@ -374,6 +432,25 @@ def test_jobs_whose_own_settings_win_are_listed_with_the_remedy(root: Path) -> N
         "pvehook: note: job weekly has its own ionice 3",
     ]
     assert notes[0].endswith("pvesh set /cluster/backup/nightly --delete script")
+
+
+@pytest.mark.parametrize(
+    "jobs_cfg",
+    [
+        "vzdump: nightly\n\tvmid 101\n\n\tscript /after/an/empty/line\n",
+        f"vzdump: nightly\n\tscript {HOOK}\n\tscript /second\n",
+        "\tscript /before/any/job\n",
+        "vzdump: nightly\n\t# script /comment\n",
+    ],
+)
+def test_what_proxmox_ignores_in_jobs_is_not_listed(root: Path, jobs_cfg: str) -> None:
+    (root / "etc/pve/jobs.cfg").write_text(jobs_cfg)
+    assert "note: job" not in install(root).text
+
+
+def test_what_proxmox_reads_in_jobs_is_listed(root: Path) -> None:
+    (root / "etc/pve/jobs.cfg").write_bytes(b"vzdump: nightly\n\tcomment \xff\n  \n\tscript /after/blanks\n")
+    assert "note: job nightly has its own script /after/blanks" in install(root).text
 
 
 def test_a_new_version_replaces_the_old_one_whole(root: Path, source: Path) -> None:
