@@ -117,6 +117,16 @@ def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path, tmp_pat
     assert subprocess.run([snippet, "101", "pre-start"], check=True, timeout=20, env={}).returncode == 0
 
 
+@pytest.mark.parametrize("with_vms", [False, True])
+def test_an_installation_that_goes_without_a_hitch_reports_no_error(root: Path, with_vms: bool) -> None:
+    if with_vms:
+        (root / "etc/pve/qemu-server").mkdir()
+        (root / "etc/pve/qemu-server/101.conf").write_text("name: web\n")
+    said = [install(root, *arguments) for arguments in ([], ["--uninstall"])]
+    assert [each.code for each in said] == [0, 0]
+    assert "error" not in said[0].text + said[1].text
+
+
 def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path) -> None:
     install(root)
     (root / "etc/pve/qemu-server").mkdir()
