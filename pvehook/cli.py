@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pvehook.rules.admission import Allowance
     from pvehook.settings import Config
 
-EXIT_OPEN, EXIT_SHUT, EXIT_ERROR = 0, 1, 2
+EXIT_OPEN, EXIT_CLOSED, EXIT_ERROR = 0, 1, 2
 
 YEARS = (1970, 9000)
 """Of a time that can be asked for; far enough from the ends of Python's calendar to look ahead in any zone."""
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     window = commands.add_parser(
-        "window", parents=[common], help="say whether backups may run: exit 0 open, 1 shut, 2 error"
+        "window", parents=[common], help="say whether backups may run: exit 0 open, 1 closed, 2 error"
     )
     window.add_argument("--at", metavar="ISO-TIME", help="ask for another time, such as 2026-03-29T02:30")
     window.add_argument("--json", action="store_true")
@@ -269,13 +269,13 @@ def _window(arguments: argparse.Namespace) -> int:
         print(f"open at {_stamp(now)}: {state.reason}; {until}")
     else:
         until = f"opens {_stamp(state.opens_at)}" if state.opens_at else "never opens, as configured"
-        print(f"shut at {_stamp(now)}: {state.reason}; {until}")
+        print(f"closed at {_stamp(now)}: {state.reason}; {until}")
     if arguments.at is None:
         from pvehook.rescue import allowances
 
         for each in allowances.in_force(Node(arguments.root), now.timestamp()):
             print(f"exception {_allowance_text(each, now)}", file=sys.stderr if arguments.json else sys.stdout)
-    return EXIT_OPEN if state.open else EXIT_SHUT
+    return EXIT_OPEN if state.open else EXIT_CLOSED
 
 
 def _allow(arguments: argparse.Namespace) -> int:
@@ -455,7 +455,7 @@ def _report(arguments: argparse.Namespace) -> int:
         at(SystemClock(), local_zone(node)),
         since=arguments.since,
         vmid=arguments.vmid,
-        night=arguments.night,
+        backup=arguments.night,
         worst=arguments.worst,
         html=arguments.html,
         as_json=arguments.json,

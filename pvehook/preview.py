@@ -278,7 +278,7 @@ def _print(
         out.write(f"\nin no job: {', '.join(str(guest.vmid) for guest in left_out)}\n")
     if outlooks and window.open:
         out.write(
-            "\nA guest whose turn comes after the window has shut is "
+            "\nA guest whose turn comes after the window has closed is "
             f"{'refused' if window.next_guest == 'refuse' else 'backed up all the same'}; "
             f"one that is running then is {'finished' if window.running_guest == 'finish' else 'cancelled'}.\n"
         )
@@ -293,8 +293,8 @@ def _print_guest(each: Outlook, out: TextIO) -> None:
         verdict += " if it starts then"
     state = "running" if each.guest.running else "off"
     out.write(f"  {kind} {each.guest.vmid} {each.guest.name or ''} ({state}, mode {each.mode}): {verdict}\n")
-    told = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
-    for text in (*told, *each.notes):
+    shown = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
+    for text in (*shown, *each.notes):
         out.write(f"      {text}\n")
 
 

@@ -90,7 +90,7 @@ STEP_MIB = (1, 64)
 
 
 class Exempt(NamedTuple):
-    """Who may be backed up while the window is shut."""
+    """Who may be backed up while the window is closed."""
 
     guests: tuple[int, ...] = ()
     jobs: tuple[str, ...] = ()

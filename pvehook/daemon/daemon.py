@@ -119,7 +119,7 @@ class Daemon:
         self._last_ring_s = time.monotonic()
         if not self._rings.acquire(blocking=False):
             connection.close()  # the hook sees no answer and helps itself
-            self._log.error("too-many-rings", message=f"more than {RINGS_AT_ONCE} hooks at once; one was not answered")
+            self._log.error("too-many-calls", message=f"more than {RINGS_AT_ONCE} hooks at once; one was not answered")
             return
         with self._jobs_lock:
             self._ringing += 1
@@ -131,7 +131,7 @@ class Daemon:
                 reply = self._answer(connection)
                 connection.sendall(encode_reply(reply))
         except OSError as error:
-            self._log.info("ring-lost", message=f"a hook went away before its answer: {error}")
+            self._log.info("call-lost", message=f"a hook went away before its answer: {error}")
         finally:
             self._rings.release()
             self._last_ring_s = time.monotonic()
@@ -144,7 +144,7 @@ class Daemon:
             worker = self._checked_worker(connection, call)
             connection.sendall(TAKEN_UP)
         except BadCall as bad:
-            self._log.warning("ring-refused", message=f"a ring was not served: {bad}")
+            self._log.warning("call-refused", message=f"a ring was not served: {bad}")
             return Reply(not_served=f"this call was not served: {bad}")
         try:
             with self._job_of(worker) as job:

@@ -64,17 +64,17 @@ def read_start(agent: AgentConnection, path: str, deadline: Deadline) -> str:
 
 def parse_uptime_s(text: str) -> float:
     """Seconds since the guest's boot. Raises ValueError for what is no /proc/uptime."""
-    told = _UPTIME.match(text)
-    if told is None:
+    shown = _UPTIME.match(text)
+    if shown is None:
         raise ValueError(f"no uptime in {text[:60]!r}")
-    return float(told["seconds"])
+    return float(shown["seconds"])
 
 
 def _steal_s(text: str) -> float:
-    told = _STAT.match(text)
-    if told is None:
+    shown = _STAT.match(text)
+    if shown is None:
         raise ValueError(f"no CPU times in {text[:60]!r}")
-    return int(told["steal"]) / _TICKS_PER_S
+    return int(shown["steal"]) / _TICKS_PER_S
 
 
 def _read(agent: AgentConnection, path: str, parse: Callable[[str], T], deadline: Deadline) -> Measured[T]:

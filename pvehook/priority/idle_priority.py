@@ -264,23 +264,23 @@ class IdlePriority:
     # The window's end
 
     def _mind_the_window(self, guest: GuestRecord) -> None:
-        """A guest that was let in by the open window and still runs when it shuts."""
+        """A guest that was let in by the open window and still runs when it closes."""
         if self._in_force is None or guest.result != "running" or guest.admitted_by != WINDOW_OPEN:
             return
         if self._may_still_run(guest.vmid, self._job, self._in_force):
             return
         cancel = self._in_force.config.window.running_guest == "cancel"
-        if guest.shut_at_s is None:
-            guest.shut_at_s = self._context.clock.now_s()
+        if guest.closed_at_s is None:
+            guest.closed_at_s = self._context.clock.now_s()
             if not cancel:
-                guest.shut_plan = "running_guest: finish lets it finish"
+                guest.closed_plan = "running_guest: finish lets it finish"
             elif guest.vmtype == "lxc":
-                guest.shut_plan = "running_guest: cancel cannot reach a container's backup, it finishes"
+                guest.closed_plan = "running_guest: cancel cannot reach a container's backup, it finishes"
             else:
-                guest.shut_plan = "running_guest: cancel cancels it"
+                guest.closed_plan = "running_guest: cancel cancels it"
             self._log.warning(
-                "window-shut-on-guest",
-                message=f"the window shut while guest {guest.vmid} is in backup; {guest.shut_plan}",
+                "window-closed-on-guest",
+                message=f"the window closed while guest {guest.vmid} is in backup; {guest.closed_plan}",
                 vmid=guest.vmid,
             )
         if cancel and guest.vmtype != "lxc":
@@ -295,7 +295,7 @@ class IdlePriority:
             with open_qmp(path, deadline) as qmp:
                 qmp.backup_cancel(deadline)
         except GuestError as error:
-            guest.shut_plan = f"running_guest: cancel failed: {error}"
+            guest.closed_plan = f"running_guest: cancel failed: {error}"
             text = f"guest {guest.vmid}: its backup could not be cancelled: {error}"
             if text not in self._said:  # a backup may go on for hours, and each look tries again
                 self._said.add(text)
@@ -305,7 +305,7 @@ class IdlePriority:
             guest.cancel_sent = True
             self._log.warning(
                 "backup-cancelled",
-                message=f"guest {guest.vmid}: backup-cancel sent, the window has shut",
+                message=f"guest {guest.vmid}: backup-cancel sent, the window has closed",
                 vmid=guest.vmid,
             )
 

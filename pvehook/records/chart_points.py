@@ -21,7 +21,7 @@ class _Piece(NamedTuple):
     backup_bytes: int
 
 
-class NightPoints:
+class ChartPoints:
     """Add what each look saw; `points` at the end."""
 
     def __init__(self) -> None:

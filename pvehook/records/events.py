@@ -25,7 +25,7 @@ EVENTS: Final = {
     # The window
     "window-admitted": Event(("info",), "A run or a guest may be backed up, and why."),
     "window-refused": Event(("warning",), "A run or a guest is refused because the window is closed."),
-    "window-shut-on-guest": Event(("warning",), "The window closed while this guest was in backup."),
+    "window-closed-on-guest": Event(("warning",), "The window closed while this guest was in backup."),
     "backup-cancelled": Event(("warning",), "`running_guest: cancel`: QEMU was told to cancel the backup."),
     "backup-cancel-failed": Event(("error",), "`running_guest: cancel`: the backup could not be cancelled."),
     "allowance-made": Event(("warning",), "`pvehook allow` made an exception; who, why, until when."),
@@ -62,7 +62,7 @@ EVENTS: Final = {
     "governor-speed": Event(("info",), "The backup was slowed, made faster or released."),
     "governor-done": Event(("info",), "The governor's summary for a guest that suffered."),
     "governor-stopped": Event(("warning",), "The governor withdrew from this backup."),
-    "governor-not-put-back": Event(("error",), "The backup's original speed could not be restored."),
+    "governor-not-restored": Event(("error",), "The backup's original speed could not be restored."),
     "governor-left-over": Event(
         ("warning", "error"),
         "A daemon that died left a backup slowed; its original speed was restored. An error if that failed.",
@@ -81,8 +81,8 @@ EVENTS: Final = {
     "job-picked-up": Event(("info",), "A restarted daemon goes on with a run that it found."),
     "configuration-problem": Event(("error",), "The configuration has an error; which configuration is in force."),
     "phase-unknown": Event(("info",), "vzdump announced a phase that pvehook does not know."),
-    "ring-lost": Event(("info",), "A hook ended before it got its answer."),
-    "ring-refused": Event(("warning",), "A hook call was not well-formed, and was not answered."),
-    "too-many-rings": Event(("error",), "Too many hook calls at once; this one was not answered."),
+    "call-lost": Event(("info",), "A hook ended before it got its answer."),
+    "call-refused": Event(("warning",), "A hook call was not well-formed, and was not answered."),
+    "too-many-calls": Event(("error",), "Too many hook calls at once; this one was not answered."),
     "fault": Event(("error",), "A fault of pvehook's own; the backup goes on."),
 }

@@ -92,7 +92,7 @@ def _long_interrupts(lines: tuple[KernelEvent, ...]) -> float:
 # Written as one value, for a journal field, JSON and a column of the history
 
 
-def told(measured: Measured[float]) -> float | int | str:
+def encode_figure(measured: Measured[float]) -> float | int | str:
     """The number, or `absent: why`, `broken: why`."""
     if isinstance(measured, Absent):
         return _ABSENT + printable(measured.why)
@@ -102,7 +102,7 @@ def told(measured: Measured[float]) -> float | int | str:
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def untold(value: object) -> Measured[float]:
+def decode_figure(value: object) -> Measured[float]:
     """What `told` made this of. Raises ValueError for what is none of it."""
     if isinstance(value, (int, float)):
         return float(value)

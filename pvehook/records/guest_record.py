@@ -63,9 +63,9 @@ class GuestRecord:
     result: str = "running"
     """running, ok, failed, refused, cancelled, worker-died, or unknown (its last phases were answered without us)."""
     ended_s: float | None = None
-    shut_at_s: float | None = None
-    """When the window shut on it while it ran."""
-    shut_plan: str = ""
+    closed_at_s: float | None = None
+    """When the window closed on it while it ran."""
+    closed_plan: str = ""
     """What follows from that: `running_guest: ...`."""
     cancel_sent: bool = False
     idle: dict[str, list[int]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
-from pvehook.records.figures import figures, lockups_of, short_number, told
+from pvehook.records.figures import encode_figure, figures, lockups_of, short_number
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
 
@@ -46,7 +46,7 @@ def idle_in_words(guest: GuestRecord) -> str:
 def summary_message(guest: GuestRecord, stall: StallRecord | None = None) -> str:
     """One sentence: the guest, how it ended, what was done, whether it had an effect, what the guest suffered."""
     if guest.result == "refused":
-        return f"{guest_title(guest)}: refused, the window is shut"
+        return f"{guest_title(guest)}: refused, the window is closed"
     parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest)]
     parts.append(f"effect: {guest.effect_in_short}")
     if guest.freeze is not None and guest.freeze.consistency is not None:
@@ -72,11 +72,11 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
     if stall is not None:
         lines.append(f"{title}: {stall_in_words(stall)}")
         lines += [f"{title}: its kernel said: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
-    if guest.shut_at_s is not None and guest.ended_s is not None:
-        minutes = (guest.ended_s - guest.shut_at_s) / 60
+    if guest.closed_at_s is not None and guest.ended_s is not None:
+        minutes = (guest.ended_s - guest.closed_at_s) / 60
         lines.append(
             f"{title}: its backup ran {minutes:.0f} minutes past the window's end"
-            + (" and was cancelled" if guest.cancel_sent else f" ({guest.shut_plan})")
+            + (" and was cancelled" if guest.cancel_sent else f" ({guest.closed_plan})")
         )
     return lines
 
@@ -108,7 +108,7 @@ def stall_fields(record: StallRecord) -> dict[str, object]:
     return {
         "severity": record.verdict.severity,
         "causes": [f"{cause.kind}: {cause.evidence}" for cause in record.verdict.causes],
-        **{name: told(figure) for name, figure in figures(record).items()},
+        **{name: encode_figure(figure) for name, figure in figures(record).items()},
         "kernel_lines": [printable(line.text) for line in lockups_of(record)],
         "pve_manager": record.versions.pve_manager,
         "qemu": record.versions.qemu,

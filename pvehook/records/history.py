@@ -1,18 +1,18 @@
-"""What every guest suffered in every night, kept: SQLite at /var/lib/pvehook/history.db.
+"""What every guest suffered in each of its backups, kept: SQLite at /var/lib/pvehook/history.db.
 
-    nights     a row for each guest and backup: what lists and trends show; kept for KEEP_DAYS
-    details    the whole record of a night, without its chart: zlib over JSON (records/plain.py); for DETAIL_DAYS
-    charts     the points of a night's chart, the same way; for CHART_DAYS
+    backups    one row for each backup of a guest: what lists and trends show; kept for KEEP_DAYS
+    details    the whole record of a backup, without its chart: zlib over JSON (records/encoding.py); for DETAIL_DAYS
+    charts     the points of a backup's chart, the same way; for CHART_DAYS
 
-    $ sqlite3 /var/lib/pvehook/history.db "SELECT vmid, stalled_s, causes FROM nights ORDER BY started_s DESC LIMIT 9"
+    $ sqlite3 /var/lib/pvehook/history.db "SELECT vmid, stalled_s, causes FROM backups ORDER BY started_s DESC LIMIT 9"
 
-A figure that was not there is kept as the text `absent: why`, one that could not be read as `broken: why`.
+An absent figure is kept as the text `absent: why`, a broken one as `broken: why`.
 
-One program writes, the daemon, a record at each guest's end; reports read beside it. Losing the history costs the
-history and nothing else: what fails here is a NodeError that says it, and the backup goes on. A database that is
-damaged, or that a newer pvehook made, is moved aside and a new one begun.
+Only the daemon writes, one record at each guest's end; reports read at the same time. Losing the history costs the
+history and nothing else: a failure here is a NodeError with the reason, and the backup goes on. A database that is
+damaged, or that a newer pvehook made, is moved aside and a new one is begun.
 
-Bound: 200 guests, each with a chart every night, stay under 80 MB for ever (tests/records/test_history_size.py).
+Bound: 200 guests, each with a chart every night, stay under 80 MB (tests/records/test_history_size.py).
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from typing import Any, Final, NamedTuple
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
 from pvehook.errors import NodeError
-from pvehook.records.figures import figures, told, untold
-from pvehook.records.plain import from_plain, to_plain
+from pvehook.records.encoding import decode, encode
+from pvehook.records.figures import decode_figure, encode_figure, figures
 from pvehook.records.stall_record import Baseline, Point, SpeedPoint, StallRecord
 
 KEEP_DAYS: Final = 400
-"""So that a night can be compared with the one a year ago."""
+"""So that a backup can be compared with the one a year ago."""
 DETAIL_DAYS: Final = 120
 CHART_DAYS: Final = 35
 """A month and some."""
 BUSY_S: Final = 2.0
-"""How long a lock of somebody else's is waited for."""
+"""How long to wait for somebody else's lock."""
 DETAIL_LIMIT_BYTES: Final = 4 << 20
 """Of one record as JSON. Ours have some 10 kB; a damaged blob may claim anything."""
 
@@ -80,6 +80,13 @@ SCHEMA: Final = (
     CREATE TABLE charts (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
     CREATE INDEX charts_by_time ON charts (started_s);
     """,
+    """
+    ALTER TABLE nights RENAME TO backups;
+    DROP INDEX nights_by_time;
+    CREATE INDEX backups_by_time ON backups (started_s);
+    ALTER TABLE details RENAME COLUMN night TO backup;
+    ALTER TABLE charts RENAME COLUMN night TO backup;
+    """,
 )
 """Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""
 
@@ -89,7 +96,7 @@ _writing = threading.Lock()
 """Jobs end in threads of their own, and only one of them may move a database aside."""
 
 
-class Night(NamedTuple):
+class PastBackup(NamedTuple):
     """One guest's backup as lists and trends know it."""
 
     id: int
@@ -116,7 +123,7 @@ class Night(NamedTuple):
     frozen_ms: Measured[float]
 
 
-_FIRST_FIGURE: Final = len(Night._fields) - len(_FIGURES)
+_FIRST_FIGURE: Final = len(PastBackup._fields) - len(_FIGURES)
 
 
 # Writing
@@ -198,33 +205,33 @@ def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
         **{name: None if text is None else printable(text) for name, text in texts.items()},
         **{name: _column(known[name]) for name in _FIGURES},
     }
-    sql = f"INSERT INTO nights ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608  (names are ours)
-    forget = "SELECT id FROM nights WHERE vmid = ? AND started_s = ?"
-    for (night,) in history.execute(forget, (record.vmid, record.started_s)).fetchall():
-        for table, key in (("nights", "id"), ("details", "night"), ("charts", "night")):
-            history.execute(f"DELETE FROM {table} WHERE {key} = ?", (night,))  # noqa: S608
-    night = history.execute(sql, tuple(row.values())).lastrowid
+    sql = f"INSERT INTO backups ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608  (names are ours)
+    forget = "SELECT id FROM backups WHERE vmid = ? AND started_s = ?"
+    for (backup,) in history.execute(forget, (record.vmid, record.started_s)).fetchall():
+        for table, key in (("backups", "id"), ("details", "backup"), ("charts", "backup")):
+            history.execute(f"DELETE FROM {table} WHERE {key} = ?", (backup,))  # noqa: S608
+    backup = history.execute(sql, tuple(row.values())).lastrowid
     speeds = record.governor.speeds if record.governor is not None else ()
     body = replace(record, points=(), governor=record.governor and record.governor._replace(speeds=()))
-    history.execute("INSERT INTO details VALUES (?, ?, ?)", (night, record.started_s, _packed(to_plain(body))))
+    history.execute("INSERT INTO details VALUES (?, ?, ?)", (backup, record.started_s, _packed(encode(body))))
     if record.points or speeds:
-        chart = {"points": to_plain(record.points), "speeds": to_plain(speeds)}
-        history.execute("INSERT INTO charts VALUES (?, ?, ?)", (night, record.started_s, _packed(chart)))
+        chart = {"points": encode(record.points), "speeds": encode(speeds)}
+        history.execute("INSERT INTO charts VALUES (?, ?, ?)", (backup, record.started_s, _packed(chart)))
 
 
 def _column(figure: Measured[float]) -> float | str:
-    value = told(figure)
+    value = encode_figure(figure)
     return value if isinstance(value, str) else float(value)
 
 
 def _drop_old(history: sqlite3.Connection, now_s: float, keep_days: int) -> None:
-    for table, days in (("charts", CHART_DAYS), ("details", DETAIL_DAYS), ("nights", KEEP_DAYS)):
+    for table, days in (("charts", CHART_DAYS), ("details", DETAIL_DAYS), ("backups", KEEP_DAYS)):
         oldest_s = now_s - min(days, keep_days) * DAY_S
         history.execute(f"DELETE FROM {table} WHERE started_s < ?", (oldest_s,))  # noqa: S608
 
 
 def _move_aside(path: str, not_ours: _NotOurs) -> str:
-    """One of each kind is kept: moving aside night after night must not fill the disk. Raises NodeError."""
+    """One of each kind is kept: moving one aside every night must not fill the disk. Raises NodeError."""
     aside = f"{path}.{not_ours.suffix}"
     try:
         os.replace(path, aside)
@@ -288,40 +295,40 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
     return sqlite3.connect(url, uri=True, timeout=BUSY_S, isolation_level=None)
 
 
-def nights(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[Night]:
-    """The nights that began at `since_s` or later, of one guest or of all, the oldest first."""
-    sql = f"SELECT {', '.join(Night._fields)} FROM nights WHERE started_s >= ?"  # noqa: S608  (names are ours)
+def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[PastBackup]:
+    """The backups that began at `since_s` or later, of one guest or of all, the oldest first."""
+    sql = f"SELECT {', '.join(PastBackup._fields)} FROM backups WHERE started_s >= ?"  # noqa: S608  (names are ours)
     if vmid is None:
         rows = history.execute(f"{sql} ORDER BY started_s", (since_s,))
     else:
         rows = history.execute(f"{sql} AND vmid = ? ORDER BY started_s", (since_s, vmid))
-    return [_night(row) for row in rows]
+    return [_backup(row) for row in rows]
 
 
-def _night(row: tuple[Any, ...]) -> Night:
+def _backup(row: tuple[Any, ...]) -> PastBackup:
     # 80 000 of these make a long report; in most all figures are numbers.
     if set(map(type, row[_FIRST_FIGURE:])) == {float}:
-        return Night._make(row)
-    return Night._make((*row[:_FIRST_FIGURE], *map(_figure, row[_FIRST_FIGURE:])))
+        return PastBackup._make(row)
+    return PastBackup._make((*row[:_FIRST_FIGURE], *map(_figure, row[_FIRST_FIGURE:])))
 
 
 def _figure(value: object) -> Measured[float]:
     try:
-        return untold(value)
+        return decode_figure(value)
     except ValueError as error:
         return Broken(f"damaged in the history: {error}")
 
 
-def record_of(history: sqlite3.Connection, night: int) -> Measured[StallRecord]:
-    """The whole record of a night, with its chart if that is still kept."""
-    record = _detail(history, night)
+def record_of(history: sqlite3.Connection, backup: int) -> Measured[StallRecord]:
+    """The whole record of a backup, with its chart if that is still kept."""
+    record = _detail(history, backup)
     if isinstance(record, (Absent, Broken)):
         return record
-    for (body,) in history.execute("SELECT body FROM charts WHERE night = ?", (night,)):
+    for (body,) in history.execute("SELECT body FROM charts WHERE backup = ?", (backup,)):
         try:
             chart = _unpacked(body)
-            points = from_plain(tuple[Point, ...], chart["points"])
-            speeds = from_plain(tuple[SpeedPoint, ...], chart["speeds"])
+            points = decode(tuple[Point, ...], chart["points"])
+            speeds = decode(tuple[SpeedPoint, ...], chart["speeds"])
         except (ValueError, TypeError, KeyError) as error:
             return Broken(f"the chart cannot be read: {error}")
         governor = record.governor and record.governor._replace(speeds=speeds)
@@ -331,8 +338,8 @@ def record_of(history: sqlite3.Connection, night: int) -> Measured[StallRecord]:
 
 def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecord]:
     """Each guest's newest record that began at `since_s` or later, without its chart; those that can be read."""
-    newest = "SELECT id, max(started_s) FROM nights WHERE started_s >= ? GROUP BY vmid ORDER BY vmid"
-    records = [_detail(history, night) for night, _ in history.execute(newest, (since_s,)).fetchall()]
+    newest = "SELECT id, max(started_s) FROM backups WHERE started_s >= ? GROUP BY vmid ORDER BY vmid"
+    records = [_detail(history, backup) for backup, _ in history.execute(newest, (since_s,)).fetchall()]
     return [record for record in records if isinstance(record, StallRecord)]
 
 
@@ -341,18 +348,18 @@ def past_baselines(path: str, vmid: int, limit: int = 7) -> list[Baseline]:
     if not os.path.exists(path):
         return []
     with reading(path) as history:
-        newest = "SELECT id FROM nights WHERE vmid = ? ORDER BY started_s DESC LIMIT ?"
-        records = [_detail(history, night) for (night,) in history.execute(newest, (vmid, 4 * limit)).fetchall()]
+        newest = "SELECT id FROM backups WHERE vmid = ? ORDER BY started_s DESC LIMIT ?"
+        records = [_detail(history, backup) for (backup,) in history.execute(newest, (vmid, 4 * limit)).fetchall()]
     found = [record.baseline for record in records if isinstance(record, StallRecord)]
     return [each for each in found if isinstance(each, Baseline) and each.source == "before"][:limit]
 
 
-def _detail(history: sqlite3.Connection, night: int) -> Measured[StallRecord]:
-    row = history.execute("SELECT body FROM details WHERE night = ?", (night,)).fetchone()
+def _detail(history: sqlite3.Connection, backup: int) -> Measured[StallRecord]:
+    row = history.execute("SELECT body FROM details WHERE backup = ?", (backup,)).fetchone()
     if row is None:
         return Absent(f"details are kept for {DETAIL_DAYS} days")
     try:
-        record: StallRecord = from_plain(StallRecord, _unpacked(row[0]))
+        record: StallRecord = decode(StallRecord, _unpacked(row[0]))
         return record
     except ValueError as error:
         return Broken(f"its details cannot be read: {error}")

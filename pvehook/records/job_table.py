@@ -4,7 +4,7 @@ pvehook: 3 guests, worst first; write p99 in ms, before > during the backup
 guest             backup       took  stalled   write p99   idle  cause
 VM 103 db         ok           1h04    12.3s    4.1>1310    6/6  slow target
 VM 101 web        ok          12m04       0s      24>310    6/6  -
-VM 104 mail       refused         -        -           -      -  window shut
+VM 104 mail       refused         -        -           -      -  window closed
 VM 103 db stalled: slow target: each first write of the guest waits for the
   backup's copy (p99 of reads 2.1 ms (1810), of writes 1310 ms)
 idle priority: compressor only, dump honoured: 103, 101
@@ -61,9 +61,9 @@ def job_table(guests: Iterable[Told]) -> list[str]:
     return [_ascii(line)[:WIDTH].rstrip() for line in lines]
 
 
-def _goodness(told: Told) -> tuple[float, ...]:
+def _goodness(shown: Told) -> tuple[float, ...]:
     """The worst night first, of equal ones a backup that did not go well."""
-    guest, stall = told
+    guest, stall = shown
     if stall is None:
         return 0.0, 0.0, 0.0, float(guest.result == "ok")
     known = figures(stall)
@@ -84,7 +84,7 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
         stalled=marked(known.get("stalled_s", nothing), lambda seconds: f"{short_number(seconds)}s"),
         p99=before_and_during(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
         idle=f"{confirmed}/{threads}" if begun and threads else ABSENT_MARK,
-        cause=_short_cause(stall) if begun else "window shut",
+        cause=_short_cause(stall) if begun else "window closed",
     )
 
 

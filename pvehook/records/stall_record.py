@@ -1,6 +1,6 @@
 """One guest's backup as it stays: what it suffered, what was done, with what. Written at `log-end`, read by reports.
 
-records/plain.py makes JSON of it.
+records/encoding.py makes JSON of it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     04:40  VM 101 was off: vzdump starts it, and it inherits the idle priority of the backup
     04:46  CT 102: tar and zstd
-    04:52  VM 103: still in backup at 05:00, when the window shuts; it may finish (running_guest: finish); one of its
+    04:52  VM 103: still in backup at 05:00, when the window closes; it may finish (running_guest: finish); one of its
            writes waits for 1.8 s
     05:19  VM 104: refused (next_guest: refuse)
 
@@ -159,10 +159,10 @@ def _over_the_end(player: Player, node: RehearsalNode, checks: list[Check], gues
     checks.append(_idle_check("VM 103", *compressor))
     node.run_clock_from(_at(5, 0))
     node.journal.wait_for(
-        lambda event: event.get("PVEHOOK_EVENT") == "window-shut-on-guest" and event.get("PVEHOOK_VMID") == "103",
-        "the window shut on VM 103",
+        lambda event: event.get("PVEHOOK_EVENT") == "window-closed-on-guest" and event.get("PVEHOOK_VMID") == "103",
+        "the window closed on VM 103",
     )
-    checks.append(Check("VM 103: still in backup after the window has shut", guest.backup_runs))
+    checks.append(Check("VM 103: still in backup after the window has closed", guest.backup_runs))
     guest.serve_requests("read", 0.8, 60)
     guest.serve_requests("write", 1.5, 200)
     guest.serve_requests("write", STALL_MS, 1)

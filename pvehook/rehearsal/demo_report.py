@@ -72,7 +72,7 @@ def _row(guest: Guest, events: Sequence[Event]) -> list[str]:
         return [name, "?", "?", "?", "?", "no account in the journal"]
     window = done.get("PVEHOOK_ADMITTED_BY", "?")
     if done["PVEHOOK_RESULT"] == "refused":
-        return [name, "refused", window, "-", "-", "not begun: the window had shut"]
+        return [name, "refused", window, "-", "-", "not begun: the window had closed"]
     confirmed, threads = done.get("PVEHOOK_IDLE_THREADS_CONFIRMED", "?"), done.get("PVEHOOK_IDLE_THREADS", "?")
     effect = done.get("PVEHOOK_IDLE_EFFECT", "?")
     return [name, done["PVEHOOK_RESULT"], window, f"{confirmed}/{threads} idle", effect, _note(own)]
@@ -84,7 +84,7 @@ def _note(own: Iterable[dict[str, str]]) -> str:
         if event.get("PVEHOOK_EVENT") == "io-priority-restored":
             confirmed, threads = event["PVEHOOK_THREADS_CONFIRMED"], event["PVEHOOK_THREADS"]
             notes.append(f"was off; vzdump started it: {confirmed}/{threads} threads back to normal")
-        if event.get("PVEHOOK_EVENT") == "window-shut-on-guest":
+        if event.get("PVEHOOK_EVENT") == "window-closed-on-guest":
             notes.append("ran past the window's end, was let finish")
     return "; ".join(notes)
 

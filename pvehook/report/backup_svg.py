@@ -57,9 +57,9 @@ RATE_TOP: Final = STRIP_TOP + STRIP_HEIGHT + RATE_GAP
 HEIGHT: Final = RATE_TOP + RATE_HEIGHT + 22
 
 
-def night_svg(record: StallRecord, zone: tzinfo, identifier: str) -> str:
+def backup_svg(record: StallRecord, zone: tzinfo, identifier: str) -> str:
     """The drawings of a record that has points; `identifier` is a word that no other chart of the page has."""
-    words = escape(night_summary(record, zone))
+    words = escape(backup_summary(record, zone))
     return "".join(
         f'<svg class="chart {name}" viewBox="0 0 {width} {HEIGHT}" role="img" aria-labelledby="{identifier}-{name}">'
         f'<desc id="{identifier}-{name}">{words}</desc>{"".join(_drawing(record, zone, width))}</svg>'
@@ -249,7 +249,7 @@ def _or_none(milliseconds: float | None) -> str:
     return "no request" if milliseconds is None else f"{short_number(milliseconds)} ms"
 
 
-def night_summary(record: StallRecord, zone: tzinfo) -> str:
+def backup_summary(record: StallRecord, zone: tzinfo) -> str:
     """What the chart shows, in words."""
 
     def clock(at_s: float) -> str:

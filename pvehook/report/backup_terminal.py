@@ -27,12 +27,12 @@ GAP: Final = 3
 """Between the views."""
 
 
-def night_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style: TerminalStyle) -> list[str]:
+def backup_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style: TerminalStyle) -> list[str]:
     """All that is known of the last night."""
-    night = trend.last
-    severity = style.painted(night.severity.replace("-", " "), night.severity)
-    lines = [f"{style.shown(trend.title)}, night of {day(night.started_s, zone)}: {severity}"]
-    before = [*regression_lines([trend], zone, style), "", *_nights(trend, zone, style)]
+    backup = trend.last
+    severity = style.painted(backup.severity.replace("-", " "), backup.severity)
+    lines = [f"{style.shown(trend.title)}, night of {day(backup.started_s, zone)}: {severity}"]
+    before = [*regression_lines([trend], zone, style), "", *_backups(trend, zone, style)]
     if isinstance(record, (Absent, Broken)):
         return [*lines, *style.wrapped(record.why, first="  ", others="  "), *before]
     lines += style.wrapped(run_in_words(record, zone), first="  ", others="  ")
@@ -45,13 +45,13 @@ def night_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style
     return lines
 
 
-def _nights(trend: Trend, zone: tzinfo, style: TerminalStyle) -> list[str]:
+def _backups(trend: Trend, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """How the nights before it were."""
-    days = sorted({day(night.started_s, zone) for night in trend.nights})
+    days = sorted({day(backup.started_s, zone) for backup in trend.backups})
     bars = sparkline(trend, days, min(len(days), style.columns - 11), zone, style)
-    bad = sum(night.severity in ("stalled", "locked-up") for night in trend.nights)
-    unknown = sum(night.severity == "unknown" for night in trend.nights)
-    said = f"stalled in {bad} of {len(trend.nights)} nights" + (f", {unknown} not known" if unknown else "")
+    bad = sum(backup.severity in ("stalled", "locked-up") for backup in trend.backups)
+    unknown = sum(backup.severity == "unknown" for backup in trend.backups)
+    said = f"stalled in {bad} of {len(trend.backups)} nights" + (f", {unknown} not known" if unknown else "")
     return [f"nights     {bars}", f"           {days[0]} to {days[-1]}, {said}"]
 
 

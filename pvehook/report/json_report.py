@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime, tzinfo
 
 from pvehook.contract.measured import Absent, Broken, Measured
-from pvehook.records.figures import figures, told
-from pvehook.records.history import Night
-from pvehook.records.plain import to_plain
+from pvehook.records.encoding import encode
+from pvehook.records.figures import encode_figure, figures
+from pvehook.records.history import PastBackup
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.trends import Trend
 from pvehook.rules.regression import Regression
@@ -20,18 +20,18 @@ FORMAT = 1
 
 
 def overview_json(trends: Sequence[Trend], zone: tzinfo) -> dict[str, object]:
-    """Every guest with its nights, the worst last night first, nights the oldest first."""
+    """Every guest with its backups, the worst last backup first; the backups of a guest oldest first."""
     return {"format": FORMAT, "guests": [_guest(trend, zone) for trend in trends]}
 
 
-def night_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
-    """The last night: its row, all of its figures by name, and the record as it is kept."""
-    night = trend.last
-    body: dict[str, object] = {"format": FORMAT, **_identity(night), "regression": _regression(trend.regression, zone)}
-    body["night"] = _night(night, zone)
-    body["record"] = to_plain(record)
+def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
+    """The last backup: its row, all of its figures by name, and the record as it is kept."""
+    backup = trend.last
+    body: dict[str, object] = {"format": FORMAT, **_identity(backup), "regression": _regression(trend.regression, zone)}
+    body["backup"] = _backup(backup, zone)
+    body["record"] = encode(record)
     if not isinstance(record, (Absent, Broken)):
-        body["figures"] = {name: told(figure) for name, figure in figures(record).items()}
+        body["figures"] = {name: encode_figure(figure) for name, figure in figures(record).items()}
     return body
 
 
@@ -39,20 +39,20 @@ def _guest(trend: Trend, zone: tzinfo) -> dict[str, object]:
     return {
         **_identity(trend.last),
         "regression": _regression(trend.regression, zone),
-        "nights": [_night(night, zone) for night in trend.nights],
+        "backups": [_backup(backup, zone) for backup in trend.backups],
     }
 
 
-def _identity(night: Night) -> dict[str, object]:
-    return {"vmid": night.vmid, "name": night.name, "type": night.vmtype}
+def _identity(backup: PastBackup) -> dict[str, object]:
+    return {"vmid": backup.vmid, "name": backup.name, "type": backup.vmtype}
 
 
-def _night(night: Night, zone: tzinfo) -> dict[str, object]:
-    body: dict[str, object] = {"started": _instant(night.started_s, zone)}
-    for name, value in night._asdict().items():
+def _backup(backup: PastBackup, zone: tzinfo) -> dict[str, object]:
+    body: dict[str, object] = {"started": _instant(backup.started_s, zone)}
+    for name, value in backup._asdict().items():
         if name not in _IDENTITY:
-            body[name] = told(value) if isinstance(value, (Absent, Broken)) else value
-    body["causes"] = night.causes.split()
+            body[name] = encode_figure(value) if isinstance(value, (Absent, Broken)) else value
+    body["causes"] = backup.causes.split()
     return body
 
 
@@ -61,7 +61,7 @@ def _regression(found: Regression | None, zone: tzinfo) -> dict[str, object] | N
         return None
     return {
         "since": _instant(found.since_s, zone),
-        **{name: to_plain(value) for name, value in found._asdict().items()},
+        **{name: encode(value) for name, value in found._asdict().items()},
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
-from pvehook.records.history import Night
+from pvehook.records.history import PastBackup
 from pvehook.report.terminal_style import TerminalStyle
 from pvehook.report.trends import LEVELS_S, Trend, day, level, worst_of
 from pvehook.rules.regression import in_words
@@ -23,8 +23,8 @@ _FIXED = "{} {:<9} {:>7} {:>10}  {}"
 
 def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Every regression, then a line for each of the first guests, then what the marks mean."""
-    nights = [night for trend in trends for night in trend.nights]
-    first, last = (day(pick(night.started_s for night in nights), zone) for pick in (min, max))
+    backups = [backup for trend in trends for backup in trend.backups]
+    first, last = (day(pick(backup.started_s for backup in backups), zone) for pick in (min, max))
     number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
     lines = [f"pvehook: {number}, nights of {first} to {last}, worst last night first"]
     lines += regression_lines(trends, zone, style)
@@ -46,17 +46,17 @@ def regression_lines(trends: Iterable[Trend], zone: tzinfo, style: TerminalStyle
 
 
 def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[str]:
-    days = sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+    days = sorted({day(backup.started_s, zone) for trend in trends for backup in trend.backups})
     more = max(style.columns - 80, 0) // 4
     guest = min(18 + more, max(len(trend.title) for trend in trends))
     cause = 13 + more
-    nights = max(min(len(days), style.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
-    fixed = _FIXED.format(f"{'nights':<{nights}}", f"{'last':<9}", "stalled", "write p99", "cause")
+    backups = max(min(len(days), style.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
+    fixed = _FIXED.format(f"{'nights':<{backups}}", f"{'last':<9}", "stalled", "write p99", "cause")
     lines = [f"{'guest':<{guest}} {fixed}"]
     for trend in trends:
         last = trend.last
         fixed = _FIXED.format(
-            f"{sparkline(trend, days, nights, zone, style):<{nights}}",
+            f"{sparkline(trend, days, backups, zone, style):<{backups}}",
             style.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
             marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
             before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
@@ -68,14 +68,14 @@ def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[
 
 def sparkline(trend: Trend, days: Sequence[str], width: int, zone: tzinfo, style: TerminalStyle) -> str:
     """A bar for each of the last days; where there are more days than `width` columns, the worst of each few."""
-    of_day: dict[str, list[Night]] = {}
-    for night in trend.nights:
-        of_day.setdefault(day(night.started_s, zone), []).append(night)
+    of_day: dict[str, list[PastBackup]] = {}
+    for backup in trend.backups:
+        of_day.setdefault(day(backup.started_s, zone), []).append(backup)
     each = math.ceil(len(days) / width)
     columns = []
     for start in range(len(days) % each if len(days) > each else 0, len(days), each):
-        nights = [night for day in days[start : start + each] for night in of_day.get(day, [])]
-        columns.append(marked(level(worst_of(nights)), lambda height: style.bars[int(height)]) if nights else " ")
+        backups = [backup for day in days[start : start + each] for backup in of_day.get(day, [])]
+        columns.append(marked(level(worst_of(backups)), lambda height: style.bars[int(height)]) if backups else " ")
     return "".join(columns)
 
 

@@ -23,10 +23,10 @@ from pvehook.records.figures import (
     short_duration,
     short_number,
 )
-from pvehook.records.history import Night, record_of
+from pvehook.records.history import PastBackup, record_of
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.backup_chart import baseline_p99_ms
-from pvehook.report.backup_svg import night_svg
+from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.page_style import SCRIPT, STYLE
 from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, level, worst_of
@@ -58,7 +58,7 @@ def html_report(
             *_tiles(trends),
             *_table(trends, {trend.last.vmid for trend in detailed}, zone),
             f"<h2>The last night of the {len(records)} worst</h2>" if len(records) > 1 else "<h2>Its last night</h2>",
-            *(line for trend, record in records for line in _night(trend, record, zone)),
+            *(line for trend, record in records for line in _backup(trend, record, zone)),
             *_foot(),
         ]
     )
@@ -75,9 +75,9 @@ def _arrows(escaped: str) -> str:
 
 
 def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> list[str]:
-    nights = [night for trend in trends for night in trend.nights]
-    first, last = (day(pick(night.started_s for night in nights), zone) for pick in (min, max))
-    nodes = ", ".join(sorted({night.node for night in nights}))
+    backups = [backup for trend in trends for backup in trend.backups]
+    first, last = (day(pick(backup.started_s for backup in backups), zone) for pick in (min, max))
+    nodes = ", ".join(sorted({backup.node for backup in backups}))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return [
         "<!DOCTYPE html>",
@@ -103,10 +103,10 @@ def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
 
 def _tiles(trends: Sequence[Trend]) -> list[str]:
     last = [trend.last for trend in trends]
-    stalled = [night for night in last if night.severity in ("stalled", "locked-up")]
-    seconds = sum(night.stalled_s for night in last if isinstance(night.stalled_s, float))
-    broken = sum(isinstance(night.stalled_s, Broken) for night in last)
-    slowed = sum(night.severity == "slowed" for night in last)
+    stalled = [backup for backup in last if backup.severity in ("stalled", "locked-up")]
+    seconds = sum(backup.stalled_s for backup in last if isinstance(backup.stalled_s, float))
+    broken = sum(isinstance(backup.stalled_s, Broken) for backup in last)
+    slowed = sum(backup.severity == "slowed" for backup in last)
     tiles = (
         ("guests that stalled in their last night", f"{len(stalled)} <small>of {len(last)}</small>"),
         ("stalled in all", f"{short_number(round(seconds, 1))} <small>s</small>"),
@@ -120,7 +120,7 @@ def _tiles(trends: Sequence[Trend]) -> list[str]:
 
 
 def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterator[str]:
-    days = sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+    days = sorted({day(backup.started_s, zone) for trend in trends for backup in trend.backups})
     each = -(-len(days) // BARS_MOST)
     yield "<h2>Guests, the worst last night first</h2>"
     yield _legend(each)
@@ -149,7 +149,7 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
     rank, stalled_s, slowed_s = severity_key(last.severity, last.stalled_s, last.slowed_s)
     title = _text(trend.title)
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
-    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
+    whole_s = sum(backup.stalled_s for backup in trend.backups if isinstance(backup.stalled_s, float))
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
     cause = causes_in_short(last.severity, last.causes.split())
     cells = (
@@ -199,12 +199,12 @@ def _sparkline(trend: Trend, days: Sequence[str], each: int, zone: tzinfo) -> st
     """A bar for each night, one path for each kind of bar: 200 guests of 400 nights have to fit into a page."""
     columns = max(-(-len(days) // each), BARS_LEAST)
     place = {name: columns - 1 - (len(days) - 1 - index) // each for index, name in enumerate(days)}
-    of_column: dict[int, list[Night]] = {}
-    for night in trend.nights:
-        of_column.setdefault(place[day(night.started_s, zone)], []).append(night)
+    of_column: dict[int, list[PastBackup]] = {}
+    for backup in trend.backups:
+        of_column.setdefault(place[day(backup.started_s, zone)], []).append(backup)
     paths: dict[str, list[str]] = {}
-    for column, nights in of_column.items():
-        kind, bar = _bar(worst_of(nights), column * BAR)
+    for column, backups in of_column.items():
+        kind, bar = _bar(worst_of(backups), column * BAR)
         paths.setdefault(kind, []).append(bar)
     words = ", ".join(f"{len(bars)} {_BAR_WORDS[kind]}" for kind, bars in paths.items())
     drawn = "".join(f'<path class="{kind}" d="{"".join(bars)}"/>' for kind, bars in paths.items())
@@ -228,8 +228,8 @@ _BAR_WORDS: Final = {
 }
 
 
-def _bar(night: Night, x: float) -> tuple[str, str]:
-    height = level(night)
+def _bar(backup: PastBackup, x: float) -> tuple[str, str]:
+    height = level(backup)
     middle = x + (BAR - 1) / 2
     if isinstance(height, Absent):
         return "absent", f"M{x} {BAR_HEIGHT - 6}h{BAR - 1}"
@@ -262,7 +262,7 @@ def _legend(each: int) -> str:
 # One guest's night
 
 
-def _night(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterator[str]:
+def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterator[str]:
     last = trend.last
     yield f'<article class="card" id="g{last.vmid}"><h3>{_text(trend.title)} {_word(last.severity)}'
     yield f'<span class="muted small">night of {day(last.started_s, zone)}</span></h3>'
@@ -273,7 +273,7 @@ def _night(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterato
     yield _figures(record)
     yield _causes(record)
     if record.points:
-        yield f"<figure>{night_svg(record, zone, f'c{last.vmid}')}<figcaption>{_key(record)}</figcaption></figure>"
+        yield f"<figure>{backup_svg(record, zone, f'c{last.vmid}')}<figcaption>{_key(record)}</figcaption></figure>"
     yield from _kernel(record, zone)
     yield "<details><summary>All that was seen and done</summary>"
     yield f'<div class="views">{"".join(_view(view) for view in three_views(record))}</div>'

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, TextIO
 
-from pvehook.records.history import nights, reading, record_of
-from pvehook.report.backup_terminal import night_lines
-from pvehook.report.json_report import night_json, overview_json
+from pvehook.records.history import backups, reading, record_of
+from pvehook.report.backup_terminal import backup_lines
+from pvehook.report.json_report import backup_json, overview_json
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
 from pvehook.report.terminal_style import style_of
@@ -39,7 +39,7 @@ def run_report(
     *,
     since: str = DEFAULT_SINCE,
     vmid: int | None = None,
-    night: str | None = None,
+    backup: str | None = None,
     worst: int | None = None,
     html: str | None = None,
     as_json: bool = False,
@@ -51,7 +51,7 @@ def run_report(
     """
     zone = zone_of(now)
     try:
-        until = now if night is None else _end_of(night, zone)
+        until = now if backup is None else _end_of(backup, zone)
         since_s = start_of(since, until).timestamp()
     except (ValueError, OverflowError) as error:
         print(f"pvehook: {error}", file=sys.stderr)
@@ -62,22 +62,22 @@ def run_report(
         return _nothing(f"there is no history yet ({history})", out, as_json)
     with reading(history) as database, _no_garbage():
         from_s = min(since_s, until.timestamp() - TREND_DAYS * 86400)
-        known = nights(database, from_s, vmid)
-        if night is not None:
-            known = [each for each in known if day(each.started_s, zone) <= night]
+        known = backups(database, from_s, vmid)
+        if backup is not None:
+            known = [each for each in known if day(each.started_s, zone) <= backup]
         found = trends(known, since_s)
         whose = "" if vmid is None else f" of guest {vmid}"
-        if night is not None and not any(day(trend.last.started_s, zone) == night for trend in found):
-            return _no_such_night(f"no backup{whose} began on {night}", found, zone)
+        if backup is not None and not any(day(trend.last.started_s, zone) == backup for trend in found):
+            return _no_such_night(f"no backup{whose} began on {backup}", found, zone)
         if not found:
             return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
-        if night is not None:
-            found = [trend for trend in found if day(trend.last.started_s, zone) == night]
+        if backup is not None:
+            found = [trend for trend in found if day(trend.last.started_s, zone) == backup]
         if html is not None:
             _write(html, html_report(database, found, worst, now, zone))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
-            _one_night(database, found[0], out, zone, as_json)
+            _one_backup(database, found[0], out, zone, as_json)
         else:
             _overview(found, worst, out, zone, as_json)
     return EXIT_OK
@@ -96,14 +96,14 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _end_of(night: str, zone: tzinfo) -> datetime:
+def _end_of(backup: str, zone: tzinfo) -> datetime:
     """The last second of the day. Raises ValueError."""
     try:
-        asked = datetime.strptime(night, "%Y-%m-%d")  # noqa: DTZ007  (a day; its zone follows)
+        asked = datetime.strptime(backup, "%Y-%m-%d")  # noqa: DTZ007  (a day; its zone follows)
     except ValueError:
-        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24") from None
-    if asked.strftime("%Y-%m-%d") != night:
-        raise ValueError(f"{night!r:.40} is no night; expected its date, such as 2026-11-24")
+        raise ValueError(f"{backup!r:.40} is no night; expected its date, such as 2026-11-24") from None
+    if asked.strftime("%Y-%m-%d") != backup:
+        raise ValueError(f"{backup!r:.40} is no night; expected its date, such as 2026-11-24")
     return asked.replace(hour=23, minute=59, second=59, tzinfo=zone)
 
 
@@ -126,17 +126,17 @@ def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo, 
         print(line, file=out)
 
 
-def _one_night(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: tzinfo, as_json: bool) -> None:
+def _one_backup(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: tzinfo, as_json: bool) -> None:
     record = record_of(database, trend.last.id)
     if as_json:
-        print(json.dumps(night_json(trend, record, zone)), file=out)
+        print(json.dumps(backup_json(trend, record, zone)), file=out)
         return
-    for line in night_lines(trend, record, zone, style_of(out)):
+    for line in backup_lines(trend, record, zone, style_of(out)):
         print(line, file=out)
 
 
 def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
-    days = sorted({day(night.started_s, zone) for trend in found for night in trend.nights})[-7:]
+    days = sorted({day(backup.started_s, zone) for trend in found for backup in trend.backups})[-7:]
     print(f"pvehook: {what}" + (f"; the last nights before: {', '.join(days)}" if days else ""), file=sys.stderr)
     return EXIT_ERROR
 

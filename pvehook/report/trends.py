@@ -10,8 +10,8 @@ from pvehook.contract.measured import Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.figures import severity_key
 from pvehook.records.guest_summary import guest_number
-from pvehook.records.history import Night
-from pvehook.rules.regression import NightFigures, Regression, find_regression
+from pvehook.records.history import PastBackup
+from pvehook.rules.regression import BackupFigures, Regression, find_regression
 
 NAME_LIMIT: Final = 64
 
@@ -23,12 +23,12 @@ LEVELS: Final = 3 + len(LEVELS_S)
 class Trend(NamedTuple):
     """One guest's nights, the oldest first; at least one."""
 
-    nights: tuple[Night, ...]
+    backups: tuple[PastBackup, ...]
     regression: Regression | None
 
     @property
-    def last(self) -> Night:
-        return self.nights[-1]
+    def last(self) -> PastBackup:
+        return self.backups[-1]
 
     @property
     def title(self) -> str:
@@ -38,52 +38,52 @@ class Trend(NamedTuple):
         )
 
 
-def trends(nights: Iterable[Night], shown_from_s: float) -> list[Trend]:
+def trends(backups: Iterable[PastBackup], shown_from_s: float) -> list[Trend]:
     """Each guest with a night at `shown_from_s` or later, those with the worst last night first. A regression is looked
     for in all of the nights, which are the oldest first."""
-    of_guest: dict[int, list[Night]] = {}
-    for night in nights:
-        of_guest.setdefault(night.vmid, []).append(night)
+    of_guest: dict[int, list[PastBackup]] = {}
+    for backup in backups:
+        of_guest.setdefault(backup.vmid, []).append(backup)
     found = []
     for own in of_guest.values():
-        shown = tuple(night for night in own if night.started_s >= shown_from_s)
+        shown = tuple(backup for backup in own if backup.started_s >= shown_from_s)
         if shown:
-            found.append(Trend(shown, find_regression([_for_rule(night) for night in own])))
+            found.append(Trend(shown, find_regression([_for_rule(backup) for backup in own])))
     return sorted(found, key=_goodness)
 
 
-def _for_rule(night: Night) -> NightFigures:
-    return NightFigures(
-        night.started_s,
-        value_of(night.stalled_s),
-        value_of(night.slowed_s),
-        value_of(night.write_p99_ms),
-        (night.pve_manager, night.qemu, night.kernel),
+def _for_rule(backup: PastBackup) -> BackupFigures:
+    return BackupFigures(
+        backup.started_s,
+        value_of(backup.stalled_s),
+        value_of(backup.slowed_s),
+        value_of(backup.write_p99_ms),
+        (backup.pve_manager, backup.qemu, backup.kernel),
     )
 
 
 def _goodness(trend: Trend) -> tuple[float, ...]:
     last = trend.last
-    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
+    whole_s = sum(backup.stalled_s for backup in trend.backups if isinstance(backup.stalled_s, float))
     worst_first = (*severity_key(last.severity, last.stalled_s, last.slowed_s), whole_s)
     return (*(-each for each in worst_first), last.vmid)
 
 
-def worst_of(nights: Iterable[Night]) -> Night:
+def worst_of(backups: Iterable[PastBackup]) -> PastBackup:
     """Of several backups of a day, or several nights that share a bar."""
-    return max(nights, key=lambda night: severity_key(night.severity, night.stalled_s, night.slowed_s))
+    return max(backups, key=lambda backup: severity_key(backup.severity, backup.stalled_s, backup.slowed_s))
 
 
-def level(night: Night) -> Measured[int]:
+def level(backup: PastBackup) -> Measured[int]:
     """How high a night's bar is, from 0 to LEVELS - 1: none, slowed, then by stalled seconds; locked up is the highest.
     Not known is no height."""
-    if night.severity == "locked-up":
+    if backup.severity == "locked-up":
         return LEVELS - 1
-    stalled_s = night.stalled_s
+    stalled_s = backup.stalled_s
     if not isinstance(stalled_s, float):
-        return 1 if night.severity in ("slowed", "stalled") else stalled_s
-    if night.severity != "stalled":
-        return int(night.severity == "slowed")
+        return 1 if backup.severity in ("slowed", "stalled") else stalled_s
+    if backup.severity != "stalled":
+        return int(backup.severity == "slowed")
     return 2 + sum(stalled_s >= limit_s for limit_s in LEVELS_S)
 
 

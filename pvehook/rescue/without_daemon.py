@@ -1,6 +1,6 @@
 """What the hook does when no daemon answers: the window check and the I/O priority, within seconds, stdlib only.
 
-    job-init, job-start, backup-start    the window, by the last good configuration; a shut one refuses
+    job-init, job-start, backup-start    the window, by the last good configuration; a closed one refuses
     every phase but the last             idle I/O priority on the worker and what it has forked so far
     every guest phase                    a VM that vzdump started goes back to normal
     every phase                          a guest that a daemon froze and left behind is thawed

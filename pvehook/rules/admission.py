@@ -1,11 +1,11 @@
 """May this run, or this guest, be backed up now? Asked in `job-init`, `job-start` and `backup-start`.
 
-An open window admits everything. While it is shut these are let in, and the first that fits is the reason:
+An open window admits everything. While it is closed these are let in, and the first that fits is the reason:
 
     job-exempt, storage-exempt, guest-exempt
                           the configuration says that the window does not matter to them
     allowance:ID          an exception that `pvehook allow` made, until it expires
-    next-guest-allow      backup-start: the run was admitted, the window shut since, `next_guest: allow`
+    next-guest-allow      backup-start: the run was admitted, the window closed since, `next_guest: allow`
     job-unknown-yet       job-init: it may be an exempt job; job-start will know and decide
     some-guests-allowed   job-init and job-start of a run in which only some guests may be backed up: each one
                           is decided at its own backup-start
@@ -24,7 +24,7 @@ from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.rules.window import DAYS, WindowState
 
 WINDOW_OPEN = "window-open"
-WINDOW_SHUT = "window-shut"
+WINDOW_CLOSED = "window-closed"
 SOME_GUESTS_ALLOWED = "some-guests-allowed"
 JOB_UNKNOWN_YET = "job-unknown-yet"
 
@@ -74,7 +74,7 @@ class Admission(NamedTuple):
 
     allowed: bool
     reason: str
-    """A short name for the journal; the list is at the top of this file, and `window-open`, `window-shut`."""
+    """A short name for the journal; the list is at the top of this file, and `window-open`, `window-closed`."""
     lines: tuple[str, ...]
     """For vzdump's log. A refusal has exactly one."""
 
@@ -106,18 +106,18 @@ def admit(
     )
 
 
-# What is let in while the window is shut
+# What is let in while the window is closed
 
 
 def _exempt(question: Question, state: WindowState, exemptions: Exemptions) -> Admission | None:
-    shut, subject = _shut(question, state), _subject(question)
+    closed, subject = _closed(question, state), _subject(question)
     if question.job_id is not None and question.job_id in exemptions.jobs:
-        return Admission(True, "job-exempt", (f"{shut}, but job {question.job_id} is exempt",))
+        return Admission(True, "job-exempt", (f"{closed}, but job {question.job_id} is exempt",))
     if question.storage is not None and question.storage in exemptions.storages:
-        return Admission(True, "storage-exempt", (f"{shut}, but storage {question.storage} is exempt",))
+        return Admission(True, "storage-exempt", (f"{closed}, but storage {question.storage} is exempt",))
     guests = _guests(question)
     if guests and set(guests) <= set(exemptions.guests):
-        return Admission(True, "guest-exempt", (f"{shut}, but {subject} is exempt",))
+        return Admission(True, "guest-exempt", (f"{closed}, but {subject} is exempt",))
     return None
 
 
@@ -129,7 +129,7 @@ def _allowed(
         if not each.vmids or (guests and guests <= set(each.vmids)):
             until = _stamp(datetime.fromtimestamp(each.until, _local(question, state).tzinfo))
             why = _one_line(f"allowance {each.id} by {each.who} until {until}: {each.reason}")
-            line = f"{_shut(question, state)}, but {_subject(question)} is let in by {why}"
+            line = f"{_closed(question, state)}, but {_subject(question)} is let in by {why}"
             return Admission(True, f"allowance:{each.id}", (line,))
     return None
 
@@ -137,11 +137,11 @@ def _allowed(
 def _next_guest(question: Question, state: WindowState, next_guest: str) -> Admission | None:
     if question.phase != "backup-start" or not question.job_was_admitted or next_guest != "allow":
         return None
-    if state.shut_since is None:
-        shut = _shut(question, state)
+    if state.closed_since is None:
+        closed = _closed(question, state)
     else:
-        shut = f"the backup window shut at {_stamp(state.shut_since)} ({state.reason})"
-    line = f"{shut}, but this run was let in before, and next_guest: allow lets {_subject(question)} go on"
+        closed = f"the backup window closed at {_stamp(state.closed_since)} ({state.reason})"
+    line = f"{closed}, but this run was let in before, and next_guest: allow lets {_subject(question)} go on"
     return Admission(True, "next-guest-allow", (line,))
 
 
@@ -150,16 +150,16 @@ def _decided_later(
 ) -> Admission | None:
     if question.phase == "backup-start":
         return None
-    shut = _shut(question, state)
+    closed = _closed(question, state)
     if question.phase == "job-init" and question.job_id_pending:
-        return Admission(True, JOB_UNKNOWN_YET, (f"{shut}; job-start decides, this may be an exempt job",))
+        return Admission(True, JOB_UNKNOWN_YET, (f"{closed}; job-start decides, this may be an exempt job",))
     welcome = {*exemptions.guests, *(vmid for each in active for vmid in each.vmids)}
     if question.job_vmids is not None:
         welcome &= set(question.job_vmids)
     if not welcome:
         return None
     names = ", ".join(str(vmid) for vmid in sorted(welcome))
-    line = f"{shut}; of this run only these guests will be backed up, every other is refused: {names}"
+    line = f"{closed}; of this run only these guests will be backed up, every other is refused: {names}"
     return Admission(True, SOME_GUESTS_ALLOWED, (line,))
 
 
@@ -167,9 +167,9 @@ def _refused(question: Question, state: WindowState) -> Admission:
     opens = _stamp(state.opens_at) if state.opens_at else "never, as configured"
     vmids = "".join(f" --vmid {vmid}" for vmid in _guests(question) or ())
     command = f'pvehook allow{vmids} --for 2h --reason "..."'
-    shut = _shut(question, state)
-    line = f"{_subject(question)} is refused: {shut}; it opens next: {opens}; to allow it now: {command}"
-    return Admission(False, WINDOW_SHUT, (line,))
+    closed = _closed(question, state)
+    line = f"{_subject(question)} is refused: {closed}; it opens next: {opens}; to allow it now: {command}"
+    return Admission(False, WINDOW_CLOSED, (line,))
 
 
 # Words
@@ -188,17 +188,17 @@ def _subject(question: Question) -> str:
     return "this run"
 
 
-def _shut(question: Question, state: WindowState) -> str:
-    """`it is 05:12:07 CET (Europe/Warsaw) and the backup window is shut (outside 02:00-05:00)`."""
+def _closed(question: Question, state: WindowState) -> str:
+    """`it is 05:12:07 CET (Europe/Warsaw) and the backup window is closed (outside 02:00-05:00)`."""
     now = _local(question, state)
     key = getattr(now.tzinfo, "key", None)  # only a ZoneInfo has one, and not if it was read from a bare file
     name = _zone_name(now)
     zone = f"{name} ({key})" if key and key != name else name
-    return f"it is {now:%H:%M:%S} {zone} and the backup window is shut ({state.reason})"
+    return f"it is {now:%H:%M:%S} {zone} and the backup window is closed ({state.reason})"
 
 
 def _local(question: Question, state: WindowState) -> datetime:
-    known = state.opens_at or state.shut_since
+    known = state.opens_at or state.closed_since
     return question.now.astimezone(known.tzinfo) if known else question.now
 
 

@@ -32,7 +32,7 @@ LEAST_MORE: Final[dict[Figure, float]] = {"stalled_s": 1.0, "slowed_s": 5.0, "wr
 """The median has to grow by this much: what is less, nobody feels."""
 
 
-class NightFigures(NamedTuple):
+class BackupFigures(NamedTuple):
     """One night of one guest. None: not known."""
 
     started_s: float
@@ -66,17 +66,17 @@ class Regression(NamedTuple):
     """The first night after it."""
     changes: tuple[Change, ...]
     worse: tuple[Worse, ...]
-    nights_before: int
-    nights_after: int
+    backups_before: int
+    backups_after: int
 
 
-def find_regression(nights: Sequence[NightFigures]) -> Regression | None:
+def find_regression(backups: Sequence[BackupFigures]) -> Regression | None:
     """The latest one that still holds; `nights` of one guest, the oldest first."""
-    stretches = _stretches(nights)
+    stretches = _stretches(backups)
     for index in range(len(stretches) - 1, 0, -1):
         before, after = stretches[index - 1], stretches[index]
         since_s = after[0].started_s
-        since = [night for night in nights if night.started_s >= since_s]
+        since = [backup for backup in backups if backup.started_s >= since_s]
         changes = _changes(before[-1], after[0])
         worse = _worse(before[-NIGHTS_LOOKED_AT:], after[:NIGHTS_LOOKED_AT], since[-NIGHTS_LOOKED_AT:])
         if changes and worse:
@@ -92,7 +92,7 @@ def in_words(regression: Regression) -> str:
     )
     changes = ", ".join(f"{each.what} {each.before} -> {each.after}" for each in regression.changes)
     return (
-        f"{worse} a night since {changes} ({regression.nights_before} nights before, {regression.nights_after} after)"
+        f"{worse} a night since {changes} ({regression.backups_before} nights before, {regression.backups_after} after)"
     )
 
 
@@ -100,19 +100,19 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def _stretches(nights: Sequence[NightFigures]) -> list[list[NightFigures]]:
+def _stretches(backups: Sequence[BackupFigures]) -> list[list[BackupFigures]]:
     """Runs of nights with the same versions. One that is too short, say between two upgrades of the same week, is left
     out: what came before it is compared with what came after it."""
-    stretches: list[list[NightFigures]] = []
-    for night in nights:
-        if stretches and not _changes(stretches[-1][-1], night):
-            stretches[-1].append(night)
+    stretches: list[list[BackupFigures]] = []
+    for backup in backups:
+        if stretches and not _changes(stretches[-1][-1], backup):
+            stretches[-1].append(backup)
         else:
-            stretches.append([night])
+            stretches.append([backup])
     return [stretch for stretch in stretches if len(stretch) >= NIGHTS_LEAST]
 
 
-def _changes(before: NightFigures, after: NightFigures) -> tuple[Change, ...]:
+def _changes(before: BackupFigures, after: BackupFigures) -> tuple[Change, ...]:
     if before.versions == after.versions:  # which they are nearly always
         return ()
     names: tuple[What, ...] = ("pve-manager", "QEMU", "kernel")
@@ -121,7 +121,7 @@ def _changes(before: NightFigures, after: NightFigures) -> tuple[Change, ...]:
 
 
 def _worse(
-    before: Sequence[NightFigures], after: Sequence[NightFigures], latest: Sequence[NightFigures]
+    before: Sequence[BackupFigures], after: Sequence[BackupFigures], latest: Sequence[BackupFigures]
 ) -> tuple[Worse, ...]:
     found = []
     for figure, least_more in LEAST_MORE.items():
@@ -131,8 +131,8 @@ def _worse(
     return tuple(found)
 
 
-def _known(nights: Sequence[NightFigures], figure: Figure) -> list[float]:
-    values: list[float | None] = [getattr(night, figure) for night in nights]
+def _known(backups: Sequence[BackupFigures], figure: Figure) -> list[float]:
+    values: list[float | None] = [getattr(backup, figure) for backup in backups]
     return [value for value in values if value is not None]
 
 

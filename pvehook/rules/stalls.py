@@ -288,9 +288,9 @@ def _cpu_cause(seen: Seen) -> Cause | None:
     most_s = max(worst_s or 0.0, (steal_s or 0.0) / max(seen.vcpus, 1))
     if most_s < SLOWED_FROM_S or most_s < CPU_PART * seen.duration_s:
         return None
-    told = [f"a vCPU waited {worst_s:.1f} s for a CPU of the node"] if worst_s is not None else []
-    told += [f"the guest counted {steal_s:.1f} s of stolen time"] if steal_s is not None else []
-    return Cause("cpu", "CPU: the node had no CPU for it", f"{'; '.join(told)}; in {seen.duration_s:.0f} s")
+    shown = [f"a vCPU waited {worst_s:.1f} s for a CPU of the node"] if worst_s is not None else []
+    shown += [f"the guest counted {steal_s:.1f} s of stolen time"] if steal_s is not None else []
+    return Cause("cpu", "CPU: the node had no CPU for it", f"{'; '.join(shown)}; in {seen.duration_s:.0f} s")
 
 
 def _freeze_cause(seen: Seen) -> Cause | None:
@@ -304,9 +304,9 @@ def _memory_cause(seen: Seen) -> Cause | None:
     own = value_of(guest.memory) if guest is not None else None
     nodes_s = value_of(host.memory_full_s) if host is not None else None
     limit_s = max(MEMORY_PART * seen.duration_s, SLOWED_FROM_S)
-    told = [f"inside the guest everything waited {own.full_s:.1f} s"] if own and own.full_s >= limit_s else []
-    told += [f"on the node everything waited {nodes_s:.1f} s"] if nodes_s is not None and nodes_s >= limit_s else []
-    return Cause("memory", "memory: it had to be freed first", "; ".join(told)) if told else None
+    shown = [f"inside the guest everything waited {own.full_s:.1f} s"] if own and own.full_s >= limit_s else []
+    shown += [f"on the node everything waited {nodes_s:.1f} s"] if nodes_s is not None and nodes_s >= limit_s else []
+    return Cause("memory", "memory: it had to be freed first", "; ".join(shown)) if shown else None
 
 
 def _ms(milliseconds: float | None) -> str:

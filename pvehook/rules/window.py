@@ -43,7 +43,7 @@ class Span(NamedTuple):
     start_min: int
     """First minute of the day that is open, 0..1439."""
     end_min: int
-    """First minute that is shut again, 0..1440. Smaller than `start_min`: it ends on the following day."""
+    """First minute that is closed again, 0..1440. Smaller than `start_min`: it ends on the following day."""
     text: str
     """As written in the configuration, with single spaces."""
 
@@ -56,7 +56,7 @@ class Window(NamedTuple):
 
 
 class WindowState(NamedTuple):
-    """Open or shut at one instant, why, and until when.
+    """Open or closed at one instant, why, and until when.
 
     The datetimes are aware, in the window's zone. Compare and subtract their `.timestamp()`: Python takes two
     datetimes of one zone by their wall clocks, which is wrong by an hour over a change of the clocks.
@@ -66,11 +66,11 @@ class WindowState(NamedTuple):
     reason: str
     """For people: `inside 02:00-05:00`, `outside 02:00-05:00, sat,sun 22:00-06:00`."""
     closes_at: datetime | None
-    """If open: the first instant at which it is shut. None: not within three weeks."""
+    """If open: the first instant at which it is closed. None: not within three weeks."""
     opens_at: datetime | None
-    """If shut: the first instant at which it is open. None: not within three weeks."""
-    shut_since: datetime | None = None
-    """If shut: when it shut last. None: not within the last 24 hours."""
+    """If closed: the first instant at which it is open. None: not within three weeks."""
+    closed_since: datetime | None = None
+    """If closed: when it closed last. None: not within the last 24 hours."""
 
 
 def parse_span(text: str) -> Span:
@@ -111,7 +111,7 @@ def window_state(window: Window, at: datetime) -> WindowState:
     changes_at = changes_at.astimezone(window.zone) if changes_at else None
     if holding:
         return WindowState(True, "inside " + _texts(holding), closes_at=changes_at, opens_at=None)
-    # One second more: a window that shut this very second is part of the answer.
+    # One second more: a window that closed this very second is part of the answer.
     past = [
         change
         for change, opened in _changes(window, now - LOOK_BACK, now + timedelta(seconds=1))
@@ -122,7 +122,7 @@ def window_state(window: Window, at: datetime) -> WindowState:
         "outside " + _texts(window.spans) if window.spans else "no span is configured",
         closes_at=None,
         opens_at=changes_at,
-        shut_since=past[-1].astimezone(window.zone) if past else None,
+        closed_since=past[-1].astimezone(window.zone) if past else None,
     )
 
 

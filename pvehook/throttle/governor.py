@@ -122,7 +122,7 @@ class Governor:
         if self._governor.is_recorded:
             done = restore_speed(self._node, self._vmid, patience_s)
             if done is not None and not done.done:
-                self._log.error("governor-not-put-back", message=done.text, vmid=self._vmid)
+                self._log.error("governor-not-restored", message=done.text, vmid=self._vmid)
         if self._governor.law is not None and self._governor.tally.suffered:
             summary = self.summary()
             self._log.info(

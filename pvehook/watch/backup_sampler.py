@@ -24,8 +24,8 @@ from pvehook.guest.block_stats import DiskSample
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of
-from pvehook.records.chart_points import NightPoints
-from pvehook.records.plain import from_plain, to_plain
+from pvehook.records.chart_points import ChartPoints
+from pvehook.records.encoding import decode, encode
 from pvehook.records.stall_record import Baseline, GovernorSummary, Point
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
 from pvehook.throttle.governor import Governor
@@ -252,7 +252,7 @@ class BackupSampler:
         """What a restarted daemon would go on from; the next phase writes it down."""
         disks = self._disks.start if self._disks is not None else None
         inside = self._inside.start if self._inside is not None else None
-        self._guest.seen = to_plain(Seen(self._host.start, disks, inside))
+        self._guest.seen = encode(Seen(self._host.start, disks, inside))
 
 
 class _ContainerChart:
@@ -261,7 +261,7 @@ class _ContainerChart:
     def __init__(self, context: Context, guest: GuestRecord) -> None:
         self._context = context
         self._guest = guest
-        self._points = NightPoints()
+        self._points = ChartPoints()
         self._last: tuple[float, int] | None = None
 
     def look(self) -> None:
@@ -283,6 +283,6 @@ class _ContainerChart:
 def _seen_before(guest: GuestRecord) -> Seen | None:
     """What an earlier daemon kept; None where there was none, or another version's."""
     try:
-        return from_plain(Seen, guest.seen) if guest.seen is not None else None
+        return decode(Seen, guest.seen) if guest.seen is not None else None
     except ValueError:
         return None

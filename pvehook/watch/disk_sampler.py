@@ -23,7 +23,7 @@ from pvehook.guest.backup_tracker import BackupTracker, Running
 from pvehook.guest.block_stats import DiskSample, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
-from pvehook.records.chart_points import NightPoints
+from pvehook.records.chart_points import ChartPoints
 from pvehook.records.stall_record import Point
 from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
@@ -67,7 +67,7 @@ class DiskWatch:
         self._last_s: float | None = None
         self._stalled = Count(STALLED_AFTER_S)
         self._slowed = Count(SLOWED_AFTER_S)
-        self._points = NightPoints()
+        self._points = ChartPoints()
         self._looks = 0
         self._silence_s = 0.0
         self._silent_since_s: float | None = None

@@ -1,4 +1,4 @@
-"""`running_guest: cancel`: the window shuts in the middle of an archive and Proxmox aborts that guest cleanly."""
+"""`running_guest: cancel`: the window closes in the middle of an archive and Proxmox aborts that guest cleanly."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_a_vm_over_the_windows_end_is_cancelled_and_aborted_cleanly(
 
     assert phases(played, 101)[-2:] == ["backup-abort", "log-end"]
     assert "backup-end" not in phases(played, 101)
-    assert phases(played, 102) == ["backup-start", "backup-abort", "log-end"]  # refused: the window is shut
+    assert phases(played, 102) == ["backup-start", "backup-abort", "log-end"]  # refused: the window is closed
     assert {call.exit_code for call in played.calls if call.argv != ("backup-start", "snapshot", "102")} == {0}
     assert any("Backup of VM 101 failed - backup canceled" in line for line in played.task_log)
     assert any("past the window's end and was cancelled" in line for line in played.task_log)
     done = cancelling.wait_for_event("guest-done", vmid="101")
     assert done["PVEHOOK_RESULT"] == "cancelled"
-    assert "running_guest: cancel cancels it" in cancelling.wait_for_event("window-shut-on-guest")["MESSAGE"]
+    assert "running_guest: cancel cancels it" in cancelling.wait_for_event("window-closed-on-guest")["MESSAGE"]
     assert "backup-cancel sent" in cancelling.wait_for_event("backup-cancelled", vmid="101")["MESSAGE"]
     assert cancelling.event_names().count("backup-cancelled") == 1
     assert any("VM 101 web cancelled" in " ".join(line.split()) for line in played.notification)
@@ -98,7 +98,7 @@ def test_a_guest_that_is_to_finish_is_left_alone(cancelling: NodeUnderTest, vm: 
     with Player(cancelling.run()) as player:
         assert vm.wait_until(lambda: vm.backup_runs, WAIT_S)
         cancelling.set_clock(AFTER_WINDOW)
-        cancelling.wait_for_event("window-shut-on-guest", vmid="101")
+        cancelling.wait_for_event("window-closed-on-guest", vmid="101")
         vm.finish_backup()
         played = player.finish()
     assert played.exit_code == 0
@@ -111,8 +111,8 @@ def test_a_container_cannot_be_cancelled_and_the_journal_says_why(cancelling: No
     with Player(run) as player:
         player.wait_for("archive 110")
         cancelling.set_clock(AFTER_WINDOW)
-        shut = cancelling.wait_for_event("window-shut-on-guest", vmid="110")
-        assert "running_guest: cancel cannot reach a container's backup" in shut["MESSAGE"]
+        closed = cancelling.wait_for_event("window-closed-on-guest", vmid="110")
+        assert "running_guest: cancel cannot reach a container's backup" in closed["MESSAGE"]
         player.go_on()
         played = player.finish()
     assert played.exit_code == 0
@@ -183,7 +183,7 @@ def test_an_exception_made_during_the_run_keeps_the_guest_running(
         player.go_on()
         assert player.finish().exit_code == 0
     assert cancels_heard(vm) == 0
-    assert "window-shut-on-guest" not in cancelling.event_names()
+    assert "window-closed-on-guest" not in cancelling.event_names()
 
 
 def test_when_the_exception_is_taken_back_the_guest_is_cancelled(

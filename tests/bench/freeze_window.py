@@ -132,8 +132,8 @@ def hung_spread(times_ms: Sequence[float]) -> dict[str, object]:
 
 
 def qemu_version() -> str:
-    told = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
-    return told.split("version ")[1].split()[0]
+    shown = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    return shown.split("version ")[1].split()[0]
 
 
 def main() -> None:

@@ -238,10 +238,10 @@ def _back_up(guest: LoadedGuest, setup: Setup, limit: int, beginning: threading.
 
         def wait_for(event: str, **data: str) -> None:
             while True:
-                told = json.loads(events.read_line(deadline))
-                if "error" in told or "error" in told.get("data", {}):
-                    raise RuntimeError(f"the backup failed: {told}")
-                if told.get("event") == event and data.items() <= told["data"].items():
+                shown = json.loads(events.read_line(deadline))
+                if "error" in shown or "error" in shown.get("data", {}):
+                    raise RuntimeError(f"the backup failed: {shown}")
+                if shown.get("event") == event and data.items() <= shown["data"].items():
                     return
 
         events.allow()

@@ -245,12 +245,12 @@ def back_up(guest: LoadedGuest, workers: int) -> None:
         time.sleep(0.05)  # closed in between, as vzdump does: others want QEMU's ear too
         with open_qmp(guest.qmp, deadline) as qmp:
             (seen,) = items(qmp.execute("query-jobs", deadline=deadline), source="query-jobs")
-            told = mapping(seen, source="query-jobs")
-            if told["status"] == "concluded":
+            shown = mapping(seen, source="query-jobs")
+            if shown["status"] == "concluded":
                 qmp.execute("blockdev-del", {"node-name": "target0"}, deadline=deadline)
                 break
-    if "error" in told:
-        raise SystemExit(f"the backup failed: {told['error']}")
+    if "error" in shown:
+        raise SystemExit(f"the backup failed: {shown['error']}")
 
 
 class ArchiveWriter:
@@ -400,7 +400,7 @@ def measure(rounds: int, ways: Sequence[str], volume_mib: int, cache_mib: int, s
             for way in ways if number % 2 == 0 else reversed(ways):
                 run = run_one(rig, way, seed=number + 1)
                 runs[way].append(run)
-                print(told(way, run), file=sys.stderr, flush=True)
+                print(shown(way, run), file=sys.stderr, flush=True)
                 os.sync()  # what one run left is not the next one's
     return {
         "rounds": rounds,
@@ -413,7 +413,7 @@ def measure(rounds: int, ways: Sequence[str], volume_mib: int, cache_mib: int, s
     }
 
 
-def told(way: str, run: Run) -> str:
+def shown(way: str, run: Run) -> str:
     text = (
         f"{way:<18} {run.duration_s:6.1f} s  p50 {run.p50_ms:6.1f}  p99 {run.p99_ms:7.1f}, "
         f"of writes {run.write_p99_ms:7.1f}, max {run.max_ms:7.1f} ms  "

@@ -23,7 +23,7 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
-from tests.records.nights import NOW_S, write_long_history  # noqa: E402  (the path above is where it lies)
+from tests.records.backups import NOW_S, write_long_history  # noqa: E402  (the path above is where it lies)
 
 GUESTS, NIGHTS = 200, 400
 
@@ -39,7 +39,7 @@ APPEND = f"""
 import sys
 sys.path.insert(0, {str(TOP)!r})
 from pvehook.records.history import append
-from tests.records.nights import NOW_S, charted
+from tests.records.backups import NOW_S, charted
 append(sys.argv[1], charted(), now_s=NOW_S)
 """
 

@@ -72,18 +72,18 @@ def event(journal: JournalReceiver, name: str) -> dict[str, str]:
 # window
 
 
-def test_window_says_open_or_shut_and_why(pvehook: Command) -> None:
+def test_window_says_open_or_closed_and_why(pvehook: Command) -> None:
     assert pvehook("window", "--at", IN_WINDOW) == Done(
         0, "open at 2026-11-22 03:00:00 CET: inside 02:00-05:00; closes 2026-11-22 05:00:00 CET\n", ""
     )
     assert pvehook("window", "--at", AFTER_WINDOW) == Done(
-        1, "shut at 2026-11-22 05:00:00 CET: outside 02:00-05:00; opens 2026-11-23 02:00:00 CET\n", ""
+        1, "closed at 2026-11-22 05:00:00 CET: outside 02:00-05:00; opens 2026-11-23 02:00:00 CET\n", ""
     )
 
 
 def test_window_for_scripts(pvehook: Command) -> None:
-    shut = pvehook("window", "--json", "--at", AFTER_WINDOW)
-    assert json.loads(shut.out) == {
+    closed = pvehook("window", "--json", "--at", AFTER_WINDOW)
+    assert json.loads(closed.out) == {
         "open": False,
         "reason": "outside 02:00-05:00",
         "closes_at": None,
@@ -96,7 +96,7 @@ def test_window_for_scripts(pvehook: Command) -> None:
         "closes_at": "2026-11-22T05:00:00+01:00",
         "opens_at": None,
     }
-    assert (is_open.code, shut.code) == (0, 1)
+    assert (is_open.code, closed.code) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_window_takes_a_time_with_and_without_an_offset(pvehook: Command, when: 
 
 
 @pytest.mark.parametrize("when", ["", "soon", "25:00", "2026-02-30T01:00", "9999-12-31T23:59", "0001-01-01T00:00"])
-def test_a_time_that_is_none_is_an_error_and_not_shut(pvehook: Command, when: str) -> None:
+def test_a_time_that_is_none_is_an_error_and_not_closed(pvehook: Command, when: str) -> None:
     done = pvehook("window", "--at", when)
     assert done.code == 2
     assert done.out == ""
     assert done.err.startswith("pvehook: ")
 
 
-def test_window_that_never_opens_or_never_shuts(pvehook: Command, root: Path) -> None:
+def test_window_that_never_opens_or_never_closes(pvehook: Command, root: Path) -> None:
     (root / "etc/pvehook.yaml").write_text("window: {open: []}\n")
     assert "never opens, as configured" in pvehook("window").out
     (root / "etc/pvehook.yaml").write_text('window: {open: ["00:00-24:00"]}\n')
@@ -405,9 +405,9 @@ def test_a_night_is_told_guest_by_guest(pvehook: Command) -> None:
 
 @pytest.mark.usefixtures("node_with_guests")
 def test_a_night_for_scripts(pvehook: Command) -> None:
-    told = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))
-    assert sorted(told) == [101, 102, 110]
-    assert told[101] | {"idle_effect": ..., "notes": ...} == {
+    shown = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))
+    assert sorted(shown) == [101, 102, 110]
+    assert shown[101] | {"idle_effect": ..., "notes": ...} == {
         "job": "nightly",
         "at": "2026-11-22T03:00:00+01:00",
         "at_from": "as asked",
@@ -424,8 +424,8 @@ def test_a_night_for_scripts(pvehook: Command) -> None:
         "idle_effect": ...,
         "notes": ...,
     }
-    assert told[101]["notes"] == []
-    assert any("puts that back to normal" in note for note in told[102]["notes"])
+    assert shown[101]["notes"] == []
+    assert any("puts that back to normal" in note for note in shown[102]["notes"])
 
 
 def test_a_refused_guest_is_exit_code_1_and_the_exempt_one_is_told(pvehook: Command, node_with_guests: Path) -> None:
@@ -436,10 +436,10 @@ def test_a_refused_guest_is_exit_code_1_and_the_exempt_one_is_told(pvehook: Comm
     assert done.code == 1
     assert "VM 101 web (running, mode snapshot): would be REFUSED" in done.out
     assert "CT 110 mail (running, mode snapshot): would be backed up" in done.out
-    told = outlook(pvehook("rehearse", "--at", AFTER_WINDOW, "--json"))
-    assert {vmid: each["reason"] for vmid, each in told.items()} == {
-        101: "window-shut",
-        102: "window-shut",
+    shown = outlook(pvehook("rehearse", "--at", AFTER_WINDOW, "--json"))
+    assert {vmid: each["reason"] for vmid, each in shown.items()} == {
+        101: "window-closed",
+        102: "window-closed",
         110: "guest-exempt",
     }
     assert pvehook("rehearse", "--at", AFTER_WINDOW, "--vmid", "110").code == 0
@@ -483,9 +483,9 @@ def test_a_node_that_does_not_call_pvehook_is_told_so(
 def test_a_jobs_own_script_wins_and_is_named(pvehook: Command, node_with_guests: Path) -> None:
     jobs = node_with_guests / "etc/pve/jobs.cfg"
     jobs.write_text(jobs.read_text().replace("\tstorage nas\n", "\tstorage nas\n\tscript /opt/own\n"))
-    told = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))[101]
-    assert told["pvehook_runs"] is False
-    assert any("job nightly has a script of its own: /opt/own" in note for note in told["notes"])
+    shown = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))[101]
+    assert shown["pvehook_runs"] is False
+    assert any("job nightly has a script of its own: /opt/own" in note for note in shown["notes"])
     assert "would be backed up WITHOUT pvehook" in pvehook("rehearse", "--at", IN_WINDOW).out
 
 
@@ -516,6 +516,6 @@ def test_a_node_that_cannot_be_read_is_an_error_and_no_refusal(pvehook: Command,
 
 
 def test_without_a_time_the_next_opening_is_taken(pvehook: Command, node_with_guests: Path) -> None:
-    told = outlook(pvehook("rehearse", "--json"))
-    assert all(each["allowed"] for each in told.values())
-    assert "so when the window is open" in told[101]["at_from"]
+    shown = outlook(pvehook("rehearse", "--json"))
+    assert all(each["allowed"] for each in shown.values())
+    assert "so when the window is open" in shown[101]["at_from"]

@@ -55,7 +55,7 @@ def test_an_invalid_file_never_stops_a_run_and_is_said_loudly(node: NodeUnderTes
     assert problem["PVEHOOK_IN_FORCE"] == "last good configuration"
 
 
-def test_an_invalid_file_does_not_open_a_window_that_was_shut(node: NodeUnderTest) -> None:
+def test_an_invalid_file_does_not_open_a_window_that_was_closed(node: NodeUnderTest) -> None:
     node.configure(NEVER)
     assert play(node.run()).calls[0].exit_code == 1
     node.configure(WRONG)

@@ -105,7 +105,7 @@ def test_a_guest_that_it_failed_is_told_as_failed(node_without_daemon: NodeUnder
 
 
 @pytest.mark.parametrize("has_daemon", [True, False], ids=["daemon", "no daemon"])
-def test_a_shut_window_comes_before_it(node_without_daemon: NodeUnderTest, chained: Path, has_daemon: bool) -> None:
+def test_a_closed_window_comes_before_it(node_without_daemon: NodeUnderTest, chained: Path, has_daemon: bool) -> None:
     write(chained, "#!/bin/sh\necho it ran\n")
     node_without_daemon.configure("window: {open: []}\nchain: /chained\n")
     if has_daemon:

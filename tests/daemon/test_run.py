@@ -80,7 +80,7 @@ def test_a_vm_that_vzdump_started_is_put_back_to_normal(node: NodeUnderTest) -> 
     assert any(f"kvm {kvm}" in line and "back at normal priority" in line for line in played.task_log)
 
 
-def test_a_shut_window_refuses_the_run_with_one_line_that_says_how_to_allow_it(node: NodeUnderTest) -> None:
+def test_a_closed_window_refuses_the_run_with_one_line_that_says_how_to_allow_it(node: NodeUnderTest) -> None:
     node.configure('window: {open: ["02:00-02:01"], timezone: Europe/Warsaw}\n')
     node.set_clock("2026-11-22T14:00:00+00:00")
 
@@ -95,7 +95,7 @@ def test_a_shut_window_refuses_the_run_with_one_line_that_says_how_to_allow_it(n
     assert 'to allow it now: pvehook allow --for 2h --reason "..."' in line
     refused = node.wait_for_event("window-refused")
     assert refused["PRIORITY"] == "4"
-    assert refused["PVEHOOK_REASON"] == "window-shut"
+    assert refused["PVEHOOK_REASON"] == "window-closed"
 
 
 def test_the_guest_after_the_windows_end_is_refused_and_the_running_one_finishes(node: NodeUnderTest) -> None:
@@ -104,8 +104,8 @@ def test_the_guest_after_the_windows_end_is_refused_and_the_running_one_finishes
     with Player(node.run(Guest(101, name="web"), Guest(102, name="db"), pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
         node.set_clock("2026-11-22T05:10:00+00:00")
-        shut = node.wait_for_event("window-shut-on-guest", vmid="101")
-        assert "running_guest: finish" in shut["MESSAGE"]
+        closed = node.wait_for_event("window-closed-on-guest", vmid="101")
+        assert "running_guest: finish" in closed["MESSAGE"]
         player.go_on()
         played = player.finish()
     assert [call.exit_code for call in played.calls if call.argv[0] == "backup-start"] == [0, 1]
@@ -128,7 +128,7 @@ def test_next_guest_allow_lets_the_night_run_over(node: NodeUnderTest) -> None:
     assert any("next_guest: allow lets guest 102 go on" in line for line in played.task_log)
 
 
-def test_a_job_that_waited_for_the_lock_until_the_window_shut_is_refused_at_job_start(node: NodeUnderTest) -> None:
+def test_a_job_that_waited_for_the_lock_until_the_window_closed_is_refused_at_job_start(node: NodeUnderTest) -> None:
     node.configure('window: {open: ["02:00-05:00"], timezone: UTC}\n')
     node.set_clock("2026-11-22T04:50:00+00:00")
     with Player(node.run(pauses=("after job-init",))) as player:

@@ -122,7 +122,7 @@ def night(node: NodeUnderTest, ping_patience_s: float = PING_PATIENCE_S) -> Play
     return played
 
 
-def told(node: NodeUnderTest) -> list[tuple[str, str]]:
+def shown(node: NodeUnderTest) -> list[tuple[str, str]]:
     """Name and text of every event of the guest that somebody should read: warnings and worse. Not its account, which
     is a warning where a freeze held it up for a second."""
     return [
@@ -195,7 +195,7 @@ def test_an_agent_that_does_not_tell_the_facts_is_vetoed(node: NodeUnderTest, co
     with hostile_vm(node, **{command: ANSWERS[lie]}) as agent:
         night(node)
         assert not agent.frozen
-    ((name, text),) = told(node)
+    ((name, text),) = shown(node)
     assert name == "freeze-verdict"
     assert "freeze veto: agent-silent: the agent does not answer" in text
     assert node.wait_for_event("freeze-done", vmid="101")["PVEHOOK_CONSISTENCY"] == "crash-consistent"
@@ -220,7 +220,7 @@ def test_an_agent_that_cannot_be_synchronised_is_frozen_by_nobody(node: NodeUnde
     with hostile_vm(node, guest_sync_delimited=lie) as agent:
         night(node)
         assert not agent.frozen
-    ((name, text),) = told(node)
+    ((name, text),) = shown(node)
     assert name == "freeze-verdict"
     assert "freeze veto: agent-silent: the agent does not answer guest-info" in text
     assert node.wait_for_event("freeze-done", vmid="101")["PVEHOOK_CONSISTENCY"] == "crash-consistent"
@@ -243,7 +243,7 @@ def test_an_agent_that_falls_silent_before_the_freeze_is_frozen_by_nobody(node: 
     assert [event.why for event in played.freeze_events if event.name == "pve-skipped-freeze"] == [
         "agent configured but not running?"
     ]
-    ((name, text),) = told(node)
+    ((name, text),) = shown(node)
     assert name == "freeze-done"
     assert "crash-consistent: when PVE was about to freeze it: " in text
 
@@ -254,7 +254,7 @@ def test_a_freeze_that_is_answered_badly_is_thawed(node: NodeUnderTest, lie: Lie
         night(node)
         done = node.wait_for_event("freeze-done", vmid="101")
         assert not agent.frozen
-    ((name, text),) = told(node)
+    ((name, text),) = shown(node)
     assert name == "freeze-done"
     assert done["PVEHOOK_CONSISTENCY"] == "crash-consistent"
     assert "the freeze failed: " in text or "the freeze was not answered within 2 s" in text
@@ -292,8 +292,8 @@ def test_a_guest_that_says_frozen_for_ever_is_never_given_up_and_called_so_once(
     freezes: list[bool] = []
     with hostile_vm(node, guest_fsfreeze_status=status, guest_fsfreeze_freeze=freezing):
         played = night(node, PVES_OWN_PATIENCE_S)
-        assert [name for name, _ in told(node)] == ["freeze-not-thawed"]
-        assert "STILL FROZEN, as far as we know" in told(node)[0][1]
+        assert [name for name, _ in shown(node)] == ["freeze-not-thawed"]
+        assert "STILL FROZEN, as far as we know" in shown(node)[0][1]
         assert any("crash-consistent: it has not said yet that it is thawed" in line for line in played.task_log)
         assert [each.state for each in freeze_records(node.node)] == ["thawing"]
         assert len(asked) < 400  # it answers in no time, and must not be asked as fast

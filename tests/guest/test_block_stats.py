@@ -46,8 +46,8 @@ def with_stats(**changed: object) -> list[object]:
 
 def test_a_disk_as_qemu_tells_it(tmp_path: Path) -> None:
     histogram = {"boundaries": [1000, 2000], "bins": [3, 4, 0]}
-    told = with_stats(rd_latency_histogram=histogram)
-    (disk,) = read(tmp_path, qmp_that_returns(told))
+    shown = with_stats(rd_latency_histogram=histogram)
+    (disk,) = read(tmp_path, qmp_that_returns(shown))
     assert disk.read == (7, 10240, 6490537, Histogram((1000, 2000), (3, 4, 0)))
     assert disk.write == (1, 1024, 286124, None)
     assert disk.flush == (2, 0, 220142, None)
@@ -143,8 +143,8 @@ def test_as_many_disks_as_proxmox_allows_fit_with_full_histograms(tmp_path: Path
     full = dict.fromkeys(("rd_latency_histogram", "wr_latency_histogram", "flush_latency_histogram"), histogram)
     names = [f"scsi{number}" for number in range(31)] + [f"virtio{number}" for number in range(16)]
     names += [f"sata{number}" for number in range(6)] + [f"ide{number}" for number in range(4)]
-    told = [{**DISK, "qdev": name, "stats": {**STATS, **full}, "parent": DISK} for name in names]
-    assert [disk.name for disk in read(tmp_path, qmp_that_returns(told), known=tuple(names))] == names
+    shown = [{**DISK, "qdev": name, "stats": {**STATS, **full}, "parent": DISK} for name in names]
+    assert [disk.name for disk in read(tmp_path, qmp_that_returns(shown), known=tuple(names))] == names
 
 
 def test_several_disks_are_told_apart_by_their_qdev(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_version_of_a_wrong_shape_is_a_bad_reply(tmp_path: Path, value: object
 
 
 def test_the_threads_of_the_cpus_come_in_the_cpus_order(tmp_path: Path) -> None:
-    told = [{"cpu-index": 1, "thread-id": 11}, {"cpu-index": 0, "thread-id": 12}]
-    assert ask(tmp_path, qmp_that_returns(told), QmpConnection.query_cpus_fast) == (12, 11)
+    shown = [{"cpu-index": 1, "thread-id": 11}, {"cpu-index": 0, "thread-id": 12}]
+    assert ask(tmp_path, qmp_that_returns(shown), QmpConnection.query_cpus_fast) == (12, 11)
 
 
 @pytest.mark.parametrize("value", [7, {}, [7], [{}], [{"cpu-index": 0}], [{"cpu-index": 0, "thread-id": -1}]])

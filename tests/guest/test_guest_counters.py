@@ -39,7 +39,7 @@ def content(text: str | bytes) -> dict[str, object]:
     return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": True}
 
 
-def told(tmp_path: Path, file: object) -> GuestCounters:
+def shown(tmp_path: Path, file: object) -> GuestCounters:
     """By an agent whose every file is this one."""
     deadline = Deadline.after(ANSWER_S)
     with peer(str(tmp_path), agent_that_answers(*(1000, file, {}) * 5)) as path, open_agent(path, deadline) as agent:
@@ -144,13 +144,13 @@ NONSENSE = [
 
 @pytest.mark.parametrize("text", NONSENSE)
 def test_a_file_full_of_nonsense_is_broken_on_one_line(tmp_path: Path, text: str) -> None:
-    for each in told(tmp_path, content(text.encode("utf-8", "surrogatepass"))):
+    for each in shown(tmp_path, content(text.encode("utf-8", "surrogatepass"))):
         assert isinstance(each, Broken)
         assert each.why.isprintable()
 
 
 def test_the_right_text_of_a_pressure_file_is_no_uptime(tmp_path: Path) -> None:
-    seen = told(tmp_path, content(PRESSURE))
+    seen = shown(tmp_path, content(PRESSURE))
     assert seen[:3] == ((7, 5), (7, 5), (7, 5))
     assert isinstance(seen.steal_s, Broken)
     assert isinstance(seen.uptime_s, Broken)
@@ -164,7 +164,7 @@ def test_the_right_text_of_a_pressure_file_is_no_uptime(tmp_path: Path) -> None:
     ],
 )
 def test_an_answer_of_a_wrong_shape_is_broken(tmp_path: Path, reply: object) -> None:
-    for each in told(tmp_path, reply):
+    for each in shown(tmp_path, reply):
         assert isinstance(each, Broken)
         assert "guest-file-read" in each.why
         assert each.why.isprintable()

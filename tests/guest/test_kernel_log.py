@@ -68,7 +68,7 @@ def content(data: bytes) -> dict[str, object]:
     return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": False}
 
 
-def told(tmp_path: Path, *answers: object, limit_bytes: int = 100_000, seconds: float = ANSWER_S) -> object:
+def shown(tmp_path: Path, *answers: object, limit_bytes: int = 100_000, seconds: float = ANSWER_S) -> object:
     """The look at an agent that answers the reads so, and with "no more" from then on."""
     deadline = Deadline.after(ANSWER_S)
     reads = [*answers, *[NO_MORE] * (-len(answers) % IN_FLIGHT or IN_FLIGHT)]
@@ -168,21 +168,21 @@ def test_what_the_deadline_left_unread_is_said_and_read_the_next_time(
 
 def test_a_guest_that_writes_for_ever_is_cut_off(tmp_path: Path) -> None:
     record = content(b"3,1,1,-;x\n" * 100)
-    seen = told(tmp_path, *[record] * IN_FLIGHT * 10, limit_bytes=20_000)
+    seen = shown(tmp_path, *[record] * IN_FLIGHT * 10, limit_bytes=20_000)
     assert isinstance(seen, KernelLog)
     assert 2_000 <= len(seen.lines) <= 2_000 + IN_FLIGHT * 100
     assert "more than 20000 bytes" in " ".join(seen.missing)
 
 
 def test_a_record_without_an_end_is_not_kept_for_the_next_look(tmp_path: Path) -> None:
-    seen = told(tmp_path, *[content(b"3,1,1,-;" + b"x" * 2000)] * IN_FLIGHT, limit_bytes=20_000)
+    seen = shown(tmp_path, *[content(b"3,1,1,-;" + b"x" * 2000)] * IN_FLIGHT, limit_bytes=20_000)
     assert isinstance(seen, KernelLog)
     assert seen.handle.rest == ""
     assert "none of a kernel's log" in " ".join(seen.missing)
 
 
 def test_a_look_that_an_answer_of_nonsense_ends_gives_what_it_had(tmp_path: Path) -> None:
-    seen = told(tmp_path, content(b"3,1,1,-;x\n"), 7)
+    seen = shown(tmp_path, content(b"3,1,1,-;x\n"), 7)
     assert isinstance(seen, KernelLog)
     assert [line.text for line in seen.lines] == ["x"]
     assert "not read to its end" in " ".join(seen.missing)
@@ -190,7 +190,7 @@ def test_a_look_that_an_answer_of_nonsense_ends_gives_what_it_had(tmp_path: Path
 
 @pytest.mark.parametrize("answer", [7, {}, {"buf-b64": 7}, NASTY, b"\n", b'{"error": 7}\n'])
 def test_a_first_answer_of_nonsense_is_broken(tmp_path: Path, answer: object) -> None:
-    seen = told(tmp_path, answer)
+    seen = shown(tmp_path, answer)
     assert isinstance(seen, Broken)
     assert seen.why.isprintable()
 
@@ -200,34 +200,34 @@ def test_a_first_answer_of_nonsense_is_broken(tmp_path: Path, answer: object) ->
 
 def test_a_record_that_comes_between_two_reads_of_one_flight_is_read_whole(tmp_path: Path) -> None:
     text = [content(bytes([byte])) for byte in b"3,1,1,-;a line\n"]
-    seen = told(tmp_path, NO_MORE, *text[:9], NO_MORE, *text[9:], NO_MORE)
+    seen = shown(tmp_path, NO_MORE, *text[:9], NO_MORE, *text[9:], NO_MORE)
     assert isinstance(seen, KernelLog)
     assert [line.text for line in seen.lines] == ["a line"]
     assert seen.missing == ()
 
 
 def test_the_number_of_overwritten_records_is_told_where_it_is_known(tmp_path: Path) -> None:
-    seen = told(tmp_path, content(b"3,4,1,-;a\n"), OVERWRITTEN, content(b"3,9,1,-;b\n"))
+    seen = shown(tmp_path, content(b"3,4,1,-;a\n"), OVERWRITTEN, content(b"3,9,1,-;b\n"))
     assert isinstance(seen, KernelLog)
     assert [line.text for line in seen.lines] == ["a", "b"]
     assert seen.missing == ("records overwritten before they were read: 4",)
 
 
 def test_numbers_that_the_kernel_left_out_are_no_loss(tmp_path: Path) -> None:
-    seen = told(tmp_path, content(b"3,4,1,-;a\n"), content(b"3,9,1,-;b\n"))
+    seen = shown(tmp_path, content(b"3,4,1,-;a\n"), content(b"3,9,1,-;b\n"))
     assert isinstance(seen, KernelLog)
     assert seen.missing == ()
 
 
 def test_a_record_longer_than_the_agents_buffer_is_told_of(tmp_path: Path) -> None:
-    seen = told(tmp_path, TOO_LONG, content(b"3,9,1,-;b\n"))
+    seen = shown(tmp_path, TOO_LONG, content(b"3,9,1,-;b\n"))
     assert isinstance(seen, KernelLog)
     assert [line.text for line in seen.lines] == ["b"]
     assert seen.missing == ("a record that is longer than the agent can read",)
 
 
 def test_a_dictionary_is_no_text(tmp_path: Path) -> None:
-    seen = told(tmp_path, content(b"6,1,1,-;sda: read\n SUBSYSTEM=scsi\n DEVICE=+scsi:0:0:0:0\n6,2,1,-;b\n"))
+    seen = shown(tmp_path, content(b"6,1,1,-;sda: read\n SUBSYSTEM=scsi\n DEVICE=+scsi:0:0:0:0\n6,2,1,-;b\n"))
     assert isinstance(seen, KernelLog)
     assert [line.text for line in seen.lines] == ["sda: read", "b"]
 
@@ -257,7 +257,7 @@ def test_a_dictionary_is_no_text(tmp_path: Path) -> None:
 def test_a_line_that_is_no_record_is_counted_and_the_others_are_read(tmp_path: Path, line: bytes) -> None:
     whole = line.replace(b"\n", b"") + b"\n" + b"3,1,1,-;x\n"
     pieces = [content(whole[start : start + 2000]) for start in range(0, len(whole), 2000)]
-    seen = told(tmp_path, *pieces)
+    seen = shown(tmp_path, *pieces)
     assert isinstance(seen, KernelLog)
     assert [each.text for each in seen.lines] == ["x"]
     assert seen.missing == ("lines that are none of a kernel's log: 1",)
@@ -265,7 +265,7 @@ def test_a_line_that_is_no_record_is_counted_and_the_others_are_read(tmp_path: P
 
 def test_times_that_no_kernel_has_stay_between_the_looks(tmp_path: Path) -> None:
     before_s = time.time()
-    seen = told(tmp_path, content(b"3,1,9223372036854775807,-;a\n3,2,0,-;b\n3,3,5,-;c\n"))
+    seen = shown(tmp_path, content(b"3,1,9223372036854775807,-;a\n3,2,0,-;b\n3,3,5,-;c\n"))
     assert isinstance(seen, KernelLog)
     assert len(seen.lines) == 3
     assert all(before_s <= line.at_s <= time.time() for line in seen.lines)

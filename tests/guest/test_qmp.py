@@ -143,9 +143,9 @@ def test_a_backup_is_cancelled(tmp_path: Path) -> None:
         with open_qmp(guest.qmp_path, deadline) as qmp:
             qmp.backup_cancel(deadline)
             assert qmp.query_block_jobs(deadline) == ()
-            told = qmp.execute("query-backup", deadline=deadline)
-    assert isinstance(told, dict)
-    assert (told["status"], told["errmsg"]) == ("error", "backup canceled")
+            shown = qmp.execute("query-backup", deadline=deadline)
+    assert isinstance(shown, dict)
+    assert (shown["status"], shown["errmsg"]) == ("error", "backup canceled")
 
 
 def test_a_monitor_that_hangs_times_out_and_answers_the_next_time(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_who_is_not_a_child_of_its_worker_is_not_served(node: NodeUnderTest, cla
     assert head == "not-served"
     assert line.startswith("this call was not served: process ")
     assert f"says it serves worker {worker}, but its parent is {os.getppid()}" in line
-    refused = node.wait_for_event("ring-refused")
+    refused = node.wait_for_event("call-refused")
     assert refused["PRIORITY"] == "4"
     assert not os.path.exists(node.root / "run/pvehook/jobs")
 
@@ -156,7 +156,7 @@ def test_what_is_no_request_gets_a_line_or_nothing_and_the_next_is_served(node: 
             assert lines[1].startswith(b"this call was not served: ")
             assert len(lines[1]) < 300, data[:60]
         assert_serves(node)
-    node.wait_for_event("ring-refused")
+    node.wait_for_event("call-refused")
     assert "fault" not in node.event_names()
 
 
@@ -168,7 +168,7 @@ def test_one_who_says_nothing_holds_up_nobody(node: NodeUnderTest) -> None:
         for each in silent:
             each.settimeout(WAIT_S)
             each.connect(node.node.hook_socket)
-        node.wait_for_event("too-many-rings")
+        node.wait_for_event("too-many-calls")
         assert call(node, "job-init").returncode == 0
         for each in silent:
             while each.recv(4096):  # until it is sent away

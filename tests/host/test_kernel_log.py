@@ -114,9 +114,9 @@ def test_the_units_own_capabilities_are_enough() -> None:
 
 
 def test_without_the_capability_it_is_broken_and_says_what_to_do() -> None:
-    told = opened_with("-syslog,-sys_admin")
-    assert told.startswith("Broken(why='/dev/kmsg may not be read (Operation not permitted): ")
-    assert "CAP_SYSLOG" in told
+    shown = opened_with("-syslog,-sys_admin")
+    assert shown.startswith("Broken(why='/dev/kmsg may not be read (Operation not permitted): ")
+    assert "CAP_SYSLOG" in shown
 
 
 # No log

@@ -87,5 +87,5 @@ def test_dpkgs_own_file_is_read_as_dpkg_reads_it(tmp_path: Path) -> None:
     """A package that every Debian has, under the name of pve-manager."""
     status = Path("/var/lib/dpkg/status").read_text(encoding="utf-8")
     write(tmp_path, "/var/lib/dpkg/status", status.replace("\nPackage: dash\n", "\nPackage: pve-manager\n"))
-    told = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "dash"], capture_output=True, text=True, check=True)
-    assert read_versions(Node(str(tmp_path))).pve_manager == told.stdout
+    shown = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "dash"], capture_output=True, text=True, check=True)
+    assert read_versions(Node(str(tmp_path))).pve_manager == shown.stdout

@@ -7,19 +7,19 @@ import pytest
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import (
     before_and_during,
+    decode_figure,
+    encode_figure,
     figures,
     in_bytes,
     marked,
     severity_key,
     short_duration,
     short_number,
-    told,
-    untold,
 )
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import KernelEvent, Verdict
-from tests.records.nights import (
+from tests.records.backups import (
     HUNG,
     NO_AGENT,
     SOFT_LOCKUP,
@@ -115,14 +115,14 @@ def test_lockups_and_long_interrupts_are_told_from_other_lines() -> None:
     ],
 )
 def test_a_figure_is_told_as_one_value_and_read_back(figure: Measured[float], as_text: object) -> None:
-    assert told(figure) == as_text
-    assert told(untold(as_text)) == as_text
+    assert encode_figure(figure) == as_text
+    assert encode_figure(decode_figure(as_text)) == as_text
 
 
 @pytest.mark.parametrize("value", [None, b"", "none", [1]])
 def test_what_is_no_figure_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is no figure"):
-        untold(value)
+        decode_figure(value)
 
 
 @pytest.mark.parametrize(

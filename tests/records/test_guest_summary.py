@@ -16,7 +16,7 @@ from pvehook.records.guest_summary import (
     summary_lines,
     summary_message,
 )
-from tests.records.nights import HUNG, NO_AGENT, SLOW_TARGET, SOFT_LOCKUP, charted, guest_view, record
+from tests.records.backups import HUNG, NO_AGENT, SLOW_TARGET, SOFT_LOCKUP, charted, guest_view, record
 
 
 def guest(**changes: Any) -> GuestRecord:
@@ -65,7 +65,7 @@ def test_nothing_set_is_said_and_is_not_the_same_as_not_begun() -> None:
 
 def test_a_refused_guest_was_told_already() -> None:
     assert summary_lines(guest(result="refused")) == []
-    assert summary_message(guest(result="refused")) == "VM 101 (web): refused, the window is shut"
+    assert summary_message(guest(result="refused")) == "VM 101 (web): refused, the window is closed"
 
 
 @pytest.mark.parametrize("result", ["failed", "cancelled", "worker-died"])
@@ -85,18 +85,18 @@ def test_a_vm_that_was_put_back_is_told_in_both() -> None:
 
 
 def test_a_guest_that_ran_over_the_windows_end_says_by_how_much() -> None:
-    late = guest(shut_at_s=1000.0, ended_s=1000.0 + 25 * 60, shut_plan="running_guest: finish lets it finish")
+    late = guest(closed_at_s=1000.0, ended_s=1000.0 + 25 * 60, closed_plan="running_guest: finish lets it finish")
     (line,) = [line for line in summary_lines(late) if "past" in line]
     assert line.endswith("ran 25 minutes past the window's end (running_guest: finish lets it finish)")
 
 
 def test_a_cancelled_guest_is_called_that() -> None:
-    lines = summary_lines(guest(result="cancelled", shut_at_s=1000.0, cancel_sent=True))
+    lines = summary_lines(guest(result="cancelled", closed_at_s=1000.0, cancel_sent=True))
     assert "1 minutes past the window's end and was cancelled" in lines[-1]
 
 
 def test_a_guest_inside_the_window_says_nothing_of_its_end() -> None:
-    assert not any("past the window" in line for line in summary_lines(guest(shut_at_s=None)))
+    assert not any("past the window" in line for line in summary_lines(guest(closed_at_s=None)))
 
 
 def test_what_the_guest_suffered_is_told_in_both() -> None:
@@ -125,10 +125,10 @@ def test_not_stalled_not_looked_at_and_not_read_are_three_sentences() -> None:
 
 def test_a_kernel_that_says_much_is_not_quoted_without_end() -> None:
     lines = tuple(SOFT_LOCKUP._replace(text=f"line {number}\n\x1b[2J") for number in range(50))
-    told = summary_lines(guest(), record(guest=guest_view(kernel=lines)))
-    quoted = [line for line in told if "its kernel said" in line]
+    shown = summary_lines(guest(), record(guest=guest_view(kernel=lines)))
+    quoted = [line for line in shown if "its kernel said" in line]
     assert quoted == [f"VM 101 (web): its kernel said: line {number}\\n\\x1b[2J" for number in range(3)]
-    assert "50 lines of its kernel about a lockup" in told[-4]
+    assert "50 lines of its kernel about a lockup" in shown[-4]
 
 
 def test_the_journal_gets_every_figure_or_why_it_is_missing() -> None:

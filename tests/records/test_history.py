@@ -25,14 +25,14 @@ from pvehook.records.history import (
     KEEP_DAYS,
     SCHEMA,
     append,
+    backups,
     last_records,
-    nights,
     past_baselines,
     reading,
     record_of,
 )
 from pvehook.records.stall_record import Baseline, StallRecord
-from tests.records.nights import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
+from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 
@@ -56,42 +56,43 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def night(age: float, vmid: int = 101, **changes: object) -> StallRecord:
+def backup(age: float, vmid: int = 101, **changes: object) -> StallRecord:
     started_s = NOW_S - age * DAY_S
     return record(vmid=vmid, started_s=started_s, ended_s=started_s + 600, **changes)
 
 
 def kept(path: str) -> list[tuple[int, float]]:
     with reading(path) as database:
-        return [(each.vmid, (NOW_S - each.started_s) / DAY_S) for each in nights(database)]
+        return [(each.vmid, (NOW_S - each.started_s) / DAY_S) for each in backups(database)]
 
 
 # Keeping
 
 
 @pytest.mark.parametrize(
-    "told",
+    "shown",
     [record(), record(stalled_s=3.4, slowed_s=41.0), record(hypervisor=HUNG, guest=NO_AGENT), container(), charted()],
     ids=["good", "bad", "missing", "container", "with a chart"],
 )
-def test_what_was_written_is_read(path: str, told: StallRecord) -> None:
-    assert append(path, told, now_s=NOW_S) is None
+def test_what_was_written_is_read(path: str, shown: StallRecord) -> None:
+    assert append(path, shown, now_s=NOW_S) is None
     with reading(path) as database:
-        (row,) = nights(database)
+        (row,) = backups(database)
         read = record_of(database, row.id)
     assert isinstance(read, StallRecord)
-    assert read.verdict == told.verdict
-    assert (read.guest, read.host, read.baseline, read.freeze) == (told.guest, told.host, told.baseline, told.freeze)
-    assert len(read.points) == len(told.points)
-    assert (read.governor and read.governor.speeds) == (told.governor and told.governor.speeds)
-    assert (row.vmid, row.name, row.result, row.severity) == (told.vmid, told.name, "ok", told.verdict.severity)
-    assert row.causes.split() == [cause.kind for cause in told.verdict.causes]
+    assert read.verdict == shown.verdict
+    views = (shown.guest, shown.host, shown.baseline, shown.freeze)
+    assert (read.guest, read.host, read.baseline, read.freeze) == views
+    assert len(read.points) == len(shown.points)
+    assert (read.governor and read.governor.speeds) == (shown.governor and shown.governor.speeds)
+    assert (row.vmid, row.name, row.result, row.severity) == (shown.vmid, shown.name, "ok", shown.verdict.severity)
+    assert row.causes.split() == [cause.kind for cause in shown.verdict.causes]
 
 
 def test_zero_absent_and_broken_stay_apart_in_a_row(path: str) -> None:
-    append(path, night(0, 101), night(0, 102, hypervisor=HUNG), night(0, 103, hypervisor=NO_AGENT), now_s=NOW_S)
+    append(path, backup(0, 101), backup(0, 102, hypervisor=HUNG), backup(0, 103, hypervisor=NO_AGENT), now_s=NOW_S)
     with reading(path) as database:
-        seen, hung, none = (each.stalled_s for each in nights(database))
+        seen, hung, none = (each.stalled_s for each in backups(database))
     assert seen == 0.0
     assert isinstance(seen, float)
     assert hung == Broken("QMP did not answer within 5 s")
@@ -102,7 +103,7 @@ def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
     append(path, charted(), now_s=NOW_S)
     append(path, record(result="failed"), now_s=NOW_S)
     with reading(path) as database:
-        (row,) = nights(database)
+        (row,) = backups(database)
         read = record_of(database, row.id)
     assert row.result == "failed"
     assert isinstance(read, StallRecord)
@@ -112,7 +113,7 @@ def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
 def test_a_name_that_cannot_be_encoded_is_kept(path: str) -> None:
     append(path, record(name="web\udcff\n"), now_s=NOW_S)
     with reading(path) as database:
-        (row,) = nights(database)
+        (row,) = backups(database)
         read = record_of(database, row.id)
     assert row.name == "web\\udcff\\n"
     assert isinstance(read, StallRecord)
@@ -124,30 +125,30 @@ def test_only_root_may_read_it(path: str) -> None:
     append(path, record(), now_s=NOW_S)
     os.umask(before)
     with contextlib.closing(sqlite3.connect(path)) as writer:  # keeps the journal's files
-        writer.execute("SELECT * FROM nights").fetchone()
+        writer.execute("SELECT * FROM backups").fetchone()
         for name in os.listdir(os.path.dirname(path)):
             assert stat.S_IMODE(os.stat(os.path.join(os.path.dirname(path), name)).st_mode) == 0o600, name
     assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
 
 
 def test_a_list_is_of_one_guest_and_since_a_day_when_asked(path: str) -> None:
-    append(path, *(night(age, vmid) for age in (9, 5, 1) for vmid in (101, 102)), now_s=NOW_S)
+    append(path, *(backup(age, vmid) for age in (9, 5, 1) for vmid in (101, 102)), now_s=NOW_S)
     with reading(path) as database:
-        assert [each.vmid for each in nights(database, vmid=102)] == [102, 102, 102]
-        assert len(nights(database, NOW_S - 6 * DAY_S)) == 4
-        assert len(nights(database, NOW_S - 6 * DAY_S, 101)) == 2
+        assert [each.vmid for each in backups(database, vmid=102)] == [102, 102, 102]
+        assert len(backups(database, NOW_S - 6 * DAY_S)) == 4
+        assert len(backups(database, NOW_S - 6 * DAY_S, 101)) == 2
 
 
 # The bound
 
 
 def test_what_is_too_old_goes_and_what_is_not_stays(path: str) -> None:
-    append(path, night(KEEP_DAYS + 1), night(KEEP_DAYS - 1), night(0), now_s=NOW_S)
+    append(path, backup(KEEP_DAYS + 1), backup(KEEP_DAYS - 1), backup(0), now_s=NOW_S)
     assert [round(age) for _, age in kept(path)] == [KEEP_DAYS - 1, 0]
 
 
 def test_a_caller_can_keep_less(path: str) -> None:
-    append(path, night(31), night(29), charted(), now_s=NOW_S, keep_days=30)
+    append(path, backup(31), backup(29), charted(), now_s=NOW_S, keep_days=30)
     assert [round(age) for _, age in kept(path)] == [29, 0]
 
 
@@ -157,7 +158,7 @@ def test_charts_and_details_go_before_their_row(path: str) -> None:
         append(path, charted(started_s=started_s, ended_s=started_s + 600), now_s=started_s + 600)
     append(path, now_s=NOW_S)
     with reading(path) as database:
-        rows = nights(database)
+        rows = backups(database)
         records = [record_of(database, row.id) for row in rows]
     assert len(rows) == 4
     assert records[0] == Absent("details are kept for 120 days")
@@ -170,7 +171,7 @@ def test_charts_and_details_go_before_their_row(path: str) -> None:
 def test_baselines_of_a_guest_newest_first(path: str) -> None:
     for age in range(10):
         before = Baseline(600.0, "before", latency(1.0), latency(float(age + 1)), latency(1.0), 2.0)
-        append(path, night(age, 101, baseline=before), night(age, 102), now_s=NOW_S)
+        append(path, backup(age, 101, baseline=before), backup(age, 102), now_s=NOW_S)
     assert [each.write.p99_ms for each in past_baselines(path, 101, 3)] == [1.0, 2.0, 3.0]
     assert past_baselines(path, 999) == []
 
@@ -178,7 +179,7 @@ def test_baselines_of_a_guest_newest_first(path: str) -> None:
 def test_a_baseline_that_came_from_history_or_was_not_seen_is_none(path: str) -> None:
     """Else one quiet week would be the measure for ever."""
     borrowed = Baseline(600.0, "history", latency(1.0), latency(1.0), latency(1.0))
-    append(path, night(2), night(1, baseline=borrowed), night(0, baseline=HUNG), now_s=NOW_S)
+    append(path, backup(2), backup(1, baseline=borrowed), backup(0, baseline=HUNG), now_s=NOW_S)
     (found,) = past_baselines(path, 101)
     assert found.source == "before"
 
@@ -188,7 +189,7 @@ def test_without_a_history_there_are_no_baselines(path: str) -> None:
 
 
 def test_the_newest_record_of_each_guest(path: str) -> None:
-    append(path, night(2, 101), night(1, 101), night(1, 102), night(20, 103), now_s=NOW_S)
+    append(path, backup(2, 101), backup(1, 101), backup(1, 102), backup(20, 103), now_s=NOW_S)
     with reading(path) as database:
         found = last_records(database, NOW_S - 10 * DAY_S)
     assert [(each.vmid, round((NOW_S - each.started_s) / DAY_S)) for each in found] == [(101, 1), (102, 1)]
@@ -240,7 +241,7 @@ def crashed_writer(path: str) -> None:
         "import os, signal, sqlite3\n"
         f"writer = sqlite3.connect({path!r}, isolation_level=None)\n"
         "writer.execute('PRAGMA wal_autocheckpoint = 0')\n"
-        "writer.execute('UPDATE nights SET name = \"from the journal\"')\n"
+        "writer.execute('UPDATE backups SET name = \"from the journal\"')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
@@ -249,7 +250,7 @@ def crashed_writer(path: str) -> None:
 
 def names(path: str) -> list[str | None]:
     with reading(path) as database:
-        return [each.name for each in nights(database)]
+        return [each.name for each in backups(database)]
 
 
 def test_what_a_killed_daemon_left_in_the_journal_is_read_and_kept(path: str) -> None:
@@ -282,7 +283,7 @@ def test_it_is_read_while_it_is_written(path: str) -> None:
     append(path, record(), now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        writer.execute("UPDATE nights SET name = 'half written'")
+        writer.execute("UPDATE backups SET name = 'half written'")
         assert names(path) == ["web"]
 
 
@@ -322,7 +323,7 @@ def test_a_damaged_file_is_moved_aside_and_said(path: str, rubbish: bytes) -> No
 
 
 def test_a_page_that_is_damaged_is_found_when_it_is_written_to(path: str) -> None:
-    append(path, *(night(age) for age in range(50)), now_s=NOW_S)
+    append(path, *(backup(age) for age in range(50)), now_s=NOW_S)
     with open(path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (os.path.getsize(path) - 4096))
@@ -348,20 +349,33 @@ def test_a_newer_database_is_moved_aside_by_the_daemon_and_left_alone_by_a_repor
         pass
     said = append(path, record(vmid=102), now_s=NOW_S)
     assert said is not None
-    assert "made by a newer pvehook (version 2; this one knows 1)" in said
+    assert "made by a newer pvehook (version 3; this one knows 2)" in said
     assert os.path.exists(f"{path}.newer")
     assert [vmid for vmid, _ in kept(path)] == [102]
 
 
+def test_the_first_releases_history_is_migrated_with_its_records(path: str) -> None:
+    """tests/data/history-1.sql was dumped from a database that pvehook 0.1.0's first layout wrote."""
+    os.makedirs(os.path.dirname(path))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript((Path(__file__).parents[1] / "data" / "history-1.sql").read_text())
+    assert append(path, record(vmid=102), now_s=NOW_S) is None
+    with reading(path) as history_now:
+        rows = backups(history_now)
+        assert [(row.vmid, row.severity) for row in rows] == [(110, "stalled"), (101, "stalled"), (102, "none")]
+        for row in rows:
+            assert isinstance(record_of(history_now, row.id), StallRecord), row.vmid
+
+
 def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     append(path, record(), now_s=NOW_S)
-    monkeypatch.setattr(history, "SCHEMA", (*SCHEMA, "ALTER TABLE nights ADD COLUMN new_one DEFAULT 7;"))
+    monkeypatch.setattr(history, "SCHEMA", (*SCHEMA, "ALTER TABLE backups ADD COLUMN new_one DEFAULT 7;"))
     with pytest.raises(NodeError, match="older pvehook; the next backup brings it up to date"), reading(path):
         pass
     assert append(path, record(vmid=102), now_s=NOW_S) is None
     assert [vmid for vmid, _ in kept(path)] == [101, 102]
     with reading(path) as database:
-        assert database.execute("SELECT DISTINCT new_one FROM nights").fetchall() == [(7,)]
+        assert database.execute("SELECT DISTINCT new_one FROM backups").fetchall() == [(7,)]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +394,7 @@ def test_details_that_cannot_be_read_cost_the_details(path: str, body: object, w
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
         damage.execute("UPDATE details SET body = ?", (body,))
     with reading(path) as database:
-        (row,) = nights(database)
+        (row,) = backups(database)
         read = record_of(database, row.id)
         assert last_records(database, 0.0) == []
     assert row.name == "web"
@@ -392,9 +406,9 @@ def test_details_that_cannot_be_read_cost_the_details(path: str, body: object, w
 def test_a_figure_that_is_no_figure_is_broken(path: str) -> None:
     append(path, record(), now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
-        damage.execute("UPDATE nights SET stalled_s = x'00', slowed_s = NULL")
+        damage.execute("UPDATE backups SET stalled_s = x'00', slowed_s = NULL")
     with reading(path) as database:
-        (row,) = nights(database)
+        (row,) = backups(database)
     assert isinstance(row.stalled_s, Broken)
     assert isinstance(row.slowed_s, Broken)
     assert row.write_p99_ms == 24.0

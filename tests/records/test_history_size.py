@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.records.history import nights, reading
+from pvehook.records.history import backups, reading
 from pvehook.report.report import run_report
-from tests.records.nights import NOW_S, write_long_history
+from tests.records.backups import NOW_S, write_long_history
 
 GUESTS, NIGHTS = 200, 400
 BOUND_BYTES = 80_000_000
@@ -27,7 +27,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_night_is_there_and_the_file_stays_within_its_bound(history: str) -> None:
     with reading(history) as database:
-        assert len(nights(database)) == GUESTS * NIGHTS
+        assert len(backups(database)) == GUESTS * NIGHTS
     size = sum(os.path.getsize(history + journal) for journal in ("", "-wal") if os.path.exists(history + journal))
     assert size < BOUND_BYTES
 

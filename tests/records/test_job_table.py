@@ -11,20 +11,20 @@ from pvehook.records.guest_record import GuestRecord
 from pvehook.records.job_table import WIDTH, job_table
 from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import KernelEvent, Verdict
-from tests.records.nights import HUNG, SOFT_LOCKUP, charted, container, guest_view, record
+from tests.records.backups import HUNG, SOFT_LOCKUP, charted, container, guest_view, record
 
 
 def guest(vmid: int = 101, name: str | None = "web", result: str = "ok", vmtype: str | None = "qemu") -> GuestRecord:
-    told = GuestRecord(vmid, "snapshot", vmtype, name, started_s=0.0, result=result, ended_s=724.0)
-    told.idle = {"vzdump": [1, 1, 1], "zstd": [1, 5, 5]}
-    told.effect_in_short = "compressor only, dump honoured"
-    return told
+    shown = GuestRecord(vmid, "snapshot", vmtype, name, started_s=0.0, result=result, ended_s=724.0)
+    shown.idle = {"vzdump": [1, 1, 1], "zstd": [1, 5, 5]}
+    shown.effect_in_short = "compressor only, dump honoured"
+    return shown
 
 
 def refused() -> GuestRecord:
-    told = guest(104, "mail", "refused")
-    told.idle = {}
-    return told
+    shown = guest(104, "mail", "refused")
+    shown.idle = {}
+    return shown
 
 
 def rows_of(lines: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ def test_a_run_at_a_glance() -> None:
         "VM 103 db         ok           1h04      15s    4.1>1310    6/6  slow target",
         "VM 105 erp        ok          12m04        ?       4.1>?    6/6  -",
         "VM 101 web        ok          12m04       0s      4.1>24    6/6  -",
-        "VM 104 mail       refused         -        -           -      -  window shut",
+        "VM 104 mail       refused         -        -           -      -  window closed",
         "VM 103 db stalled: slow target: each first write of the guest waits for the",
         "  backup's copy (p99 of reads 2.1 ms (1810), of writes 1310 ms; mean write",
         "  before 4.1 ms, during 212 ms)",

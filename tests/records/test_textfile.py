@@ -14,7 +14,7 @@ from pvehook.contract.measured import Absent, Broken
 from pvehook.records.stall_record import StallRecord
 from pvehook.records.textfile import METRICS, exposition, write_textfile
 from pvehook.rules.stalls import SEVERITIES
-from tests.records.nights import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
+from tests.records.backups import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
 
 parser = pytest.importorskip("prometheus_client.parser")
 
@@ -123,8 +123,8 @@ def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> No
 
 def test_labels_are_bounded() -> None:
     """Words of our own only: a guest has so many series and no more."""
-    for told in (charted(), container(), record(hypervisor=HUNG, guest=NO_AGENT)):
-        assert len(samples_of(told)) <= 40
+    for shown in (charted(), container(), record(hypervisor=HUNG, guest=NO_AGENT)):
+        assert len(samples_of(shown)) <= 40
 
 
 def test_the_file_is_put_in_place_by_whoever_can() -> None:

@@ -147,11 +147,11 @@ def test_a_sync_runs_by_exec_until_it_has_ended(tmp_path: Path) -> None:
     with SimulatedGuest(str(tmp_path), 101, sync_s=SHORT_S) as guest, open_agent(guest.qga_path, deadline) as agent:
         started = agent.execute("guest-exec", {"path": "/bin/sync", "arg": ["-f", "/"]}, deadline=deadline)
         assert isinstance(started, dict)
-        told = [{"exited": False}]
-        while told[-1] == {"exited": False} and deadline.left_s():
-            told.append(agent.execute("guest-exec-status", started, deadline=deadline))  # type: ignore[arg-type]
-        assert told[1] == {"exited": False}
-        assert told[-1] == {"exited": True, "exitcode": 0}
+        shown = [{"exited": False}]
+        while shown[-1] == {"exited": False} and deadline.left_s():
+            shown.append(agent.execute("guest-exec-status", started, deadline=deadline))  # type: ignore[arg-type]
+        assert shown[1] == {"exited": False}
+        assert shown[-1] == {"exited": True, "exitcode": 0}
         assert guest.executed == (("/bin/sync", "-f", "/"),)
         with pytest.raises(Refused, match="does not exist"):
             agent.execute("guest-exec-status", started, deadline=deadline)
@@ -189,12 +189,12 @@ def test_it_tells_its_system_and_whether_it_moves(tmp_path: Path) -> None:
     deadline = Deadline.after(LONG_S)
     with SimulatedGuest(str(tmp_path), 101, os_id="mswindows") as guest:
         with open_agent(guest.qga_path, deadline) as agent:
-            told = agent.execute("guest-get-osinfo", deadline=deadline)
-            assert isinstance(told, dict)
-            assert told["id"] == "mswindows"
+            shown = agent.execute("guest-get-osinfo", deadline=deadline)
+            assert isinstance(shown, dict)
+            assert shown["id"] == "mswindows"
         with open_qmp(guest.qmp_path, deadline) as qmp:
             assert qmp.execute("query-migrate", deadline=deadline) == {}
             guest.migrating = True
-            told = qmp.execute("query-migrate", deadline=deadline)
-            assert isinstance(told, dict)
-            assert told["status"] == "active"
+            shown = qmp.execute("query-migrate", deadline=deadline)
+            assert isinstance(shown, dict)
+            assert shown["status"] == "active"

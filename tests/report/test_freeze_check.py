@@ -81,12 +81,12 @@ def test_the_same_for_scripts(root: Path, check: Check) -> None:
     with running_vm(root):
         done = check("--json")
     assert (done.code, done.err, done.out.count("\n")) == (FROZEN, "", 1)
-    told = json.loads(done.out)
-    assert {key: told[key] for key in ("vmid", "name", "verdict", "mountpoints", "alert")} == {
+    shown = json.loads(done.out)
+    assert {key: shown[key] for key in ("vmid", "name", "verdict", "mountpoints", "alert")} == {
         "vmid": 101, "name": "web", "verdict": "freeze", "mountpoints": None, "alert": None,
     }  # fmt: skip
-    assert told["reasons"] != []
-    assert told["facts"]["VM"] == "running"
+    assert shown["reasons"] != []
+    assert shown["facts"]["VM"] == "running"
 
 
 def test_every_reason_against_it_is_named(root: Path, check: Check) -> None:
@@ -105,10 +105,10 @@ def test_a_list_of_mountpoints_is_shown(root: Path, check: Check) -> None:
     filesystems = (Filesystem("loop0", "/mnt", "ext4"), Filesystem("sda1", "/", "ext4"))
     with running_vm(root, filesystems=filesystems):
         done = check()
-        told = json.loads(check("--json").out)
+        shown = json.loads(check("--json").out)
     assert done.code == FROZEN
     assert "  to be frozen: /mnt, /\n" in done.out
-    assert told["mountpoints"] == ["/mnt", "/"]
+    assert shown["mountpoints"] == ["/mnt", "/"]
 
 
 def test_where_proxmox_does_not_freeze_the_agent_is_not_asked(root: Path, check: Check) -> None:
@@ -137,8 +137,8 @@ def test_an_agent_that_hangs_is_said_once(root: Path, check: Check) -> None:
 
 def test_a_vm_that_does_not_run(root: Path, check: Check) -> None:
     assert check() == Done(NOT_FROZEN, "VM 101 (web) does not run: nothing of it would be frozen\n", "")
-    told = json.loads(check("--json").out)
-    assert (told["verdict"], told["facts"]["VM"]) == ("none", "does not run")
+    shown = json.loads(check("--json").out)
+    assert (shown["verdict"], shown["facts"]["VM"]) == ("none", "does not run")
 
 
 def test_a_vm_that_there_is_not(root: Path, check: Check) -> None:
@@ -167,12 +167,12 @@ def test_what_the_guest_calls_things_moves_no_cursor(root: Path, check: Check) -
     names = tuple(Filesystem(f"loop{number}{NASTY}", f"/{number}{NASTY}", NASTY) for number in range(3))
     with running_vm(root, filesystems=names, os_id=NASTY, agent_version=NASTY) as guest:
         done = check()
-        told = check("--json")
+        shown = check("--json")
         guest.refused["guest-get-fsinfo"] = NASTY
         refused = check()
-    for text in (done.out, told.out, refused.out):
+    for text in (done.out, shown.out, refused.out):
         assert [line for line in text.splitlines() if not line.isprintable()] == []
     assert "a\\nb\\r\\x1b[2J\\u202e\\u2028\\x00\\ud800\\U000e0001" in done.out
-    assert json.loads(told.out)["facts"]["system"]
+    assert json.loads(shown.out)["facts"]["system"]
     assert refused.code == NOT_FROZEN
     assert "refused: GenericError: a\\nb\\r\\x1b[2J" in refused.out

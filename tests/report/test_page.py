@@ -18,12 +18,12 @@ from pvehook.records.history import append
 from pvehook.records.stall_record import SpeedPoint
 from pvehook.report.report import run_report
 from pvehook.rules.stalls import Cause, Verdict
-from tests.records.nights import (
+from tests.records.backups import (
     HUNG,
     NO_AGENT,
     NOW_S,
     SOFT_LOCKUP,
-    a_nodes_nights,
+    a_nodes_backups,
     charted,
     container,
     guest_view,
@@ -79,7 +79,7 @@ def written(history: str, **options: Any) -> str:
 
 
 def test_a_nodes_nights_are_a_page(history: str) -> None:
-    append(history, *a_nodes_nights(12, 40, charts_for_days=1), now_s=NOW_S)
+    append(history, *a_nodes_backups(12, 40, charts_for_days=1), now_s=NOW_S)
     page = Page(written(history))
     assert "VM 103 files10 got worse on 2026-11-13." in page.text
     assert "QEMU 9.2.0 → 10.0.2 (28 nights before, 12 after)" in page.text
@@ -144,25 +144,25 @@ def test_a_chart_says_in_words_what_it_shows(history: str) -> None:
     words, *others = re.findall(r"<desc id=\"c101-\w+\">(.*?)</desc>", text)
     assert others == [words, words]  # for each width
     assert words.startswith("Chart of the night, 04:40:00 to 05:40:00. p99 of the guest&#x27;s disk requests: median ")
-    for told in ("Before the backup: 4.4 ms.", "Stalled for 15 s in all, between ", "Frozen for 184 ms at 04:40:03."):
-        assert told in words
+    for shown in ("Before the backup: 4.4 ms.", "Stalled for 15 s in all, between ", "Frozen for 184 ms at 04:40:03."):
+        assert shown in words
     assert "The governor limited the backup to" in words
 
 
 def test_a_chart_has_axes_units_and_a_key(history: str) -> None:
     append(history, charted(), now_s=NOW_S)
     page = Page(written(history))
-    for told in ("1 ms", "10 ms", "100 ms", "1 s", "Backup rate, MiB/s", "05:00", "frozen 184 ms", "before: 4.4 ms"):
-        assert told in page.texts, told
-    for told in ("p99, logarithmic", "before the backup", "governor’s limit", "governor’s target", "kernel line"):
-        assert told in page.texts, told
+    for shown in ("1 ms", "10 ms", "100 ms", "1 s", "Backup rate, MiB/s", "05:00", "frozen 184 ms", "before: 4.4 ms"):
+        assert shown in page.texts, shown
+    for shown in ("p99, logarithmic", "before the backup", "governor’s limit", "governor’s target", "kernel line"):
+        assert shown in page.texts, shown
 
 
 def test_only_what_is_in_the_chart_is_in_its_key(history: str) -> None:
     append(history, charted(bad=False, baseline=NO_AGENT, governor=None), now_s=NOW_S)
     page = Page(written(history))
-    for told in ("before the backup", "governor’s limit", "kernel line"):
-        assert told not in page.texts
+    for shown in ("before the backup", "governor’s limit", "kernel line"):
+        assert shown not in page.texts
 
 
 @pytest.mark.parametrize("number", [1, 2, 120])
@@ -186,7 +186,7 @@ def test_a_night_without_requests_without_a_chart_and_without_details(history: s
 
 
 def test_worst_says_how_many_are_shown_in_detail(history: str) -> None:
-    append(history, *a_nodes_nights(12, 2, charts_for_days=1), now_s=NOW_S)
+    append(history, *a_nodes_backups(12, 2, charts_for_days=1), now_s=NOW_S)
     page = Page(written(history, worst=2))
     assert len([tag for tag, _ in page.elements if tag == "article"]) == 2
     links = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
@@ -205,10 +205,10 @@ def test_the_page_is_there_whole_or_as_it_was(history: str, tmp_path: Path) -> N
 
 def test_a_target_above_all_latencies_is_within_the_scale(history: str) -> None:
     """Of a guest that was slow before its backup already."""
-    told = charted(bad=False)
-    assert told.governor is not None
+    shown = charted(bad=False)
+    assert shown.governor is not None
     speeds = (SpeedPoint(0.0, 0, 5.0, 17_500.0),)
-    append(history, replace(told, governor=told.governor._replace(speeds=speeds)), now_s=NOW_S)
+    append(history, replace(shown, governor=shown.governor._replace(speeds=speeds)), now_s=NOW_S)
     page = Page(written(history))
     assert "100 s" in page.texts
     assert "governor’s target" in page.texts

@@ -25,7 +25,7 @@ from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.report.report import run_report, start_of
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import Verdict
-from tests.records.nights import (
+from tests.records.backups import (
     DAY_S,
     HUNG,
     NEW,
@@ -33,7 +33,7 @@ from tests.records.nights import (
     NOW_S,
     OLD,
     SOFT_LOCKUP,
-    a_nodes_nights,
+    a_nodes_backups,
     charted,
     container,
     guest_view,
@@ -58,7 +58,7 @@ def history(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def node_history(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("node") / "history.db")
-    append(path, *a_nodes_nights(12, 40, charts_for_days=1), now_s=NOW_S)
+    append(path, *a_nodes_backups(12, 40, charts_for_days=1), now_s=NOW_S)
     return path
 
 
@@ -71,7 +71,7 @@ def report(history: str, now: datetime = NOW, encoding: str = "utf-8", **options
     return pipe.getvalue().decode(encoding)
 
 
-def night(age: float, vmid: int = 101, **changes: Any) -> StallRecord:
+def backup(age: float, vmid: int = 101, **changes: Any) -> StallRecord:
     started_s = NOW_S - age * DAY_S - 7200
     return record(vmid=vmid, started_s=started_s, ended_s=started_s + 3600, **changes)
 
@@ -84,9 +84,9 @@ def rows_of(text: str) -> list[str]:
 
 
 def test_a_guest_is_a_line_with_its_nights_the_worst_first(history: str) -> None:
-    append(history, *(night(age, 101) for age in (2, 1, 0)), now_s=NOW_S)
-    append(history, night(2, 103, name="db"), night(0, 103, name="db", stalled_s=12.3, slowed_s=60.0), now_s=NOW_S)
-    append(history, night(1, 105, name="erp", slowed_s=5.0), night(0, 105, name="erp", hypervisor=HUNG), now_s=NOW_S)
+    append(history, *(backup(age, 101) for age in (2, 1, 0)), now_s=NOW_S)
+    append(history, backup(2, 103, name="db"), backup(0, 103, name="db", stalled_s=12.3, slowed_s=60.0), now_s=NOW_S)
+    append(history, backup(1, 105, name="erp", slowed_s=5.0), backup(0, 105, name="erp", hypervisor=HUNG), now_s=NOW_S)
     assert report(history).splitlines() == [
         "pvehook: 3 guests, nights of 2026-11-22 to 2026-11-24, worst last night first",
         "",
@@ -103,7 +103,7 @@ def test_a_guest_is_a_line_with_its_nights_the_worst_first(history: str) -> None
 
 
 def test_zero_absent_broken_and_no_backup_are_four_marks(history: str) -> None:
-    append(history, night(3), night(2, hypervisor=HUNG), night(0, hypervisor=NO_AGENT), night(1, 102), now_s=NOW_S)
+    append(history, backup(3), backup(2, hypervisor=HUNG), backup(0, hypervisor=NO_AGENT), backup(1, 102), now_s=NOW_S)
     (row,) = [row for row in rows_of(report(history)) if row.startswith("VM 101")]
     assert "▁? -" in row
     assert " - " in row.replace("▁? -", "")  # stalled in the last night
@@ -144,10 +144,10 @@ def test_a_regression_is_told_at_the_top_with_versions_and_figures(node_history:
 
 
 def test_a_regression_of_a_guest_that_is_not_shown_is_told_all_the_same(history: str) -> None:
-    append(history, *(night(age, 101, stalled_s=300.0, slowed_s=400.0) for age in range(3)), now_s=NOW_S)
+    append(history, *(backup(age, 101, stalled_s=300.0, slowed_s=400.0) for age in range(3)), now_s=NOW_S)
     for age in range(30):
         bad = {"stalled_s": 20.0, "slowed_s": 90.0, "versions": NEW} if age < 10 else {"versions": OLD}
-        append(history, night(age, 102, name="files", **bad), now_s=NOW_S)
+        append(history, backup(age, 102, name="files", **bad), now_s=NOW_S)
     text = report(history, worst=1)
     assert "!! VM 102 files got worse on" in text
     assert [row[:6] for row in rows_of(text)] == ["VM 101"]
@@ -157,7 +157,7 @@ def test_a_regression_of_a_guest_that_is_not_shown_is_told_all_the_same(history:
 def test_a_regression_older_than_what_is_shown_is_found(history: str) -> None:
     for age in range(60):
         bad = {"stalled_s": 20.0, "slowed_s": 90.0, "versions": NEW} if age < 40 else {"versions": OLD}
-        append(history, night(age, **bad), now_s=NOW_S)
+        append(history, backup(age, **bad), now_s=NOW_S)
     text = report(history, since="7d")
     assert "nights of 2026-11-18 to 2026-11-24" in text
     assert "!! VM 101 web got worse on 2026-10-16" in text
@@ -182,7 +182,7 @@ def test_a_night_belongs_to_the_day_of_the_zone_that_is_told(history: str) -> No
 def test_a_night_in_detail(history: str) -> None:
     append(history, charted(vmid=103, name="db"), now_s=NOW_S)
     text = report(history, vmid=103)
-    for told in (
+    for shown in (
         "VM 103 db, night of 2026-11-24: stalled",
         "stalled    15 s",
         "slowed     91 s",
@@ -202,19 +202,19 @@ def test_a_night_in_detail(history: str) -> None:
         "p99 of the guest's disk requests, ms; before: 4.4",
         "1000 │",
     ):
-        assert told in text, text
+        assert shown in text, text
 
 
 def test_the_last_night_is_shown_or_the_one_that_is_asked_for(history: str, capsys: pytest.CaptureFixture[str]) -> None:
-    append(history, night(200, stalled_s=50.0), night(1, stalled_s=7.0), night(0), night(0, 102), now_s=NOW_S)
+    append(history, backup(200, stalled_s=50.0), backup(1, stalled_s=7.0), backup(0), backup(0, 102), now_s=NOW_S)
     assert "night of 2026-11-24: none" in report(history, vmid=101)
-    yesterday = report(history, vmid=101, night="2026-11-23")
+    yesterday = report(history, vmid=101, backup="2026-11-23")
     assert "night of 2026-11-23: stalled" in yesterday
     assert "2026-11-24" not in yesterday  # as of that night
-    assert "details are kept for 120 days" in report(history, vmid=101, night="2026-05-08")
-    assert run_report(history, io.StringIO(), NOW, vmid=101, night="2026-11-20") == 2
+    assert "details are kept for 120 days" in report(history, vmid=101, backup="2026-05-08")
+    assert run_report(history, io.StringIO(), NOW, vmid=101, backup="2026-11-20") == 2
     assert capsys.readouterr().err == "pvehook: no backup of guest 101 began on 2026-11-20\n"
-    assert run_report(history, io.StringIO(), NOW, vmid=102, since="7d", night="2026-11-25") == 2
+    assert run_report(history, io.StringIO(), NOW, vmid=102, since="7d", backup="2026-11-25") == 2
     assert capsys.readouterr().err == (
         "pvehook: no backup of guest 102 began on 2026-11-25; the last nights before: 2026-11-24\n"
     )
@@ -222,21 +222,21 @@ def test_the_last_night_is_shown_or_the_one_that_is_asked_for(history: str, caps
 
 def test_all_guests_as_of_a_night(history: str) -> None:
     """Who suffered then; a guest that was not backed up then is not among them."""
-    append(history, night(1, 101, stalled_s=7.0), night(0, 101), night(1, 102), night(0, 103), now_s=NOW_S)
-    assert [row[:6] for row in rows_of(report(history, night="2026-11-23"))] == ["VM 101", "VM 102"]
-    body = json.loads(report(history, night="2026-11-23", as_json=True))
-    assert [len(guest["nights"]) for guest in body["guests"]] == [1, 1]
+    append(history, backup(1, 101, stalled_s=7.0), backup(0, 101), backup(1, 102), backup(0, 103), now_s=NOW_S)
+    assert [row[:6] for row in rows_of(report(history, backup="2026-11-23"))] == ["VM 101", "VM 102"]
+    body = json.loads(report(history, backup="2026-11-23", as_json=True))
+    assert [len(guest["backups"]) for guest in body["guests"]] == [1, 1]
 
 
 @pytest.mark.parametrize("asked", ["yesterday", "2026-1-1", "24.11.2026", "2026-02-30", ""])
 def test_a_night_that_is_none_is_said(history: str, asked: str, capsys: pytest.CaptureFixture[str]) -> None:
     append(history, record(), now_s=NOW_S)
-    assert run_report(history, io.StringIO(), NOW, vmid=101, night=asked) == 2
+    assert run_report(history, io.StringIO(), NOW, vmid=101, backup=asked) == 2
     assert "is no night; expected its date, such as 2026-11-24" in capsys.readouterr().err
 
 
 def test_a_guests_nights_are_above_its_last_one(history: str) -> None:
-    append(history, night(3, stalled_s=7.0), night(2), night(0, hypervisor=HUNG), now_s=NOW_S)
+    append(history, backup(3, stalled_s=7.0), backup(2), backup(0, hypervisor=HUNG), now_s=NOW_S)
     lines = report(history, vmid=101).splitlines()
     at = lines.index("nights     ▄▁?")
     assert lines[at + 1] == "           2026-11-21 to 2026-11-24, stalled in 1 of 3 nights, 1 not known"
@@ -349,7 +349,7 @@ def on_a_terminal(history: str, columns: int, **options: Any) -> str:
 
 
 def test_colour_is_for_a_terminal_and_not_against_no_color(history: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    append(history, night(0, stalled_s=5.0), now_s=NOW_S)
+    append(history, backup(0, stalled_s=5.0), now_s=NOW_S)
     assert "\x1b[" not in report(history)
     assert "\x1b[1;31mstalled" in on_a_terminal(history, 80)
     assert "\x1b[1;31mstalled" in on_a_terminal(history, 80, vmid=101)
@@ -365,7 +365,7 @@ def test_without_a_history_it_says_when_there_will_be_one(history: str) -> None:
 
 
 def test_a_history_without_the_nights_that_are_asked_for(history: str) -> None:
-    append(history, night(20), now_s=NOW_S)
+    append(history, backup(20), now_s=NOW_S)
     assert "the history has no night since 2026-11-17" in report(history, since="7d")
     assert "the history has no night of guest 999 since" in report(history, vmid=999)
     assert not os.path.exists(f"{history}.html")
@@ -401,14 +401,14 @@ def test_since_is_days_or_a_days_midnight() -> None:
 
 
 def test_json_of_all_guests(history: str) -> None:
-    append(history, night(1), night(0, hypervisor=HUNG), night(0, 102, name="b", hypervisor=NO_AGENT), now_s=NOW_S)
+    append(history, backup(1), backup(0, hypervisor=HUNG), backup(0, 102, name="b", hypervisor=NO_AGENT), now_s=NOW_S)
     body = json.loads(report(history, as_json=True))
     assert [guest["vmid"] for guest in body["guests"]] == [101, 102]
-    yesterday, today = body["guests"][0]["nights"]
+    yesterday, today = body["guests"][0]["backups"]
     assert yesterday["started"] == "2026-11-23T04:00:00+00:00"
     assert (yesterday["stalled_s"], yesterday["write_p99_ms"], yesterday["causes"]) == (0.0, 24.0, [])
     assert today["stalled_s"] == "broken: QMP did not answer within 5 s"
-    assert body["guests"][1]["nights"][0]["stalled_s"] == "absent: the guest runs no agent"
+    assert body["guests"][1]["backups"][0]["stalled_s"] == "absent: the guest runs no agent"
     assert yesterday["qemu"] == "10.0.2"
 
 
@@ -426,7 +426,7 @@ def test_json_has_the_regression(node_history: str) -> None:
 def test_json_of_one_night_has_the_whole_record(history: str) -> None:
     append(history, charted(), now_s=NOW_S)
     body = json.loads(report(history, vmid=101, as_json=True))
-    assert body["night"]["severity"] == "stalled"
+    assert body["backup"]["severity"] == "stalled"
     assert body["figures"]["write_p99_ms"] == 1310
     assert len(body["record"]["points"]) == 120
     assert body["record"]["guest"]["io"] == {"some_s": 14.2, "full_s": 9.8}

@@ -44,7 +44,7 @@ def test_absent_the_backup_runs_at_idle_priority_and_says_so(node_without_daemon
     assert any("the daemon does not answer (No such file or directory)" in line for line in played.task_log)
 
 
-def test_absent_a_shut_window_still_refuses(node_without_daemon: NodeUnderTest) -> None:
+def test_absent_a_closed_window_still_refuses(node_without_daemon: NodeUnderTest) -> None:
     store_config(node_without_daemon.node, NEVER_OPEN)
     played = play(node_without_daemon.run())
     assert [(call.argv[0], call.exit_code) for call in played.calls] == [("job-init", 1)]

@@ -112,13 +112,13 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Errors, warnings and blocked requests of the console so far, and every address that was asked for."""
-        told = [json.dumps(each["params"]) for each in self._browser.events if each.get("method") in _COMPLAINTS]
+        shown = [json.dumps(each["params"]) for each in self._browser.events if each.get("method") in _COMPLAINTS]
         asked = [
             each["params"]["request"]["url"]
             for each in self._browser.events
             if each.get("method") == "Network.requestWillBeSent"
         ]
-        return told + asked[1:]  # the first is the page itself
+        return shown + asked[1:]  # the first is the page itself
 
     def screenshot(self, file: Path, whole: bool = True) -> None:
         """As a PNG; `whole`: also what is below the screen's edge."""

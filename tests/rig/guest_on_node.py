@@ -84,8 +84,8 @@ def assert_alive(vm: QemuGuest, within_s: float = ANSWER_S) -> None:
 
 def needs_recovery(image: Path) -> bool:
     """Whether the copy of an ext4 holds a journal that was not played back: then nobody had frozen it."""
-    told = subprocess.run(["dumpe2fs", "-h", str(image)], capture_output=True, text=True, timeout=ANSWER_S, check=True)
-    features = next(line for line in told.stdout.splitlines() if line.startswith("Filesystem features:"))
+    shown = subprocess.run(["dumpe2fs", "-h", str(image)], capture_output=True, text=True, timeout=ANSWER_S, check=True)
+    features = next(line for line in shown.stdout.splitlines() if line.startswith("Filesystem features:"))
     return "needs_recovery" in features
 
 
@@ -156,9 +156,9 @@ class Witness:
         deadline = Deadline.after(ANSWER_S)
         while True:
             self._qemu.allow()
-            told = parse_document(self._qemu.read_line(deadline), source=self._qemu.path)
-            if told.get("event") == "JOB_STATUS_CHANGE" and told["data"] == {"id": name, "status": status}:
-                stamp = told["timestamp"]
+            shown = parse_document(self._qemu.read_line(deadline), source=self._qemu.path)
+            if shown.get("event") == "JOB_STATUS_CHANGE" and shown["data"] == {"id": name, "status": status}:
+                stamp = shown["timestamp"]
                 assert isinstance(stamp, dict)
                 return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
 
@@ -167,9 +167,9 @@ class Witness:
         self._qemu.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n", deadline)
         while True:
             self._qemu.allow()
-            told = parse_document(self._qemu.read_line(deadline), source=self._qemu.path)
-            assert "error" not in told, told
-            if "return" in told:
+            shown = parse_document(self._qemu.read_line(deadline), source=self._qemu.path)
+            assert "error" not in shown, shown
+            if "return" in shown:
                 return
 
 

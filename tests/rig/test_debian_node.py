@@ -60,8 +60,8 @@ def everything_in_etc(node: DebianNode) -> dict[str, Entry]:
 def window_around_now() -> str:
     """A configuration whose window (in UTC, the zone of these systems) is open now and two hours more."""
     now = datetime.now(UTC)
-    opens, shuts = now - timedelta(hours=2), now + timedelta(hours=2)
-    return f'window:\n  open: ["{opens:%H:%M}-{shuts:%H:%M}"]\n'
+    opens, closes = now - timedelta(hours=2), now + timedelta(hours=2)
+    return f'window:\n  open: ["{opens:%H:%M}-{closes:%H:%M}"]\n'
 
 
 def unanswered(night: Night) -> list[str]:

@@ -154,17 +154,17 @@ def test_whatever_is_killed_the_guest_is_thawed(
     assert (played["exit"] == 0) is (victim == "daemon"), played["log"]
     by_stop_post = [line for line in node.said_by_unit(before) if "a freeze of ours was left over; now" in line]
     by_daemon = [each["MESSAGE"] for each in node.events(before, "freeze-left-over")]
-    told = [each["MESSAGE"] for each in node.events(before, "freeze-done")]
+    shown = [each["MESSAGE"] for each in node.events(before, "freeze-done")]
     if victim == "daemon":
         assert len(by_stop_post) + len(by_daemon) == 1
-        assert told == []  # nobody is left who knows how that freeze ended; the account says so
+        assert shown == []  # nobody is left who knows how that freeze ended; the account says so
         assert node.debian.run("systemctl", "is-active", "pvehook.service").out == "active\n"
     else:
         assert by_stop_post + by_daemon == []
-        assert len(told) == 1
+        assert len(shown) == 1
     assert node.debian.run("ls", "/run/pvehook/frozen").out == ""
     with capsys.disabled():
-        who, waited_ms = (by_stop_post + by_daemon + told)[0], round(longest_s * 1000)
+        who, waited_ms = (by_stop_post + by_daemon + shown)[0], round(longest_s * 1000)
         print(f"\n| {node.debian.suite:<8} | {victim:<6} | {step:<8} | a writer waited {waited_ms:6} ms | {who}")
 
 

@@ -156,9 +156,9 @@ def test_a_vm_that_was_ended_is_unreachable() -> None:
 def _assert_all_threads(pid: int, io_priority: str, niceness: int) -> None:
     """By another reader than ours: util-linux' ionice, and the 19th field of stat (proc(5))."""
     tids = os.listdir(f"/proc/{pid}/task")
-    told = subprocess.run(["ionice", "-p", *tids], capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run(["ionice", "-p", *tids], capture_output=True, text=True, timeout=30, check=True)
     stats = [Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split() for tid in tids]
-    assert set(told.stdout.splitlines()) == {io_priority}
+    assert set(shown.stdout.splitlines()) == {io_priority}
     assert {int(fields[16]) for fields in stats} == {niceness}
 
 

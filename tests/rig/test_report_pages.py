@@ -15,7 +15,7 @@ import pytest
 
 from pvehook.records.history import append
 from pvehook.report.report import run_report
-from tests.records.nights import NOW_S, a_nodes_nights, charted
+from tests.records.backups import NOW_S, a_nodes_backups, charted
 from tests.rig.browser import CHROMIUM, Browser, Page, Screen, running_browser
 
 pytestmark = [
@@ -78,7 +78,7 @@ def browser() -> Iterator[Browser]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report")
     history = str(place / "history.db")
-    append(history, *a_nodes_nights(24, 40, charts_for_days=2), now_s=NOW_S)
+    append(history, *a_nodes_backups(24, 40, charts_for_days=2), now_s=NOW_S)
     long_name = charted(3, vmid=150, name="a-name-as-long-as-names-may-be." + "x" * 40, stalled_s=320.0)
     append(history, long_name, now_s=NOW_S)
     file = place / "report.html"

@@ -259,7 +259,7 @@ def night(
     seed: int = 1,
     longest_s: float = 600.0,
 ) -> Night:
-    """Plays one backup to its end; its guest began `BEFORE_S` earlier. `window_s`: the window shuts so long after."""
+    """Plays one backup to its end; its guest began `BEFORE_S` earlier. `window_s`: the window closes so long after."""
     play = _Play(source, target, guest or Guest(), size_mib * MIB, workers, seed)
     play.done_at_s = BEFORE_S
     play.start_guest()

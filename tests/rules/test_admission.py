@@ -16,14 +16,14 @@ from pvehook.rules.window import Window, WindowState, parse_span, window_state
 WARSAW = ZoneInfo("Europe/Warsaw")
 NIGHT = Window((parse_span("02:00-05:00"),), WARSAW)
 OPEN_AT = datetime(2026, 3, 30, 3, 0, tzinfo=WARSAW)
-SHUT_AT = datetime(2026, 3, 30, 5, 12, 7, tzinfo=WARSAW)
-NOW_S = SHUT_AT.timestamp()
+CLOSED_AT = datetime(2026, 3, 30, 5, 12, 7, tzinfo=WARSAW)
+NOW_S = CLOSED_AT.timestamp()
 
 OPEN = window_state(NIGHT, OPEN_AT)
-SHUT = window_state(NIGHT, SHUT_AT)
-IT_IS_SHUT = "it is 05:12:07 CEST (Europe/Warsaw) and the backup window is shut (outside 02:00-05:00)"
+CLOSED = window_state(NIGHT, CLOSED_AT)
+IT_IS_CLOSED = "it is 05:12:07 CEST (Europe/Warsaw) and the backup window is closed (outside 02:00-05:00)"
 
-JOB_INIT = Question("job-init", SHUT_AT, None, None, None, False, "nas", False)
+JOB_INIT = Question("job-init", CLOSED_AT, None, None, None, False, "nas", False)
 JOB_START = JOB_INIT._replace(phase="job-start")
 GUEST_101 = JOB_INIT._replace(phase="backup-start", vmid=101)
 ONE_GUEST_RUN = JOB_START._replace(job_vmids=(101,))
@@ -34,7 +34,7 @@ FOR_101 = FOR_ALL._replace(vmids=(101, 102))
 
 def ask(
     question: Question,
-    state: WindowState = SHUT,
+    state: WindowState = CLOSED,
     exempt: Exemptions = Exemptions(),  # noqa: B008 - frozen
     allowances: tuple[Allowance, ...] = (),
     *,
@@ -57,9 +57,9 @@ def test_an_open_window_admits_without_a_word(question: Question) -> None:
 def test_a_guest_is_refused_in_one_line_that_says_everything() -> None:
     assert ask(GUEST_101) == Admission(
         False,
-        "window-shut",
+        "window-closed",
         (
-            f"guest 101 is refused: {IT_IS_SHUT}; it opens next: Tue 2026-03-31 02:00 CEST; "
+            f"guest 101 is refused: {IT_IS_CLOSED}; it opens next: Tue 2026-03-31 02:00 CEST; "
             'to allow it now: pvehook allow --vmid 101 --for 2h --reason "..."',
         ),
     )
@@ -69,9 +69,9 @@ def test_a_guest_is_refused_in_one_line_that_says_everything() -> None:
 def test_a_run_is_refused_in_one_line_that_says_everything(question: Question) -> None:
     assert ask(question) == Admission(
         False,
-        "window-shut",
+        "window-closed",
         (
-            f"this run is refused: {IT_IS_SHUT}; it opens next: Tue 2026-03-31 02:00 CEST; "
+            f"this run is refused: {IT_IS_CLOSED}; it opens next: Tue 2026-03-31 02:00 CEST; "
             'to allow it now: pvehook allow --for 2h --reason "..."',
         ),
     )
@@ -92,14 +92,14 @@ def test_the_command_of_a_refusal_allows_it() -> None:
 
 
 def test_a_window_that_never_opens_says_so() -> None:
-    never = window_state(Window((), WARSAW), SHUT_AT)
+    never = window_state(Window((), WARSAW), CLOSED_AT)
     (line,) = ask(GUEST_101, never).lines
     assert "05:12:07 CEST (Europe/Warsaw)" in line
-    assert "is shut (no span is configured); it opens next: never, as configured; " in line
+    assert "is closed (no span is configured); it opens next: never, as configured; " in line
 
 
 def test_the_clock_is_the_one_of_the_window() -> None:
-    assert ask(GUEST_101._replace(now=SHUT_AT.astimezone(UTC))) == ask(GUEST_101)
+    assert ask(GUEST_101._replace(now=CLOSED_AT.astimezone(UTC))) == ask(GUEST_101)
 
 
 def test_a_zone_is_not_named_twice() -> None:
@@ -130,7 +130,7 @@ def test_the_next_opening_is_told_in_the_abbreviation_of_that_day() -> None:
 def test_an_exempt_job_is_admitted(question: Question) -> None:
     exempt = Exemptions(jobs=("backup-nightly",))
     admitted = ask(question._replace(job_id="backup-nightly"), exempt=exempt)
-    assert admitted == Admission(True, "job-exempt", (f"{IT_IS_SHUT}, but job backup-nightly is exempt",))
+    assert admitted == Admission(True, "job-exempt", (f"{IT_IS_CLOSED}, but job backup-nightly is exempt",))
     assert not ask(question._replace(job_id="backup-other"), exempt=exempt).allowed
     assert not ask(question, exempt=exempt).allowed
 
@@ -138,14 +138,14 @@ def test_an_exempt_job_is_admitted(question: Question) -> None:
 @pytest.mark.parametrize("question", [JOB_INIT, JOB_START, GUEST_101], ids=lambda question: question.phase)
 def test_an_exempt_storage_is_admitted(question: Question) -> None:
     admitted = ask(question, exempt=Exemptions(storages=("local", "nas")))
-    assert admitted == Admission(True, "storage-exempt", (f"{IT_IS_SHUT}, but storage nas is exempt",))
+    assert admitted == Admission(True, "storage-exempt", (f"{IT_IS_CLOSED}, but storage nas is exempt",))
     assert not ask(question, exempt=Exemptions(storages=("local",))).allowed
     assert not ask(question._replace(storage=None), exempt=Exemptions(storages=("nas",))).allowed
 
 
 def test_an_exempt_guest_is_admitted() -> None:
     exempt = Exemptions(guests=(100, 101))
-    assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (f"{IT_IS_SHUT}, but guest 101 is exempt",))
+    assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (f"{IT_IS_CLOSED}, but guest 101 is exempt",))
     assert ask(ONE_GUEST_RUN, exempt=exempt).reason == "guest-exempt"
     assert not ask(GUEST_101._replace(vmid=102), exempt=exempt).allowed
     assert not ask(ONE_GUEST_RUN._replace(job_vmids=(102,)), exempt=exempt).allowed
@@ -170,7 +170,7 @@ def test_an_allowance_for_every_guest_admits(question: Question) -> None:
     admitted = ask(question, allowances=(FOR_ALL,))
     assert (admitted.allowed, admitted.reason) == (True, "allowance:ab12")
     (line,) = admitted.lines
-    assert line.startswith(IT_IS_SHUT)
+    assert line.startswith(IT_IS_CLOSED)
     assert "allowance ab12 by root@pam until Mon 2026-03-30 05:13:07 CEST: restore drill" in line
 
 
@@ -207,7 +207,7 @@ def test_a_run_is_let_through_for_some_guests(question: Question) -> None:
     admitted = ask(question, exempt=Exemptions(guests=(200,)), allowances=(FOR_101,))
     assert (admitted.allowed, admitted.reason) == (True, "some-guests-allowed")
     assert admitted.lines == (
-        f"{IT_IS_SHUT}; of this run only these guests will be backed up, every other is refused: 101, 102, 200",
+        f"{IT_IS_CLOSED}; of this run only these guests will be backed up, every other is refused: 101, 102, 200",
     )
     assert not admits_whole_run(admitted)
 
@@ -237,7 +237,7 @@ def test_a_guest_is_not_let_through_for_another() -> None:
 def test_an_unknown_job_is_let_through_at_job_init_and_decided_at_job_start() -> None:
     pending = ask(JOB_INIT._replace(job_id_pending=True))
     assert (pending.allowed, pending.reason) == (True, "job-unknown-yet")
-    assert pending.lines == (f"{IT_IS_SHUT}; job-start decides, this may be an exempt job",)
+    assert pending.lines == (f"{IT_IS_CLOSED}; job-start decides, this may be an exempt job",)
     assert not admits_whole_run(pending)
     assert not ask(JOB_START._replace(job_id_pending=True)).allowed
     assert not ask(GUEST_101._replace(job_id_pending=True)).allowed
@@ -247,7 +247,7 @@ def test_what_is_certain_goes_before_what_is_pending() -> None:
     assert ask(JOB_INIT._replace(job_id_pending=True), allowances=(FOR_ALL,)).reason == "allowance:ab12"
 
 
-# The window shuts in the middle of a night
+# The window closes in the middle of a night
 
 
 def test_the_next_guest_goes_on_if_configured() -> None:
@@ -256,7 +256,7 @@ def test_the_next_guest_goes_on_if_configured() -> None:
         True,
         "next-guest-allow",
         (
-            "the backup window shut at Mon 2026-03-30 05:00 CEST (outside 02:00-05:00), "
+            "the backup window closed at Mon 2026-03-30 05:00 CEST (outside 02:00-05:00), "
             "but this run was let in before, and next_guest: allow lets guest 101 go on",
         ),
     )
@@ -280,7 +280,7 @@ def test_next_guest_long_after_the_window_shut_gives_the_clock() -> None:
     weekly = Window((parse_span("sun 04:00-05:00"),), WARSAW)
     question = GUEST_101._replace(now=at, job_was_admitted=True)
     admitted = ask(question, window_state(weekly, at), next_guest_goes_on=True)
-    assert admitted.lines[0].startswith("it is 12:00:00 CEST (Europe/Warsaw) and the backup window is shut")
+    assert admitted.lines[0].startswith("it is 12:00:00 CEST (Europe/Warsaw) and the backup window is closed")
 
 
 # Limits
@@ -297,7 +297,7 @@ def test_no_other_phase_can_be_refused(phase: str) -> None:
     question=st.builds(
         Question,
         phase=st.sampled_from(REFUSABLE_PHASES),
-        now=st.sampled_from([OPEN_AT, SHUT_AT]),
+        now=st.sampled_from([OPEN_AT, CLOSED_AT]),
         vmid=st.sampled_from([None, 101, 102]),
         job_vmids=st.sampled_from([None, (), (101,), (101, 102)]),
         job_id=st.sampled_from([None, "nightly"]),
@@ -329,7 +329,7 @@ def test_every_answer_can_be_printed_and_every_refusal_is_one_line(
 ) -> None:
     state = window_state(NIGHT, question.now)
     answer = ask(question, state, exempt, allowances, next_guest_goes_on=next_guest_goes_on)
-    assert answer.allowed is (answer.reason != "window-shut")
+    assert answer.allowed is (answer.reason != "window-closed")
     assert len(answer.lines) == (0 if state.open else 1)
     assert all(line.isprintable() for line in answer.lines)
     assert answer.allowed or "pvehook allow" in answer.lines[0]

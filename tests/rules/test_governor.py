@@ -441,7 +441,7 @@ def test_a_speed_that_was_seen_over_holes_only_is_corrected() -> None:
     assert watch.state.bytes_per_s < 0.7 * FAST
 
 
-def test_a_window_that_shuts_sooner_raises_it_and_says_so() -> None:
+def test_a_window_that_closes_sooner_raises_it_and_says_so() -> None:
     watch = Watch(BOUNDS._replace(window_closes_s=1250.0))
     for _ in range(20):
         watch.look(5.0)

@@ -34,9 +34,9 @@ def test_our_boundaries_hold_what_counts_as_a_stall() -> None:
 def test_a_percentile_is_right_to_the_width_of_a_bin(latencies_ms: list[float]) -> None:
     latency = latency_of(served(*latencies_ms))
     ordered = sorted(latencies_ms)
-    for part, told in ((0.5, latency.p50_ms), (0.95, latency.p95_ms), (0.99, latency.p99_ms)):
+    for part, shown in ((0.5, latency.p50_ms), (0.95, latency.p95_ms), (0.99, latency.p99_ms)):
         wanted = ordered[max(-(-int(part * 100) * len(ordered) // 100), 1) - 1]
-        assert told == pytest.approx(wanted, rel=0.13)
+        assert shown == pytest.approx(wanted, rel=0.13)
     assert latency.mean_ms == pytest.approx(sum(latencies_ms) / len(latencies_ms), rel=0.01)
     assert latency.over_1s == sum(round(each * MS) >= 1000 * MS for each in latencies_ms)
     assert latency.over_10s == sum(round(each * MS) >= 10_000 * MS for each in latencies_ms)

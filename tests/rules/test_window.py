@@ -36,7 +36,7 @@ def changes(of: Window, start: str, end: str) -> list[str]:
         at = state.closes_at if state.open else state.opens_at
         if at is None or at.timestamp() >= utc(end).timestamp():
             return found
-        now_open = "shut" if state.open else "open"
+        now_open = "closed" if state.open else "open"
         found.append(f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} {now_open}")
 
 
@@ -122,7 +122,7 @@ def test_the_state_says_why_and_until_when_it_is_open() -> None:
     assert (state.open, state.reason, state.opens_at) == (True, "inside 02:00-05:00", None)
     assert state.closes_at == datetime(2026, 1, 15, 5, 0, tzinfo=WARSAW)
     assert state.closes_at.tzinfo is WARSAW
-    assert state.shut_since is None
+    assert state.closed_since is None
 
 
 def test_the_state_says_why_and_until_when_it_is_shut() -> None:
@@ -131,7 +131,7 @@ def test_the_state_says_why_and_until_when_it_is_shut() -> None:
     assert state.closes_at is None
     assert state.opens_at == datetime(2026, 1, 16, 2, 0, tzinfo=WARSAW)
     assert state.opens_at.tzinfo is WARSAW
-    assert state.shut_since == datetime(2026, 1, 15, 5, 0, tzinfo=WARSAW)
+    assert state.closed_since == datetime(2026, 1, 15, 5, 0, tzinfo=WARSAW)
 
 
 def test_every_span_that_holds_is_named() -> None:
@@ -141,14 +141,14 @@ def test_every_span_that_holds_is_named() -> None:
 
 def test_the_very_second_of_a_change_belongs_to_what_comes() -> None:
     night = window("02:00-05:00")
-    shut = window_state(night, utc("2026-01-15T04:00:00"))
-    assert not shut.open
-    assert shut.shut_since == datetime(2026, 1, 15, 5, 0, tzinfo=WARSAW)
+    closed = window_state(night, utc("2026-01-15T04:00:00"))
+    assert not closed.open
+    assert closed.closed_since == datetime(2026, 1, 15, 5, 0, tzinfo=WARSAW)
     assert window_state(night, utc("2026-01-15T01:00:00")).open
 
 
 def test_shut_for_longer_than_a_day_has_no_shut_since() -> None:
-    assert window_state(window("mon 02:00-05:00"), utc("2026-01-15T12:00:00")).shut_since is None
+    assert window_state(window("mon 02:00-05:00"), utc("2026-01-15T12:00:00")).closed_since is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_shut_for_longer_than_a_day_has_no_shut_since() -> None:
 def test_it_closes_when_the_last_span_ends(texts: tuple[str, ...]) -> None:
     assert changes(window(*texts), "2026-01-15T00:00", "2026-01-16T00:00") == [
         "2026-01-15 01:00:00 open",
-        "2026-01-15 04:00:00 shut",
+        "2026-01-15 04:00:00 closed",
     ]
 
 
@@ -167,11 +167,11 @@ def test_a_span_over_midnight_belongs_to_the_day_it_starts_on() -> None:
     weekend = window("sat,sun 22:00-06:00", zone=ZoneInfo("UTC"))
     assert changes(weekend, "2026-01-12T12:00", "2026-01-26T00:00") == [
         "2026-01-17 22:00:00 open",  # Saturday
-        "2026-01-18 06:00:00 shut",
+        "2026-01-18 06:00:00 closed",
         "2026-01-18 22:00:00 open",
-        "2026-01-19 06:00:00 shut",  # Monday, still Sunday's
+        "2026-01-19 06:00:00 closed",  # Monday, still Sunday's
         "2026-01-24 22:00:00 open",
-        "2026-01-25 06:00:00 shut",
+        "2026-01-25 06:00:00 closed",
         "2026-01-25 22:00:00 open",
     ]
 
@@ -186,7 +186,7 @@ def test_an_end_at_midnight_joins_the_next_day() -> None:
     joined = window("sat 00:00-24:00", "sun 00:00-24:00", zone=ZoneInfo("UTC"))
     assert changes(joined, "2026-01-16T00:00", "2026-01-23T00:00") == [
         "2026-01-17 00:00:00 open",
-        "2026-01-19 00:00:00 shut",
+        "2026-01-19 00:00:00 closed",
     ]
 
 
@@ -208,7 +208,7 @@ def test_warsaw_spring_the_missing_hour_is_not_open() -> None:
     # At 02:00 the clocks go to 03:00, which is 01:00 UTC: two hours instead of three.
     assert changes(window("02:00-05:00"), "2026-03-28T12:00", "2026-03-29T12:00") == [
         "2026-03-29 01:00:00 open",
-        "2026-03-29 03:00:00 shut",
+        "2026-03-29 03:00:00 closed",
     ]
     opens_at = window_state(window("02:00-05:00"), utc("2026-03-29T00:30:00")).opens_at
     assert opens_at is not None
@@ -218,7 +218,7 @@ def test_warsaw_spring_the_missing_hour_is_not_open() -> None:
 def test_warsaw_spring_a_span_inside_the_missing_hour_never_opens() -> None:
     assert changes(window("02:15-02:45"), "2026-03-28T12:00", "2026-03-30T12:00") == [
         "2026-03-30 00:15:00 open",
-        "2026-03-30 00:45:00 shut",
+        "2026-03-30 00:45:00 closed",
     ]
     state = window_state(window("sun 02:15-02:45"), utc("2026-03-22T12:00:00"))
     assert state.opens_at == datetime(2026, 4, 5, 2, 15, tzinfo=WARSAW)
@@ -227,21 +227,21 @@ def test_warsaw_spring_a_span_inside_the_missing_hour_never_opens() -> None:
 def test_warsaw_spring_a_span_that_ends_in_the_missing_hour_ends_where_it_begins() -> None:
     assert changes(window("01:00-02:30"), "2026-03-28T12:00", "2026-03-29T12:00") == [
         "2026-03-29 00:00:00 open",
-        "2026-03-29 01:00:00 shut",
+        "2026-03-29 01:00:00 closed",
     ]
 
 
 def test_warsaw_spring_a_span_that_starts_in_the_missing_hour_starts_where_it_ends() -> None:
     assert changes(window("02:30-04:00"), "2026-03-28T12:00", "2026-03-29T12:00") == [
         "2026-03-29 01:00:00 open",
-        "2026-03-29 02:00:00 shut",
+        "2026-03-29 02:00:00 closed",
     ]
 
 
 def test_warsaw_spring_two_spans_meet_over_the_missing_hour() -> None:
     assert changes(window("01:00-02:00", "03:00-04:00"), "2026-03-28T12:00", "2026-03-29T12:00") == [
         "2026-03-29 00:00:00 open",
-        "2026-03-29 02:00:00 shut",
+        "2026-03-29 02:00:00 closed",
     ]
 
 
@@ -249,32 +249,32 @@ def test_warsaw_autumn_the_hour_that_comes_twice_is_open_twice() -> None:
     # At 03:00 the clocks go back to 02:00, which is 01:00 UTC.
     assert changes(window("02:15-02:45"), "2026-10-24T12:00", "2026-10-25T12:00") == [
         "2026-10-25 00:15:00 open",
-        "2026-10-25 00:45:00 shut",
+        "2026-10-25 00:45:00 closed",
         "2026-10-25 01:15:00 open",
-        "2026-10-25 01:45:00 shut",
+        "2026-10-25 01:45:00 closed",
     ]
     assert changes(window("02:00-05:00"), "2026-10-24T12:00", "2026-10-25T12:00") == [
         "2026-10-25 00:00:00 open",
-        "2026-10-25 04:00:00 shut",
+        "2026-10-25 04:00:00 closed",
     ]
 
 
 def test_warsaw_autumn_an_end_at_the_change_opens_again() -> None:
-    # 01:00-02:30 shuts at the first 02:30, opens again when 02:00 comes back, and shuts at the second 02:30.
+    # 01:00-02:30 closes at the first 02:30, opens again when 02:00 comes back, and closes at the second 02:30.
     assert changes(window("01:00-02:30"), "2026-10-24T12:00", "2026-10-25T12:00") == [
         "2026-10-24 23:00:00 open",
-        "2026-10-25 00:30:00 shut",
+        "2026-10-25 00:30:00 closed",
         "2026-10-25 01:00:00 open",
-        "2026-10-25 01:30:00 shut",
+        "2026-10-25 01:30:00 closed",
     ]
 
 
 def test_warsaw_autumn_the_clock_going_back_can_shut_a_span() -> None:
     assert changes(window("02:30-05:00"), "2026-10-24T12:00", "2026-10-25T12:00") == [
         "2026-10-25 00:30:00 open",
-        "2026-10-25 01:00:00 shut",
+        "2026-10-25 01:00:00 closed",
         "2026-10-25 01:30:00 open",
-        "2026-10-25 04:00:00 shut",
+        "2026-10-25 04:00:00 closed",
     ]
 
 
@@ -282,13 +282,13 @@ def test_lord_howe_changes_by_half_an_hour() -> None:
     # 2026-10-04 02:00 +10:30 becomes 02:30 +11:00; 2026-04-05 02:00 +11:00 becomes 01:30 +10:30.
     assert changes(window("02:15-03:00", zone=LORD_HOWE), "2026-10-03T12:00", "2026-10-04T12:00") == [
         "2026-10-03 15:30:00 open",
-        "2026-10-03 16:00:00 shut",
+        "2026-10-03 16:00:00 closed",
     ]
     assert changes(window("01:40-01:50", zone=LORD_HOWE), "2026-04-04T12:00", "2026-04-05T12:00") == [
         "2026-04-04 14:40:00 open",
-        "2026-04-04 14:50:00 shut",
+        "2026-04-04 14:50:00 closed",
         "2026-04-04 15:10:00 open",
-        "2026-04-04 15:20:00 shut",
+        "2026-04-04 15:20:00 closed",
     ]
 
 
@@ -297,9 +297,9 @@ def test_st_johns_once_went_back_over_midnight() -> None:
     st_johns = window("sat 23:30-24:00", zone=ZoneInfo("America/St_Johns"))
     assert changes(st_johns, "2010-11-06T12:00", "2010-11-08T12:00") == [
         "2010-11-07 02:00:00 open",
-        "2010-11-07 02:30:00 shut",
+        "2010-11-07 02:30:00 closed",
         "2010-11-07 03:00:00 open",
-        "2010-11-07 03:30:00 shut",
+        "2010-11-07 03:30:00 closed",
     ]
 
 
@@ -308,9 +308,9 @@ def test_a_change_of_the_clocks_by_odd_seconds_is_exact() -> None:
     monrovia = window("00:10-01:00", zone=ZoneInfo("Africa/Monrovia"))
     assert changes(monrovia, "1972-01-06T00:00", "1972-01-07T12:00") == [
         "1972-01-06 00:54:30 open",
-        "1972-01-06 01:44:30 shut",
+        "1972-01-06 01:44:30 closed",
         "1972-01-07 00:44:30 open",
-        "1972-01-07 01:00:00 shut",
+        "1972-01-07 01:00:00 closed",
     ]
 
 
@@ -318,7 +318,7 @@ def test_an_offset_of_odd_seconds_is_exact() -> None:
     odd = window("02:00-05:00", zone=timezone(timedelta(hours=1, seconds=17)))
     assert changes(odd, "2026-01-15T00:00", "2026-01-16T00:00") == [
         "2026-01-15 00:59:43 open",
-        "2026-01-15 03:59:43 shut",
+        "2026-01-15 03:59:43 closed",
     ]
 
 

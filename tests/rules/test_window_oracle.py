@@ -84,8 +84,8 @@ class Oracle:
         steps = states.find(1 - states[0])
         return None if steps < 0 else YEAR_START + timedelta(minutes=at_min + steps)
 
-    def shut_since(self, at_min: int) -> datetime | None:
-        """The first shut minute after the last open one of the 24 hours before."""
+    def closed_since(self, at_min: int) -> datetime | None:
+        """The first closed minute after the last open one of the 24 hours before."""
         steps = self.states(at_min - DAY_MIN, at_min + 1).rfind(1)
         return None if steps < 0 else YEAR_START + timedelta(minutes=at_min - DAY_MIN + steps + 1)
 
@@ -215,7 +215,7 @@ def test_any_window_at_any_instant(zone: str) -> None:
             assert seen(state) == expected(oracle, minute), at.isoformat()
             assert is_open(window, at) is state.open
             if second == 0 and not state.open:
-                assert in_utc(state.shut_since) == oracle.shut_since(minute), at.isoformat()
+                assert in_utc(state.closed_since) == oracle.closed_since(minute), at.isoformat()
 
     holds()
 

@@ -22,8 +22,8 @@ from pvehook.guest.backup_tracker import BackupTracker, Running
 from pvehook.guest.block_stats import DiskSample, read_disks
 from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
 from pvehook.guest.sockets import connect
+from pvehook.records.encoding import encode
 from pvehook.records.journal import journal_log
-from pvehook.records.plain import to_plain
 from pvehook.records.stall_record import Baseline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
@@ -227,11 +227,11 @@ def test_what_it_did_is_told_once_and_summed_up(sampler: Sampler) -> None:
         sampler.look(400.0)
     sampler.governor.release()
     sampler.node.wait_for_event("governor-done")
-    told = [event.fields for event in sampler.node.journal.events]
-    assert [each.get("PVEHOOK_ACTION") for each in told] == ["slow", "give-up", None]
-    assert [each["PVEHOOK_EVENT"] for each in told] == ["governor-speed", "governor-speed", "governor-done"]
-    assert told[0]["MESSAGE"].startswith("VM 101: its requests took 400 ms (")
-    assert told[1]["PVEHOOK_CULPRIT"] in ("slow-target", "other-load")
+    shown = [event.fields for event in sampler.node.journal.events]
+    assert [each.get("PVEHOOK_ACTION") for each in shown] == ["slow", "give-up", None]
+    assert [each["PVEHOOK_EVENT"] for each in shown] == ["governor-speed", "governor-speed", "governor-done"]
+    assert shown[0]["MESSAGE"].startswith("VM 101: its requests took 400 ms (")
+    assert shown[1]["PVEHOOK_CULPRIT"] in ("slow-target", "other-load")
 
 
 def test_the_account_is_json_and_bounded_and_names_the_reasons(sampler: Sampler) -> None:
@@ -239,7 +239,7 @@ def test_the_account_is_json_and_bounded_and_names_the_reasons(sampler: Sampler)
     for number in range(3 * POINTS_KEPT):
         sampler.look(400.0 if number % 60 < 5 else 1.0)
     summary = sampler.governor.summary()
-    json.dumps(to_plain(summary))
+    json.dumps(encode(summary))
     assert 0 < len(summary.speeds) <= POINTS_KEPT
     assert summary.slowed_s > 0
     assert summary.reasons[0].startswith("its requests took 400 ms")

@@ -63,15 +63,15 @@ def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
         player.wait_for("archive 101")
         speed = die_with_it_slowed(node, guest)
         slowed = status(node, capsys)
-        (told,) = json.loads(status(node, capsys, "--json"))
+        (shown,) = json.loads(status(node, capsys, "--json"))
         with open_qmp(guest.qmp_path, Deadline.after(5)) as qmp:
             qmp.set_job_speed("drive-scsi0", 12_300_000, Deadline.after(5))
         by_hand = status(node, capsys)
         end(guest, player)
     limit = f"{speed / 1e6:.1f} MB/s at most, held there by the governor"
     assert re.fullmatch(rf"VM 101 \(web\): drive-scsi0 \d+% done, {limit}", slowed.splitlines()[1]), slowed
-    assert (told["vmid"], told["device"], told["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
-    assert told["held_by_governor"] is True
+    assert (shown["vmid"], shown["device"], shown["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
+    assert shown["held_by_governor"] is True
     assert by_hand.splitlines()[1].endswith("% done, 12.3 MB/s at most")
 
 
@@ -83,9 +83,9 @@ def test_an_administrators_own_limit_is_not_called_the_governors(
         player.wait_for("archive 101")
         speed = die_with_it_slowed(node, guest)
         write_record(node.node, SpeedRecord(101, guest.qmp_path, {"drive-scsi0": speed}, (speed,)))
-        told = status(node, capsys)
+        shown = status(node, capsys)
         end(guest, player)
-    assert told.splitlines()[1].endswith("MB/s at most")
+    assert shown.splitlines()[1].endswith("MB/s at most")
 
 
 def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,10 +93,10 @@ def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.
         player.wait_for("archive 101")
         assert guest.wait_until(lambda: guest.speeds_set[-1:] == (0,), 20)
         free = status(node, capsys)
-        (told,) = json.loads(status(node, capsys, "--json"))
+        (shown,) = json.loads(status(node, capsys, "--json"))
         end(guest, player)
     assert free.splitlines()[1].endswith("% done, as fast as it can")
-    assert (told["speed_bytes_per_s"], told["held_by_governor"]) == (0, False)
+    assert (shown["speed_bytes_per_s"], shown["held_by_governor"]) == (0, False)
 
 
 def test_a_guest_with_another_mode_says_which(
@@ -108,20 +108,20 @@ def test_a_guest_with_another_mode_says_which(
     with running_vm(node) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
         wait_for_looks(guest)
-        told = status(node, capsys)
+        shown = status(node, capsys)
         end(guest, player)
-    assert told.splitlines()[0] == "governor: on"
-    assert told.splitlines()[1].endswith("as fast as it can (governor: observe)")
+    assert shown.splitlines()[0] == "governor: on"
+    assert shown.splitlines()[1].endswith("as fast as it can (governor: observe)")
 
 
 def test_a_container_has_no_speed(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
     (node.root / "etc/pve/lxc/110.conf").write_text("hostname: mail\n")
     with Player(node.run(Guest(110, kind="lxc", name="mail"), pauses=("archive 110",))) as player:
         player.wait_for("archive 110")
-        told = status(node, capsys)
+        shown = status(node, capsys)
         player.go_on()
         player.finish()
-    assert told.splitlines()[1] == "CT 110 (mail): a container's backup has no speed that could be set"
+    assert shown.splitlines()[1] == "CT 110 (mail): a container's backup has no speed that could be set"
 
 
 def test_a_vm_that_does_not_answer_is_named(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +129,7 @@ def test_a_vm_that_does_not_answer_is_named(node: NodeUnderTest, capsys: pytest.
         player.wait_for("archive 101")
         wait_for_looks(guest)
         guest.stick("qmp")
-        told = status(node, capsys)
+        shown = status(node, capsys)
         guest.unstick("qmp")
         end(guest, player)
-    assert re.match(r"VM 101 \(web\): .*(answer|2 s)", told.splitlines()[1]), told
+    assert re.match(r"VM 101 \(web\): .*(answer|2 s)", shown.splitlines()[1]), shown

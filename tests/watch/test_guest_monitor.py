@@ -334,7 +334,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
     (node.root / "srv").mkdir()
     node.configure(ALWAYS + "metrics: {textfile: /srv/pvehook.prom}\n")
 
-    def told() -> tuple[str, str, str]:
+    def shown() -> tuple[str, str, str]:
         done = [each.fields for each in node.journal.events if each.fields["PVEHOOK_EVENT"] == "guest-done"][-1]
         out = io.StringIO()
         history = str(node.root / "var/lib/pvehook/history.db")
@@ -343,7 +343,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
 
     with running_vm(node) as guest:
         night(node, guest)
-        journal, report, prometheus = told()
+        journal, report, prometheus = shown()
         assert journal == "0"
         assert re.search(r"io some s +0\b", report)
         assert 'pvehook_view_up{vmid="101",view="guest"} 1' in prometheus
@@ -352,7 +352,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
         for resource in ("cpu", "io", "memory"):
             del guest.files.contents[f"/proc/pressure/{resource}"]
         night(node, guest)
-        journal, report, prometheus = told()
+        journal, report, prometheus = shown()
         assert journal.startswith("absent: ")
         assert re.search(r"io some s +-", report)
         assert not re.search(r'^pvehook_guest_pressure_seconds\{.*"io"', prometheus, re.MULTILINE)
@@ -360,7 +360,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
         guest.stick("agent")
         night(node, guest)
         guest.unstick("agent")
-        journal, report, prometheus = told()
+        journal, report, prometheus = shown()
         assert journal.startswith("broken: ")
         assert re.search(r"the guest itself", report)
         assert "?" in report

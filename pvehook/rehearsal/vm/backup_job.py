@@ -104,8 +104,8 @@ class BackupJob:
         state = self.state
         if state == "none":
             return {}
-        told: dict[str, object] = {"status": state}
+        shown: dict[str, object] = {"status": state}
         if state == "cancelled":
-            told = {"status": "error", "errmsg": "backup canceled"}
+            shown = {"status": "error", "errmsg": "backup canceled"}
         numbers = {"total": TOTAL_BYTES, "transferred": self.read_bytes, "zero-bytes": 0}
-        return {**told, **numbers, "start-time": self._started_epoch_s, "uuid": self._uuid, "finishing": False}
+        return {**shown, **numbers, "start-time": self._started_epoch_s, "uuid": self._uuid, "finishing": False}

@@ -227,10 +227,10 @@ class Player:
         if self._reader is not None:
             self._reader.join(WAIT_S)
         node = Node(self.run.root)
-        told = {event["vmid"] for event in self._events if event["event"] == "vm"}
+        shown = {event["vmid"] for event in self._events if event["event"] == "vm"}
         for guest in self.run.guests:
             # a worker that was killed may have started one and not told
-            if guest.kind == "qemu" and (guest.vmid in told or guest.vmid not in self._ran_before):
+            if guest.kind == "qemu" and (guest.vmid in shown or guest.vmid not in self._ran_before):
                 fake_vm_process.stop(node, guest.vmid)
 
     def _process(self) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.plain import from_plain, to_plain
+from pvehook.records.encoding import decode, encode
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -33,7 +33,7 @@ from pvehook.rules.stalls import (
     PressureSeconds,
     Verdict,
 )
-from tests.records.nights import charted, container, record
+from tests.records.backups import charted, container, record
 
 # Kept with four digits, so four digits are what comes back.
 numbers = st.integers(-(10**12), 10**12).map(lambda number: number / 10_000)
@@ -113,13 +113,13 @@ records = st.builds(
 
 @given(records)
 @settings(max_examples=60, deadline=None)
-def test_any_record_comes_back_as_it_was(told: StallRecord) -> None:
-    assert from_plain(StallRecord, json.loads(json.dumps(to_plain(told)))) == told
+def test_any_record_comes_back_as_it_was(shown: StallRecord) -> None:
+    assert decode(StallRecord, json.loads(json.dumps(encode(shown)))) == shown
 
 
-@pytest.mark.parametrize("told", [record(), container(), charted()], ids=["vm", "container", "chart"])
-def test_the_nights_of_these_tests_come_back(told: StallRecord) -> None:
-    assert from_plain(StallRecord, json.loads(json.dumps(to_plain(told)))) == told
+@pytest.mark.parametrize("shown", [record(), container(), charted()], ids=["vm", "container", "chart"])
+def test_the_nights_of_these_tests_come_back(shown: StallRecord) -> None:
+    assert decode(StallRecord, json.loads(json.dumps(encode(shown)))) == shown
 
 
 json_values = st.recursive(
@@ -129,33 +129,33 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(to_plain(charted()))), json_values)
+@given(st.sampled_from(sorted(encode(charted()))), json_values)
 @settings(max_examples=150, deadline=None)
 def test_a_field_of_another_kind_is_refused_and_nothing_else_happens(name: str, value: object) -> None:
-    plain = to_plain(charted())
+    plain = encode(charted())
     plain[name] = value
     try:
-        read = from_plain(StallRecord, plain)
+        read = decode(StallRecord, plain)
     except ValueError:
         return
-    assert json.loads(json.dumps(to_plain(read)))[name] == json.loads(json.dumps(to_plain(getattr(read, name))))
+    assert json.loads(json.dumps(encode(read)))[name] == json.loads(json.dumps(encode(getattr(read, name))))
 
 
 @pytest.mark.parametrize("name", ["vmid", "verdict", "guest", "points", "versions"])
 def test_a_record_without_a_field_is_of_another_layout(name: str) -> None:
-    plain = to_plain(record())
+    plain = encode(record())
     del plain[name]
     with pytest.raises(ValueError, match=name):
-        from_plain(StallRecord, plain)
+        decode(StallRecord, plain)
 
 
 @given(json_values)
 @settings(max_examples=100, deadline=None)
 def test_what_is_no_record_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
-        from_plain(StallRecord, value)
+        decode(StallRecord, value)
 
 
 def test_absent_broken_and_zero_are_written_as_three_things() -> None:
-    plain = [to_plain(each) for each in (Absent("why"), Broken("why"), 0.0)]
+    plain = [encode(each) for each in (Absent("why"), Broken("why"), 0.0)]
     assert plain == [{"absent": "why"}, {"broken": "why"}, 0.0]

@@ -194,7 +194,7 @@ def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) 
     return made
 
 
-def a_nodes_nights(guests: int, days: int, seed: int = 7, charts_for_days: int = 0) -> list[StallRecord]:
+def a_nodes_backups(guests: int, days: int, seed: int = 7, charts_for_days: int = 0) -> list[StallRecord]:
     """`guests` over `days`, the oldest first: guest 103 gets worse with a new QEMU 12 nights ago, 105's agent is away,
     107's monitor hangs in the last night, some others have a bad night now and then."""
     rng = random.Random(seed)
@@ -203,11 +203,11 @@ def a_nodes_nights(guests: int, days: int, seed: int = 7, charts_for_days: int =
         for number in range(guests):
             vmid = 101 + number
             started_s = NOW_S - age * DAY_S - 7200 + number * 30
-            made.append(_a_night(vmid, started_s, age, age < charts_for_days, rng))
+            made.append(_a_backup(vmid, started_s, age, age < charts_for_days, rng))
     return made
 
 
-def _a_night(vmid: int, started_s: float, age: int, has_chart: bool, rng: random.Random) -> StallRecord:
+def _a_backup(vmid: int, started_s: float, age: int, has_chart: bool, rng: random.Random) -> StallRecord:
     after_upgrade = vmid % 50 == 3 and age < 12
     bad = after_upgrade or rng.random() < 0.03
     stalled_s = round(rng.uniform(4, 40), 1) if bad else 0.0
@@ -239,23 +239,23 @@ def write_long_history(path: str, guests: int, days: int) -> None:
     are written through `append`, the others are copies of them, made by SQLite, because it has to be quick."""
     template_days = 4
     template = f"{path}.template"
-    append(template, *a_nodes_nights(guests, template_days, charts_for_days=template_days), now_s=NOW_S)
+    append(template, *a_nodes_backups(guests, template_days, charts_for_days=template_days), now_s=NOW_S)
     for age in range(days - 1, -1, -1):
         append(path, now_s=NOW_S - age * DAY_S)  # drops what is too old by then
         with closing(sqlite3.connect(path, isolation_level=None)) as history:
             history.execute("ATTACH ? AS template", (template,))
             history.execute("BEGIN")
-            _copy_night(history, age % template_days, (age - age % template_days) * DAY_S)
+            _copy_backups(history, age % template_days, (age - age % template_days) * DAY_S)
             history.execute("COMMIT")
 
 
-def _copy_night(history: sqlite3.Connection, age: int, earlier_s: float) -> None:
-    night = (NOW_S - (age + 0.5) * DAY_S, NOW_S - (age - 0.5) * DAY_S)
-    (highest,) = history.execute("SELECT coalesce(max(id), 0) FROM main.nights").fetchone()
-    for table, key in (("nights", "id"), ("details", "night"), ("charts", "night")):
+def _copy_backups(history: sqlite3.Connection, age: int, earlier_s: float) -> None:
+    backup = (NOW_S - (age + 0.5) * DAY_S, NOW_S - (age - 0.5) * DAY_S)
+    (highest,) = history.execute("SELECT coalesce(max(id), 0) FROM main.backups").fetchone()
+    for table, key in (("backups", "id"), ("details", "backup"), ("charts", "backup")):
         columns = [row[1] for row in history.execute(f"PRAGMA main.table_info({table})")]
         changed = {key: f"{key} + {highest}", "started_s": f"started_s - {earlier_s}"}
         chosen = ", ".join(changed.get(column, column) for column in columns)
         history.execute(
-            f"INSERT INTO main.{table} SELECT {chosen} FROM template.{table} WHERE started_s BETWEEN ? AND ?", night
+            f"INSERT INTO main.{table} SELECT {chosen} FROM template.{table} WHERE started_s BETWEEN ? AND ?", backup
         )

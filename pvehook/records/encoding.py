@@ -17,26 +17,26 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pvehook.contract.measured import Absent, Broken
 
 
-def to_plain(value: Any) -> Any:  # noqa: PLR0911  (a line for each kind of value)
+def encode(value: Any) -> Any:  # noqa: PLR0911  (a line for each kind of value)
     """For json.dumps."""
     if isinstance(value, Absent):
         return {"absent": value.why}
     if isinstance(value, Broken):
         return {"broken": value.why}
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {name: to_plain(each) for name, each in zip(value._fields, value, strict=True)}
+        return {name: encode(each) for name, each in zip(value._fields, value, strict=True)}
     if isinstance(value, (tuple, list)):
-        return [to_plain(each) for each in value]
+        return [encode(each) for each in value]
     if isinstance(value, dict):
-        return {key: to_plain(each) for key, each in value.items()}
+        return {key: encode(each) for key, each in value.items()}
     if isinstance(value, float):
         return round(value, 4)
     return value
 
 
-def from_plain(kind: Any, plain: Any) -> Any:
+def decode(kind: Any, plain: Any) -> Any:
     """The value of type `kind` that `to_plain` made this of. Raises ValueError, and nothing else, for what is none: a
     record of an older layout, a damaged file."""
     try:
