@@ -342,10 +342,12 @@ def on_a_terminal(history: str, columns: int, **options: Any) -> str:
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with open(slave, "w", encoding="utf-8") as out:
         run_report(history, out, NOW, **options)
-        out.flush()
-        text = os.read(master, 1 << 16).decode()
+    written = bytearray()
+    with contextlib.suppress(OSError):  # EIO: the other side is closed, and everything has been read
+        while chunk := os.read(master, 1 << 16):
+            written += chunk
     os.close(master)
-    return text
+    return written.decode()
 
 
 def test_colour_is_for_a_terminal_and_not_against_no_color(history: str, monkeypatch: pytest.MonkeyPatch) -> None:
