@@ -145,7 +145,8 @@ def test_an_exempt_storage_is_admitted(question: Question) -> None:
 
 def test_an_exempt_guest_is_admitted() -> None:
     exempt = Exemptions(guests=(100, 101))
-    assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (f"{IT_IS_CLOSED}, but guest 101 is exempt",))
+    line = f"{IT_IS_CLOSED}, but guest 101 is exempt"
+    assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (line,))
     assert ask(ONE_GUEST_RUN, exempt=exempt).reason == "guest-exempt"
     assert not ask(GUEST_101._replace(vmid=102), exempt=exempt).allowed
     assert not ask(ONE_GUEST_RUN._replace(job_vmids=(102,)), exempt=exempt).allowed
