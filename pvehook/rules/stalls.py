@@ -42,7 +42,7 @@ FEW_READS: Final = 20
 MUCH_SLOWER: Final = 5.0
 """This many times slower is another kind of slow."""
 
-LOCKUPS: Final = frozenset({"soft-lockup", "hard-lockup", "rcu-stall", "hung-task"})
+LOCKUPS: Final = frozenset({"soft-lockup", "hard-lockup", "rcu-stall", "workqueue-lockup", "hung-task"})
 """Kinds of kernel lines (rules/kernel_lines.py) that say: something in this guest stood still for 10 s or more."""
 
 
