@@ -3,12 +3,12 @@
     04:40  VM 101 was off: vzdump starts it, and it inherits the idle priority of the backup
     04:46  CT 102: tar and zstd
     04:52  VM 103: still in backup at 05:00, when the window closes; it may finish (running_guest: finish); one of its
-           writes waits for 1.8 s
+           writes takes 1.8 s
     05:19  VM 104: refused (next_guest: refuse)
 
-The clock, the guests and their configurations are invented. The processes (worker, zstd, tar, the VMs' stand-ins),
-their priorities and every word of the hook, the daemon and the journal are real. What the daemon says it did is
-checked by asking the kernel through another program.
+The clock, the guests and their configurations are invented. The processes (worker, zstd, tar, the fake VMs), their
+priorities and every line of the hook, the daemon and the journal are real. What the daemon reports is checked against
+the kernel through another library.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _VM_CONFIG = "name: {guest.name}\nmemory: 2048\nscsi0: local:{guest.vmid}/vm-{gu
 
 
 class Night:
-    """What was seen of it, up to where it came."""
+    """What it showed, as far as it came."""
 
     def __init__(self) -> None:
         self.played = Played((), (), (), 0, "")
@@ -60,10 +60,10 @@ class Night:
 
 
 def simulated_night(out: TextIO) -> int:
-    """Plays the night and prints it. Returns 0 when it went as it must, else 1; both are said line by line."""
+    """Plays the night and prints it. Returns 0 if every check holds, else 1."""
     night = Night()
     root = tempfile.mkdtemp(prefix="pvehook-")
-    # SIGTERM must take the same way out as Ctrl-C, or the daemon and the VMs' stand-ins would stay behind
+    # SIGTERM must take the same way out as Ctrl-C, or the daemon and the fake VMs would stay behind
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         _play(root, night)
@@ -89,15 +89,15 @@ def _play(root: str, night: Night) -> None:
     with ExitStack() as stack:
         stack.enter_context(node)
         sockets = {
-            103: _running_vm(stack, node, 103, backup_s=None),  # until it is told to finish
-            104: _running_vm(stack, node, 104, backup_s=0.1),  # must not even begin
+            103: _running_vm(stack, node, 103, backup_s=None),  # until `finish_backup`
+            104: _running_vm(stack, node, 104, backup_s=0.1),  # must not begin
         }
         run = Run(
             GUESTS,
             hook=node.hook,
             root=root,
             compress="zstd",
-            ionice=7,  # vzdump's default: what is idle below is pvehook's doing
+            ionice=7,  # vzdump's default: only pvehook sets the idle class
             clock_file=node.clock_file,
             pauses=("archive 101", "archive 102", "archive 103"),
         )
@@ -115,11 +115,11 @@ def _play(root: str, night: Night) -> None:
         untouched = [fake_vm_process.running_pid(node.node, vmid) for vmid in sockets]
         checks.append(
             Check(
-                "VM 103 and VM 104, which ran all the time, are at normal priority",
+                "VM 103 and VM 104, which ran all the time, have normal priority",
                 all(pid is not None and all_normal(pid) for pid in untouched),
             )
         )
-        checks.append(Check("the daemon itself is at normal priority", all_normal(node.daemon.pid)))
+        checks.append(Check("the daemon itself has normal priority", all_normal(node.daemon.pid)))
 
 
 # The night, guest by guest
@@ -130,12 +130,12 @@ def _stopped_vm(player: Player, node: RehearsalNode, checks: list[Check]) -> Non
     compressor, vm = _compressor(player, 101), player.started_vm(101)
     _await_event(node, "io-priority-set", compressor[1])
     restored = _await_event(node, "io-priority-restored", vm)
-    checks.append(Check("the vzdump worker is at idle on every thread", all_idle(player.pid)))
+    checks.append(Check("every thread of the vzdump worker is in the idle I/O class", all_idle(player.pid)))
     checks.append(_idle_check("VM 101", *compressor))
     checks.append(
         Check(
-            f"VM 101: started by vzdump, it was born at idle, and all of its {len(io_priorities(vm))} threads were put"
-            " back to normal while its backup runs",
+            f"VM 101: vzdump started it in the idle class, and all of its {len(io_priorities(vm))} threads are back at"
+            " normal priority while its backup runs",
             restored["PVEHOOK_WAS_IDLE"] == restored["PVEHOOK_THREADS"] and all_normal(vm),
         )
     )
@@ -160,7 +160,7 @@ def _over_the_end(player: Player, node: RehearsalNode, checks: list[Check], gues
     node.run_clock_from(_at(5, 0))
     node.journal.wait_for(
         lambda event: event.get("PVEHOOK_EVENT") == "window-closed-on-guest" and event.get("PVEHOOK_VMID") == "103",
-        "the window closed on VM 103",
+        "the window closing on VM 103",
     )
     checks.append(Check("VM 103: still in backup after the window has closed", guest.backup_runs))
     guest.serve_requests("read", 0.8, 60)
@@ -186,11 +186,11 @@ def _at_the_end(played: Played, events: Sequence[Event]) -> list[Check]:
     names = [event.fields.get("PVEHOOK_EVENT") for event in events]
     return [
         Check(
-            "the journal has one account per guest: 101, 102, 103 ok, 104 refused",
+            "the journal has one summary per guest: 101, 102, 103 ok, 104 refused",
             results == {"101": "ok", "102": "ok", "103": "ok", "104": "refused"},
         ),
         Check(
-            f"VM 103: the {STALL_MS / 1000:.1f} s for which one of its writes waited are in its account "
+            f"VM 103: the {STALL_MS / 1000:.1f} s that one of its writes took are in its summary "
             f"(seen: {stalled.get('103')})",
             _is_about(stalled.get("103", ""), STALL_MS / 1000),
         ),
@@ -222,7 +222,7 @@ def _is_about(text: str, wanted_s: float) -> bool:
 
 
 def _running_vm(stack: ExitStack, node: RehearsalNode, vmid: int, backup_s: float | None) -> SimulatedGuest:
-    """A VM that runs before the night begins: its process and its sockets."""
+    """A VM that runs already: its process and its sockets."""
     fake_vm_process.start(node.node, vmid)
     stack.callback(fake_vm_process.stop, node.node, vmid)
     return stack.enter_context(SimulatedGuest(node.node.path("/var/run/qemu-server"), vmid, backup_s=backup_s))
@@ -241,7 +241,7 @@ def _await_event(node: RehearsalNode, name: str, pid: int) -> dict[str, str]:
 
 
 def _idle_check(guest: str, name: str, pid: int) -> Check:
-    return Check(f"{guest}: {name} is at idle on every thread ({len(io_priorities(pid))})", all_idle(pid))
+    return Check(f"{guest}: every thread of {name} is in the idle I/O class ({len(io_priorities(pid))})", all_idle(pid))
 
 
 def _leave(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Prints a simulated night: vzdump's view, the journal's view, a table of all guests, what was checked.
+"""Prints a simulated night: vzdump's view, the journal's view, a table of all guests, the checks.
 
 Plain ASCII, at most 100 columns.
 """
@@ -21,7 +21,7 @@ _WIDTHS = (13, 8, 12, 13, 22, 27)
 
 
 class Check(NamedTuple):
-    """One thing that must be so."""
+    """One thing that must be true."""
 
     text: str
     held: bool
@@ -45,7 +45,7 @@ def print_report(
     _print_row(out, ["-" * width for width in _WIDTHS])
     for guest in guests:
         _print_row(out, _row(guest, events))
-    _print_title(out, "checked, the priorities by asking the kernel through psutil")
+    _print_title(out, "checked, the priorities in the kernel through psutil")
     for check in checks:
         _print_wrapped(out, f"{'ok    ' if check.held else 'FAILED'}  {check.text}", " " * 8)
     failed = sum(not check.held for check in checks)
@@ -69,10 +69,10 @@ def _row(guest: Guest, events: Sequence[Event]) -> list[str]:
     own = [event.fields for event in events if event.fields.get("PVEHOOK_VMID") == str(guest.vmid)]
     done = next((event for event in own if event.get("PVEHOOK_EVENT") == "guest-done"), None)
     if done is None:
-        return [name, "?", "?", "?", "?", "no account in the journal"]
+        return [name, "?", "?", "?", "?", "no summary in the journal"]
     window = done.get("PVEHOOK_ADMITTED_BY", "?")
     if done["PVEHOOK_RESULT"] == "refused":
-        return [name, "refused", window, "-", "-", "not begun: the window had closed"]
+        return [name, "refused", window, "-", "-", "not started: the window was closed"]
     confirmed, threads = done.get("PVEHOOK_IDLE_THREADS_CONFIRMED", "?"), done.get("PVEHOOK_IDLE_THREADS", "?")
     effect = done.get("PVEHOOK_IDLE_EFFECT", "?")
     return [name, done["PVEHOOK_RESULT"], window, f"{confirmed}/{threads} idle", effect, _note(own)]
@@ -85,7 +85,7 @@ def _note(own: Iterable[dict[str, str]]) -> str:
             confirmed, threads = event["PVEHOOK_THREADS_CONFIRMED"], event["PVEHOOK_THREADS"]
             notes.append(f"was off; vzdump started it: {confirmed}/{threads} threads back to normal")
         if event.get("PVEHOOK_EVENT") == "window-closed-on-guest":
-            notes.append("ran past the window's end, was let finish")
+            notes.append("ran past the window's end, could finish")
     return "; ".join(notes)
 
 

@@ -1,4 +1,4 @@
-"""journald's end of the native protocol: a datagram socket that keeps what it is sent.
+"""journald's end of its native protocol: a datagram socket that keeps what it receives.
 
     MESSAGE=VM 101: done        a datagram is a list of such lines;
     PVEHOOK_NOTE                a value with line feeds comes as its key, a line feed,
@@ -112,7 +112,7 @@ def parse_event(data: bytes) -> dict[str, str]:
             (length,) = struct.unpack("<Q", data[:8])
             value, data = data[8 : 8 + length], data[8 + length :]
             if len(value) != length or not data.startswith(b"\n"):
-                raise ValueError(f"{key[:60]!r} is not as long as it says ({length} bytes)")
+                raise ValueError(f"{key[:60]!r} is shorter than its length field ({length} bytes)")
             data = data[1:]
         if not key.replace(b"_", b"").isalnum() or key != key.upper():
             raise ValueError(f"{key[:60]!r} is no name of a field")

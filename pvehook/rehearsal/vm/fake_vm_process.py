@@ -1,7 +1,6 @@
-"""A stand-in for one VM's QEMU process: daemonized, several threads, a pid file, QEMU's arguments.
+"""A process that plays one VM's QEMU: daemonized, several threads, a pid file, QEMU's arguments.
 
-It does nothing. What matters of it is what the kernel knows: whose child it was, its threads, their I/O
-priority and niceness.
+It does nothing. What matters is what the kernel knows of it: its parent, its threads, their I/O priority and niceness.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pvehook.rehearsal import PROGRAM
 from pvehook.rehearsal.vzdump.proc_title import padding, set_title
 
 LIFETIME_S = 600
-"""A stand-in that nobody ended ends itself."""
+"""A fake VM that nobody ended ends itself."""
 
 _START_S = 10.0
 _STOP_S = 10.0
@@ -31,9 +30,9 @@ def pid_file(node: Node, vmid: int) -> str:
 
 
 def start(node: Node, vmid: int, name: str = "") -> int:
-    """Start the stand-in as `kvm -daemonize` is started; returns the pid that its pid file then holds.
+    """Start it as `kvm -daemonize` is started; returns the pid that its pid file then holds.
 
-    It inherits everything a child inherits, the I/O priority and niceness of the caller's thread among it.
+    It inherits what a child inherits, the I/O priority and niceness of the caller's thread included.
     Raises RuntimeError when it did not come up.
     """
     os.makedirs(os.path.dirname(pid_file(node, vmid)), exist_ok=True)
@@ -50,15 +49,15 @@ def start(node: Node, vmid: int, name: str = "") -> int:
         check=False,
     )
     if started.returncode != 0 or not started.stdout:
-        raise RuntimeError(f"the stand-in for VM {vmid} did not start: {started.stderr.strip()}")
+        raise RuntimeError(f"the fake VM {vmid} did not start: {started.stderr.strip()}")
     return int(started.stdout)
 
 
 def running_pid(node: Node, vmid: int) -> int | None:
-    """The pid of this tree's stand-in for `vmid`, or None.
+    """The pid of this tree's fake VM `vmid`, or None.
 
-    A pid file alone is not believed, since pids are used again: the process must name this pid file. And it must be
-    Python, so that a real VM of the same number is never taken for a stand-in, whatever the tree.
+    A pid file alone proves nothing, since pids are reused: the process must name this pid file. And it must be Python,
+    so that a real VM of the same number is never taken for a fake one, whatever the tree.
     """
     path = pid_file(node, vmid)
     try:
@@ -74,7 +73,7 @@ def running_pid(node: Node, vmid: int) -> int | None:
 
 
 def stop(node: Node, vmid: int) -> None:
-    """End the stand-in, if it runs, and wait until it is gone. Raises TimeoutError."""
+    """End the fake VM, if it runs, and wait until it is gone. Raises TimeoutError."""
     pid = running_pid(node, vmid)
     if pid is None:
         return
@@ -85,7 +84,7 @@ def stop(node: Node, vmid: int) -> None:
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         if not select.select([pidfd], [], [], _STOP_S)[0]:
-            raise TimeoutError(f"VM {vmid}'s stand-in, pid {pid}, still runs {_STOP_S:g} s after SIGTERM")
+            raise TimeoutError(f"fake VM {vmid}, pid {pid}, still runs {_STOP_S:g} s after SIGTERM")
     except ProcessLookupError:
         pass
     finally:
@@ -95,8 +94,8 @@ def stop(node: Node, vmid: int) -> None:
 
 
 def main() -> None:
-    """The stand-in itself; reads who it is from stdin, prints its pid once its threads run."""
-    who = json.load(sys.stdin)
+    """The process itself; reads its arguments from stdin, prints its pid once its threads run."""
+    given = json.load(sys.stdin)
     if os.fork():  # as qemu -daemonize: the first parent waits for the answer on stdout, then leaves
         os.wait()
         return
@@ -104,12 +103,12 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     signal.alarm(LIFETIME_S)
-    set_title(who["arguments"], "kvm")
+    set_title(given["arguments"], "kvm")
     gate = threading.Event()
     for number in range(3):
         threading.Thread(target=gate.wait, name=f"CPU {number}/KVM", daemon=True).start()
     os.chdir("/")
-    with open(who["pid_file"], "w", encoding="ascii") as file:
+    with open(given["pid_file"], "w", encoding="ascii") as file:
         file.write(f"{os.getpid()}\n")
     print(os.getpid(), flush=True)  # if nobody waits for it any more, this fails and ends the process
     with open(os.devnull, "r+b") as null:
@@ -119,7 +118,7 @@ def main() -> None:
 
 
 def _arguments(node: Node, vmid: int, name: str) -> list[str]:
-    """The words of a VM's command line on a node by which it can be known (`qm showcmd`)."""
+    """The part of a VM's command line that identifies it (`qm showcmd`)."""
     return [
         "/usr/bin/kvm",
         "-id",

@@ -32,6 +32,8 @@ PLAIN_FILESYSTEMS: Final = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda
 
 _VERSION: Final = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
 
+_PROXMOX_SUPPORT: Final = {"pbs-dirty-bitmap": True, "query-bitmap-info": True, "backup-max-workers": True}
+
 _Handler = Callable[[Mapping[str, object]], object]
 
 
@@ -88,26 +90,26 @@ class SimulatedGuest:
             blocked=blocked,
         )
         self._monitor_commands: dict[str, _Handler] = {
-            "query-status": self._status,
-            "stop": self._stop,
-            "cont": self._continue,
-            "query-migrate": self._migration,
-            "query-block": self._block,
+            "query-status": lambda _: {"status": self._state.run_state, "running": self._state.run_state == "running"},
+            "stop": lambda _: self._state.run("paused"),
+            "cont": lambda _: self._state.run("running"),
+            "query-migrate": lambda _: {"status": "active", "ram": {}} if self.migrating else {},
+            "query-block": lambda _: [disk.as_block() for disk in self._disks.values()],
             "query-blockstats": self._blockstats,
             "block-latency-histogram-set": self._set_histograms,
             "qom-get": self._qom_get,
-            "query-version": self._version,
+            "query-version": lambda _: _VERSION,
             "query-cpus-fast": self._cpus,
             "query-chardev": self._chardevs,
-            "query-block-jobs": self._block_jobs,
+            "query-block-jobs": lambda _: self._backup.as_block_jobs(),
             "block-job-set-speed": self._set_speed,
-            "query-proxmox-support": self._proxmox_support,
-            "backup": self._start_backup,
-            "backup-cancel": self._cancel_backup,
-            "query-backup": self._query_backup,
-            "backup-access-setup": self._start_provider,
-            "backup-access-teardown": self._end_provider,
-            "query-named-block-nodes": self._nodes,
+            "query-proxmox-support": lambda _: _PROXMOX_SUPPORT,
+            "backup": lambda _: self._change(self._backup.start),
+            "backup-cancel": lambda _: self._change(self._backup.cancel),
+            "query-backup": lambda _: self._backup.as_backup(),
+            "backup-access-setup": lambda _: self._change(self._backup.start_provider),
+            "backup-access-teardown": lambda _: self._change(self._backup.end_provider),
+            "query-named-block-nodes": lambda _: self._backup.as_nodes(),
         }
 
     def __enter__(self) -> Self:
@@ -198,9 +200,7 @@ class SimulatedGuest:
 
     def finish_backup(self) -> None:
         """The backup job comes to its good end, as if all was read."""
-        with self._state.changed:
-            self._backup.finish()
-            self._state.changed.notify_all()
+        self._change(self._backup.finish)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Waits until `condition` is true, looking after every command; False when time is up."""
@@ -230,27 +230,14 @@ class SimulatedGuest:
             raise DenialError("CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'")
         if command not in self._monitor_commands:
             raise DenialError("CommandNotFound", f"The command {command} has not been found")
-        return self._monitor_commands[command](arguments)
+        answer = self._monitor_commands[command](arguments)
+        return {} if answer is None else answer  # as QMP answers a command that has nothing to return
 
-    def _status(self, arguments: Mapping[str, object]) -> object:
-        return {"status": self._state.run_state, "running": self._state.run_state == "running"}
-
-    def _stop(self, arguments: Mapping[str, object]) -> object:
-        self._state.run("paused")
-        return {}
-
-    def _continue(self, arguments: Mapping[str, object]) -> object:
-        self._state.run("running")
-        return {}
-
-    def _migration(self, arguments: Mapping[str, object]) -> object:
-        return {"status": "active", "ram": {}} if self.migrating else {}
-
-    def _proxmox_support(self, arguments: Mapping[str, object]) -> object:
-        return {"pbs-dirty-bitmap": True, "query-bitmap-info": True, "backup-max-workers": True}
-
-    def _version(self, arguments: Mapping[str, object]) -> object:
-        return _VERSION
+    def _change(self, action: Callable[[], object]) -> object:
+        with self._state.changed:
+            answer = action()
+            self._state.changed.notify_all()
+        return answer
 
     def _cpus(self, arguments: Mapping[str, object]) -> object:
         return [
@@ -263,21 +250,16 @@ class SimulatedGuest:
         agent = {"label": "qga0", "filename": f"disconnected:unix:{self.qga_path},server=on"}
         return [monitor, {**agent, "frontend-open": self._has_agent}]
 
-    def _block(self, arguments: Mapping[str, object]) -> object:
-        return [disk.as_block() for disk in self._disks.values()]
-
     def _blockstats(self, arguments: Mapping[str, object]) -> object:
         with self._state.changed:
             return [*(disk.as_stats() for disk in self._disks.values()), EMPTY_CD_DRIVE]
 
-    def _set_histograms(self, arguments: Mapping[str, object]) -> object:
+    def _set_histograms(self, arguments: Mapping[str, object]) -> None:
         device = arguments.get("id")
         disk = next((disk for disk in self._disks.values() if disk.qdev == device), None)
         if disk is None:
             raise DenialError("DeviceNotFound", f"Device '{device}' not found")
-        with self._state.changed:
-            disk.set_histograms(arguments)
-        return {}
+        self._change(lambda: disk.set_histograms(arguments))
 
     def _qom_get(self, arguments: Mapping[str, object]) -> object:
         path, wanted = arguments.get("path"), arguments.get("property")
@@ -289,39 +271,5 @@ class SimulatedGuest:
             raise DenialError("GenericError", f"Property '{kind}.{wanted}' not found")
         return kind
 
-    def _block_jobs(self, arguments: Mapping[str, object]) -> object:
-        return self._backup.as_block_jobs()
-
-    def _set_speed(self, arguments: Mapping[str, object]) -> object:
+    def _set_speed(self, arguments: Mapping[str, object]) -> None:
         self._backup.set_speed(arguments.get("device"), arguments.get("speed"))
-        return {}
-
-    def _start_backup(self, arguments: Mapping[str, object]) -> object:
-        with self._state.changed:
-            started = self._backup.start()
-            self._state.changed.notify_all()
-        return started
-
-    def _cancel_backup(self, arguments: Mapping[str, object]) -> object:
-        with self._state.changed:
-            self._backup.cancel()
-            self._state.changed.notify_all()
-        return {}
-
-    def _query_backup(self, arguments: Mapping[str, object]) -> object:
-        return self._backup.as_backup()
-
-    def _start_provider(self, arguments: Mapping[str, object]) -> object:
-        with self._state.changed:
-            started = self._backup.start_provider()
-            self._state.changed.notify_all()
-        return started
-
-    def _end_provider(self, arguments: Mapping[str, object]) -> object:
-        with self._state.changed:
-            self._backup.end_provider()
-            self._state.changed.notify_all()
-        return {}
-
-    def _nodes(self, arguments: Mapping[str, object]) -> object:
-        return self._backup.as_nodes()

@@ -33,7 +33,7 @@ class TimeUpError(AgentError):
 
 
 class Answer(NamedTuple):
-    """What the agent said. PVE gets a refusal as a value too: whoever asked may look at it, or not."""
+    """The agent's answer. In PVE a refusal is a value too, which the caller may check or not."""
 
     value: object
     refusal: str | None = None
@@ -61,8 +61,8 @@ def ask(node: Node, vmid: int, command: str, patience_s: float, signals: Signals
         raise AgentError(f"VM {vmid} qga command '{command}' failed - {error}") from error
     if "return" in reply:
         return Answer(reply["return"])
-    said = reply.get("error")
-    return Answer(None, str(said.get("desc", "unknown") if isinstance(said, dict) else "unknown"))
+    refusal = reply.get("error")
+    return Answer(None, str(refusal.get("desc", "unknown") if isinstance(refusal, dict) else "unknown"))
 
 
 def _connect(path: str, until_s: float, signals: Signals) -> socket.socket:

@@ -37,7 +37,7 @@ class Archive:
         self._was_running = task.guest.state != "stopped"
 
     def stop_guest(self) -> None:
-        """Mode stop shuts the guest down first. Ends this tree's stand-in, if one runs."""
+        """Mode stop shuts the guest down first. Ends this tree's fake VM, if one runs."""
         if self._is_vm:
             fake_vm_process.stop(self._node, self._guest.vmid)
 
@@ -159,7 +159,7 @@ class Archive:
     def _cancel(self, job: VmJob) -> None:
         try:
             job.cancel()
-        except CommandError as error:  # PVE tries once and says so
+        except CommandError as error:  # PVE tries once and logs it
             self._session.log("ERROR:", error, self._task)
 
     def _monitor(self, command: str) -> None:

@@ -1,7 +1,7 @@
-"""How PVE runs a command and listens to it (PVE::Tools::run_command, PVE::VZDump::run_command).
+"""How PVE runs a command and reads its output (PVE::Tools::run_command, PVE::VZDump::run_command).
 
-stdout and stderr are read line by line until both are at their end: it is not the command's exit that is
-waited for first, so a child that it left behind with one of them open holds everything up.
+stdout and stderr are read line by line until both are at their end, and only then PVE waits for the command's exit: a
+child that keeps one of them open holds everything up.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Signals:
 
 def run_command(
     argv: Sequence[str],
-    say: Callable[[bytes], None],
+    to_line: Callable[[bytes], None],
     signals: Signals,
     env: Mapping[str, str] | None = None,
 ) -> int:
-    """Run `argv`, give each line of its output to `say`, return its exit code (negative: a signal's number).
+    """Run `argv`, give each line of its output to `to_line`, return its exit code (negative: a signal's number).
 
     Has no deadline, as PVE has none. Raises CommandError when it cannot be started, or on a signal to
     ourselves: the command is then left running.
@@ -77,10 +77,10 @@ def run_command(
         )
     except OSError as error:
         raise CommandError(f"{failed_text(argv)}unable to run it - {error.strerror}") from error
-    assert process.stdout is not None  # noqa: S101 - both are pipes, as asked above
+    assert process.stdout is not None  # noqa: S101 - both are pipes, as requested above
     assert process.stderr is not None  # noqa: S101
     try:
-        _listen((process.stdout, process.stderr), say, signals)
+        _listen((process.stdout, process.stderr), to_line, signals)
     except InterruptError as interrupted:
         raise CommandError(f"{failed_text(argv)}{interrupted}") from interrupted
     finally:
@@ -91,12 +91,12 @@ def run_command(
 
 def run_checked(
     argv: Sequence[str],
-    say: Callable[[bytes], None],
+    to_line: Callable[[bytes], None],
     signals: Signals,
     env: Mapping[str, str] | None = None,
 ) -> None:
     """The same, and CommandError when it ends other than with 0."""
-    check(argv, run_command(argv, say, signals, env))
+    check(argv, run_command(argv, to_line, signals, env))
 
 
 def check(argv: Sequence[str], code: int) -> None:
@@ -121,7 +121,7 @@ def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
     return lines, data[end:]
 
 
-def _listen(pipes: Sequence[IO[bytes]], say: Callable[[bytes], None], signals: Signals) -> None:
+def _listen(pipes: Sequence[IO[bytes]], to_line: Callable[[bytes], None], signals: Signals) -> None:
     begun: dict[IO[bytes], list[bytes]] = {pipe: [] for pipe in pipes}
     """The pieces of each stream's last line, joined once: a line of 2 MB comes in hundreds."""
     with selectors.DefaultSelector() as selector:
@@ -138,12 +138,12 @@ def _listen(pipes: Sequence[IO[bytes]], say: Callable[[bytes], None], signals: S
                 data = os.read(pipe.fileno(), 65536)
                 lines, rest = split_lines(data)
                 for line in lines:
-                    say(b"".join([*begun[pipe], line]))
+                    to_line(b"".join([*begun[pipe], line]))
                     begun[pipe].clear()
                 if rest:
                     begun[pipe].append(rest)
                 if not data:
                     selector.unregister(pipe)
                     if begun[pipe]:
-                        say(b"".join(begun[pipe]))
+                        to_line(b"".join(begun[pipe]))
     signals.check()

@@ -18,7 +18,7 @@ _ANSWER_S = 5.0
 
 
 class MonitorError(Exception):
-    """The VM said no, or nothing. The text is for the task log."""
+    """The VM refused, or did not answer. The text is for the task log."""
 
     def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(message)

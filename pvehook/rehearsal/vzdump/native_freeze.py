@@ -1,4 +1,4 @@
-"""PVE's own freeze around the start of a backup, with its order, its patience and its words.
+"""PVE's own freeze around the start of a backup, with its order, its timeouts and its texts.
 
     guest-ping              no answer: no freeze
     guest-fsfreeze-status   since qemu-server 9.1.10; frozen already: neither freeze nor thaw

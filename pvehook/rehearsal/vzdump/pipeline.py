@@ -35,7 +35,7 @@ class Pipeline:
             compressor = compressor_command()
             process = self._start(compressor, stdin=subprocess.PIPE, stdout=self._sink)
             self._sink.close()
-            assert process.stdin is not None  # noqa: S101 - a pipe, as asked above
+            assert process.stdin is not None  # noqa: S101 - a pipe, as requested above
             self._sink = process.stdin
         if tree is not None:
             _fill(tree)

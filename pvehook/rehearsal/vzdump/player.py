@@ -2,7 +2,7 @@
 
     with Player(run) as player:            # run.pauses names "archive 101"
         player.wait_for("archive 101")
-        ...look at player.children(101), do something...
+        ...inspect player.children(101), do something...
         player.go_on()
         played = player.finish()
 
@@ -70,7 +70,7 @@ class Played:
     freeze_events: tuple[FreezeEvent, ...] = ()
 
     def pve_froze_for_s(self, vmid: int) -> float | None:
-        """Seconds from PVE's freeze being sent to its thaw being answered; None if there were not both."""
+        """Seconds from PVE's freeze command to the answer to its thaw; None unless it did both."""
         at_s = {event.name: event.at_s for event in self.freeze_events if event.vmid == vmid}
         if not {"pve-froze", "pve-thawed"} <= at_s.keys():
             return None
@@ -91,7 +91,7 @@ class Player:
         self._reader: threading.Thread | None = None
         self._at_end = False
         self._ran_before: frozenset[int] = frozenset()
-        """VMs whose stand-ins are somebody else's."""
+        """Fake VMs that somebody else started."""
 
     def __enter__(self) -> Player:
         self.start()
@@ -101,7 +101,7 @@ class Player:
         self.close()
 
     def start(self) -> None:
-        """Start the worker; returns when it bears its title."""
+        """Start the worker; returns when its title is its UPID."""
         node = Node(self.run.root)
         os.makedirs(node.path(self.run.dumpdir), exist_ok=True)
         vms = (guest.vmid for guest in self.run.guests if guest.kind == "qemu")
@@ -194,7 +194,7 @@ class Player:
         )
 
     def events(self) -> list[dict[str, Any]]:
-        """All that the worker has told so far; worker.py lists what there is."""
+        """All that the worker has sent so far; worker.py lists what there is."""
         with self._news:
             return list(self._events)
 
@@ -227,10 +227,10 @@ class Player:
         if self._reader is not None:
             self._reader.join(WAIT_S)
         node = Node(self.run.root)
-        shown = {event["vmid"] for event in self._events if event["event"] == "vm"}
+        started_here = {event["vmid"] for event in self._events if event["event"] == "vm"}
         for guest in self.run.guests:
-            # a worker that was killed may have started one and not told
-            if guest.kind == "qemu" and (guest.vmid in shown or guest.vmid not in self._ran_before):
+            # a worker that was killed may have started one without sending it
+            if guest.kind == "qemu" and (guest.vmid in started_here or guest.vmid not in self._ran_before):
                 fake_vm_process.stop(node, guest.vmid)
 
     def _process(self) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""A process says what it is: the bytes that /proc/PID/cmdline shows.
+"""What a process shows as its command line in /proc/PID/cmdline.
 
 Perl, and so PVE's worker, writes over the memory of its own arguments when it sets `$0`; QEMU has its
 arguments from its start. The rehearsal's processes are Python, so both write over theirs.

@@ -1,4 +1,4 @@
-"""What is played: the guests of one night and how vzdump was asked to back them up. Values only.
+"""What is played: the guests of one night and how vzdump is called to back them up. Values only.
 
 The player writes a `Run` as one JSON line, the worker reads it: see `to_json` and `from_json`.
 """

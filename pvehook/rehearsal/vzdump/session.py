@@ -54,7 +54,7 @@ class PlayerPipes:
 
 
 class Session:
-    """One run's surroundings, shared by the job and by each guest's backup."""
+    """What the job and each guest's backup share."""
 
     def __init__(self, run: Run, player: PlayerPipes) -> None:
         self.run = run
@@ -123,7 +123,7 @@ class Session:
         return line
 
     def pause(self, at: str) -> None:
-        """Wait for the player, if it asked for it. A signal does not end this; it counts where PVE polls."""
+        """Wait for the player, if the run wants that. A signal does not end this; it counts where PVE polls."""
         if at in self.run.pauses:
             self.player.send("pause", at=at)
             self.take_word()

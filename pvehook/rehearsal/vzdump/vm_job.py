@@ -1,7 +1,7 @@
 """The backup job inside the VM, as vzdump starts, watches and cancels it over QMP.
 
 Proxmox's QEMU has `backup`, `query-backup` and `backup-cancel`. A stock QEMU has not; there a block job for each disk
-stands in, under the name that Proxmox gives it (`drive-scsi0`), so that `query-block-jobs` shows the same.
+is used instead, under the name that Proxmox gives it (`drive-scsi0`), so that `query-block-jobs` shows the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def vm_job(run: Run, vmid: int, lasts_s: float) -> VmJob:
     except MonitorError as error:
         if error.kind == "CommandNotFound":
             return StockJobs(node, vmid, lasts_s, run)
-    return ProxmoxJob(node, vmid, _START_AT_PBS_S if run.to_pbs else _START_S)  # PVE's own question may go unanswered
+    # also when there was no answer: the question is PVE's own
+    return ProxmoxJob(node, vmid, _START_AT_PBS_S if run.to_pbs else _START_S)
 
 
 class ProxmoxJob:
@@ -70,26 +71,24 @@ class ProxmoxJob:
         self._patience_s = patience_s
 
     def prepare(self) -> None:
-        """Fleecing images would be made here."""
+        pass  # fleecing images would be made here
 
     def start(self, held: bool) -> str:
-        """See VmJob. How long it lasts is the VM's affair, held or not."""
-        asked = {"backup-file": "/dev/fdname/backup", "speed": 0, "devlist": "drive-scsi0"}
-        answer = _ask(self._node, self._vmid, "backup", patience_s=self._patience_s, **asked)
+        """How long it lasts is the VM's affair, held or not."""
+        arguments = {"backup-file": "/dev/fdname/backup", "speed": 0, "devlist": "drive-scsi0"}
+        answer = _ask(self._node, self._vmid, "backup", patience_s=self._patience_s, **arguments)
         return str(answer.get("UUID", "")) if isinstance(answer, dict) else ""
 
     def let_go(self) -> None:
-        """See VmJob."""
+        pass
 
     def runs(self) -> bool:
-        """See VmJob."""
         status = _ask(self._node, self._vmid, "query-backup")
         if status.get("status") == "error":
             raise CommandError(status.get("errmsg", "unknown error"))
         return bool(status.get("status") == "active")
 
     def cancel(self) -> None:
-        """See VmJob."""
         _ask(self._node, self._vmid, "backup-cancel")
 
 
@@ -120,7 +119,7 @@ class StockJobs:
         self._disks: tuple[_Disk, ...] = ()
 
     def prepare(self) -> None:
-        """See VmJob. Also ends what a worker that was killed has left behind."""
+        """Also ends what a worker that was killed has left behind."""
         self._disks = tuple(disk for device in self._ask("query-block") if (disk := _disk(device)))
         self._clear()
         if self._target_writes_per_s:
@@ -136,7 +135,6 @@ class StockJobs:
             self._ask("blockdev-add", driver="raw", **{"node-name": disk.target}, file=to_file)
 
     def start(self, held: bool) -> str:
-        """See VmJob."""
         actions = []
         for disk in self._disks:
             speed = _HELD_BYTES_PER_S if held else self._bytes_per_s(disk)
@@ -148,13 +146,11 @@ class StockJobs:
         return " ".join(disk.name for disk in self._disks)
 
     def let_go(self) -> None:
-        """See VmJob."""
         for disk in self._disks:
             with contextlib.suppress(CommandError):  # it may have ended, whatever was wanted
                 self._ask("block-job-set-speed", device=disk.name, speed=self._bytes_per_s(disk))
 
     def runs(self) -> bool:
-        """See VmJob."""
         jobs = self._jobs()
         if any(job["status"] != "concluded" for job in jobs):
             return True
@@ -165,7 +161,7 @@ class StockJobs:
         return False
 
     def cancel(self) -> None:
-        """See VmJob. The files go with it."""
+        """The files go with it."""
         self._clear()
         for disk in self._disks:
             with contextlib.suppress(FileNotFoundError):
