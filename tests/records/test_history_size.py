@@ -13,6 +13,8 @@ from pvehook.records.history import backups, reading
 from pvehook.report.report import run_report
 from tests.records.backups import NOW_S, write_long_history
 
+pytestmark = pytest.mark.xdist_group("history-size")  # the history is written once
+
 GUESTS, NIGHTS = 200, 400
 BOUND_BYTES = 80_000_000
 PAGE_BYTES = 2_000_000

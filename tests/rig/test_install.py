@@ -5,12 +5,16 @@ What needs a running systemd is in test_debian_node.py.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -36,9 +40,9 @@ class Touched(NamedTuple):
     changed_ns: int
 
 
-def install(root: Path, *arguments: str, source: Path = REPO) -> Said:
+def install(root: Path, *arguments: str, source: Path | None = None) -> Said:
     done = subprocess.run(
-        [str(source / "install.sh"), "--root", str(root), *arguments],
+        [str((source or small_copy()) / "install.sh"), "--root", str(root), *arguments],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=120, check=False,
     )  # fmt: skip
@@ -64,17 +68,27 @@ def root(tmp_path: Path) -> Path:
     return top
 
 
+@functools.cache
+def small_copy() -> Path:
+    """What install.sh installs from, with hardly a module: few tests need the program, and compiling it costs."""
+    copy = Path(_keep.enter_context(tempfile.TemporaryDirectory(prefix="pvehook-source-")))
+    modules = ("pvehook/__init__.py", "pvehook/contract/__init__.py", "pvehook/contract/section_config.py")
+    for name in ("install.sh", "pyproject.toml", "README.md", "docs/limits.md", *modules):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, copy / name)
+    for name in ("hooks", "scripts"):
+        shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+_keep = contextlib.ExitStack()
+atexit.register(_keep.close)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of what install.sh installs from, to be changed like a newer version."""
-    copy = tmp_path / "source"
-    shutil.copytree(REPO / "pvehook", copy / "pvehook", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPO / "hooks", copy / "hooks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPO / "scripts", copy / "scripts")
-    shutil.copytree(REPO / "docs", copy / "docs")
-    for name in ("install.sh", "pyproject.toml", "README.md"):
-        shutil.copy(REPO / name, copy / name)
-    return copy
+    """The same, to be changed like a newer version."""
+    return Path(shutil.copytree(small_copy(), tmp_path / "source"))
 
 
 def test_check_says_what_it_would_do_and_changes_nothing(root: Path) -> None:
@@ -86,7 +100,7 @@ def test_check_says_what_it_would_do_and_changes_nothing(root: Path) -> None:
 
 
 def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> None:
-    said = install(root)
+    said = install(root, source=REPO)
     assert said.code == 0, said.text
     assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + FROZEN_BY_US
     assert stat.S_IMODE((root / HOOK[1:]).stat().st_mode) == 0o755  # vzdump asks -f and -x
@@ -108,7 +122,7 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
 
 def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path, tmp_path: Path) -> None:
     """The command is carried out as it stands there, up to `qm`, which only Proxmox has."""
-    copy, run = install(root).text.splitlines()[-1].removeprefix("pvehook: ").strip().split(" && ")
+    copy, run = install(root, source=REPO).text.splitlines()[-1].removeprefix("pvehook: ").strip().split(" && ")
     assert run == "qm set VMID --hookscript local:snippets/pvehook-guest-hook"
     (root / "var/lib/vz/snippets").mkdir(parents=True)
     subprocess.run([word if word == "cp" else f"{root}{word}" for word in copy.split()], check=True, timeout=20)
@@ -145,7 +159,7 @@ def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path
 
 
 def test_the_installed_bytecode_is_the_one_of_the_installed_files(root: Path) -> None:
-    install(root)
+    install(root, source=REPO)
     sources = list((root / "usr/local/lib/pvehook/pvehook").rglob("*.py"))
     assert sources
     # The hash is salted with the interpreter's magic number, so the one that compiled is asked: install.sh's python3.
@@ -536,7 +550,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(root: Path, in_the_way: str,
 
 
 def test_the_installed_command_runs_the_installed_program(root: Path) -> None:
-    install(root)
+    install(root, source=REPO)
     command = root / "usr/local/bin/pvehook"
     done = subprocess.run(
         [sys.executable, "-I", str(command), "--help"],
