@@ -138,7 +138,7 @@ class RehearsalNode:
         with open(hook, "r+", encoding="utf-8") as file:
             text = file.read().partition("\n")[2]
             file.seek(0)
-            file.write(f"#!{sys.executable} -I\n{text}")
+            file.write(f"#!{sys.executable} -IS\n{text}")
             file.truncate()
         return hook
 

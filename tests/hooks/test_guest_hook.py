@@ -129,7 +129,7 @@ def test_anything_else_does_nothing(
 def test_without_the_program_the_vm_starts_and_stops(node: NodeUnderTest, hook: Path, phase: str) -> None:
     (node.root / INSTALLED_UNDER.lstrip("/") / "pvehook").unlink()
     said = call(hook, "101", phase)
-    assert ("any more; take this script off: qm set 101 --delete hookscript" in said) is (
+    assert ("not installed any more; take this script off: qm set 101 --delete hookscript" in said) is (
         phase in ("pre-stop", "post-start")
     )
 
@@ -141,7 +141,7 @@ def test_a_program_that_is_broken_keeps_no_vm_from_stopping(node: NodeUnderTest,
     program.mkdir()
     (program / "__init__.py").write_text("this is half an upgra")
     said = call(hook, "101", phase)
-    assert (said.startswith("pvehook: fault in the guest hook (SyntaxError(")) is (phase in ("pre-stop", "post-start"))
+    assert said.startswith("pvehook: fault in the guest hook (SyntaxError(")
 
 
 def test_nobody_reads_what_it_says(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest) -> None:
@@ -155,9 +155,20 @@ def test_nobody_reads_what_it_says(node: NodeUnderTest, hook: Path, frozen: Simu
     assert not frozen.is_frozen
 
 
+def copy_of(hook: Path, at: Path) -> Path:
+    """A copy in a storage's snippets, for which this tree is the node."""
+    text = hook.read_text()
+    line = 'INSTALLED = "/usr/local/lib/pvehook/hooks/guest-hook"\n'
+    assert text.count(line) == 1
+    at.write_text(text.replace(line, f'INSTALLED = "{hook}"\n'))
+    at.chmod(0o755)
+    return at
+
+
 @pytest.mark.parametrize("how", ["link", "copy"])
-def test_as_a_snippet_it_finds_the_program(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, how: str) -> None:
-    """A link leads to the tree it points into. A copy works on the node it runs on, so it leaves this tree alone."""
+def test_as_a_snippet_it_runs_the_installed_one(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest, how: str
+) -> None:
     leave_record(node, "frozen")
     tree = node.root / INSTALLED_UNDER.lstrip("/")
     (tree / "hooks").unlink()
@@ -166,6 +177,32 @@ def test_as_a_snippet_it_finds_the_program(node: NodeUnderTest, hook: Path, froz
     if how == "link":
         snippet.symlink_to(hook)
     else:
-        shutil.copy(hook, snippet)
+        copy_of(hook, snippet)
+    assert "now it says thawed" in call(snippet, "101", "pre-stop")
+    assert not frozen.is_frozen
+
+
+def test_a_copy_passes_everything_to_whatever_is_installed(node: NodeUnderTest, hook: Path) -> None:
+    """An upgrade may change everything but the place: the copy knows nothing else."""
+    snippet = copy_of(hook, node.root / "snippet")
+    hook.parent.unlink()
+    hook.parent.mkdir()
+    hook.write_text('#!/bin/sh\necho "$@"\n')
+    hook.chmod(0o755)
+    assert call(snippet, "101", "pre-migrate", "and more") == "101 pre-migrate and more\n"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_copy_outlives_the_program(node: NodeUnderTest, hook: Path, phase: str) -> None:
+    snippet = copy_of(hook, node.root / "snippet")
+    hook.parent.unlink()
+    said = call(snippet, "101", phase)
+    assert ("take this script off: qm set 101 --delete hookscript" in said) is (phase in ("pre-stop", "post-start"))
+
+
+def test_a_copy_of_another_node_leaves_this_tree_alone(node: NodeUnderTest, hook: Path, frozen: SimulatedGuest) -> None:
+    leave_record(node, "frozen")
+    snippet = node.root / "pvehook-guest-hook"
+    shutil.copy(hook, snippet)
     call(snippet, "101", "pre-stop")
-    assert frozen.is_frozen is (how == "copy")
+    assert frozen.is_frozen

@@ -1,0 +1,28 @@
+"""What hooks/guest-hook does when Proxmox starts or stops a VM.
+
+    pre-stop      a guest that pvehook has frozen is thawed before its shutdown, which would hang in blocked writes
+    post-start    a VM that was just started cannot be frozen, so a record that says so is deleted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pvehook.host.node import Node
+from pvehook.rescue.freeze_record import FROZEN_BY_US, read_record, record_path
+from pvehook.rescue.thaw import forget, thaw_guest
+
+PATIENCE_S = 5.0
+
+
+def guest_hook(root: str, argv: Sequence[str], show: Callable[[str], None]) -> None:
+    """Handles one call `VMID PHASE`; anything else is ignored. Shows one line where something was done."""
+    if len(argv) != 2 or not (argv[0].isascii() and argv[0].isdigit() and len(argv[0]) <= 9):
+        return
+    node, vmid, phase = Node(root), int(argv[0]), argv[1]
+    if phase == "post-start":
+        forget(node, vmid)
+    elif phase == "pre-stop":
+        left = read_record(record_path(node, vmid))
+        if left is not None and left.state in FROZEN_BY_US:
+            show(thaw_guest(node, vmid, force=False, patience_s=PATIENCE_S).text)
