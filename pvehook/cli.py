@@ -427,7 +427,7 @@ def _freeze_check(arguments: argparse.Namespace) -> int:
 
 
 def _thaw(arguments: argparse.Namespace) -> int:
-    from pvehook.rescue.put_right import put_right
+    from pvehook.rescue.left_over import undo_left_over
     from pvehook.rescue.thaw import thaw_guest
 
     node = Node(arguments.root)
@@ -435,7 +435,7 @@ def _thaw(arguments: argparse.Namespace) -> int:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
     guest = arguments.vmid
     reports: Sequence[Report | Restored] = (
-        put_right(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+        undo_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
     )
     if guest is None and not reports and sys.stdout.isatty():  # systemd asks at every stop; that is no news
         print("no guest is recorded as frozen by pvehook, no backup as slowed")

@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def own_priority_stays() -> Iterator[None]:
-    """A test that rings the hook itself would be taken for vzdump's worker and put to idle, for all tests after it."""
+    """A test that runs the hook itself would be taken for vzdump's worker and set to idle, for all tests after it."""
     before = read_all_threads(Node("/"), os.getpid())[os.getpid()]
     yield
     assert read_all_threads(Node("/"), os.getpid())[os.getpid()] == before

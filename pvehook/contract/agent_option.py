@@ -19,16 +19,16 @@ _FREEZE_SWITCHES = ("freeze-fs", "freeze-fs-on-backup", "guest-fsfreeze")
 
 
 class AgentOption(NamedTuple):
-    """Whether Proxmox asks this guest's agent at all, and whether it freezes for a backup."""
+    """Whether Proxmox talks to this guest's agent at all, and whether it freezes for a backup."""
 
     enabled: bool
     freezes: bool
-    """Not switched off by any of the three names. If they contradict each other it counts as on: to expect a freeze
-    that does not come costs nothing, to miss one leaves the guest unguarded. It says nothing unless `enabled`."""
+    """Not switched off under any of the three names. If they contradict each other it counts as on: to expect a freeze
+    that does not come costs nothing, to miss one leaves the guest unprotected. Meaningless unless `enabled`."""
 
 
 def parse_agent_option(text: str | None) -> AgentOption:
-    """Reads the option as it is written; None, and whatever cannot be read as `enabled`, is off: Proxmox's default."""
+    """Parses the option; None, and whatever does not parse as `enabled`, is off: Proxmox's default."""
     enabled, settings = property_string(text or "", default_key="enabled")
     switches = [boolean(settings[name]) for name in _FREEZE_SWITCHES if name in settings]
     all_off = bool(switches) and all(each is False for each in switches)

@@ -32,7 +32,7 @@ class HookCall(NamedTuple):
     mode: str | None
     vmid: int | None
     worker_pid: int
-    """The parent of the hook: vzdump's worker. To be checked against the kernel before it is believed."""
+    """vzdump's worker as the hook found it. Check it against the kernel before you trust it."""
     vmtype: str | None
     hostname: str | None
     storeid: str | None
@@ -48,17 +48,17 @@ class Reply(NamedTuple):
     lines: tuple[str, ...] = ()
     exit_code: int = 0
     chain: str | None = None
-    """The script that was vzdump's before us; run only when exit_code is 0."""
+    """The script that vzdump.conf named before pvehook; run only when exit_code is 0."""
     not_served: str = ""
     """Why this call cannot be decided: the hook then goes on without the daemon, which asks the window."""
 
 
 class BadCall(ValueError):
-    """A request that is none. Its text is safe to show."""
+    """Not a valid request. Its text is safe to show."""
 
 
 def parse_call(line: bytes) -> HookCall:
-    """The call in one request line. Raises BadCall."""
+    """Parses one request line. Raises BadCall."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def _until_s(value: object) -> float | None:
 
 
 def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: float | None = None) -> HookCall:
-    """The call in a hook's arguments and environment. Raises BadCall."""
+    """Parses a hook's arguments and environment. Raises BadCall."""
     if not argv:
         raise BadCall("called without a phase; vzdump calls it as SCRIPT PHASE [MODE VMID]")
     vmid = None
@@ -114,7 +114,7 @@ TAKEN_UP = b"taken-up\n"
 
 
 def encode_patience(seconds: float) -> bytes:
-    """What goes before a reply that takes longer than the phase's deadline: `wait SECONDS`."""
+    """Goes before a reply that takes longer than the phase's deadline: `wait SECONDS`."""
     return f"wait {math.ceil(seconds)}\n".encode("ascii")
 
 

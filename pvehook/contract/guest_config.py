@@ -9,9 +9,9 @@ of pve-container. Example of a VM's:
     scsi0: local-lvm:vm-101-disk-0,iothread=1,size=32G
 
     [before-upgrade]
-    ...                      the snapshots and pending changes that follow say nothing about the guest now
+    ...                      snapshots and pending changes follow; they do not describe the guest as it runs
 
-What a line means that we do not use, is not looked at; nothing is raised on odd input.
+Lines that pvehook does not need are ignored; nothing is raised on odd input.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Volume(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuestConfig:
-    """What pvehook reads of a guest. None: the configuration does not say, Proxmox's default applies."""
+    """The options that pvehook uses. None: not set, Proxmox's default applies."""
 
     name: str | None
     agent: str | None
-    """The `agent` option as it is written; only a VM has one."""
+    """The raw `agent` option; only a VM has one."""
     os_type: str | None
     on_boot: bool | None
     tags: tuple[str, ...]
-    """In lower case, as Proxmox compares them unless the data centre is set to tell cases apart."""
+    """In lower case, as Proxmox compares them unless the data centre is set to be case-sensitive."""
     volumes: tuple[Volume, ...]
     io_threads: bool | None = None
     """Whether each of a VM's disks has an I/O thread of its own; None: it has no disk that could, or is a container."""

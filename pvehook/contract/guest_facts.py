@@ -1,4 +1,4 @@
-"""What a guest tells about itself through its agent, as types. pvehook/guest/agent.py asks and fills them.
+"""What a guest reports about itself through its agent, as types that pvehook/guest/agent.py fills.
 
 Every text here is the guest's own: `contract.text.printable` before it is shown.
 """
@@ -12,11 +12,11 @@ FreezeStatus = Literal["thawed", "frozen"]
 
 
 class GuestInfo(NamedTuple):
-    """What `guest-info` tells."""
+    """The answer to `guest-info`."""
 
     version: str
     commands: Mapping[str, bool]
-    """Every command the agent knows, and whether it may be used: by the guest's administrator, and while frozen."""
+    """Every command the agent knows, and whether it is allowed: by the guest's administrator, and while frozen."""
 
 
 class Filesystem(NamedTuple):

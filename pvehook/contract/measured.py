@@ -1,10 +1,10 @@
-"""Three results that must never look alike: a value (zero is one), absent, broken.
+"""Three results that must never be mixed up: a value (zero is one), absent, broken.
 
-    0.0                                      it was looked at, and it is zero
-    Absent("the guest runs no agent")        there is nothing to look at; nobody has to mend anything
-    Broken("QMP did not answer within 5 s")  there is, and it could not be read; somebody may have to
+    0.0                                      measured, and it is zero
+    Absent("the guest runs no agent")        there is nothing to measure; nothing needs fixing
+    Broken("QMP did not answer within 5 s")  there is, but it cannot be read; something may need fixing
 
-`Measured[float]` is any of them. What is absent or broken is never counted as zero: a sum over it is not a sum.
+`Measured[float]` is any of them. Never count absent or broken as zero: such a sum is wrong.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 class Absent(NamedTuple):
-    """There is nothing to look at. `why` is for an administrator."""
+    """There is nothing to measure. `why` is for an administrator."""
 
     why: str
 
 
 class Broken(NamedTuple):
-    """It is there and could not be read. `why` is for an administrator."""
+    """It is there but cannot be read. `why` is for an administrator."""
 
     why: str
 
@@ -30,5 +30,5 @@ Measured: TypeAlias = T | Absent | Broken
 
 
 def value_of(measured: Measured[T]) -> T | None:
-    """The value, or None for what is absent or broken: only where the difference plays no part."""
+    """The value, or None where it is absent or broken. Use it only where that difference does not matter."""
     return None if isinstance(measured, (Absent, Broken)) else measured

@@ -22,7 +22,7 @@ GUEST_PHASES = (
 PHASES = JOB_PHASES + GUEST_PHASES
 
 REFUSABLE_PHASES = ("job-init", "job-start", "backup-start")
-"""Where a closed window may say no. A non-zero exit anywhere else costs more than it prevents: in `pre-restart`
-and `post-restart` after the archive, PVE then leaves a guest down or suspended."""
+"""Where a closed window may refuse. A non-zero exit anywhere else does more harm than good: in `pre-restart` and
+`post-restart` after the archive, PVE then leaves a guest down or suspended."""
 
 LAST_JOB_PHASES = ("job-end", "job-abort")

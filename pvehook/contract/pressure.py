@@ -3,9 +3,9 @@
     some avg10=0.00 avg60=0.00 avg300=0.00 total=1234567
     full avg10=0.00 avg60=0.00 avg300=0.00 total=234567
 
-`some`: at least one task waited for this resource; `full`: all that were not idle did. `total` is in microseconds since
-boot (or since the cgroup was made). Source: Documentation/accounting/psi.rst of Linux. A system's `full` line of cpu is
-there since 5.13 and always 0.
+`some`: at least one task waited for this resource; `full`: every non-idle task did. `total` is in microseconds since
+boot (or since the cgroup was created). The system's `full` line of cpu exists since 5.13 and is always 0. Source:
+Documentation/accounting/psi.rst of Linux.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ RESOURCES: Final[tuple[Resource, ...]] = ("cpu", "io", "memory")
 
 
 class PressureTotals(NamedTuple):
-    """Microseconds stalled, ever growing."""
+    """Microseconds stalled so far; they only grow."""
 
     some_us: int
     full_us: int
 
 
 def parse_pressure(text: str) -> PressureTotals:
-    """The totals of one file. Raises ValueError for anything that is no such file; a missing `full` counts as 0."""
+    """Parses one file. Raises ValueError for any other text; a missing `full` counts as 0."""
     totals = {}
     for line in text.splitlines():
         words = line.split()

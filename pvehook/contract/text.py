@@ -1,4 +1,4 @@
-"""Text of others, made fit for a terminal, a log line and a mail."""
+"""Makes text from outside safe for a terminal, a log line and a mail."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ def printable(text: str, limit: int = DEFAULT_LIMIT) -> str:
 
     Whatever moves a cursor, ends a line, turns the direction of writing or cannot be encoded is written as
     an escape: `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay
-    as they are (`C:\\` is a mountpoint), so this is for reading and not for turning back.
+    as they are (`C:\\` is a mountpoint), so the original cannot be recovered from the result.
     """
-    # Never more than limit + 1 characters are looked at, however long the text is.
+    # At most limit + 1 characters are processed, however long the text is.
     pieces = [_visible(char) for char in text[: limit + 1]]
     if sum(map(len, pieces)) <= limit:
         return "".join(pieces)
     room = limit - len(_CUT)
     while sum(map(len, pieces)) > room:
-        pieces.pop()  # a whole escape at a time: half of one would read as something else
+        pieces.pop()  # a whole escape at a time: half of one would mean something else
     return "".join(pieces) + _CUT
 
 
 def _visible(char: str) -> str:
-    # str.isprintable says no to control and format characters (bidi among them), surrogates, line separators,
+    # str.isprintable is false for control and format characters (bidi among them), surrogates, line separators,
     # private and unassigned characters.
     return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

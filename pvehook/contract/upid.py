@@ -1,4 +1,4 @@
-"""The unique id of a Proxmox task, as it stands in a worker's command line.
+"""The unique id of a Proxmox task, as found in a worker's command line.
 
     task UPID:pve1:0003A6C1:00C0FFEE:6921B2F0:vzdump:101:root@pam:
          UPID:NODE:PID     :PSTART  :STARTTIME:TYPE :ID :USER:

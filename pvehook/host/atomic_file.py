@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody reads them. Stdlib only: the degraded path imports it."""
+"""Files that are complete whenever somebody reads them. Stdlib only: the path without a daemon imports it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import threading
 
 
 def replace_file(path: str, text: str, mode: int | None = None) -> None:
-    """Writes the whole file or nothing: a reader sees the old text or the new, also after a crash of ours. With `mode`
-    the umask does not count."""
+    """Writes the whole file or nothing: a reader sees the old text or the new, even after we crash. `mode` is not
+    subject to the umask."""
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.new"

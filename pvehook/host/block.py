@@ -35,7 +35,7 @@ _NETWORK_NAMES = {"rbd": "rbd", "nbd": "nbd", "drbd": "drbd"}  # block devices b
 class Disk(NamedTuple):
     """One block device with nothing local under it.
 
-    `scheduler` and `rotational` are None if the kernel does not tell. `transport` is "local" or how the disk
+    `scheduler` and `rotational` are None if unknown. `transport` is "local" or how the disk
     is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol.
     """
 
@@ -46,14 +46,14 @@ class Disk(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """What `rules.io_effect` wants to know of it."""
+        """As `rules.io_effect` distinguishes disks."""
         if self.transport == "zfs":
             return "zfs"
         return "disks" if self.transport == "local" else "network"
 
 
 class Location(NamedTuple):
-    """Where something lies. `disks` can be empty with every kind but "disks"; `detail` says what was seen."""
+    """Where a path leads. `disks` may be empty with every kind but "disks"; `detail` says what was found."""
 
     kind: Kind
     disks: tuple[Disk, ...]
@@ -68,17 +68,17 @@ def device_of(path: str) -> tuple[int, int]:
 
 
 def kernel_version(node: Node) -> tuple[int, int] | None:
-    """(6, 8) of `6.8.12-4-pve`; None if it cannot be told."""
+    """(6, 8) of `6.8.12-4-pve`; None if unknown."""
     match = re.match(r"(\d+)\.(\d+)", _read(node.path("/proc/sys/kernel/osrelease")))
     return (int(match[1]), int(match[2])) if match else None
 
 
 def locate(node: Node, path: str, device_of: DeviceOf = device_of, if_missing: str | None = None) -> Location:
-    """The disks under a file, a directory or a block device's node. What cannot be told is "unknown".
+    """The disks under a file, a directory or a block device's node, "unknown" where that cannot be found out.
 
-    `if_missing` is the path to look at instead when there is nothing at `path`.
+    `if_missing` is used instead when there is nothing at `path`.
     """
-    if path.startswith("/dev/zvol/"):  # the only name of a zvol that tells its pool
+    if path.startswith("/dev/zvol/"):  # the only name of a zvol that contains its pool
         return locate_zpool(node, path.split("/")[3])
     try:
         return _locate(node, node.path(path), device_of, _MAX_LAYERS)
@@ -109,7 +109,7 @@ def locate_volume_group(node: Node, group: str) -> Location:
 
 
 def locate_zpool(node: Node, pool: str) -> Location:
-    """The disks of a ZFS pool, as `zpool` tells them; without an answer the pool alone."""
+    """The disks of a ZFS pool as `zpool` lists them; without an answer only the pool."""
     lines = _zpool_list(node, pool)
     if lines is None:
         return Location("zfs", (), f"ZFS pool {pool}, its disks are unknown: {_ZPOOL} gave no answer")
@@ -124,7 +124,7 @@ def _locate(node: Node, path: str, device_of: DeviceOf, layers: int) -> Location
 
 
 def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
-    """Where the file system's type says it all; None if the device number has to tell."""
+    """By the file system's type where that is enough; None if the device number is needed."""
     if mount.is_network:
         return Location("network", (), f"{mount.fs_type} from {mount.source}")
     if mount.fs_type == "zfs":

@@ -1,4 +1,4 @@
-"""The only place where the time is asked. Rules get instants; the story gets a Clock."""
+"""The only place that reads the wall clock. Rules get instants; everything else gets a Clock."""
 
 from __future__ import annotations
 

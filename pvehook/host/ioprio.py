@@ -5,7 +5,7 @@ children born later inherit it, threads that exist keep what they have. psutil's
 ioprio_set for the one thread whose id is the pid, so the workers of `zstd -T2` or the I/O threads of a QEMU
 would stay as they were. So this walks /proc/PID/task, and reads back what it wrote.
 
-Only os and ctypes are imported: the hook uses this without the daemon, while vzdump waits for it.
+Imports only os and ctypes: the hook uses this without the daemon, while vzdump waits.
 
 Numbers: Linux include/uapi/linux/ioprio.h; the system call numbers from the kernel's two tables.
 """
@@ -29,8 +29,8 @@ _CLASS_SHIFT = 13
 _LEVEL_MASK = 0b111  # bits 3..12 are hints since Linux 6.5, no part of the level
 
 _MAX_PASSES = 8
-"""A thread can be born from one not yet set while we walk. Two passes are the rule; the bound is for a
-process that makes threads faster than we can walk them."""
+"""A thread that is not set yet may create another while we walk. Two passes usually do; the limit is for a
+process that creates threads faster than we can walk them."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,7 +49,7 @@ BEST_EFFORT = Priority(2, 4)
 """Best effort in the middle: what NONE amounts to at niceness 0."""
 
 IDLE = Priority(3, 0)
-"""Served only when no other thread wants the disk, if the disk's scheduler looks at classes at all."""
+"""Served only when no other thread wants the disk, if the disk's scheduler honours classes at all."""
 
 
 class ThreadState(NamedTuple):
@@ -62,8 +62,8 @@ class ThreadState(NamedTuple):
 class ThreadsSet(NamedTuple):
     """What `set_all_threads` found at its end.
 
-    `threads` were seen in the last reading, `confirmed` of them read back with the wanted values, `changed`
-    were written to at some time. `failed` has one text per kind of refusal. A process that is gone has
+    `threads` were seen in the last pass, `confirmed` of them read back with the wanted values, `changed`
+    were written to. `failed` has one text per kind of refusal. A process that has ended has
     0 threads and the comm "".
     """
 
@@ -104,9 +104,9 @@ def read_all_threads(node: Node, pid: int) -> dict[int, ThreadState]:
 
 
 def set_all_threads(node: Node, pid: int, priority: Priority, nice: int | None = None) -> ThreadsSet:
-    """Give every thread of `pid` the I/O priority, and at least the niceness `nice` (None: leave it alone).
+    """Sets every thread of `pid` to the I/O priority, and to at least the niceness `nice` (None: leave it alone).
 
-    A thread that is nicer already stays so: this is for backup processes, which nobody wants to favour.
+    A thread that is nicer already stays so: backup processes are never favoured.
     Only threads that differ are written to. What the kernel refuses is in `failed`, not raised.
     Raises NodeError on a machine whose system call numbers are not known.
     """
@@ -121,7 +121,7 @@ def set_all_threads(node: Node, pid: int, priority: Priority, nice: int | None =
 
 
 def restore_normal(node: Node, pid: int) -> Restored:
-    """Give every thread of `pid` the I/O priority and niceness of a process that nobody touched.
+    """Sets every thread of `pid` to the I/O priority and niceness that processes start with.
 
     Niceness goes back to 0 where it was above. That needs CAP_SYS_NICE; without it the I/O priority is
     restored all the same and `failed` says what is left. Raises NodeError as `set_all_threads`.
@@ -149,7 +149,7 @@ class _Outcome(NamedTuple):
 
 
 def _settle(node: Node, pid: int, wanted: Callable[[ThreadState], ThreadState]) -> _Outcome:
-    """Write to the threads of `pid` until one whole reading shows nothing that is still to be written."""
+    """Writes to the threads of `pid` until one whole pass finds nothing left to write."""
     comm = _comm(node, pid)
     before: dict[int, ThreadState] = {}
     refused: dict[int, str] = {}
@@ -184,7 +184,7 @@ def _settle(node: Node, pid: int, wanted: Callable[[ThreadState], ThreadState]) 
 
 
 def _write(tid: int, now: ThreadState, wanted: ThreadState) -> str:
-    """Write what differs. Returns what was refused, "" if nothing; raises ProcessLookupError if it ended."""
+    """Writes what differs. Returns what was refused, "" if nothing; raises ProcessLookupError if it ended."""
     refusals = []
     if now.priority != wanted.priority:
         try:
@@ -251,7 +251,7 @@ def _thread_ids(node: Node, pid: int) -> list[int]:
 
 
 def _has_ended(node: Node, pid: int, tid: int) -> bool:
-    """Whether the thread does no I/O any more: gone, or a first thread that ended before the others did.
+    """Whether the thread does no I/O any more: it ended, or it is a first thread that ended before the others.
 
     Such a first thread stays listed as a zombie; the kernel dropped its I/O priority and takes no new one.
     """

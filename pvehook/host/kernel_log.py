@@ -1,13 +1,13 @@
 """The node's kernel log from now on, read from /dev/kmsg.
 
-Each read gives one whole record, in order, to each reader on its own; with O_NONBLOCK it says EAGAIN where the records
-end, and EPIPE once when records were overwritten before they were read (the next read goes on with the oldest one that
-is left; their numbers tell how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux; seen on 6.1.
+Each read returns one whole record, in order, independently of other readers; with O_NONBLOCK it fails with EAGAIN at
+the end, and once with EPIPE when records were overwritten before they were read (the next read continues with the
+oldest one left; the numbers show how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux.
 
-What the kernel has begun and not yet ended with a newline is no record yet: it comes as new when it is ended.
+A line that the kernel has not ended with a newline yet is no record: it appears once it is complete.
 
-A record's time is the kernel's `local_clock`, which nobody corrects: `dmesg -T` is minutes off after months. Here a
-record was written between two looks, and that keeps its time right.
+A record's time is the kernel's `local_clock`, which is never adjusted: `dmesg -T` is minutes off after months. Here a
+record was written between two reads, which corrects its time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECORD_BYTES = 8192  # CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX: with a smaller 
 _KMSG_NUMBER = (1, 11)  # Documentation/admin-guide/devices.txt of Linux
 
 LINES_LIMIT = 1000
-"""Of one look, which is 4 ms of work. The rest stays in the kernel for the next look, or is overwritten and counted."""
+"""Per read, which is 4 ms of work. The rest stays in the kernel for the next one, or is overwritten and counted."""
 BYTES_LIMIT = 256 * 1024
 
 _NO_LOG = "this node has no kernel log of its own (/dev/kmsg): a container?"
@@ -39,7 +39,7 @@ _REMEDY = (
 
 
 def open_kernel_log(node: Node, clock: Clock) -> Measured[HostKernelLog]:
-    """The log, to be read from its end on."""
+    """Opens the log at its end."""
     path = node.path("/dev/kmsg")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -66,10 +66,10 @@ class HostKernelLog:
     """An open kernel log. Use it from one thread."""
 
     lost: int
-    """Records that were overwritten before they were read; of those before the first one read it is known only that
-    there were some, which counts as 1."""
+    """Records that were overwritten before they were read; how many came before the first one read is unknown and
+    counts as 1."""
     fault: Broken | None
-    """Why the log cannot be read any more."""
+    """Why the log can no longer be read."""
 
     def __init__(self, fd: int, clock: Clock) -> None:
         self.lost = 0
@@ -77,8 +77,8 @@ class HostKernelLog:
         self._fd = fd
         self._clock = clock
         self._next_number: int | None = None
-        self._looked_s = clock.now_s()
-        self._boot_s = self._looked_s - time.monotonic()
+        self._read_s = clock.now_s()
+        self._boot_s = self._read_s - time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +92,7 @@ class HostKernelLog:
         os.close(self._fd)
 
     def read_new(self) -> list[KernelLine]:
-        """What was written since the last look, at most LINES_LIMIT lines; never waits. After a fault: nothing."""
+        """What was written since the last call, at most LINES_LIMIT lines; never waits. After a fault: nothing."""
         lines: list[KernelLine] = []
         taken_bytes = 0
         overwritten = at_end = False
@@ -129,12 +129,12 @@ class HostKernelLog:
         return self._boot_s + line.at_us / 1e6
 
     def _correct(self, lines: list[KernelLine], at_end: bool) -> None:
-        """Moves the log's zero so that the lines lie between the last look and this one."""
+        """Moves the log's zero so that the lines fall between the last read and this one."""
         now_s = self._clock.now_s()
         if lines:
-            self._boot_s = max(self._boot_s, self._looked_s - lines[0].at_us / 1e6)
+            self._boot_s = max(self._boot_s, self._read_s - lines[0].at_us / 1e6)
             self._boot_s = min(self._boot_s, now_s - lines[-1].at_us / 1e6)
         if at_end:
-            self._looked_s = now_s
+            self._read_s = now_s
         elif lines:
-            self._looked_s = self.at_s(lines[-1])  # what is left for the next look may have been written since then
+            self._read_s = self.at_s(lines[-1])  # what is left for the next read may have been written since then

@@ -1,7 +1,7 @@
 """The mount table, and how to follow a path without touching what may never answer.
 
 A stat on a dead NFS server, or on a FUSE file system whose process hangs, waits for ever; under autofs it
-mounts something. So symbolic links are followed one component at a time, with a look into the table before
+mounts something. So symbolic links are followed one component at a time, and the table is checked before
 each.
 
 Source: proc_pid_mountinfo(5). Mount points are paths of this process, not of a tree under a root.
@@ -36,7 +36,7 @@ class Mount(NamedTuple):
 
     @property
     def is_fuse(self) -> bool:
-        """Whether a process of its own answers; not so `fuseblk`, which sits on a block device."""
+        """Whether a process serves it; not so `fuseblk`, which is on a block device."""
         return self.fs_type == "fuse" or self.fs_type.startswith("fuse.")
 
     @property
@@ -45,7 +45,7 @@ class Mount(NamedTuple):
 
     @property
     def may_hang(self) -> bool:
-        """Whether nothing there may be looked at: it can wait for ever, or mount something."""
+        """Whether nothing there may be accessed: that can wait for ever, or mount something."""
         return self.is_network or self.is_fuse or self.fs_type == "autofs"
 
 
@@ -70,10 +70,10 @@ def read_mounts(node: Node) -> list[Mount]:
 
 
 def follow_links(path: str, mounts: list[Mount]) -> tuple[str, Mount]:
-    """The path without symbolic links, and its mount; it stops where nothing may be looked at.
+    """The path without symbolic links, and its mount; it stops where nothing may be accessed.
 
-    Raises OSError: a link that cannot be read, or more than 40 of them. Whether there is something at the
-    end of the path is not looked at.
+    Raises OSError: a link that cannot be read, or more than 40 of them. Whether the path's end exists is not
+    checked.
     """
     done, todo = "/", _pieces(os.path.normpath(path))
     links = 0
@@ -86,7 +86,7 @@ def follow_links(path: str, mounts: list[Mount]) -> tuple[str, Mount]:
             if below == mount or ".." in todo:
                 return whole, mount
             # Something is mounted further down (autofs is made for that). A mount point is no link, and no
-            # component before it is one, so nothing on the way has to be looked at.
+            # component before it is one, so nothing on the way has to be accessed.
             done, todo = below.mount_point, _pieces(whole.removeprefix(below.mount_point))
             if below.may_hang:
                 return whole, below

@@ -40,7 +40,7 @@ class Node:
 
     @property
     def run_dir(self) -> str:
-        """What must survive the daemon, but not a reboot: running jobs, exceptions from the window."""
+        """What must survive the daemon, but not a reboot: running runs, recovery notes, exceptions from the window."""
         return self.path("/run/pvehook")
 
     @property

@@ -6,11 +6,11 @@
 
 **A VM's `io` is never given.** Its cgroup does not see QEMU's disk I/O with aio=io_uring (Proxmox's default) or native:
 for a guest's fsync of 6.5 s it grew by 0 ms (facts/qemu.md); and on pve-qemu before 10.2.1-2 it shows near 100 % for an
-idle disk with an I/O thread. QEMU's histograms and the guest's own pressure tell what its disks were like.
+idle disk with an I/O thread. QEMU's histograms and the guest's own pressure show how its disks did.
 
-A kernel says "no pressure here" in four ways: it was built without (no file), it was started without psi=1 where that
-is asked for (no file, or EOPNOTSUPP), an administrator wrote 0 to the cgroup's cgroup.pressure (no file, since 6.1), or
-cgroups are of the old kind (no file). None is a fault. Source: kernel/sched/psi.c and kernel/cgroup/cgroup.c of Linux.
+Pressure may be missing for four reasons: a kernel built without it (no file), one started without psi=1 where that is
+required (no file, or EOPNOTSUPP), an administrator who wrote 0 to the cgroup's cgroup.pressure (no file, since 6.1),
+or cgroup v1 (no file). None is a fault. Source: kernel/sched/psi.c and kernel/cgroup/cgroup.c of Linux.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NOT_OF_A_VM = "a VM's cgroup does not see what QEMU waits for its disks"
 
 
 def host_pressure(node: Node) -> dict[Resource, Measured[PressureTotals]]:
-    """What waited on the whole node since it was started."""
+    """Stall times of the whole node since it was started."""
     if not os.path.isdir(node.path("/proc/pressure")):
         return dict.fromkeys(RESOURCES, Absent("the node's kernel keeps no pressure information (psi=1 turns it on)"))
     return {each: _read_totals(node.path(f"/proc/pressure/{each}")) for each in RESOURCES}
 
 
 def guest_pressure(node: Node, vmid: int, vmtype: str | None) -> dict[Resource, Measured[PressureTotals]]:
-    """What waited in one guest's cgroup since the guest was started; of a VM `io` is always absent."""
+    """Stall times of one guest's cgroup since the guest was started; a VM's `io` is always absent."""
     cgroup = f"/sys/fs/cgroup/lxc/{vmid}" if vmtype == "lxc" else f"/sys/fs/cgroup/qemu.slice/{vmid}.scope"
     directory = node.path(cgroup)
     if not os.path.isdir(directory):

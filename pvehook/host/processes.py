@@ -1,8 +1,8 @@
 """Which processes belong to the backup, and which to a guest.
 
-/proc is read here directly and once per call. psutil would hold its own table per process object, gives no
-start time in the kernel's own ticks, and looks at one fixed /proc; we need the ticks as an identity and the
-root for tests. Processes come and go while we read: one that vanishes is left out, never an error.
+/proc is read directly, once per call. psutil would keep its own table per process object, gives no
+start time in the kernel's own ticks, and reads one fixed /proc; we need the ticks as an identity and the
+root for tests. Processes come and go while we read: one that ends is left out, never an error.
 
 What belongs to a guest (source: QemuServer.pm and Virtiofs.pm of qemu-server, LXC.pm of pve-container):
   kvm          /var/run/qemu-server/ID.pid, cmdline `/usr/bin/kvm -id ID ...`, cgroup qemu.slice/ID.scope
@@ -32,14 +32,14 @@ _SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
 
 
 class ProcessId(NamedTuple):
-    """One process for certain: a pid alone is used again. The start is in clock ticks since boot."""
+    """Identifies one process: a pid alone is reused. The start is in clock ticks since boot."""
 
     pid: int
     start_ticks: int
 
 
 class Found(NamedTuple):
-    """A process, the kernel's short name for it, and why it was picked, for the administrator."""
+    """A process, the kernel's short name for it, and why it was picked, for the log."""
 
     process: ProcessId
     comm: str
@@ -91,7 +91,7 @@ def vzdump_task_of(node: Node, pid: int) -> int | None:
 
 
 def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
-    """The inodes of the sockets that a process holds open; None: it may not be asked. Empty for one that is gone.
+    """The inodes of a process's open sockets; None: not permitted. Empty for one that has ended.
     Reads procfs only, which is no disk; some 100 microseconds."""
     directory = node.path(f"/proc/{pid}/fd")
     try:
@@ -143,7 +143,7 @@ def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Fo
         if row and row.process.pid not in found and _is_younger(row, born_after):
             found[row.process.pid] = Found(row.process, row.comm, why)
 
-    # A pid file outlives its process, and the pid may be a stranger's by now: the cmdline must agree.
+    # A pid file outlives its process, and the pid may be another process's by now: the cmdline must agree.
     qemu = rows.get(_read_pid(node, f"/var/run/qemu-server/{vmid}.pid"))
     if qemu and _vmid_of_qemu(qemu) == vmid:
         add(qemu, f"QEMU of VM {vmid}, by its pid file")
@@ -162,7 +162,7 @@ def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Fo
 
 def qemu_of(node: Node, vmid: int) -> ProcessId | None:
     """QEMU of one VM; None while the VM does not run on this node. Reads its pid file and two files of /proc."""
-    # As in `vm_processes`: the file may be stale, and the pid a stranger's.
+    # As in `vm_processes`: the file may be stale, and the pid another process's.
     row = _read_row(node, _read_pid(node, f"/var/run/qemu-server/{vmid}.pid"))
     return row.process if row and _vmid_of_qemu(row) == vmid else None
 
@@ -181,7 +181,7 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
     """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker.
 
     This finds what `vm_processes` cannot: a virtiofsd, which nothing ties to its VM. With None: started
-    at any time. Processes inside containers are not looked at: what runs idle there its user made so.
+    at any time. Processes inside containers are left out: what is idle there was set so by its user.
     Raises NodeError where I/O priorities cannot be read.
     """
     found = []
@@ -200,15 +200,15 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
 
 
 def _is_of(node: Node, row: _Row) -> bool:
-    """Whether the process belongs to this node. A rehearsal sees every process of the machine that it is played on,
-    real VMs perhaps: its own are those that name its tree."""
+    """Whether the process belongs to this node. A rehearsal sees every process of the machine that it runs on,
+    perhaps real VMs: its own are those that name its tree."""
     return not node.borrows_processes or any(node.root in argument for argument in row.argv)
 
 
 def _descendants(
     rows: Iterable[_Row], ancestor: int, leave_out: Callable[[_Row], bool] = lambda row: False
 ) -> Iterator[_Row]:
-    """Children, their children and so on. What is left out takes its own children with it."""
+    """Children, their children and so on. Children of what is left out are left out too."""
     children: dict[int, list[_Row]] = {}
     for row in rows:
         children.setdefault(row.parent, []).append(row)

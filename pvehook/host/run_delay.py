@@ -2,13 +2,13 @@
 
     /proc/PID/task/TID/schedstat     2183940221 1598004511 8123
 
-Nanoseconds on a CPU, **nanoseconds on a run queue**, times it was put on a CPU; since the thread was made. Of a VM's
+Nanoseconds on a CPU, **nanoseconds on a run queue**, times it was put on a CPU; since the thread was made. For a VM's
 vCPU threads the second number is what the guest calls stolen time, seen from outside. Source:
 Documentation/scheduler/sched-stats.rst of Linux.
 
 It needs CONFIG_SCHED_INFO, which Debian's and Proxmox's kernels have by way of CONFIG_SCHEDSTATS; the sysctl
-kernel.sched_schedstats plays no part in it. Without there is no file; a kernel that has only delay accounting, turned
-off, writes three zeros for every thread, even for one that has run (`sched_info_on` in kernel/sched/stats.h).
+kernel.sched_schedstats does not matter. Without it there is no file; a kernel with only delay accounting, turned off,
+writes three zeros for every thread, even for one that has run (`sched_info_on` in kernel/sched/stats.h).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_COUNTED = "the node's kernel does not count how long threads wait for a CPU
 def run_delay_ns(node: Node, pid: int, tids: Iterable[int]) -> Measured[dict[int, int]]:
     """The nanoseconds that each thread has waited for a CPU in its life, by thread id.
 
-    A thread that is gone is left out: an empty answer says that none of them is left. Costs some 10 microseconds each.
+    A thread that has ended is left out; an empty result means that none is left. Costs some 10 microseconds each.
     """
     delays_ns: dict[int, int] = {}
     has_run = False

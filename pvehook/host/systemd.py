@@ -1,4 +1,4 @@
-"""What systemd hands to a service and wants to hear from it (sd_listen_fds(3), sd_notify(3))."""
+"""Socket activation and notification of systemd (sd_listen_fds(3), sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def listening_socket() -> socket.socket | None:
 
 
 def notify(state: str) -> None:
-    """Tells systemd, for instance `READY=1` or `WATCHDOG=1`. Outside of systemd it does nothing."""
+    """Notifies systemd, for instance `READY=1` or `WATCHDOG=1`. Outside of systemd it does nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -1,4 +1,4 @@
-"""Which kernel and which Proxmox VE this node runs: an upgrade of either is the first suspect when nights get worse.
+"""Which kernel and which Proxmox VE this node runs: an upgrade of either is the first suspect when backups get worse.
 
 pve-manager's version is taken from dpkg's status file, whose format is documented (deb822(5)) and the same in every
 release; PVE/pvecfg.pm has changed its shape between releases. dpkg replaces the file by rename, so it is always whole.
@@ -8,8 +8,8 @@ No process is started: dpkg-query takes 7 ms, this 1.
     Status: install ok installed
     Version: 9.2.11
 
-What is installed can be newer than what runs, until the daemons of Proxmox VE are restarted; of the kernel it is the
-running one. QEMU's version is a matter of each running VM, not of the node.
+The installed Proxmox VE can be newer than the running one until its daemons are restarted; the kernel's version is the
+running one. QEMU's version belongs to each running VM, not to the node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VERSION_CHARACTERS = 80
 
 
 class Versions(NamedTuple):
-    """As their makers write them: `6.8.12-4-pve`, `9.2.11`."""
+    """Upstream's spelling: `6.8.12-4-pve`, `9.2.11`."""
 
     kernel: Measured[str]
     pve_manager: Measured[str]

@@ -1,11 +1,11 @@
-"""Who waits at a VM's unix socket: QEMU serves one client at a time, the next one waits unseen in the accept queue.
+"""Who waits at a VM's unix socket: QEMU serves one client at a time, the next one waits in the accept queue.
 
-Two ways to see it, both the kernel's own account (facts/qemu.md, Sockets):
+Two ways to see it, both from the kernel (facts/qemu.md, Sockets):
 
-  sock_diag        netlink: one question about the listener's inode, one answer. Microseconds, on any node.
+  sock_diag        netlink: one query by the listener's inode, one answer. Microseconds, on any node.
                    Layouts: Linux include/uapi/linux/{netlink,sock_diag,unix_diag}.h.
-  /proc/net/unix   a text of all sockets of the node, read anew each time: slower the more there are. For where netlink
-                   is refused (a sandbox, a kernel without unix_diag).
+  /proc/net/unix   all sockets of the node as text, read each time: slower the more there are. The fallback where
+                   netlink is refused (a sandbox, a kernel without unix_diag).
 
     Num               RefCount Protocol Flags    Type St Inode Path
     00000000560864c7: 00000002 00000000 00010000 0001 01 405089 /var/run/qemu-server/101.qga   the listener
@@ -60,24 +60,24 @@ class _Listener(NamedTuple):
 
 
 class WaiterWatch:
-    """Looks into the accept queue of the listener at `path`.
+    """Watches the accept queue of the listener at `path`.
 
-    Make it before it matters: finding the listener reads files, looking does not (by sock_diag). `path` is what
+    Create it before it matters: finding the listener reads files, watching it does not (by sock_diag). `path` is what
     `connect` takes, so it lies under the node's root already; another spelling than the listener's owner used
     (/run for /var/run) will do. `ways` are tried in order. Use it from one thread.
 
     A connection just made, also one's own, waits until the listener's owner has accepted it (up to 15 ms with
-    QEMU). So connect, wait for the agent's answer to a sync, and only then look: whoever waits now is somebody else.
+    QEMU). So connect, wait for the agent's answer to a sync, and only then count: whoever waits now is somebody else.
 
     Raises NodeError when nobody listens there and when no way works. /proc/net/unix knows listeners by name only, so
-    with nothing else to ask it is also raised when two listen under one name (a QEMU that was replaced but is not gone)
-    and when the name is a detour (/proc/self/fd/N/101.qga).
+    without sock_diag it is also raised when two listen under one name (a QEMU that was replaced but is not gone)
+    and when the name is indirect (/proc/self/fd/N/101.qga).
     """
 
     via: Way
     """The way in use."""
     refusal: str | None
-    """Why sock_diag is not used though it was to be tried; None when it is used."""
+    """Why sock_diag was tried but is not used; None when it is used."""
 
     def __init__(self, node: Node, path: str, *, ways: Sequence[Way] = WAYS) -> None:
         self.path = path
@@ -95,7 +95,7 @@ class WaiterWatch:
                     self.via = "sock_diag"
                     return
             if "/proc/net/unix" not in ways:
-                raise NodeError(f"{path}: cannot see who waits there: {self.refusal}; no other way was to be tried")
+                raise NodeError(f"{path}: cannot see who waits there: {self.refusal}; no other way was allowed")
             table.watch(_the_one_listener(path, [each for each in listeners if _is_same_file(each, path)]))
         except BaseException:
             table.close()
@@ -115,9 +115,9 @@ class WaiterWatch:
         self._way.close()
 
     def waiters(self) -> int:
-        """How many connections wait to be accepted, those included whose client has closed meanwhile.
+        """How many connections wait to be accepted, including those whose client has closed.
 
-        Raises NodeError when the listener is gone: the VM was stopped, or started anew.
+        Raises NodeError when the listener is gone: the VM was stopped or restarted.
         """
         try:
             return self._way.waiters()
@@ -136,7 +136,7 @@ class WaiterWatch:
             raise self._lost(error) from error
 
     def waiting_sockets(self) -> frozenset[int] | None:
-        """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd. None: cannot be told
+        """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd. None: unknown
         (/proc/net/unix does not show them). Raises NodeError as `waiters` does."""
         try:
             return self._way.waiting_sockets()
@@ -145,12 +145,12 @@ class WaiterWatch:
 
     def _lost(self, error: OSError) -> NodeError:
         if error.errno in (errno.ENOENT, errno.ESTALE):
-            return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or started anew?")
+            return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or restarted?")
         return NodeError(f"{self.path}: cannot see who waits there: {self.via}: {error.strerror}")
 
 
 class _SockDiag:
-    """Questions to the kernel about one listener. Every method raises OSError when the kernel refuses."""
+    """Queries the kernel about one listener. Every method raises OSError when the kernel refuses."""
 
     def __init__(self, path: str, listeners: Sequence[_Listener]) -> None:
         # The kernel answers within send(), so an answer is there or never comes: nothing here can wait.
@@ -186,7 +186,7 @@ class _SockDiag:
     def _choose(self, path: str, listeners: Sequence[_Listener]) -> _Listener:
         found = [each for each in listeners if _is_same_file(each, path)]
         if len(found) != 1:
-            # The name does not tell: bound anew while the old one still listens, or by way of /proc/self/fd. The
+            # The name is ambiguous: bound again while the old one still listens, or by way of /proc/self/fd. The
             # kernel knows the inode of the file each is bound to, and keeps it from being given away meanwhile.
             try:
                 file_inode = os.stat(path).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows

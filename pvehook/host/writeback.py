@@ -1,16 +1,16 @@
-"""Writing back, from outside, a file that another process is still writing.
+"""Writing back a file that another process is still writing.
 
 Whoever can read a file can tell the kernel to write its dirty pages out now, and to drop them from the page cache
-when they are clean. Nothing here writes to the file, changes it or keeps its writer waiting.
+when they are clean. Nothing here writes to the file, changes it or delays its writer.
 
-    sync_file_range(2)         starts the writeback of a range, or waits for the writeback that is on its way. It
-                               writes no metadata: as a promise that data is safe it is worthless, and none is needed.
+    sync_file_range(2)         starts the writeback of a range, or waits for the writeback in progress. It writes
+                               no metadata, so it does not make data safe, which is not needed here.
     posix_fadvise(DONTNEED)    drops the clean pages of a range; what is dirty or in writeback stays.
 
 Both calls can wait for the disk for as long as it takes, and no signal ends that: whoever calls them does so in a
 thread that nobody joins without a bound.
 
-Flags: Linux include/uapi/linux/fs.h. Requests on their way to a disk: Linux Documentation/ABI/stable/sysfs-block,
+Flags: Linux include/uapi/linux/fs.h. Requests in flight: Linux Documentation/ABI/stable/sysfs-block,
 /sys/block/sda/inflight holds `       1        4`, reads and writes.
 """
 
@@ -85,7 +85,7 @@ class GrowingFile:
         return "elsewhere" if os.fstat(self._fd).st_nlink else "deleted"
 
     def start_writeback(self, offset: int, length: int) -> None:
-        """Queues what is dirty of the range. Waits only where the disk's queue takes no more.
+        """Queues the dirty pages of the range. Waits only while the disk's queue is full.
 
         Not with WAIT_AFTER in one call: the kernel then writes as for an fsync, and the guest's disk scheduler
         prefers such requests.
@@ -93,16 +93,16 @@ class GrowingFile:
         _sync(self._fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def wait_for_writeback(self, offset: int, length: int) -> None:
-        """Waits until the writeback of the range that was started is over."""
+        """Waits until the writeback of the range is over."""
         _sync(self._fd, offset, length, _SYNC_FILE_RANGE_WAIT_BEFORE)
 
     def drop_from_cache(self, offset: int, length: int) -> None:
-        """Frees the memory of what is clean of the range."""
+        """Frees the memory of the clean pages of the range."""
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def requests_in_flight(node: Node, disk: str) -> int:
-    """Everybody's, those of a disk by its name in /sys/block. 0 if the kernel does not tell."""
+    """All requests in flight of a disk, by its name in /sys/block. 0 if unknown."""
     try:
         with open(node.path(f"/sys/block/{disk}/inflight"), encoding="ascii") as file:
             return sum(int(each) for each in file.read(100).split())

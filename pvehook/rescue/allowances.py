@@ -1,10 +1,10 @@
-"""Exceptions from the window: `pvehook allow`. One small file each under /run/pvehook/allow, gone by themselves.
+"""Exceptions from the window: `pvehook allow`. One small file each under /run/pvehook/allow; they expire.
 
     /run/pvehook/allow/k3f9.json
         {"vmids": [101], "until_s": 1795312800.0, "reason": "restore test", "who": "root"}
 
-No vmids means every guest. A reboot ends all exceptions, which errs on the safe side. Stdlib only: the hook's
-degraded path asks here too.
+No vmids means every guest. A reboot ends all exceptions, which errs on the safe side. Stdlib only: the hook
+reads them too when no daemon answers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pvehook.host.node import Node
 from pvehook.rules.admission import Allowance
 
 LONGEST_S = 7 * 24 * 3600
-"""An exception is not a change of the window; for longer ones the configuration is the place."""
+"""Longer exceptions belong into the configuration."""
 
 
 def directory(node: Node) -> str:
-    """Where the exceptions of this node lie."""
+    """The directory with this node's exceptions."""
     return os.path.join(node.run_dir, "allow")
 
 
 def in_force(node: Node, at_s: float) -> list[Allowance]:
-    """The exceptions that hold at one instant, which may lie in the future. Nothing is changed. A file that cannot be
-    read, or that names an end which `pvehook allow` never gives, counts as no exception: refusing costs one night,
-    allowing wrongly costs the guests theirs."""
+    """The exceptions that hold at one instant, which may be in the future. Nothing is changed. A file that cannot be
+    read, or whose end `pvehook allow` would never write, does not count: a wrong refusal costs one backup, a wrong
+    permission harms the guests."""
     return [each for each in _all(node) if at_s < each.until <= at_s + LONGEST_S]
 
 
@@ -42,7 +42,7 @@ def _all(node: Node) -> list[Allowance]:
 
 
 def drop_expired(node: Node, now_s: float) -> None:
-    """Takes the files of exceptions away that have run out. `now_s` is the real clock's, never a time asked about."""
+    """Deletes the files of expired exceptions. `now_s` is the real clock's, never a time asked about."""
     for each in _all(node):
         if each.until <= now_s:
             _remove(os.path.join(directory(node), f"{each.id}.json"))

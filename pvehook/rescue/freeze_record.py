@@ -1,12 +1,12 @@
 """The write-ahead record of a freeze: whoever comes next knows that a guest may be frozen, and by whom.
 
     /run/pvehook/frozen/101.freeze       one page
-        freezing\\n                       what is going on now, padded to 16 bytes
+        freezing\\n                       the current state, padded to 16 bytes
         {"vmid": 101, "worker": [4711, 8812345], "agent": "/var/run/qemu-server/101.qga", "armed_s": 1795312800.0,
          "daemon": 4712}
 
-The page is mapped and the first word is stored into it without a system call: between a freeze and its thaw nothing
-may wait for a file system. /run is memory, and the mapping survives a SIGKILL of the one who wrote it.
+The page is mapped and its first word is stored without a system call: between a freeze and its thaw nothing may wait
+for a file system. /run is memory, and what was stored survives a SIGKILL of the writer.
 
 Stdlib only: `pvehook thaw --left-over` and the guests' hookscript depend on it.
 """
@@ -22,7 +22,7 @@ from pvehook.host.node import Node
 
 State = Literal["armed", "freezing", "frozen", "thawing", "thawed"]
 FROZEN_BY_US: tuple[State, ...] = ("freezing", "frozen", "thawing")
-"""While one of these stands in the record, the guest may be frozen by us. `armed`: nothing was sent yet."""
+"""With one of these in the record, the guest may be frozen by us. `armed`: nothing was sent yet."""
 
 _STATE_BYTES = 16
 _PAGE_BYTES = 4096
@@ -32,7 +32,7 @@ class FrozenRecord:
     """One guest's record, open for writing; the rendezvous holds it."""
 
     def __init__(self, path: str, vmid: int, worker: tuple[int, int], agent_path: str, armed_s: float) -> None:
-        """Creates the file, saying `armed`. Raises OSError."""
+        """Creates the file in state `armed`. Raises OSError."""
         body = {
             "vmid": vmid,
             "worker": list(worker),
@@ -43,7 +43,7 @@ class FrozenRecord:
         page = _word("armed") + json.dumps(body).encode() + b"\n"
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self._path = path
-        # A new file, then renamed: a reader never sees half a page, and an old mapping of the path stays harmless.
+        # A new file, then renamed: a reader never sees half a page, and an old mapping of the path is harmless.
         temporary = f"{path}.{os.getpid()}.new"
         with open(temporary, "w+b") as file:
             file.write(page.ljust(_PAGE_BYTES, b"\0"))
@@ -52,11 +52,11 @@ class FrozenRecord:
         os.replace(temporary, path)
 
     def say(self, state: State) -> None:
-        """Stores what is going on. No system call, no allocation worth naming."""
+        """Stores the state. No system call, hardly an allocation."""
         self._page[:_STATE_BYTES] = _WORDS[state]
 
     def remove(self) -> None:
-        """The freeze is over and was seen to be over."""
+        """Deletes the record: the freeze is confirmed to be over."""
         self._page.close()
         try:
             os.unlink(self._path)
@@ -65,7 +65,7 @@ class FrozenRecord:
 
 
 class FreezeRecord(NamedTuple):
-    """A record that somebody left behind."""
+    """A record as it was read."""
 
     path: str
     state: State
@@ -74,16 +74,16 @@ class FreezeRecord(NamedTuple):
     agent_path: str
     armed_s: float
     daemon_pid: int
-    """Who wrote it."""
+    """The process that wrote it."""
 
 
 def record_path(node: Node, vmid: int) -> str:
-    """Where one guest's record lies."""
+    """The path of one guest's record."""
     return os.path.join(node.run_dir, "frozen", f"{vmid}.freeze")
 
 
 def freeze_records(node: Node) -> list[FreezeRecord]:
-    """All records on the node. What cannot be read is no record of ours and is left alone."""
+    """All records on the node. A file that cannot be read is not ours and is left alone."""
     directory = os.path.join(node.run_dir, "frozen")
     try:
         names = sorted(os.listdir(directory))
@@ -117,13 +117,13 @@ def read_record(path: str) -> FreezeRecord | None:
 
 
 def remove_record(left: FreezeRecord) -> None:
-    """Its guest is thawed or gone. A record that was written anew since is a newer freeze's, and stays."""
+    """Its guest is thawed or gone. A record that was rewritten since belongs to a newer freeze and stays."""
     now = read_record(left.path)
     if now is not None and now.armed_s == left.armed_s:
         try:
             os.unlink(left.path)
         except OSError:
-            pass  # gone already; or it stays, and costs the next one a look at a thawed guest
+            pass  # gone already; or it stays, and costs the next reader a query of a thawed guest
 
 
 def _word(state: State) -> bytes:

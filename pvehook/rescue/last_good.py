@@ -1,4 +1,4 @@
-"""The last good configuration on disk, and the window it describes. Stdlib only: the degraded path reads it."""
+"""The last good configuration on disk, and its window. Stdlib only: the hook reads it when no daemon answers."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def stored_config(node: Node) -> Config | None:
 
 
 def store_config(node: Node, config: Config) -> None:
-    """Remembers a configuration as the last good one. Raises OSError."""
+    """Stores a configuration as the last good one. Raises OSError."""
     replace_file(node.path(LAST_GOOD_FILE), to_json(config))
 
 
 class WindowInForce(NamedTuple):
-    """The window to go by, and why it is not the configured one (else "")."""
+    """The window that applies, and why it is not the configured one (else "")."""
 
     window: Window
     doubt: str
 
 
 def window_of(config: Config, zone_of_node: tzinfo) -> WindowInForce:
-    """The window of a configuration that was checked once. Should its zone or its spans not be understood any more
-    (a zone left the system, an older version reads a newer file), the default window counts, and that is said."""
+    """The window of a configuration that was checked once. If its zone or its spans are no longer understood (a zone
+    was removed from the system, an older version reads a newer file), the default window applies, with the reason."""
     try:
         zone = ZoneInfo(config.window.timezone) if config.window.timezone else zone_of_node
         return WindowInForce(Window(_spans(config), zone), "")
     except (WindowSpecError, ZoneInfoNotFoundError, ValueError, OSError) as error:
-        doubt = f"the configured window cannot be used ({error}), {', '.join(DEFAULT.window.open)} counts"
+        doubt = f"the configured window cannot be used ({error}), {', '.join(DEFAULT.window.open)} applies"
         return WindowInForce(Window(_spans(DEFAULT), zone_of_node), doubt)
 
 

@@ -1,13 +1,13 @@
-"""The write-ahead record of a slowed backup: whoever comes next puts its original speed back.
+"""The write-ahead record of a throttled backup: whoever finds it restores the original speed.
 
     /run/pvehook/speeds/101.json
         {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp", "daemon": 4712,
          "original": {"drive-scsi0": 0}, "ours": [51200000, 48000000]}
 
 Written before each change. `ours` holds the speed that is being set and the one before it: a job with any other speed
-is not as we left it, somebody else has set it since, and it stays. 0 is QEMU's word for no limit.
+was set by somebody else since and is left alone. 0 means no limit, as in QEMU.
 
-Stdlib only: `pvehook thaw --left-over`, which systemd runs when the daemon has died, puts speeds back as well.
+Stdlib only: `pvehook thaw --left-over`, which systemd runs when the daemon has died, restores speeds as well.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
 
 ATTEMPT_S = 1.0
-"""One attempt: QEMU answers in a millisecond; a client that is served before us, vzdump itself, is soon done."""
+"""One attempt: QEMU answers in a millisecond; a client that is served before us, such as vzdump, is soon done."""
 PATIENCE_S = 4.0
-"""systemd waits for it (TimeoutStopSec), and so does the guest, which is not hurt by a slow backup."""
+"""systemd waits for it (TimeoutStopSec), and a slow backup does not hurt the guest meanwhile."""
 PAUSE_S = 0.05
 RECORD_LIMIT_BYTES = 64 * 1024
 
@@ -39,12 +39,12 @@ class SpeedRecord(NamedTuple):
     vmid: int
     qmp_path: str
     original: Mapping[str, int]
-    """Bytes a second by device."""
+    """Bytes per second by device."""
     ours: tuple[int, ...]
 
 
 class Restored(NamedTuple):
-    """What became of one guest's speeds."""
+    """What was done about one guest's speeds."""
 
     vmid: int
     done: bool
@@ -52,12 +52,12 @@ class Restored(NamedTuple):
 
 
 def record_path(node: Node, vmid: int) -> str:
-    """Where one guest's record lies."""
+    """The path of one guest's record."""
     return os.path.join(node.run_dir, "speeds", f"{vmid}.json")
 
 
 def write_record(node: Node, left: SpeedRecord) -> None:
-    """Before a speed is changed. Raises OSError: then it must not be changed."""
+    """To be called before a speed is changed. Raises OSError: then it must not be changed."""
     body = {
         "vmid": left.vmid,
         "qmp": left.qmp_path,
@@ -69,7 +69,7 @@ def write_record(node: Node, left: SpeedRecord) -> None:
 
 
 def read_record(node: Node, vmid: int) -> SpeedRecord | None:
-    """None where there is none, or none that can be read: then nothing is known to be ours."""
+    """None where there is no record that can be read: then nothing is known to be ours."""
     try:
         with open(record_path(node, vmid), encoding="utf-8") as file:
             body = json.loads(file.read(RECORD_LIMIT_BYTES))
@@ -84,22 +84,22 @@ def read_record(node: Node, vmid: int) -> SpeedRecord | None:
 
 
 def remove_record(node: Node, vmid: int) -> None:
-    """Nothing is slowed by us any more."""
+    """Deletes the record: nothing is throttled by us any more."""
     try:
         os.unlink(record_path(node, vmid))
     except OSError:
-        pass  # gone already; or it stays, and costs the next one a look at a job that is not as we left it
+        pass  # gone already; or it stays, and costs the next reader a query of a job that is not as we left it
 
 
 def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Restored | None:
-    """The guest's jobs that still are as we left them get their original speed. None: there is no record of ours."""
+    """Restores the original speed of the guest's jobs that are as we left them. None: there is no record."""
     left = read_record(node, vmid)
     if left is None:
         return None
     until_s = time.monotonic() + patience_s
     while True:
         try:
-            text = _put_back_once(left, Deadline.after(min(ATTEMPT_S, max(until_s - time.monotonic(), 0.1))))
+            text = _restore_once(left, Deadline.after(min(ATTEMPT_S, max(until_s - time.monotonic(), 0.1))))
             break
         except Unreachable as error:
             # A socket that nobody listens at: QEMU died and could not take it away.
@@ -110,15 +110,15 @@ def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Rest
         except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
             fault = error
         if time.monotonic() >= until_s:
-            return Restored(vmid, False, f"guest {vmid}: its backup is STILL SLOWED, as far as we know: {fault}")
+            return Restored(vmid, False, f"guest {vmid}: its backup is STILL THROTTLED, as far as we know: {fault}")
         time.sleep(PAUSE_S)
-    if read_record(node, vmid) == left:  # one that was written anew since is a newer backup's
+    if read_record(node, vmid) == left:  # one that was rewritten since belongs to a newer backup
         remove_record(node, vmid)
-    return Restored(vmid, True, f"guest {vmid}: its backup was slowed by us; {text}")
+    return Restored(vmid, True, f"guest {vmid}: its backup was throttled by us; {text}")
 
 
 def restore_left_over_speeds(node: Node, patience_s: float = PATIENCE_S) -> list[Restored]:
-    """Every guest that a record calls slowed by us, all at once: one that hangs must not keep the others slow."""
+    """Every guest with a record, all at once: one that hangs must not keep the others slow."""
     try:
         names = sorted(os.listdir(os.path.join(node.run_dir, "speeds")))
     except OSError:
@@ -137,7 +137,7 @@ def restore_left_over_speeds(node: Node, patience_s: float = PATIENCE_S) -> list
     return [report for vmid in vmids if (report := done[vmid]) is not None]
 
 
-def _put_back_once(left: SpeedRecord, deadline: Deadline) -> str:
+def _restore_once(left: SpeedRecord, deadline: Deadline) -> str:
     """What was done. Raises GuestError."""
     put: list[str] = []
     with open_qmp(left.qmp_path, deadline) as qmp:
@@ -150,7 +150,7 @@ def _put_back_once(left: SpeedRecord, deadline: Deadline) -> str:
                 put.append(f"{job.device} to {_limit(original)}")
             except NotActive:
                 continue  # it has ended in this moment
-    return f"put back: {', '.join(put)}" if put else "no job is as we left it, nothing to put back"
+    return f"restored {', '.join(put)}" if put else "no job is as we left it, nothing to restore"
 
 
 def _limit(bytes_per_s: int) -> str:
@@ -158,7 +158,7 @@ def _limit(bytes_per_s: int) -> str:
 
 
 def known_originals(node: Node, vmid: int, speeds: Sequence[tuple[str, int]]) -> Mapping[str, int]:
-    """Of jobs that are as an earlier daemon left them (device, speed now): the speeds they had before that."""
+    """The original speeds of those jobs (device, speed now) that are as an earlier daemon left them."""
     left = read_record(node, vmid)
     if left is None:
         return {}

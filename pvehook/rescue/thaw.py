@@ -1,10 +1,8 @@
-"""Thawing, as often as it takes. `pvehook thaw`, systemd's ExecStopPost, the next daemon, the next phase and the
-guests' hookscript all end here.
+"""Thawing until it works: for `pvehook thaw`, systemd's ExecStopPost, the next daemon, the next phase and the
+guests' hookscript.
 
-A thaw is believed when `guest-fsfreeze-status` says `thawed`, not when the command was answered. It is never sent to
-a guest that is not frozen, and never ends a freeze that the record does not call ours, unless it is forced.
-
-Stdlib only: it must work when nothing else does.
+A thaw counts when `guest-fsfreeze-status` reports `thawed`, not when the command was answered. It is never sent to
+a guest that is not frozen, and never ends a freeze that no record calls ours, unless it is forced.
 """
 
 from __future__ import annotations
@@ -37,17 +35,17 @@ PVES_OWN_FREEZE_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 
 LEFT_OVER_PATIENCE_S = 8.0
-"""`thaw --left-over` gives one guest this long; systemd then starts the next daemon, which goes on trying."""
+"""`thaw --left-over` gives one guest this long; systemd then starts the next daemon, which keeps trying."""
 
 
 class Thawed(NamedTuple):
-    """How it ended. `filesystems`: how many the thaw reached, 0 when it was thawed already."""
+    """The result. `filesystems`: how many were thawed, 0 when the guest was thawed already."""
 
     outcome: Literal["thawed", "was-thawed", "gone", "not-answered"]
     filesystems: int
     text: str
     at_s: float
-    """When it was known, on the monotonic clock; the answer to the thaw itself where there was one."""
+    """When it was known, on the monotonic clock: at the answer to the thaw itself where there was one."""
 
 
 def thaw_until_thawed(
@@ -55,21 +53,21 @@ def thaw_until_thawed(
     give_up: Callable[[], bool],
     pause: Callable[[float], object] = time.sleep,
 ) -> Thawed:
-    """Thaws the guest behind this socket, again and again until it says `thawed`, its VM is gone, or `give_up()`."""
-    pause_s, fault, reached, at_s = FIRST_PAUSE_S, "never asked", 0, 0.0
+    """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`."""
+    pause_s, fault, reached, at_s = FIRST_PAUSE_S, "not tried", 0, 0.0
     while True:
         try:
             deadline = Deadline.after(ATTEMPT_S)
             with open_agent(agent_path, deadline) as agent:
                 if agent.fsfreeze_status(deadline) == "thawed":
-                    # `reached`: by a thaw after which it still said frozen.
+                    # `reached`: by a thaw after which it still reported frozen.
                     how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
-                    return Thawed(how, reached, _says_thawed(reached), at_s or time.monotonic())
+                    return Thawed(how, reached, _reports_thawed(reached), at_s or time.monotonic())
                 reached += agent.fsfreeze_thaw(deadline)
                 at_s = time.monotonic()
                 if agent.fsfreeze_status(deadline) == "thawed":
-                    return Thawed("thawed", reached, _says_thawed(reached), at_s)
-                fault = f"it says frozen, although its thaw was answered with {reached} filesystems"
+                    return Thawed("thawed", reached, _reports_thawed(reached), at_s)
+                fault = f"it reports frozen, although its thaw was answered with {reached} filesystems"
         except Unreachable as error:
             fault = str(error)
             # A socket that nobody listens at: QEMU died and could not take it away.
@@ -83,12 +81,12 @@ def thaw_until_thawed(
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def _says_thawed(filesystems: int) -> str:
-    return f"it says thawed, {filesystems} filesystem{'s' if filesystems != 1 else ''}"
+def _reports_thawed(filesystems: int) -> str:
+    return f"it reports thawed, {filesystems} filesystem{'s' if filesystems != 1 else ''}"
 
 
 def patience(seconds: float) -> Callable[[], bool]:
-    """A `give_up` that says yes after this long."""
+    """A `give_up` that is true after this long."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() >= until
 
@@ -104,17 +102,17 @@ class Report(NamedTuple):
 def thaw_left_over(
     node: Node, patience_s: float = LEFT_OVER_PATIENCE_S, *, spare_living_daemon: bool = False
 ) -> list[Report]:
-    """Every guest that a record calls frozen by us. A record goes when its guest says thawed, or is gone.
+    """Thaws every guest that a record calls frozen by us. A record goes when its guest reports thawed or ends.
 
-    All at once: a guest whose freeze hangs must not keep the others frozen. `spare_living_daemon`: not the freezes of
-    a daemon that lives and is perhaps only slow; one that hangs is ended by systemd's watchdog, then it is dead."""
+    All at once: a guest whose freeze hangs must not keep the others frozen. `spare_living_daemon`: leave the freezes
+    of a living daemon alone, which may only be slow; one that hangs is killed by systemd's watchdog."""
     left = [each for each in freeze_records(node) if each.state in FROZEN_BY_US]
     if spare_living_daemon:
         left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
     reports: dict[str, Report] = {}
 
     def thaw(each: FreezeRecord) -> None:
-        if not spare_living_daemon:  # else vzdump is at its next phase already, and PVE's own freeze is over
+        if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
             wait_for_pve(node, each)
         reports[each.path] = _thaw_left(each, patience_s)
 
@@ -127,24 +125,25 @@ def thaw_left_over(
 
 
 def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
-    """One guest by name; without `force` only a freeze that a record calls ours."""
+    """Thaws one guest; without `force` only a freeze that a record calls ours."""
     left = read_record(record_path(node, vmid))
     if left is not None and left.state in FROZEN_BY_US:
         return _thaw_left(left, patience_s)
     if not force:
-        return Report(vmid, False, f"guest {vmid}: no freeze of ours is known; --force thaws it whoever froze it")
+        unknown = f"guest {vmid}: pvehook knows of no freeze of its own; --force thaws it whoever froze it"
+        return Report(vmid, False, unknown)
     done = thaw_until_thawed(node.path(f"/var/run/qemu-server/{vmid}.qga"), patience(patience_s))
     return Report(vmid, done.outcome in ("thawed", "was-thawed"), f"guest {vmid}: {done.text}")
 
 
 def forget(node: Node, vmid: int) -> None:
-    """A VM that was just started has no frozen filesystem; its agent does not even run yet."""
+    """Deletes the record of a VM that was just started: it cannot be frozen."""
     _remove(record_path(node, vmid))
 
 
 def wait_for_pve(node: Node, left: FreezeRecord) -> None:
-    """`freezing` says that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
-    freezes by itself now and thaws a moment later: not to be taken for ours. A living worker gets this moment."""
+    """`freezing` means that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
+    freezes by itself now and thaws a moment later, not to be taken for ours: a living worker gets this moment."""
     if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker[0]}")):
         time.sleep(PVES_OWN_FREEZE_S)
 
@@ -154,7 +153,7 @@ def _thaw_left(left: FreezeRecord, patience_s: float) -> Report:
     if done.outcome == "not-answered":
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
     remove_record(left)
-    return Report(left.vmid, True, f"guest {left.vmid}: a freeze of ours was left over; now {done.text}")
+    return Report(left.vmid, True, f"guest {left.vmid}: a freeze by pvehook was left over; now {done.text}")
 
 
 def _remove(record: str) -> None:

@@ -1,12 +1,12 @@
-"""What the hook does when no daemon answers: the window check and the I/O priority, within seconds, stdlib only.
+"""What the hook does when no daemon answers: the window check, the I/O priority and thaws, within seconds.
 
     job-init, job-start, backup-start    the window, by the last good configuration; a closed one refuses
-    every phase but the last             idle I/O priority on the worker and what it has forked so far
-    every guest phase                    a VM that vzdump started goes back to normal
-    every phase                          a guest that a daemon froze and left behind is thawed
+    every phase but the last             idle I/O class for the worker and what it has forked so far
+    every guest phase                    a VM that vzdump started is restored to normal priority
+    every phase                          a guest that a dead daemon left frozen is thawed
 
 It knows less than the daemon: no job ids, no configured other processes, nothing between the phases, and it does
-not read /etc/pve. It says so in one line.
+not read /etc/pve. One line says so.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def answer(
 def _settle(node: Node, call: HookCall, config: Config) -> Iterator[str]:
     yield from _restore_priorities(node, call, config)
     if call.phase == "post-restart" and call.vmtype != "lxc" and config.freeze.mode != "off":
-        yield f"freezing of VM {call.vmid} is left to Proxmox this time: neither judged nor bounded"
+        yield f"freezing of VM {call.vmid} is left to Proxmox this time, without a check and without a limit"
     # A daemon that died may have left a guest frozen, and the next one may never have come.
     yield from (report.text for report in thaw_left_over(node, LEFT_OVER_PATIENCE_S, spare_living_daemon=True))
 
@@ -85,11 +85,11 @@ def _ask_window(node: Node, call: HookCall, config: Config, window: Window) -> A
         vmid=call.vmid,
         job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
         job_id=None,
-        # Without the daemon nobody finds out which job this is. A job-init that may be an exempt job's passes;
+        # Only the daemon finds out which job this is. A job-init that may be an exempt job's passes;
         # at job-start it is refused, for the guests' sake.
         job_id_pending=bool(exempt.jobs),
         storage=call.storeid,
-        # Nor does anybody remember whether the run was admitted; next_guest: allow can only mean to trust it.
+        # Nor is it known whether the run was admitted; `next_guest: allow` can only mean to trust it.
         job_was_admitted=True,
     )
     return admit(
@@ -116,5 +116,5 @@ def _restore_priorities(node: Node, call: HookCall, config: Config) -> list[str]
         for each in found.values():
             back = restore_normal(node, each.process.pid)
             if back.changed:
-                lines.append(f"{each.comm} {each.process.pid} put back to normal priority")
+                lines.append(f"{each.comm} {each.process.pid} restored to normal priority")
     return lines

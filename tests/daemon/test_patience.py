@@ -44,7 +44,7 @@ def impatient_hook(node: NodeUnderTest) -> str:
     return node.hook
 
 
-def ring_at(node: NodeUnderTest, script: Script) -> str:
+def call_at(node: NodeUnderTest, script: Script) -> str:
     """What vzdump sees of a pre-stop whose daemon does this."""
     store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
     Path(node.node.run_dir).mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def answers_late(*before: bytes) -> Script:
 def test_a_hook_that_is_told_to_wait_waits_past_its_deadline(
     node_without_daemon: NodeUnderTest, before: tuple[bytes, ...]
 ) -> None:
-    assert ring_at(node_without_daemon, answers_late(*before)) == "pvehook: flushed\n"
+    assert call_at(node_without_daemon, answers_late(*before)) == "pvehook: flushed\n"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_hook_that_is_told_to_wait_waits_past_its_deadline(
 def test_any_other_word_moves_no_deadline_and_is_no_fault(
     node_without_daemon: NodeUnderTest, before: tuple[bytes, ...]
 ) -> None:
-    said = ring_at(node_without_daemon, answers_late(*before))
+    said = call_at(node_without_daemon, answers_late(*before))
     assert "flushed" not in said
     # The two clocks run out in the same moment here; either may be first.
     waited = "no answer within 1 s" if before else "not taken up within 1.0 s"
@@ -122,7 +122,7 @@ def test_the_answer_may_come_in_one_piece_with_it(node_without_daemon: NodeUnder
     def script(connection: socket.socket) -> None:
         connection.sendall(before + b"exit 0\npvehook: at once\n")
 
-    assert ring_at(node_without_daemon, script) == "pvehook: at once\n"
+    assert call_at(node_without_daemon, script) == "pvehook: at once\n"
 
 
 def test_no_daemon_can_make_it_wait_for_ever(node_without_daemon: NodeUnderTest) -> None:
@@ -132,7 +132,7 @@ def test_no_daemon_can_make_it_wait_for_ever(node_without_daemon: NodeUnderTest)
         connection.sendall(b"wait 5\n")
         connection.sendall(b"wait 5\n")
 
-    assert "the daemon does not answer (the answer broke off)" in ring_at(node_without_daemon, script)
+    assert "the daemon does not answer (the answer broke off)" in call_at(node_without_daemon, script)
 
 
 def test_a_pre_flush_longer_than_the_phases_deadline_is_waited_for(node_without_daemon: NodeUnderTest) -> None:

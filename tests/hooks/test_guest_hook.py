@@ -64,9 +64,8 @@ def test_before_a_shutdown_exactly_our_freezes_are_thawed(
     said = call(hook, "101", "pre-stop")
     is_ours = state in FROZEN_BY_US
     assert frozen.is_frozen is not is_ours
-    assert said == (
-        "pvehook: guest 101: a freeze of ours was left over; now it says thawed, 2 filesystems\n" if is_ours else ""
-    )
+    thawed = "pvehook: guest 101: a freeze by pvehook was left over; now it reports thawed, 2 filesystems\n"
+    assert said == (thawed if is_ours else "")
     assert os.path.exists(record_path(node.node, 101)) is (state is not None and not is_ours)
 
 
@@ -178,7 +177,7 @@ def test_as_a_snippet_it_runs_the_installed_one(
         snippet.symlink_to(hook)
     else:
         copy_of(hook, snippet)
-    assert "now it says thawed" in call(snippet, "101", "pre-stop")
+    assert "now it reports thawed" in call(snippet, "101", "pre-stop")
     assert not frozen.is_frozen
 
 

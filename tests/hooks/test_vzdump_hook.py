@@ -1,4 +1,4 @@
-"""Who may ring, and what a ring may hold: nothing that comes in at the socket stops the daemon or fails a backup."""
+"""Who may call, and what a call may contain: nothing that comes in at the socket stops the daemon or fails a backup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.node_under_test import AS_WORKER, NEVER, NodeUnderTest
 WAIT_S = 30.0
 
 
-def ring(node: NodeUnderTest, data: bytes) -> bytes:
+def send(node: NodeUnderTest, data: bytes) -> bytes:
     """What comes back for `data`; b"" when the connection was only closed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(WAIT_S)
@@ -63,10 +63,10 @@ def assert_serves(node: NodeUnderTest) -> None:
 # Who
 
 
-def test_only_root_can_ring(node: NodeUnderTest) -> None:
-    doorbell = os.stat(node.node.hook_socket)
-    assert stat.S_IMODE(doorbell.st_mode) == 0o600
-    assert doorbell.st_uid == os.geteuid()
+def test_only_root_can_call(node: NodeUnderTest) -> None:
+    socket_file = os.stat(node.node.hook_socket)
+    assert stat.S_IMODE(socket_file.st_mode) == 0o600
+    assert socket_file.st_uid == os.geteuid()
     assert stat.S_IMODE(os.stat(node.node.run_dir).st_mode) == 0o700
 
 
@@ -80,7 +80,7 @@ def test_the_directory_is_roots_alone_also_when_an_exception_came_first(node_wit
 def test_who_is_not_a_child_of_its_worker_is_not_served(node: NodeUnderTest, claimed: str) -> None:
     node.configure(NEVER)  # were it served, it would be refused
     worker = {"init": 1, "itself": os.getpid(), "nobody": 2**22 + 1}[claimed]
-    head, line = ring(node, request("job-init", worker=worker)).decode().splitlines()
+    head, line = send(node, request("job-init", worker=worker)).decode().splitlines()
     assert head == "not-served"
     assert line.startswith("this call was not served: process ")
     assert f"says it serves worker {worker}, but its parent is {os.getppid()}" in line
@@ -102,7 +102,7 @@ def test_who_is_a_child_of_its_worker_is_served(node: NodeUnderTest) -> None:
     assert done.stdout.startswith("taken-up\nexit 1\npvehook: this run is refused")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="another user's ring can only be tried by root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's call can only be tried by root")
 def test_another_user_is_not_served_even_if_it_reaches_the_socket(node: NodeUnderTest) -> None:
     os.chmod(node.root, 0o755)
     os.chmod(node.node.run_dir, 0o755)
@@ -149,7 +149,7 @@ NO_REQUESTS = [
 
 def test_what_is_no_request_gets_a_line_or_nothing_and_the_next_is_served(node: NodeUnderTest) -> None:
     for data in NO_REQUESTS:
-        lines = ring(node, data).splitlines()
+        lines = send(node, data).splitlines()
         assert len(lines) in (0, 2), data[:60]
         if lines:
             assert lines[0] == b"not-served"
@@ -179,7 +179,7 @@ def test_one_who_says_nothing_holds_up_nobody(node: NodeUnderTest) -> None:
     assert_serves(node)
 
 
-def test_forty_rings_at_once(node: NodeUnderTest) -> None:
+def test_forty_calls_at_once(node: NodeUnderTest) -> None:
     store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
     hooks = [
         subprocess.Popen(

@@ -164,7 +164,7 @@ def test_a_listener_that_is_gone_is_not_one_without_waiters(way: Way, directory:
         os.unlink(listener.path)
         listen(directory / "101.qga").connect()
         for look in (watch.waiters, watch.waiters_alive):
-            with pytest.raises(NodeError, match=r"101\.qga: its listener is gone .*started anew"):
+            with pytest.raises(NodeError, match=r"101\.qga: its listener is gone .*restarted"):
                 look()
 
 

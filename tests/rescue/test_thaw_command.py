@@ -68,7 +68,7 @@ def test_a_guest_that_the_record_calls_ours_is_thawed(node_without_daemon: NodeU
     with frozen_vm(node_without_daemon) as guest:
         done = thaw(node_without_daemon, "101")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "guest 101: a freeze of ours was left over; now it says thawed, 2 filesystems\n"
+        assert done.stdout == "guest 101: a freeze by pvehook was left over; now it reports thawed, 2 filesystems\n"
         assert not guest.is_frozen
     assert not record.exists()
 
@@ -82,10 +82,10 @@ def test_a_freeze_that_is_not_ours_is_thawed_only_by_force(
     with frozen_vm(node_without_daemon) as guest:
         refused = thaw(node_without_daemon, "101")
         assert refused.returncode == 1
-        assert refused.stderr == "guest 101: no freeze of ours is known; --force thaws it whoever froze it\n"
+        assert refused.stderr == "guest 101: pvehook knows of no freeze of its own; --force thaws it whoever froze it\n"
         assert guest.is_frozen
         forced = thaw(node_without_daemon, "101", "--force")
-        assert (forced.returncode, forced.stdout) == (0, "guest 101: it says thawed, 2 filesystems\n")
+        assert (forced.returncode, forced.stdout) == (0, "guest 101: it reports thawed, 2 filesystems\n")
         assert not guest.is_frozen
 
 
@@ -116,7 +116,7 @@ def test_left_over_thaws_exactly_what_may_be_frozen_by_us(node_without_daemon: N
         assert (done.returncode, done.stderr) == (0, "")
         assert guest.is_frozen is (state not in FROZEN_BY_US)
         assert record.exists() is (state not in FROZEN_BY_US)
-    assert ("a freeze of ours was left over" in done.stdout) is (state in FROZEN_BY_US)
+    assert ("a freeze by pvehook was left over" in done.stdout) is (state in FROZEN_BY_US)
 
 
 def test_nothing_left_over_is_nothing_to_say(node_without_daemon: NodeUnderTest) -> None:
@@ -149,7 +149,7 @@ def test_guests_that_do_not_answer_are_said_to_be_still_frozen_and_keep_nobody_e
         assert done.returncode == 1
         still = [line.partition(",")[0] for line in done.stderr.splitlines()]
         assert still == ["guest 101: STILL FROZEN", "guest 102: STILL FROZEN"]
-        assert done.stdout.startswith("guest 103: a freeze of ours was left over; now it says thawed")
+        assert done.stdout.startswith("guest 103: a freeze by pvehook was left over; now it reports thawed")
         assert [vmid for vmid, record in records.items() if record.exists()] == [101, 102]
         for vmid in (101, 102):
             guests[vmid].unstick("agent")
@@ -173,7 +173,7 @@ def test_who_says_frozen_for_ever_is_given_up_after_the_patience(tmp_path: Path)
     with hostile.peer(str(tmp_path), frozen_for_ever) as path:
         done = thaw_until_thawed(path, patience(0.0))
     assert done[:2] == ("not-answered", 2)
-    assert done.text == "it says frozen, although its thaw was answered with 2 filesystems"
+    assert done.text == "it reports frozen, although its thaw was answered with 2 filesystems"
     assert isinstance(done, Thawed)
 
 
@@ -239,7 +239,7 @@ def test_without_a_daemon_the_next_phase_thaws_it(node_without_daemon: NodeUnder
     written_by(record, ended.pid)
     with frozen_vm(node_without_daemon) as guest:
         said = ring_backup_end(node_without_daemon)
-        assert "pvehook: guest 101: a freeze of ours was left over; now it says thawed, 2 filesystems" in said
+        assert "pvehook: guest 101: a freeze by pvehook was left over; now it reports thawed, 2 filesystems" in said
         assert not guest.is_frozen
     assert not record.exists()
 
@@ -252,7 +252,7 @@ def test_the_next_daemon_thaws_it_and_removes_the_record(node_without_daemon: No
         if state in FROZEN_BY_US:
             event = node_without_daemon.wait_for_event("freeze-left-over", vmid="101")
             assert event["PRIORITY"] == "4"
-            assert event["MESSAGE"].endswith("it says thawed, 2 filesystems")
+            assert event["MESSAGE"].endswith("it reports thawed, 2 filesystems")
         assert daemon.wait(WAIT_S) == 0
         assert guest.is_frozen is (state not in FROZEN_BY_US)
     assert not record.exists()

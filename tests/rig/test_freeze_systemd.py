@@ -152,7 +152,7 @@ def test_whatever_is_killed_the_guest_is_thawed(
     assert longest_s < THAWED_WITHIN_S
     assert_alive(node.vm)
     assert (played["exit"] == 0) is (victim == "daemon"), played["log"]
-    by_stop_post = [line for line in node.said_by_unit(before) if "a freeze of ours was left over; now" in line]
+    by_stop_post = [line for line in node.said_by_unit(before) if "a freeze by pvehook was left over; now" in line]
     by_daemon = [each["MESSAGE"] for each in node.events(before, "freeze-left-over")]
     shown = [each["MESSAGE"] for each in node.events(before, "freeze-done")]
     if victim == "daemon":

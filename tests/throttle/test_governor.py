@@ -522,7 +522,7 @@ def test_what_a_killed_daemon_left_slowed_is_put_back(node_without_daemon: NodeU
         sampler.start_job()
         slow_and_die(sampler)
         assert left_over(node_without_daemon) == (
-            "guest 101: its backup was slowed by us; put back: drive-scsi0 to no limit\n"
+            "guest 101: its backup was throttled by us; restored drive-scsi0 to no limit\n"
         )
         assert sampler.speed == 0
         assert not record(node_without_daemon).exists()
@@ -543,7 +543,7 @@ def test_a_job_of_the_same_name_with_another_speed_is_not_put_back(node_without_
         sampler.guest.finish_backup()
         sampler.start_job(BWLIMIT)
         (done,) = restore_left_over_speeds(node_without_daemon.node)
-        assert done.text.endswith("no job is as we left it, nothing to put back")
+        assert done.text.endswith("no job is as we left it, nothing to restore")
         assert sampler.speed == BWLIMIT
 
 
@@ -555,7 +555,7 @@ def test_a_busy_qmp_is_waited_for(sampler: Sampler) -> None:
         done = restore_speed(sampler.node.node, 101, patience_s=0.3)
         assert done is not None
         assert not done.done
-        assert done.text.startswith("guest 101: its backup is STILL SLOWED, as far as we know: ")
+        assert done.text.startswith("guest 101: its backup is STILL THROTTLED, as far as we know: ")
         assert record(sampler.node).exists()
         waiting = threading.Thread(target=sampler.governor.release)
         waiting.start()

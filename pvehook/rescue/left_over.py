@@ -1,6 +1,6 @@
-"""What a daemon that died has left behind: guests that are frozen, backups that are slowed. Stdlib only, as thaw.py.
+"""Undoes what a daemon that died has left behind: frozen guests and throttled backups.
 
-systemd runs this when the daemon has ended, whatever ended it (`pvehook thaw --left-over`).
+systemd runs this when the daemon has ended for whatever reason (`pvehook thaw --left-over`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pvehook.host.node import Node
 
 
-def put_right(node: Node) -> list[Report | Restored]:
+def undo_left_over(node: Node) -> list[Report | Restored]:
     """Both at once: a guest whose freeze hangs must not keep another one's backup slow, nor the other way round."""
-    restore_speed: list[Restored] = []
-    speeds = threading.Thread(target=lambda: restore_speed.extend(restore_left_over_speeds(node)), daemon=True)
+    restored: list[Restored] = []
+    speeds = threading.Thread(target=lambda: restored.extend(restore_left_over_speeds(node)), daemon=True)
     speeds.start()
     thawed = thaw_left_over(node)
     speeds.join()
-    return [*thawed, *restore_speed]
+    return [*thawed, *restored]
