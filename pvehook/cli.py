@@ -446,7 +446,7 @@ def _thaw(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from pvehook.report.report import run_report
-    from pvehook.watch.guest_monitor import history_file
+    from pvehook.watch.run_records import history_file
 
     node = Node(arguments.root)
     return run_report(

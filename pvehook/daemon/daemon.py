@@ -1,11 +1,11 @@
-"""The daemon: answers the doorbell, keeps one Job per vzdump worker, leaves when nothing is left to watch.
+"""The daemon: answers hook calls, keeps one Run per vzdump worker, leaves when nothing is left to watch.
 
-    main thread     waits for rings, for the death of workers (pidfd) and for idleness; beats systemd's watchdog
-    ring threads    one per ring, short: ask the job, answer, end
-    keeper threads  one per job (job/keeper.py)
+    main thread     waits for calls, for the death of workers (pidfd) and for idleness; notifies systemd's watchdog
+    call threads    one per hook call, short: ask the run, answer, end
+    others          belong to a run or to one guest's turn, and end with it
 
-The main thread does nothing that can hang: if it stops beating, systemd restarts the daemon and the new one picks
-the running jobs up from /run/pvehook/jobs.
+The main thread does nothing that can hang: if it stops, systemd restarts the daemon and the new one resumes the
+running runs from /run/pvehook/jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pvehook.config.in_force import Configuration
@@ -33,7 +33,8 @@ from pvehook.contract.call import (
 )
 from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.contract.upid import parse_upid
-from pvehook.daemon.run import Job, chain_of
+from pvehook.daemon.run import Run, chain_of
+from pvehook.deadline import Deadline
 from pvehook.freeze.guest_freeze import OpenFreezes, thaw_left_over_in_daemon
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of, vzdump_task_of
@@ -44,13 +45,18 @@ from pvehook.rescue.speed_record import restore_left_over_speeds
 REQUEST_DEADLINE_S = 2.0
 """The hook sends its line at once; whoever does not is not the hook."""
 
-RINGS_AT_ONCE = 16
+ANSWER_RESERVE_S = 0.5
+"""Before the hook stops waiting: for the answer's way to it."""
+UNTOLD_DEADLINE_S = 5.0
+"""For a call that does not say until when it waits; the shortest of the hook's own is that long."""
+
+CALLS_AT_ONCE = 16
 BEAT_S = 2.0
 """How often the main thread wakes at least; systemd's WatchdogSec is a multiple of it."""
 
 
 class Daemon:
-    """Serves every vzdump job of the node."""
+    """Serves every vzdump run of the node."""
 
     def __init__(
         self, context: Context, configuration: Configuration, freezes: OpenFreezes, idle_exit_s: float
@@ -60,15 +66,15 @@ class Daemon:
         self._freezes = freezes
         self._log = context.log
         self._idle_exit_s = idle_exit_s
-        self._jobs: dict[ProcessId, Job] = {}
-        self._jobs_lock = threading.Lock()
+        self._runs: dict[ProcessId, Run] = {}
+        self._runs_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._pidfds: dict[ProcessId, int] = {}
-        self._rings = threading.BoundedSemaphore(RINGS_AT_ONCE)
-        self._ringing = 0
-        self._last_ring_s = time.monotonic()
+        self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
+        self._answering = 0
+        self._last_call_s = time.monotonic()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._told_to_leave = False
+        self._leaving = False
 
     def serve(self, listener: socket.socket) -> None:
         """Answers until told to leave (SIGTERM) or until nothing has been left to watch for `idle_exit_s`."""
@@ -79,10 +85,10 @@ class Daemon:
             signal.signal(number, self._leave)
         thaw_left_over_in_daemon(self._context, self._freezes)
         # In a thread: a VM that hangs must not keep the daemon from answering.
-        threading.Thread(target=self._put_speeds_back, name="speeds", daemon=True).start()
-        self._pick_up_running_jobs()
+        self._start_thread("speeds", self._restore_speeds)
+        self._resume_runs()
         systemd.notify("READY=1")
-        while not self._told_to_leave and not self._idle():
+        while not self._leaving and not self._idle():
             systemd.notify("WATCHDOG=1")
             for key, _ in self._selector.select(min(BEAT_S, self._idle_exit_s)):
                 if key.fileobj is listener:
@@ -92,40 +98,42 @@ class Daemon:
                 else:
                     self._worker_died(key.data)
         systemd.notify("STOPPING=1")
-        for job in list(self._jobs.values()):
-            job.put_down()
+        for run in list(self._runs.values()):
+            run.leave()
 
-    def _put_speeds_back(self) -> None:
+    def _restore_speeds(self) -> None:
         for report in restore_left_over_speeds(self._context.node):
             write = self._log.warning if report.done else self._log.error
             write("governor-left-over", message=report.text, vmid=report.vmid)
 
     def _leave(self, *_: object) -> None:
-        self._told_to_leave = True
+        self._leaving = True
         os.write(self._wake_write, b"x")
 
     def _idle(self) -> bool:
-        with self._jobs_lock:
-            busy = bool(self._jobs) or self._ringing > 0 or self._freezes.any
-        return not busy and time.monotonic() - self._last_ring_s >= self._idle_exit_s
+        with self._runs_lock:
+            busy = bool(self._runs) or self._answering > 0 or self._freezes.any
+        return not busy and time.monotonic() - self._last_call_s >= self._idle_exit_s
 
-    # Rings
+    # Calls
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
         except OSError:
             return  # the hook gave up in the meantime
-        self._last_ring_s = time.monotonic()
-        if not self._rings.acquire(blocking=False):
-            connection.close()  # the hook sees no answer and helps itself
-            self._log.error("too-many-calls", message=f"more than {RINGS_AT_ONCE} hooks at once; one was not answered")
+        self._last_call_s = time.monotonic()
+        if not self._calls.acquire(blocking=False):
+            connection.close()  # the hook sees no answer and takes the degraded path
+            self._log.error("too-many-calls", message=f"more than {CALLS_AT_ONCE} hooks at once; one was not answered")
             return
-        with self._jobs_lock:
-            self._ringing += 1
-        threading.Thread(target=self._ring, args=(connection,), name="ring", daemon=True).start()
+        with self._runs_lock:
+            self._answering += 1
+        if not self._start_thread("call", self._serve_call, connection):
+            self._call_is_over()
+            connection.close()  # as above
 
-    def _ring(self, connection: socket.socket) -> None:
+    def _serve_call(self, connection: socket.socket) -> None:
         try:
             with connection:
                 reply = self._answer(connection)
@@ -133,10 +141,13 @@ class Daemon:
         except OSError as error:
             self._log.info("call-lost", message=f"a hook went away before its answer: {error}")
         finally:
-            self._rings.release()
-            self._last_ring_s = time.monotonic()
-            with self._jobs_lock:
-                self._ringing -= 1
+            self._call_is_over()
+
+    def _call_is_over(self) -> None:
+        self._calls.release()
+        self._last_call_s = time.monotonic()
+        with self._runs_lock:
+            self._answering -= 1
 
     def _answer(self, connection: socket.socket) -> Reply:
         try:
@@ -144,20 +155,13 @@ class Daemon:
             worker = self._checked_worker(connection, call)
             connection.sendall(TAKEN_UP)
         except BadCall as bad:
-            self._log.warning("call-refused", message=f"a ring was not served: {bad}")
+            self._log.warning("call-refused", message=f"a call was not served: {bad}")
             return Reply(not_served=f"this call was not served: {bad}")
         try:
-            with self._job_of(worker) as job:
-                return job.phase(call, lambda seconds: connection.sendall(encode_patience(seconds)))
+            with self._run_of(worker) as run:
+                return run.phase(call, _deadline_of(call), lambda seconds: connection.sendall(encode_patience(seconds)))
         except Exception as fault:  # a fault of ours costs a log line, never a backup
-            self._log.error(
-                "fault",
-                message=f"{call.phase}: {fault!r}; the backup goes on",
-                phase=call.phase,
-                vmid=call.vmid,
-                exc_type=type(fault).__name__,
-                where=_where(fault),
-            )
+            self._report_fault(call.phase, call.vmid, fault)
             if call.phase in REFUSABLE_PHASES:
                 return Reply(not_served=f"fault in {call.phase}: {fault!r}")
             # The chained script was there before us: it must not go missing for a fault of ours.
@@ -167,11 +171,11 @@ class Daemon:
             )
 
     def _checked_worker(self, connection: socket.socket, call: HookCall) -> ProcessId:
-        """Who rings, as the kernel says it: root, and a child of the worker that it claims. Raises BadCall."""
+        """Who calls, as the kernel says it: root, and a child of the worker that it claims. Raises BadCall."""
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
         if uid not in (0, os.geteuid()):
-            raise BadCall(f"process {pid} belongs to user {uid}, only root may ring")
+            raise BadCall(f"process {pid} belongs to user {uid}, only root may call")
         parent = parent_of(self._context.node, pid)
         if parent is None:
             raise BadCall(f"the hook {pid} of worker {call.worker_pid} had given up before it was served")
@@ -182,30 +186,31 @@ class Daemon:
             raise BadCall(f"worker {call.worker_pid} has ended")
         return worker
 
-    # Jobs
+    # Runs
 
     @contextmanager
-    def _job_of(self, worker: ProcessId) -> Iterator[Job]:
-        """The worker's job, new or running; afterwards it is watched as long as it has not ended."""
-        with self._jobs_lock:
-            job = self._jobs.get(worker)
-            if job is None:
+    def _run_of(self, worker: ProcessId) -> Iterator[Run]:
+        """The worker's run, new or running; afterwards it is forgotten if it has ended, also where a phase raised."""
+        with self._runs_lock:
+            run = self._runs.get(worker)
+            if run is None:
                 state = run_state.RunState(worker, self._upid_of(worker), self._context.clock.now_s())
-                job = Job(self._context, self._configuration, self._freezes, state)
-                self._jobs[worker] = job
+                run = self._runs[worker] = Run(self._context, self._configuration, self._freezes, state)
                 self._watch(worker)
-        yield job
-        if job.ended:
-            self._forget(worker)
+        try:
+            yield run
+        finally:
+            if run.ended:
+                self._forget(worker)
 
     def _upid_of(self, worker: ProcessId) -> str:
         upid = parse_upid(command_line(self._context.node, worker.pid))
         return upid.text if upid else ""
 
     def _watch(self, worker: ProcessId) -> bool:
-        """Has the main thread told when the worker dies, however it dies. False: it is dead."""
+        """From here on the main thread sees the worker's death, however it dies. False: it is dead."""
         if worker in self._pidfds:
-            return True  # its job ended and began anew: a chained script that fails in job-end brings a job-abort
+            return True  # its run ended and began anew: a chained script that fails in job-end brings a job-abort
         try:
             pidfd = os.pidfd_open(worker.pid)
         except OSError:
@@ -223,37 +228,58 @@ class Daemon:
 
     def _worker_died(self, worker: ProcessId) -> None:
         self._unwatch(worker)
-        with self._jobs_lock:
-            job = self._jobs.get(worker)
-        if job is not None:
-            threading.Thread(target=self._end_without_vzdump, args=(job, worker), daemon=True).start()
+        with self._runs_lock:
+            run = self._runs.get(worker)
+        if run is not None:
+            self._start_thread("worker-died", self._end_without_vzdump, run, worker)
 
-    def _end_without_vzdump(self, job: Job, worker: ProcessId) -> None:
+    def _end_without_vzdump(self, run: Run, worker: ProcessId) -> None:
         try:
-            job.worker_died()
+            run.worker_died()
+        except Exception as fault:
+            self._report_fault("worker-died", None, fault)
         finally:
-            with self._jobs_lock:
-                self._jobs.pop(worker, None)
-            self._last_ring_s = time.monotonic()
+            self._forget(worker)
+            self._last_call_s = time.monotonic()
 
     def _forget(self, worker: ProcessId) -> None:
-        with self._jobs_lock:
-            self._jobs.pop(worker, None)
+        with self._runs_lock:
+            self._runs.pop(worker, None)
         os.write(self._wake_write, b"x")
 
-    def _pick_up_running_jobs(self) -> None:
-        """Jobs of a daemon that died: those whose worker lives go on, the others are brought to their end."""
+    def _resume_runs(self) -> None:
+        """Runs of a daemon that died: those whose worker lives go on, the others are brought to their end."""
         for left in run_state.load_all(self._context.node):
-            job = Job(self._context, self._configuration, self._freezes, left)
-            self._jobs[left.worker] = job
-            if identify(self._context.node, left.worker.pid) == left.worker and self._watch(left.worker):
-                job.resume()
-            else:
+            run = self._runs[left.worker] = Run(self._context, self._configuration, self._freezes, left)
+            lives = identify(self._context.node, left.worker.pid) == left.worker and self._watch(left.worker)
+            run.adopt(resume=lives)
+            if not lives:
                 self._worker_died(left.worker)
+
+    # Threads and faults
+
+    def _start_thread(self, name: str, work: Callable[..., None], *arguments: object) -> bool:
+        """False where no thread can be started; the caller goes on without."""
+        try:
+            threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+        except RuntimeError as error:
+            self._log.error("fault", message=f"{name}: no thread could be started: {error}")
+            return False
+        return True
+
+    def _report_fault(self, phase: str, vmid: int | None, fault: Exception) -> None:
+        self._log.error(
+            "fault",
+            message=f"{phase}: {fault!r}; the backup goes on",
+            phase=phase,
+            vmid=vmid,
+            exc_type=type(fault).__name__,
+            where=_where(fault),
+        )
 
 
 def listen(path: str) -> socket.socket:
-    """The doorbell's socket, made by ourselves: outside of systemd, in rehearsals and tests."""
+    """The hook's socket, made by ourselves: outside of systemd, in rehearsals and tests."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.chmod(os.path.dirname(path), 0o700)  # an exception may have made it before us, with the umask of a shell
     try:
@@ -268,6 +294,11 @@ def listen(path: str) -> socket.socket:
         os.umask(old_umask)
     listener.listen(128)
     return listener
+
+
+def _deadline_of(call: HookCall) -> Deadline:
+    """The phase's: what the hook's own leaves when the answer's way is taken off."""
+    return Deadline.after(UNTOLD_DEADLINE_S) if call.until_s is None else Deadline.at(call.until_s - ANSWER_RESERVE_S)
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -25,20 +25,14 @@ class TimelyReader:
     """
 
     def __init__(self) -> None:
-        self._questions: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hanging_on: str | None = None
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def within(self, deadline_s: float, what: str, question: Callable[[], T]) -> T:
         """What `question` returns, or raises. Raises NodeError when that takes over `deadline_s` seconds."""
-        with self._lock:
-            if self._hanging_on is not None:
-                raise NodeError(f"{what} was not asked: {self._hanging_on} still does not answer")
-            if self._thread is None:
-                # A daemon thread: a read that hangs must not keep the process from leaving.
-                self._thread = threading.Thread(target=self._answer, name="timely-reader", daemon=True)
-                self._thread.start()
         done = threading.Event()
         result: list[T] = []
         failure: list[Exception] = []
@@ -52,7 +46,20 @@ class TimelyReader:
                 self._hanging_on = None
                 done.set()
 
-        self._questions.put(ask)
+        with self._lock:
+            if self._closed:
+                raise NodeError(f"{what} was not read: its run has ended")
+            if self._hanging_on is not None:
+                raise NodeError(f"{what} was not asked: {self._hanging_on} still does not answer")
+            if self._thread is None:
+                # A daemon thread: a read that hangs must not keep the process from leaving.
+                thread = threading.Thread(target=self._answer, name="timely-reader", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # out of threads
+                    raise NodeError(f"{what} was not read: {error}") from error
+                self._thread = thread
+            self._questions.put(ask)
         if not done.wait(deadline_s):
             with self._lock:
                 if not done.is_set():
@@ -62,9 +69,15 @@ class TimelyReader:
             raise failure[0]
         return result[0]
 
+    def close(self) -> None:
+        """Ends the thread, behind the questions that it has already. A later one raises NodeError."""
+        with self._lock:
+            self._closed = True
+            self._questions.put(None)
+
     def _answer(self) -> None:
-        while True:
-            self._questions.get()()
+        while (question := self._questions.get()) is not None:
+            question()
 
     def text(self, path: str, deadline_s: float) -> str | None:
         """The file's text, or None when there is no such file. Raises NodeError when it cannot be read in time,

@@ -31,6 +31,7 @@ EVENTS: Final = {
     "allowance-made": Event(("warning",), "`pvehook allow` made an exception; who, why, until when."),
     "allowance-revoked": Event(("warning",), "`pvehook allow --revoke` ended an exception early."),
     # A guest
+    "guest-state": Event(("debug",), "A guest's turn went on to its next state, and on which event."),
     "guest-done": Event(
         ("info", "warning"),
         "A guest's summary, after its last phase. A warning if its backup failed or the guest stalled.",

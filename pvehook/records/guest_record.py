@@ -1,9 +1,15 @@
-"""One guest's backup, as it is kept while it runs and told when it has ended."""
+"""One guest's backup: the run state while it runs, and what is reported when it has ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+TurnState = Literal["new", "admitted", "prepared", "armed", "archiving", "over", "refused", "accounted"]
+"""How far a guest's turn is; daemon/guest_turn.py says what each means."""
+
+Result = Literal["running", "ok", "failed", "refused", "cancelled", "worker-died", "unknown"]
+"""How a guest's backup ended. unknown: its last phases were answered without the daemon."""
 
 
 @dataclass(slots=True)
@@ -25,7 +31,7 @@ class FreezeSummary:
     pre_flush: str | None = None
     pre_flush_ms: int | None = None
     consistency: str | None = None
-    """filesystem-consistent, crash-consistent, or left-to-pve; None: not known yet, or no question."""
+    """filesystem-consistent, crash-consistent, or left-to-pve; None: not known yet, or not applicable."""
     why: str = ""
     frozen_ms: int | None = None
     frozen_at_s: float | None = None
@@ -49,7 +55,7 @@ class FreezeSummary:
 
 @dataclass(slots=True)
 class GuestRecord:
-    """One guest's backup: what vzdump told us and what was done."""
+    """One guest's backup: what vzdump announced and what was done."""
 
     vmid: int
     mode: str
@@ -60,11 +66,11 @@ class GuestRecord:
     target: str | None = None
     admitted_by: str = ""
     """Why the window let it through: admission's reason."""
-    result: str = "running"
-    """running, ok, failed, refused, cancelled, worker-died, or unknown (its last phases were answered without us)."""
+    state: TurnState = "new"
+    result: Result = "running"
     ended_s: float | None = None
     closed_at_s: float | None = None
-    """When the window closed on it while it ran."""
+    """When the window closed while its backup ran."""
     closed_plan: str = ""
     """What follows from that: `running_guest: ...`."""
     cancel_sent: bool = False
@@ -73,11 +79,11 @@ class GuestRecord:
     not_idle: list[str] = field(default_factory=list)
     """What could not be set, with the kernel's reason."""
     restored: list[str] = field(default_factory=list)
-    """Processes of this guest that were found at idle and put back to normal."""
+    """Processes of this guest that were found in the idle class and restored."""
     effect: list[str] = field(default_factory=list)
     """Sentences: whether idle priority can have an effect."""
     effect_in_short: str = "not looked up in time"
     freeze: FreezeSummary | None = None
-    """None: freezing was no question, or pre-stop was not seen."""
+    """None: not applicable, or pre-stop was not seen."""
     seen: dict[str, Any] | None = None
-    """Where the counting of its stalls began (job/guest_night.py), as JSON: a restarted daemon goes on from there."""
+    """Where the counting of its stalls began (watch/backup_sampler.py), as JSON, for a restarted daemon."""

@@ -103,6 +103,36 @@ def stall_in_words(stall: StallRecord) -> str:
     return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
 
 
+def is_good(guest: GuestRecord, stall: StallRecord | None) -> bool:
+    """Whether there is nothing to warn about: its backup is there, and it did not stall."""
+    return guest.result == "ok" and (stall is None or stall.verdict.severity not in ("stalled", "locked-up"))
+
+
+def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str, object]:
+    """The journal's fields of a guest whose turn is over."""
+    freeze = guest.freeze
+    return {
+        "vmid": guest.vmid,
+        "guest": guest.name,
+        "vmtype": guest.vmtype,
+        "mode": guest.mode,
+        "result": guest.result,
+        "duration_s": round((guest.ended_s or guest.started_s) - guest.started_s, 1),
+        "admitted_by": guest.admitted_by,
+        "idle_processes": sum(each[0] for each in guest.idle.values()),
+        "idle_threads": sum(each[1] for each in guest.idle.values()),
+        "idle_threads_confirmed": sum(each[2] for each in guest.idle.values()),
+        "idle_commands": ", ".join(sorted(guest.idle)) or None,
+        "idle_failed": guest.not_idle or None,
+        "idle_effect": guest.effect_in_short,
+        "idle_effect_detail": guest.effect or None,
+        "put_back_to_normal": guest.restored or None,
+        "freeze": freeze.action if freeze else None,
+        "consistency": freeze.consistency if freeze else None,
+        **(stall_fields(stall) if stall is not None else {"frozen_ms": freeze.frozen_ms if freeze else None}),
+    }
+
+
 def stall_fields(record: StallRecord) -> dict[str, object]:
     """The journal's fields of a guest's record; a figure that is missing is the text `absent: why` or `broken: why`."""
     return {

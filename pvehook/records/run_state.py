@@ -1,11 +1,11 @@
-"""What must survive the daemon: one small file per running job, written at each phase.
+"""What must survive the daemon: one recovery note per run, written at each phase.
 
     /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
         {"worker": [4711, 8812345], "upid": "UPID:...", "started_s": 1795312800.0, "began": true, "admitted": true,
          "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [102],
          "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
 
-A new daemon loads these, goes on with the jobs whose worker lives and ends the others.
+A new daemon loads these, goes on with the runs whose worker lives and ends the others.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
-from pvehook.records.guest_record import FreezeSummary, GuestRecord
+from pvehook.host.volumes import Backup
+from pvehook.records.guest_record import FreezeSummary, GuestRecord, Result, TurnState
 
 
 @dataclass(slots=True)
@@ -36,28 +37,32 @@ class RunState:
     dumpdir: str | None = None
     job_id: str | None = None
     waiting: list[int] = field(default_factory=list)
-    """VMs whose histograms are armed and whose turn has not come: at the job's end they are removed."""
+    """VMs whose histograms are armed and whose turn has not come: at the run's end they are removed."""
     guest: GuestRecord | None = None
     done: list[GuestRecord] = field(default_factory=list)
 
+    def backup_of(self, guest: GuestRecord) -> Backup:
+        """What is read and where it is written, for those who look the disks up."""
+        return Backup(guest.vmid, guest.vmtype, guest.mode, self.storeid, self.dumpdir)
 
-def save(node: Node, job: RunState) -> None:
-    """Writes the job's file. Raises OSError."""
-    replace_file(_path(node, job.worker), json.dumps(asdict(job)) + "\n")
+
+def save(node: Node, run: RunState) -> None:
+    """Writes the run's note. Raises OSError."""
+    replace_file(_path(node, run.worker), json.dumps(asdict(run)) + "\n")
 
 
-def remove(node: Node, job: RunState) -> None:
-    """The job has ended."""
+def remove(node: Node, run: RunState) -> None:
+    """The run has ended."""
     try:
-        os.unlink(_path(node, job.worker))
+        os.unlink(_path(node, run.worker))
     except FileNotFoundError:
         pass
 
 
 def load_all(node: Node, *, tidy: bool = True) -> list[RunState]:
-    """The jobs that an earlier daemon left. A file that cannot be read is removed: it was ours, and without it
-    the job starts anew at its next phase. Without `tidy` it is left: a daemon may be writing it just now."""
-    jobs = []
+    """The runs that an earlier daemon left. A note that cannot be read is removed: it was ours, and without it
+    the run starts anew at its next phase. Without `tidy` it is left: a daemon may be writing it just now."""
+    runs = []
     directory = os.path.join(node.run_dir, "jobs")
     try:
         names = sorted(os.listdir(directory))
@@ -69,14 +74,14 @@ def load_all(node: Node, *, tidy: bool = True) -> list[RunState]:
             if not name.endswith(".json"):
                 raise ValueError("a new file that was not yet put in place of the old one")
             with open(path, encoding="utf-8") as file:
-                jobs.append(_from_json(json.load(file)))
+                runs.append(_from_json(json.load(file)))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             if tidy:
                 try:
                     os.unlink(path)
                 except OSError:
                     pass
-    return jobs
+    return runs
 
 
 def _path(node: Node, worker: ProcessId) -> str:
@@ -97,5 +102,7 @@ def _from_json(body: dict[str, Any]) -> RunState:
 
 
 def _guest(body: dict[str, Any]) -> GuestRecord:
+    if body["state"] not in get_args(TurnState) or body["result"] not in get_args(Result):
+        raise ValueError("another version's state or result")
     freeze = body["freeze"]
     return GuestRecord(**{**body, "freeze": FreezeSummary(**freeze) if freeze is not None else None})

@@ -1,11 +1,13 @@
-"""The record of one guest's night, put together from what was seen and what was done."""
+"""The record of one guest's backup, put together from what was sampled and what was done."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from pvehook.contract.measured import value_of
+from pvehook.host.versions import Versions as NodeVersions
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import (
     FreezeOutcome,
     IdlePriority,
@@ -13,26 +15,21 @@ from pvehook.records.stall_record import (
     StallRecord,
     Versions,
 )
+from pvehook.rules.pacing import PacerRecord
 from pvehook.rules.stalls import Seen, judge
 from pvehook.throttle.pacer import in_words as pacer_in_words
-
-if TYPE_CHECKING:
-    from pvehook.host.versions import Versions as NodeVersions
-    from pvehook.records.guest_record import GuestRecord
-    from pvehook.records.run_state import RunState
-    from pvehook.rules.pacing import PacerRecord
-    from pvehook.watch.backup_sampler import Views
+from pvehook.watch.backup_sampler import Views
 
 
 def backup_record(
-    job: RunState, guest: GuestRecord, views: Views, paced: PacerRecord, versions: NodeVersions
+    run: RunState, guest: GuestRecord, views: Views, paced: PacerRecord, versions: NodeVersions
 ) -> StallRecord:
     """The whole record; its verdict is made here. `guest` has ended."""
     ended_s = guest.ended_s if guest.ended_s is not None else guest.started_s
     baseline = value_of(views.baseline)
     return StallRecord(
         node=os.uname().nodename,
-        job=job.upid,
+        job=run.upid,
         vmid=guest.vmid,
         name=guest.name,
         vmtype=guest.vmtype,
@@ -83,7 +80,7 @@ def backup_record(
 
 
 def shares_disk(paced: PacerRecord) -> bool | None:
-    """Whether archive and guest lie on one disk, as far as the pacer has found that out."""
+    """Whether archive and guest are on one disk, as far as the pacer knows."""
     known = {"shared-disk": True, "no-shared-disk": False, "network": False}
     return known.get(paced.pacing.reason) if paced.pacing is not None else None
 

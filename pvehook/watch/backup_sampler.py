@@ -1,13 +1,13 @@
-"""One guest's night: what is looked at from `backup-start` to its end, in a thread of its own.
+"""What is sampled of one guest from `backup-start` to its end, in a thread of its own.
 
-    backup-start    begin: the node's counters; QEMU is asked twice a second from here on (disk_watch.py)
-    pre-stop        the guest's own counters, before anybody holds its agent's socket (guest_watch.py)
+    backup-start    begin: the node's counters; QEMU is sampled twice a second from here on (disk_sampler.py)
+    pre-stop        the guest's own counters, before anybody holds its agent's socket (guest_sampler.py)
     archive         the governor acts on the same connection; the agent is pinged now and then
     backup-end      finish: everything is read once more
     log-end         the views
 
-Nothing here may hold a phase, touch the agent while PVE freezes, or cost a backup: a view that cannot be had is told as
-absent or broken, and the record is made of the others.
+Nothing here may hold a phase, touch agent or monitor while PVE may freeze, or cost a backup: a view that cannot be had
+is absent or broken, and the record is made of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -25,21 +25,19 @@ from pvehook.guest.qmp import QmpConnection
 from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of
 from pvehook.records.chart_points import ChartPoints
+from pvehook.records.context import Context
 from pvehook.records.encoding import decode, encode
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorSummary, Point
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
+from pvehook.settings import MetricsConfig
 from pvehook.throttle.governor import Governor
-from pvehook.watch.disk_sampler import DiskWatch, Start
+from pvehook.watch.disk_sampler import DiskSampler, Start
 from pvehook.watch.guest_sampler import CountersStart, GuestSampler
-from pvehook.watch.host_sampler import HostWatch, Reading
+from pvehook.watch.host_sampler import HostSampler, Reading
 
-if TYPE_CHECKING:
-    from pvehook.records.context import Context
-    from pvehook.records.guest_record import GuestRecord
-    from pvehook.records.journal import Log
-    from pvehook.settings import MetricsConfig
-
-LAST_LOOK_S = 2.0
+LAST_SAMPLE_S = 2.0
 """For the disks; the guest itself has as long again."""
 LEAVE_S = 3.0
 LOG_EVERY_S = 5.0
@@ -48,13 +46,13 @@ PING_EVERY_S = 10.0
 PING_AFTER_S = 30.0
 """From the moment its backup job was seen: PVE's own freeze and thaw have the agent to themselves."""
 FREEZE_AT_MOST_S = 70.0
-"""QMP is left to PVE while the guest is frozen, or a look of ours would make it wait."""
+"""For so long agent and monitor are left to PVE and the freeze; a freeze that hangs longer must not blind the rest."""
 
 _NOTHING = RequestCounters(0, 0, 0, None)
 
 
 class Seen(NamedTuple):
-    """Where it all began, as the job's record keeps it for the daemon that may have to go on."""
+    """Where it all began, as the run's recovery note keeps it for the daemon that may have to go on."""
 
     host: Reading
     disks: Start | None
@@ -86,6 +84,7 @@ class BackupSampler:
         governor: Governor | None,
         baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
         archive_shares_disk: Callable[[], bool | None],
+        pve_may_freeze: Callable[[], bool],
         log: Log,
     ) -> None:
         self._context = context
@@ -95,14 +94,15 @@ class BackupSampler:
         self._governor = governor
         self._baseline_of = baseline_of
         self._archive_shares_disk = archive_shares_disk
+        self._pve_may_freeze = pve_may_freeze
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen = _seen_before(guest)
-        self._host = HostWatch(context.node, context.clock, guest.vmid, guest.vmtype, seen.host if seen else None)
-        self._disks: DiskWatch | None = None
+        self._host = HostSampler(context.node, context.clock, guest.vmid, guest.vmtype, seen.host if seen else None)
+        self._disks: DiskSampler | None = None
         self._inside: GuestSampler | None = None
         if guest.vmtype != "lxc":
             qmp = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qmp")
-            self._disks = DiskWatch(qmp, context.clock.now_s, self._act, seen.disks if seen else None)
+            self._disks = DiskSampler(qmp, context.clock.now_s, self._act, seen.disks if seen else None)
             self._inside = GuestSampler(
                 context, guest.vmid, guest.mode, config.guest_kernel_log, seen.inside if seen else None
             )
@@ -111,15 +111,19 @@ class BackupSampler:
         self._archive_since_s: float | None = None
         self._job_since_s: float | None = None
         self._views: Views | None = None
-        self._finishing = threading.Event()
-        self._leaving = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"night-{guest.vmid}", daemon=True)
+        self._finishing = False
+        self._leaving = False
+        self._woken = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"sampler-{guest.vmid}", daemon=True)
 
     # What the phases call
 
     def begin(self) -> None:
-        """Returns at once."""
-        self._thread.start()
+        """Returns at once. Where no thread can be started there will be no views."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._report_fault(error)
 
     def read_guest_counters(self) -> None:
         """The guest's own counters, now. Takes at most a few seconds; to be called while nobody needs the agent."""
@@ -128,67 +132,81 @@ class BackupSampler:
             self._keep()
 
     def archive_begins(self) -> None:
-        """From here on PVE may freeze."""
-        self._archive_since_s = time.monotonic()
+        """From here on PVE may freeze, and its job may come: sampled at once, and more often. A second time, when the
+        freeze is over, only the sample is taken."""
+        if self._archive_since_s is None:
+            self._archive_since_s = time.monotonic()
+        self._woken.set()
 
     def finish(self) -> None:
-        """The backup is over: the last look is taken by the thread. Returns at once."""
-        self._finishing.set()
+        """The backup is over: the last sample is taken by the thread. Returns at once."""
+        self._finishing = True
+        self._woken.set()
 
     def views(self, wait_s: float) -> Views | None:
-        """What was seen; waits for the last look, but not for ever. None: it has not come to its end."""
-        self._finishing.set()
-        self._thread.join(wait_s)
+        """What was seen; waits for the last sample, but not for ever. None: it has not come to its end."""
+        self.finish()
+        if self._thread.ident is not None:
+            self._thread.join(wait_s)
         return self._views
 
-    def put_down(self) -> None:
-        """The daemon leaves while the backup runs: the original speed, and no account. The next daemon goes on."""
-        self._leaving.set()
-        self._finishing.set()
-        self._thread.join(LEAVE_S)
+    def leave(self) -> None:
+        """The daemon leaves while the backup runs: the speed is restored, and there are no views. The next daemon
+        goes on."""
+        self._leaving = True
+        self.finish()
+        if self._thread.ident is not None:
+            self._thread.join(LEAVE_S)
 
     # The thread
 
     def _run(self) -> None:
         try:
-            self._look_until_the_end()
-            if not self._leaving.is_set():
-                self._views = self._last_look()
+            self._sample_until_the_end()
+            if not self._leaving:
+                self._views = self._last_sample()
         except Exception as fault:  # a fault of ours costs a record, never a backup
-            self._log.error(
-                "fault",
-                message=f"looking at guest {self._guest.vmid}: {fault!r}; the backup goes on",
-                vmid=self._guest.vmid,
-                exc_type=type(fault).__name__,
-            )
+            self._report_fault(fault)
         finally:
             if self._governor is not None:
                 self._governor.release()  # after a fault too; a second time it does nothing
             self._host.close()
 
-    def _look_until_the_end(self) -> None:
+    def _report_fault(self, fault: Exception) -> None:
+        self._log.error(
+            "fault",
+            message=f"sampling guest {self._guest.vmid}: {fault!r}; the backup goes on",
+            vmid=self._guest.vmid,
+            exc_type=type(fault).__name__,
+        )
+
+    def _sample_until_the_end(self) -> None:
         every_s = self._config.sample_every_s
         next_s = time.monotonic()
         next_log_s = next_s + LOG_EVERY_S
         next_ping_s = next_s
-        while not self._finishing.wait(max(next_s - time.monotonic(), 0.0)):
+        while not self._finishing:
+            self._woken.wait(max(next_s - time.monotonic(), 0.0))
+            self._woken.clear()
+            if self._finishing:
+                return
             if self._disks is None:
-                self._container.look()
-            elif self._disks.waits or not self._pve_freezes():
-                self._disks.look()
+                self._container.sample()
+            elif self._disks.waits or not self._is_left_to_pve():
+                self._disks.sample()
                 self._note_start(self._disks)
-                every_s = self._look_every_s()
+                every_s = self._sample_every_s()
             now_s = time.monotonic()
             if now_s >= next_log_s:
-                self._host.look()
+                self._host.sample()
                 next_log_s = now_s + LOG_EVERY_S
             if self._inside is not None and now_s >= next_ping_s and self._agent_is_free(now_s):
                 self._inside.ping()
                 next_ping_s = now_s + PING_EVERY_S
             # A connection that waits for its turn must not be left alone when that comes.
-            next_s = now_s if self._disks is not None and self._disks.waits else max(next_s + every_s, now_s)
+            next_s = now_s if self._disks is not None and self._disks.waits else now_s + every_s
 
-    def _note_start(self, disks: DiskWatch) -> None:
+    def _note_start(self, disks: DiskSampler) -> None:
         if disks.start is not None and disks.start is not self._noted:
             self._noted = disks.start
             process = qemu_of(self._context.node, self._guest.vmid)
@@ -201,18 +219,16 @@ class BackupSampler:
         if self._job_since_s is None and disks.job_seen:
             self._job_since_s = time.monotonic()
 
-    def _pve_freezes(self) -> bool:
-        """Whether a freeze of ours is armed and not over: PVE is about to come, or has come and starts its job."""
-        freeze = self._guest.freeze
-        if freeze is None or self._archive_since_s is None:
-            return False
-        is_open = freeze.action == "freeze" and freeze.consistency is None
-        return is_open and time.monotonic() - self._archive_since_s < FREEZE_AT_MOST_S
+    def _is_left_to_pve(self) -> bool:
+        since_s = self._archive_since_s
+        return since_s is not None and time.monotonic() - since_s < FREEZE_AT_MOST_S and self._pve_may_freeze()
 
     def _agent_is_free(self, now_s: float) -> bool:
-        return self._job_since_s is not None and now_s - self._job_since_s >= PING_AFTER_S and not self._pve_freezes()
+        return (
+            self._job_since_s is not None and now_s - self._job_since_s >= PING_AFTER_S and not self._is_left_to_pve()
+        )
 
-    def _last_look(self) -> Views:
+    def _last_sample(self) -> Views:
         hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
         guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
         slowest_ms: Measured[float] = Absent("a container has no agent")
@@ -220,7 +236,7 @@ class BackupSampler:
             self._governor.know_archive(self._archive_shares_disk())
             self._governor.release()
         if self._disks is not None:
-            self._disks.end(LAST_LOOK_S)
+            self._disks.end(LAST_SAMPLE_S)
             hypervisor = self._disks.view()
         if self._inside is not None:
             guest = self._inside.view()
@@ -237,16 +253,16 @@ class BackupSampler:
             cpu_s=time.thread_time(),
         )
 
-    def _look_every_s(self) -> float:
-        """The governor wants more looks while its job is young."""
+    def _sample_every_s(self) -> float:
+        """The governor wants more samples while its job is young."""
         if self._governor is None or self._archive_since_s is None:
             return self._config.sample_every_s
         return min(self._config.sample_every_s, self._governor.sample_every_s)
 
-    def _act(self, qmp: QmpConnection, look: DiskSample, deadline: Deadline) -> None:
-        """On the connection of one look."""
+    def _act(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
+        """On the connection of one sample."""
         if self._governor is not None:
-            self._governor.act(qmp, look, deadline)
+            self._governor.act(qmp, sample, deadline)
 
     def _keep(self) -> None:
         """What a restarted daemon would go on from; the next phase writes it down."""
@@ -264,8 +280,8 @@ class _ContainerChart:
         self._points = ChartPoints()
         self._last: tuple[float, int] | None = None
 
-    def look(self) -> None:
-        """One look at its cgroup."""
+    def sample(self) -> None:
+        """One sample of its cgroup."""
         now_s = self._context.clock.now_s()
         io = guest_pressure(self._context.node, self._guest.vmid, "lxc")["io"]
         if isinstance(io, (Absent, Broken)):

@@ -1,11 +1,11 @@
-"""How the node's VMs are before their backup: histograms are armed when the job starts, read when a VM's turn comes.
+"""How the node's VMs are before their backup: histograms are armed when the run starts, read when a VM's turn comes.
 
     job-start      every running VM: armed, counters read         one short connection each, one VM after the other
-    its turn       what was counted in between is its baseline    job/guest_night.py goes on with the same histograms
+    its turn       what was counted in between is its baseline    backup_sampler.py goes on with the same histograms
     job-end        VMs whose turn did not come: histograms removed
 
-The first VM of a job has hardly any time before it. Then the baselines of its last nights count, and where there are
-none, the mean since the VM was started, which tells no percentiles.
+The first VM of a run has hardly any time before it. Then the baselines of its last backups count, and where there are
+none, the mean since the VM was started, which has no percentiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Measured
@@ -21,13 +21,11 @@ from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import open_qmp
+from pvehook.host.node import Node
 from pvehook.host.processes import running_vms
+from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.latency import disks_between, latency_of, sum_of
-
-if TYPE_CHECKING:
-    from pvehook.host.node import Node
-    from pvehook.records.run_state import RunState
 
 LEAST_S = 20.0
 """A shorter time before its backup says little about a guest."""
@@ -42,11 +40,11 @@ class _Before(NamedTuple):
 
 
 class Baselines:
-    """The running VMs of one job's node. `begin` it with the job, `end` it with the job."""
+    """The running VMs of one run's node. `begin` it with the run, `end` it with the run."""
 
-    def __init__(self, node: Node, job: RunState) -> None:
+    def __init__(self, node: Node, run: RunState) -> None:
         self._node = node
-        self._job = job
+        self._run = run
         self._before: dict[int, _Before] = {}
         self._waiting = threading.Lock()
         self._ended = threading.Event()
@@ -61,10 +59,10 @@ class Baselines:
     def taken(self, vmid: int) -> None:
         """Its turn has come: what becomes of its histograms is decided there."""
         with self._waiting:
-            self._job.waiting = [each for each in self._job.waiting if each != vmid]
+            self._run.waiting = [each for each in self._run.waiting if each != vmid]
 
     def of(self, vmid: int, disks: Sequence[DiskCounters], past: Sequence[Baseline]) -> Measured[Baseline]:
-        """How this VM was before `disks`, the first reading of its backup, was made. `past` are its last nights'."""
+        """How this VM was before `disks`, the first reading of its backup, was made. `past` are its last backups'."""
         before = self._before.get(vmid)
         if before is not None:
             lasted_s = time.monotonic() - before.at_s
@@ -89,7 +87,7 @@ class Baselines:
         for vmid in list(running_vms(self._node))[:MOST_VMS]:
             if self._ended.is_set():
                 return
-            if self._job.guest is not None and self._job.guest.vmid == vmid:
+            if self._run.guest is not None and self._run.guest.vmid == vmid:
                 continue  # its turn has come already
             deadline = Deadline.after(ANSWER_S)
             try:
@@ -99,14 +97,14 @@ class Baselines:
                     known = [disk.qdev for disk in disks]
                     self._before[vmid] = _Before(time.monotonic(), read_disks(qmp, deadline, known))
                     with self._waiting:
-                        self._job.waiting = [*self._job.waiting, vmid]
+                        self._run.waiting = [*self._run.waiting, vmid]
             except GuestError:
                 continue  # a VM that does not answer has no baseline
 
     def _disarm_all(self) -> None:
         if self._thread is not None:
             self._thread.join()
-        for vmid in self._job.waiting:
+        for vmid in self._run.waiting:
             deadline = Deadline.after(ANSWER_S)
             try:
                 with open_qmp(self._path(vmid), deadline) as qmp:

@@ -1,12 +1,12 @@
-"""What QEMU tells of one guest's disks while it is backed up: looked at twice a second, told at the end.
+"""What QEMU reports of one guest's disks while it is backed up: sampled twice a second, judged at the end.
 
-    first look      the histograms are armed; counters from here on are the backup's
-    each look       what was completed since the last one: stalled seconds, the chart, the governor's food
+    first sample    the histograms are armed; counters from here on are the backup's
+    each sample     what was completed since the last one: stalled seconds, the chart, the governor's input
     at the end      the whole difference becomes percentiles; histograms that we armed are removed
 
-QMP serves one client at a time and vzdump comes by once a second, so each look is one short connection. Where QEMU does
-not answer we wait on, on the same connection: a new one would take a second place in a queue of three. For how long it
-was silent is a figure of its own.
+QMP serves one client at a time and vzdump comes by once a second, so each sample is one short connection. Where QEMU
+does not answer we wait on, on the same connection: a new one would take a second place in a queue of three. For how
+long it was silent is a figure of its own.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
 
 ANSWER_S = 2.0
-"""A look that takes longer, once QEMU has begun to answer, is given up; vzdump may wait behind it."""
+"""A sample that takes longer, once QEMU has begun to answer, is given up; vzdump may wait behind it."""
 
 TURN_S = 0.5
 """For how long one call waits for its turn; then the caller may have something else to do."""
 
 
 Act = Callable[[QmpConnection, DiskSample, Deadline], None]
-"""What is done on the connection of a look: the governor's changes of speed."""
+"""What is done on the connection of a sample: the governor's changes of speed."""
 
 
 class Start(NamedTuple):
-    """Where the counting began; it outlives the daemon, so that the next one goes on with the same night."""
+    """Where the counting began; it outlives the daemon, so that the next one goes on with the same backup."""
 
     at_s: float
     """Seconds since the epoch."""
@@ -55,7 +55,7 @@ class Start(NamedTuple):
     """The running QEMU's version."""
 
 
-class DiskWatch:
+class DiskSampler:
     """One guest's disks. Used by one thread."""
 
     def __init__(self, path: str, now_s: Callable[[], float], act: Act, start: Start | None) -> None:
@@ -68,7 +68,7 @@ class DiskWatch:
         self._stalled = Count(STALLED_AFTER_S)
         self._slowed = Count(SLOWED_AFTER_S)
         self._points = ChartPoints()
-        self._looks = 0
+        self._samples = 0
         self._silence_s = 0.0
         self._silent_since_s: float | None = None
         self._waiting: Connection | None = None
@@ -96,11 +96,11 @@ class DiskWatch:
 
     @property
     def waits(self) -> bool:
-        """Whether a connection waits for its turn: look again at once, or vzdump waits behind one that says nothing."""
+        """Whether a connection waits for its turn: sample again at once, or vzdump waits behind a silent one."""
         return self._waiting is not None
 
-    def look(self, turn_s: float = TURN_S) -> None:
-        """Takes one look, or goes on waiting for its turn."""
+    def sample(self, turn_s: float = TURN_S) -> None:
+        """Takes one sample, or goes on waiting for its turn."""
         asked_s = time.monotonic()
         try:
             if self._waiting is None:
@@ -114,7 +114,7 @@ class DiskWatch:
             self._hang_up()
             return
         try:
-            self._look_on(qmp, Deadline.after(ANSWER_S))
+            self._sample_on(qmp, Deadline.after(ANSWER_S))
         except GuestError as error:
             self._not_answered(asked_s, error)
         else:
@@ -123,7 +123,7 @@ class DiskWatch:
         finally:
             self._hang_up()
 
-    def _look_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
+    def _sample_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
         if self.start is None:
             self.start = self._begin(qmp, deadline)
             self._last = self.start.disks
@@ -144,9 +144,9 @@ class DiskWatch:
             self._waiting = None
 
     def end(self, wait_s: float) -> None:
-        """The last look; what we armed is removed."""
+        """The last sample; what we armed is removed."""
         deadline = Deadline.after(wait_s)
-        self.look(wait_s)
+        self.sample(wait_s)
         self._hang_up()
         if self.start is None or not self.start.armed:
             return
@@ -158,10 +158,10 @@ class DiskWatch:
             pass  # a VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own
 
     def view(self) -> Measured[HypervisorView]:
-        """What was seen."""
-        if self.start is None or not self._looks:
+        """What was sampled."""
+        if self.start is None or not self._samples:
             if isinstance(self._fault, Unreachable) or self._fault is None:
-                return Absent(f"no QEMU to ask: {self._fault or 'the backup was over before the first look'}")
+                return Absent(f"no QEMU to ask: {self._fault or 'the backup was over before the first sample'}")
             return Broken(str(self._fault))
         completed = disks_between(self.start.disks, self._last)
         silent_s = time.monotonic() - self._silent_since_s if self._silent_since_s is not None else 0.0
@@ -171,7 +171,7 @@ class DiskWatch:
             flush=latency_of(completed["flush"]),
             stalled_s=self._stalled.total_s,
             slowed_s=self._slowed.total_s,
-            samples=self._looks,
+            samples=self._samples,
             silence_ms=max(self._silence_s, silent_s) * 1000,
             run_state=self._run_state,
             their_histograms=self.start.theirs,
@@ -179,7 +179,7 @@ class DiskWatch:
         )
 
     def points(self) -> tuple[Point, ...]:
-        """The night's chart."""
+        """The backup's chart."""
         return self._points.points()
 
     def _begin(self, qmp: QmpConnection, deadline: Deadline) -> Start:
@@ -198,12 +198,12 @@ class DiskWatch:
         )
 
     def _take(self, at_s: float, disks: tuple[DiskCounters, ...], jobs: Sequence[BlockJob]) -> None:
-        assert self.start is not None  # noqa: S101  (made before the first look is taken)
+        assert self.start is not None  # noqa: S101  (made before the first sample is taken)
         since_s = self._last_s if self._last_s is not None else at_s
         completed = disks_between(self._last, disks)
         stalled_before_s = self._stalled.total_s
         copied = self._progress(jobs)
-        if self._last_s is None:  # what went on while no daemon looked cannot be put to a time
+        if self._last_s is None:  # what went on while no daemon sampled cannot be put to a time
             copied, completed = 0, {}
         self._stalled = count_stall(self._stalled, at_s, since_s, completed)
         self._slowed = count_stall(self._slowed, at_s, since_s, completed)
@@ -215,10 +215,10 @@ class DiskWatch:
             copied,
         )
         self._last, self._last_s = disks, at_s
-        self._looks += 1
+        self._samples += 1
 
     def _progress(self, jobs: Sequence[BlockJob]) -> int:
-        """How many bytes the backup's jobs went on since the last look."""
+        """How many bytes the backup's jobs went on since the last sample."""
         forward = 0
         for job in jobs:
             forward += max(job.offset_bytes - self._copied.get(job.device, 0), 0)

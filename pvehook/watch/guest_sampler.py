@@ -1,16 +1,16 @@
-"""What a guest tells of itself by its agent: pressure, stolen time, its kernel's log, how long it lets a ping wait.
+"""What a guest reports of itself by its agent: pressure, stolen time, its kernel's log, how long it lets a ping wait.
 
     begin    pre-stop: its counters, and its kernel's log opened at its end
     ping     now and then while the archive is made
     view     after the backup: the counters again, and what the kernel has logged in between
 
-Each is one connection with one deadline, and the agent is PVE's first: see guest_night.py for when it may be asked.
+Each is one connection with one deadline, and the agent is PVE's first: see backup_sampler.py for when it may be asked.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pvehook.contract.agent_option import parse_agent_option
 from pvehook.contract.guest_config import parse_vm
@@ -22,12 +22,10 @@ from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, close_kernel_log, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import open_qmp
+from pvehook.records.context import Context
 from pvehook.rules.kernel_lines import classify
 from pvehook.rules.stalls import GuestView, KernelEvent
 from pvehook.watch.host_sampler import EVENTS_KEPT, seconds_between
-
-if TYPE_CHECKING:
-    from pvehook.records.context import Context
 
 BEGIN_S = 2.0
 VIEW_S = 2.0
@@ -40,14 +38,14 @@ _NOT_ASKED = "its agent was not asked before its backup"
 
 
 class CountersStart(NamedTuple):
-    """Where the guest's own counting began, as the job's record keeps it."""
+    """Where the guest's own counting began, as the run's recovery note keeps it."""
 
     inside: GuestCounters
     log: Measured[KernelLogHandle]
 
 
 class GuestSampler:
-    """One guest's own view. The phases call `begin`, the night's thread the others."""
+    """One guest's own view. The phases call `begin`, the sampler's thread the others."""
 
     def __init__(
         self, context: Context, vmid: int, mode: str, with_kernel_log: bool, start: CountersStart | None
@@ -86,7 +84,7 @@ class GuestSampler:
             self._not_begun = Absent("no agent runs in it") if self._no_agent_runs() else _fault(error)
 
     def ping(self) -> None:
-        """Asks for a sign of life, and takes what the kernel has logged: its ring is short, and so is the last look."""
+        """Asks for a sign of life, and takes what the kernel has logged: its ring and the time at the end are short."""
         asked_s = time.monotonic()
         try:
             deadline = Deadline.after(PING_S)

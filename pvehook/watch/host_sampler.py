@@ -1,4 +1,4 @@
-"""What the node tells of one guest's backup: how long its vCPUs waited for a CPU, pressure, lines of the kernel's log.
+"""What the node reports of one guest's backup: how long its vCPUs waited for a CPU, pressure, kernel log lines.
 
 Everything here only grows, so it is read at the beginning and at the end; procfs and cgroupfs are memory, not disks.
 """
@@ -43,7 +43,7 @@ def read_host(node: Node, vmid: int, vmtype: str | None) -> Reading:
     return Reading(host["cpu"], host["io"], host["memory"], guest["cpu"], guest["io"], guest["memory"])
 
 
-class HostWatch:
+class HostSampler:
     """One guest's host view. Used by one thread; `close` it."""
 
     def __init__(self, node: Node, clock: Clock, vmid: int, vmtype: str | None, start: Reading | None) -> None:
@@ -62,7 +62,7 @@ class HostWatch:
         self._pid = pid
         self._delays_before = run_delay_ns(self._node, pid, threads)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Takes what the kernel has logged; to be called often enough that its ring does not run over."""
         if not isinstance(self._log, HostKernelLog):
             return
@@ -75,7 +75,7 @@ class HostWatch:
 
     def view(self, agent_slowest_ms: Measured[float]) -> HostView:
         """What was seen from the start until now."""
-        self.look()
+        self.sample()
         now = read_host(self._node, self._vmid, self._vmtype)
         delays_s = self._delays_s()
         io, cpu, memory = (

@@ -78,7 +78,7 @@ from pvehook.rules.stalls import HypervisorView  # noqa: E402
 from pvehook.settings import GovernorConfig  # noqa: E402
 from pvehook.throttle.governor import Governor  # noqa: E402
 from pvehook.throttle.pacer import Pacer  # noqa: E402
-from pvehook.watch.disk_sampler import DiskWatch  # noqa: E402
+from pvehook.watch.disk_sampler import DiskSampler  # noqa: E402
 from tests.bench.disk_models import exactly, shake_hands, stalled_s  # noqa: E402
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 from tests.bench.pacer_disk import MIB, served_disk  # noqa: E402
@@ -200,8 +200,8 @@ def pacer_of(rig: Rig, target: Path, mode: Any) -> Pacer:
 
 def before(guest: LoadedGuest) -> Baseline:
     """How the guest is without a backup, as pvehook finds it out."""
-    watch = DiskWatch(guest.qmp, time.time, lambda *_: None, None)
-    watch.look()
+    watch = DiskSampler(guest.qmp, time.time, lambda *_: None, None)
+    watch.sample()
     time.sleep(BEFORE_S)
     watch.end(RUN_AT_MOST_S)
     view = watch.view()
@@ -217,12 +217,12 @@ def governed(guest: LoadedGuest, baseline: Baseline) -> Iterator[Governor]:
     log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     governor = Governor(node, VMID, "on", GovernorConfig(), log)
     governor.know_baseline(baseline)
-    watch = DiskWatch(guest.qmp, time.time, governor.act, None)
+    watch = DiskSampler(guest.qmp, time.time, governor.act, None)
     stopped = threading.Event()
 
     def look() -> None:
         while not stopped.wait(governor.sample_every_s):
-            watch.look()
+            watch.sample()
 
     thread = threading.Thread(target=look, name="looks", daemon=True)
     thread.start()

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.guest_record import GuestRecord
+from pvehook.records.guest_record import GuestRecord, Result
 from pvehook.records.job_table import WIDTH, job_table
 from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import KernelEvent, Verdict
 from tests.records.backups import HUNG, SOFT_LOCKUP, charted, container, guest_view, record
 
 
-def guest(vmid: int = 101, name: str | None = "web", result: str = "ok", vmtype: str | None = "qemu") -> GuestRecord:
+def guest(vmid: int = 101, name: str | None = "web", result: Result = "ok", vmtype: str | None = "qemu") -> GuestRecord:
     shown = GuestRecord(vmid, "snapshot", vmtype, name, started_s=0.0, result=result, ended_s=724.0)
     shown.idle = {"vzdump": [1, 1, 1], "zstd": [1, 5, 5]}
     shown.effect_in_short = "compressor only, dump honoured"
@@ -64,7 +64,7 @@ def test_where_nobody_looked_the_idle_threads_are_told_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("result", ["ok", "failed", "refused", "cancelled", "worker-died", "running"])
-def test_every_result_is_spelled_out(result: str) -> None:
+def test_every_result_is_spelled_out(result: Result) -> None:
     assert f" {result} " in job_table([(guest(result=result), None)])[2] + " "
 
 

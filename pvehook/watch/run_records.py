@@ -1,0 +1,148 @@
+"""What is kept of one run's guests: the history, node_exporter's file, and what the run's table shows.
+
+Every file is read and written within a deadline: a disk that hangs costs a record its place in the history, and no
+phase its time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from pvehook.contract.latency import DiskCounters
+from pvehook.contract.measured import Broken, Measured
+from pvehook.deadline import Deadline
+from pvehook.errors import NodeError
+from pvehook.host.atomic_file import replace_file
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.host.versions import Versions, read_versions
+from pvehook.records.context import Context
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.history import append, last_records, past_baselines, reading
+from pvehook.records.journal import Log
+from pvehook.records.run_state import RunState
+from pvehook.records.stall_record import Baseline, StallRecord
+from pvehook.records.textfile import write_textfile
+from pvehook.settings import MetricsConfig
+from pvehook.watch.baselines import Baselines
+
+HISTORY_S = 1.0
+"""How long a phase waits for the history's disk. What is not there by then is written all the same, if it can be."""
+TEXTFILE_DAYS = 35.0
+"""A guest without a backup for so long is gone from node_exporter's file."""
+
+
+def history_file(node: Node) -> str:
+    """Where the backups' records are kept."""
+    return os.path.join(node.state_dir, "history.db")
+
+
+class RunRecords:
+    """One run's. No method raises."""
+
+    def __init__(self, context: Context, run: RunState, log: Log) -> None:
+        self.run = run
+        self.log = log
+        self._context = context
+        self._path = history_file(context.node)
+        self._files = TimelyReader()  # its own: the history's disk may hang, and configuration must not wait for it
+        self._records: dict[int, StallRecord] = {}
+        self._versions: Versions | None = None
+        self.baselines = Baselines(context.node, run)
+
+    def baseline_of(self, vmid: int, disks: Sequence[DiskCounters]) -> Measured[Baseline]:
+        """How this VM was before its backup began with these counters."""
+        past: list[Baseline] = []
+        try:
+            past = self._files.within(HISTORY_S, self._path, lambda: past_baselines(self._path, vmid))
+        except (NodeError, OSError):
+            pass  # a history that cannot be read is reported where it is written
+        return self.baselines.of(vmid, disks, past)
+
+    def versions(self, deadline: Deadline) -> Versions:
+        """Of Proxmox VE and the kernel; read once, they are the same for all guests of a run."""
+        if self._versions is None:
+            wait_s = deadline.within(HISTORY_S).left_s()
+            try:
+                self._versions = self._files.within(wait_s, "dpkg's status", lambda: read_versions(self._context.node))
+            except (NodeError, OSError) as error:
+                return Versions(kernel=Broken(str(error)), pve_manager=Broken(str(error)))
+        return self._versions
+
+    def of(self, guests: Iterable[GuestRecord], deadline: Deadline) -> dict[int, StallRecord]:
+        """By guest, for the run's table. What a daemon that died had made is taken from the history."""
+        records = dict(self._records)
+        if all(guest.vmid in records or guest.result == "refused" for guest in guests):
+            return records
+        wait_s = deadline.within(HISTORY_S).left_s()
+        try:
+            kept = self._files.within(wait_s, self._path, lambda: _records_since(self._path, self.run.started_s))
+        except (NodeError, OSError):
+            return records  # then the table has no figures for them
+        return {each.vmid: each for each in kept if each.job == self.run.upid} | records
+
+    def keep(self, record: StallRecord, config: MetricsConfig, deadline: Deadline) -> None:
+        """In the history, and for Prometheus. Losing either costs a log line."""
+        self._records[record.vmid] = record
+        now_s = self._context.clock.now_s()
+        try:
+            news = self._files.within(
+                deadline.within(HISTORY_S).left_s(), self._path, lambda: self._append(record, now_s, config.keep_days)
+            )
+            if news is not None:
+                self.log.warning("history-moved", message=news, vmid=record.vmid)
+        except (NodeError, OSError) as error:
+            self.log.error("history-not-kept", message=str(error), vmid=record.vmid)
+        if config.textfile is None:
+            return
+        target = self._context.node.path(config.textfile)
+        try:
+            self._files.within(
+                deadline.within(HISTORY_S).left_s(), target, lambda: self._write_textfile(target, record, now_s)
+            )
+        except (NodeError, OSError) as error:
+            self.log.error(
+                "textfile-not-written",
+                message=f"{config.textfile} was not written: {error}; the service may write below "
+                "/var/lib/prometheus/node-exporter, for another directory see the comment at metrics.textfile",
+                vmid=record.vmid,
+            )
+
+    def end(self) -> None:
+        """The run has ended: what is armed on guests whose turn did not come is removed."""
+        self.baselines.end()
+        self._files.close()
+
+    # In the files' thread
+
+    def _append(self, record: StallRecord, now_s: float, keep_days: int) -> str | None:
+        os.makedirs(self._context.node.state_dir, mode=0o700, exist_ok=True)
+        return append(self._path, record, now_s=now_s, keep_days=keep_days)
+
+    def _write_textfile(self, target: str, record: StallRecord, now_s: float) -> None:
+        """With a history that cannot be read there is at least this run."""
+        records: list[StallRecord] = []
+        try:
+            records = _records_since(self._path, now_s - TEXTFILE_DAYS * 86400)
+        except NodeError:
+            pass
+        here = _guests_of(self._context.node)
+        records = [each for each in records if each.vmid not in self._records]
+        write_textfile(target, [*records, *self._records.values(), record], here, _replace_readable)
+
+
+def _records_since(path: str, since_s: float) -> list[StallRecord]:
+    with reading(path) as history:
+        return last_records(history, since_s)
+
+
+def _guests_of(node: Node) -> set[int]:
+    """The guests that this node has, by their configurations' names. May hang, as all of /etc/pve may."""
+    names = [name for kind in ("qemu-server", "lxc") for name in os.listdir(node.path(f"/etc/pve/{kind}"))]
+    return {int(name.removesuffix(".conf")) for name in names if re.fullmatch(r"[1-9][0-9]{2,8}\.conf", name)}
+
+
+def _replace_readable(path: str, text: str) -> None:
+    replace_file(path, text, mode=0o644)  # node_exporter runs as a user of its own
