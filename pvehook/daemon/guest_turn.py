@@ -244,9 +244,9 @@ class GuestTurn:
         return []
 
     def _end(self, _phase: Phase) -> list[str]:
-        self._freeze.over()
         if self._monitor is not None:
-            self._monitor.finish()
+            self._monitor.finish()  # at once; its last sample is taken while we wait for the thaw
+        self._freeze.over()
         return []
 
     def _thaw(self, _phase: Phase) -> list[str]:
