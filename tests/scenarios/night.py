@@ -297,7 +297,12 @@ class _Night:
         }
 
     def _journal(self) -> str:
-        events = [event for event in self._node.journal.events if "PVEHOOK_EVENT" in event.fields]
+        # A guest's states are for who debugs the daemon: a freeze's thread reports some of them, beside other events.
+        events = [
+            event
+            for event in self._node.journal.events
+            if event.fields.get("PVEHOOK_EVENT", "guest-state") != "guest-state"
+        ]
         entries = []
         for is_background, group in groupby(events, lambda event: event.fields["PVEHOOK_EVENT"] in _BACKGROUND):
             texts = [_entry(event) for event in group]
