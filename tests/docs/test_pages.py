@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.cli import _parser
+from pvehook.cli import parser
 from pvehook.config import parse
 from scripts.generate_docs import anchor_of
 
@@ -53,7 +53,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_are_ones_that_the_program_has(page: Path) -> None:
     for command in commands_of(page, "pvehook"):
-        assert _parser().parse_args(command[1:]).run, command
+        assert parser().parse_args(command[1:]).run, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -52,7 +52,7 @@ def end(guest: SimulatedGuest, player: Player) -> None:
 
 
 def test_without_a_backup_it_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(node, capsys).splitlines() == ["governor: on", "no backup runs that pvehook knows of"]
+    assert status(node, capsys).splitlines() == ["governor: on", "pvehook knows of no running backup"]
     assert json.loads(status(node, capsys, "--json")) == []
 
 
