@@ -22,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
-from pvehook.guest.qmp import BackupRun, BlockJob, QmpConnection
+from pvehook.guest.qmp import BackupRun, QmpConnection
 
 DRIVE_PREFIX = "drive-"
 """Proxmox names a backup's block jobs after the VM's drives: `drive-scsi0`, `drive-tpmstate0-backup`."""

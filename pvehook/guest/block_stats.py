@@ -28,7 +28,7 @@ from pvehook.contract.latency import (
 from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Refused
-from pvehook.guest.qmp import BlockJob, QmpConnection
+from pvehook.guest.qmp import QmpConnection
 from pvehook.guest.validate import integer, items, mapping, numbers, text
 
 REPLY_LIMIT_BYTES: Final = 4 * 1024 * 1024
@@ -39,15 +39,6 @@ _QDEV: Final = re.compile(r"(?:/machine/peripheral/)?(?P<name>[^/]+)(?:/virtio-b
 """A device with an id, as Proxmox gives one to every disk. A firmware's flash and a board's own drives have none."""
 _CD_TYPES: Final = ("ide-cd", "scsi-cd")
 _PREFIXES: Final[Mapping[RequestKind, str]] = {"read": "rd", "write": "wr", "flush": "flush"}
-
-
-class DiskSample(NamedTuple):
-    """What one look saw."""
-
-    at_s: float
-    """On the monotonic clock."""
-    disks: tuple[DiskCounters, ...]
-    jobs: tuple[BlockJob, ...]
 
 
 class Arming(NamedTuple):

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Refused
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
@@ -32,17 +33,6 @@ class Status(NamedTuple):
 
     status: str
     running: bool
-
-
-class BlockJob(NamedTuple):
-    """One entry of `query-block-jobs`. On Proxmox a backup's job carries the drive's name: `drive-scsi0`."""
-
-    device: str
-    type: str
-    offset_bytes: int
-    length_bytes: int
-    speed_bytes_per_s: int
-    """0 is no limit."""
 
 
 class BackupRun(NamedTuple):

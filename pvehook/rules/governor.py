@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
-from pvehook.contract.latency import DiskCounters
+from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.rules import governor_constants as c
 from pvehook.rules.governor_law import advance, first_state, is_throttled, released
 from pvehook.rules.governor_readings import Sample, in_mb_per_s
@@ -25,30 +25,6 @@ from pvehook.rules.governor_state import Action, Bounds, Culprit, Kind, Lessons,
 from pvehook.rules.latency import disks_between
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
-
-
-class JobLike(Protocol):
-    """A block job; `pvehook.guest.qmp.BlockJob` is one."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def offset_bytes(self) -> int: ...
-    @property
-    def length_bytes(self) -> int: ...
-    @property
-    def speed_bytes_per_s(self) -> int: ...
-
-
-class SampleLike(Protocol):
-    """What QEMU answered at one moment; `pvehook.guest.block_stats.DiskSample` is one."""
-
-    @property
-    def at_s(self) -> float: ...
-    @property
-    def disks(self) -> Sequence[DiskCounters]: ...
-    @property
-    def jobs(self) -> Sequence[JobLike]: ...
 
 
 class Speeds(NamedTuple):
@@ -110,7 +86,7 @@ class Governor(NamedTuple):
     at_s: float | None = None
     jobs_changed_s: float | None = None
     """When a job appeared, or went: then the next disk's may appear."""
-    last: SampleLike | None = None
+    last: DiskSample | None = None
     """None: it had no job."""
     offsets: Mapping[str, int] = _NO_JOBS
     speeds: Speeds = NOTHING_SET
@@ -128,7 +104,7 @@ class Governor(NamedTuple):
         return c.YOUNG_EVERY_S if is_starting or self.at_s - self.jobs_changed_s < c.YOUNG_S else c.SAMPLE_EVERY_S
 
 
-def step(governor: Governor, sample: SampleLike, bounds: Bounds, inherited: Speeds) -> tuple[Governor, Ready]:
+def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Speeds) -> tuple[Governor, Ready]:
     """One more sample. `inherited` is the record that an earlier daemon may have left."""
     governor, jobs, reports = _recognised(governor._replace(at_s=sample.at_s), sample.jobs, inherited)
     if not jobs:
@@ -160,8 +136,8 @@ def stopped(governor: Governor) -> Governor:
 
 
 def _recognised(
-    governor: Governor, jobs: Sequence[JobLike], inherited: Speeds
-) -> tuple[Governor, list[JobLike], tuple[Report, ...]]:
+    governor: Governor, jobs: Sequence[BlockJob], inherited: Speeds
+) -> tuple[Governor, list[BlockJob], tuple[Report, ...]]:
     anew = {job.device for job in jobs if job.offset_bytes < governor.offsets.get(job.device, 0)}
     original = {device: speed for device, speed in governor.speeds.original.items() if device not in anew}
     set_by_us = list(governor.speeds.ours)
@@ -190,7 +166,7 @@ def _recognised(
     return governor, [job for job in jobs if job.device not in manually_limited], reports
 
 
-def _left_alone(job: JobLike) -> Report:
+def _left_alone(job: BlockJob) -> Report:
     speed = in_mb_per_s(job.speed_bytes_per_s)
     reason = f"the speed of {job.device} was set to {speed} by somebody else: the governor leaves it alone"
     return Report("left-alone", reason, job.speed_bytes_per_s)
@@ -207,7 +183,7 @@ def _first(governor: Governor, bounds: Bounds) -> State:
     return first_state(bounds if governor.acts else bounds._replace(starts_slowly=False))
 
 
-def _since(last: SampleLike, offsets: Mapping[str, int], sample: SampleLike, jobs: Sequence[JobLike]) -> Sample:
+def _since(last: DiskSample, offsets: Mapping[str, int], sample: DiskSample, jobs: Sequence[BlockJob]) -> Sample:
     return Sample(
         at_s=sample.at_s,
         period_s=sample.at_s - last.at_s,
@@ -226,14 +202,12 @@ def _advanced(
     after, action = advance(law, sample, bounds)
     if action is None:
         return governor._replace(tally=_tallied(governor.tally, law, after, None, sample)), after, ()
-    reports: tuple[Report, ...] = (Report(action.kind, action.reason, action.bytes_per_s, action.culprit),)
+    reports = (Report(action.kind, action.reason, action.bytes_per_s, action.culprit),) if action.reason else ()
     if action.kind == "slow" and not governor.acts:
         # What would have come of it cannot be seen, so it stays at the first step and is reported once.
         observed = Report("observe", f"observed only, nothing is set: {action.reason}", None)
         reports = () if governor.has_observed else (observed,)
         governor, after = governor._replace(has_observed=True), law._replace(phase=Watching())
-    elif action.kind in ("start", "throttle"):
-        reports = ()  # they are in the record's chart
     return governor._replace(tally=_tallied(governor.tally, law, after, action, sample)), after, reports
 
 
@@ -252,7 +226,7 @@ def _tallied(tally: Tally, law: State, after: State, action: Action | None, samp
 
 
 def _changes(
-    governor: Governor, law: State, jobs: Sequence[JobLike], bounds: Bounds
+    governor: Governor, law: State, jobs: Sequence[BlockJob], bounds: Bounds
 ) -> tuple[Governor, Speeds | None, tuple[SpeedChange, ...]]:
     original, ours = governor.speeds
     is_slowed = governor.acts and law.bytes_per_s != bounds.original_bytes_per_s

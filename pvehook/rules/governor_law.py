@@ -96,6 +96,10 @@ def released(state: State, bounds: Bounds) -> State:
     return state.changed(bounds.original_bytes_per_s, phase)._replace(activity=activity)
 
 
+def _release(state: State, bounds: Bounds, reason: str) -> Next:
+    return released(state, bounds), Action("release", bounds.original_bytes_per_s, reason)
+
+
 def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
     reason = f"no sample for {sample.period_s:.0f} s"
     action = Action("lost", bounds.original_bytes_per_s, reason) if is_throttled(state) else None
@@ -260,11 +264,7 @@ def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Boun
         return state, Action("deadline", state.bytes_per_s, f"not slowed any more: {why}")
     if isinstance(phase, Trying):
         return _try(state, phase, sample, bounds, reading, lowest)
-    return _throttle(state, phase, sample, bounds, reading, lowest, why)
-
-
-def _release(state: State, bounds: Bounds, reason: str) -> Next:
-    return released(state, bounds), Action("release", bounds.original_bytes_per_s, reason)
+    return _throttle(state, phase, sample, bounds, reading, lowest)
 
 
 def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
@@ -280,16 +280,10 @@ def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: R
     error = _error(reading, bounds)
     speed = within_bounds(_controlled(state, reading, error, error), lowest, bounds)
     throttling = Throttling(before, phase.from_start, error, c.TRIAL_SATURATION_PART * before.copied_per_s)
-    reason = (
-        f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)} and {in_ms(before.latency_ms)} before, "
-        f"target {in_ms(bounds.target_ms)}: slowing helps, {in_mb_per_s(speed)}"
-    )
-    return state.changed(speed, throttling), Action("throttle", speed, reason)
+    return state.changed(speed, throttling), Action("throttle", speed)
 
 
-def _throttle(
-    state: State, phase: Throttling, sample: Sample, bounds: Bounds, reading: Reading, lowest: float, why: str
-) -> Next:
+def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
     """A little faster or slower, or an end of it."""
     phase = _averaged(phase, reading)
     if phase.from_start and phase.lasted_s >= state.lessons.restart_s:
@@ -315,10 +309,7 @@ def _throttle(
     speed = within_bounds(min(wanted, max(c.HEADROOM * reached, float(c.MIN_BYTES_PER_S))), lowest, bounds)
     if abs(speed - state.bytes_per_s) < c.MIN_CHANGE * state.bytes_per_s:
         return state, None
-    at_lowest = f"; not slower: {why}" if speed == int(lowest) and wanted < lowest else ""
-    seen = f"{reading}, target {in_ms(bounds.target_ms)}, backup at {in_mb_per_s(reached)}"
-    action = Action("throttle", speed, f"{seen}: {in_mb_per_s(speed)}{at_lowest}")
-    return state._replace(bytes_per_s=speed, gathered=()), action
+    return state._replace(bytes_per_s=speed, gathered=()), Action("throttle", speed)
 
 
 def _averaged(phase: Throttling, reading: Reading) -> Throttling:

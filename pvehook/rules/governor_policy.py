@@ -1,7 +1,4 @@
-"""What the administrator set for one guest's governor, and what would help it more than any governor can.
-
-rules/guest_match.py says when a rule matches.
-"""
+"""Which mode a guest's governor has, and the settings that would help the guest more than any governor can."""
 
 from __future__ import annotations
 
@@ -18,26 +15,17 @@ PVES_WORKERS: Final = 16
 
 
 class Setup(NamedTuple):
-    """How this guest is backed up. None: not known, and then nothing is said about it."""
+    """How this guest is backed up. None: not known, and then there is no advice about it."""
 
     max_workers: int | None = None
     fleecing: bool | None = None
     iothread: bool | None = None
     """Whether each of its disks has an I/O thread of its own."""
     shares_disk: bool | None = None
-    """Whether the archive is written to a disk that the guest's volumes lie on."""
+    """Whether the archive is written to a disk that holds volumes of the guest."""
 
 
 NOTHING_KNOWN: Final = Setup()
-
-
-class Course(NamedTuple):
-    """What a night with the governor came to."""
-
-    suffered: bool
-    """The guest was over its target at least once."""
-    culprit: Culprit | None
-    """Why slowing was given up; None: it never was."""
 
 
 def mode_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> GovernorMode:
@@ -51,12 +39,10 @@ def workers_of(performance: str | None) -> int:
     return int(found[1]) if found else PVES_WORKERS
 
 
-def advice(vmid: int, setup: Setup, course: Course) -> tuple[str, ...]:
-    """Settings that would help this guest, each as it is to be set."""
-    if not course.suffered:
-        return ()
+def advice(vmid: int, setup: Setup, culprit: Culprit | None) -> tuple[str, ...]:
+    """Settings that would help a guest that suffered, each as it is to be set. `culprit`: why slowing was given up."""
     found = []
-    if course.culprit == "slow-target":
+    if culprit == "slow-target":
         if setup.fleecing is False:
             found.append(
                 "the backup's target is slow: give the job `fleecing enabled=1,storage=STORAGE`, with a STORAGE on "
@@ -64,7 +50,7 @@ def advice(vmid: int, setup: Setup, course: Course) -> tuple[str, ...]:
             )
     elif setup.max_workers is not None and setup.max_workers > 1:
         found.append(
-            f"up to {setup.max_workers} requests of the backup stand in front of each of the guest's: set "
+            f"up to {setup.max_workers} requests of the backup may be queued in front of each of the guest's: set "
             "`performance: max-workers=1` in /etc/vzdump.conf"
         )
     if setup.shares_disk:

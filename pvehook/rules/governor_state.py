@@ -37,7 +37,8 @@ class Bounds(NamedTuple):
 
 
 class Action(NamedTuple):
-    """A change of speed. The reason is for an administrator and holds the numbers that were seen."""
+    """A change of speed. The reason is for an administrator and holds the numbers that were seen; a step of the start
+    or of throttling has none, it is in the record's chart."""
 
     kind: Kind
     bytes_per_s: int

@@ -1,7 +1,7 @@
 """From QEMU's histograms to milliseconds: differences, sums, percentiles.
 
-A percentile is told as the geometric middle of the bin it falls into, so with pvehook's own boundaries, 12 % apart, it
-is right to 6 %. With an administrator's coarser boundaries it is as good as those are.
+A percentile is the geometric middle of the bin it falls into: with pvehook's own boundaries, 12 % apart, it is right
+to 6 %, with an administrator's coarser ones it is as good as those are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, Histogram, Req
 
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
-
-_OVER_1S_NS: Final = NS_PER_S
-_OVER_10S_NS: Final = 10 * NS_PER_S
 
 
 class Latency(NamedTuple):
@@ -35,8 +32,8 @@ class Latency(NamedTuple):
 
 
 def completed_between(before: RequestCounters, after: RequestCounters) -> RequestCounters:
-    """What was completed from one reading to the next. A counter that went back (the VM was started anew, a histogram
-    was armed or removed in between) gives nothing rather than a wrong number."""
+    """What was completed between two readings. A counter that went back (the VM was restarted, a histogram was armed or
+    removed in between) gives nothing rather than a wrong number."""
     if after.operations < before.operations or after.total_time_ns < before.total_time_ns:
         return RequestCounters(0, 0, 0, None)
     return RequestCounters(
@@ -48,7 +45,7 @@ def completed_between(before: RequestCounters, after: RequestCounters) -> Reques
 
 
 def sum_of(counters: Iterable[RequestCounters]) -> RequestCounters:
-    """Several disks or kinds together. Histograms with other boundaries than the first one's are left out."""
+    """Several disks or kinds together, without histograms whose boundaries differ from the first one's."""
     operations = number_of_bytes = total_time_ns = 0
     histogram: Histogram | None = None
     for each in counters:
@@ -64,7 +61,7 @@ def sum_of(counters: Iterable[RequestCounters]) -> RequestCounters:
 
 
 def disks_between(before: Iterable[DiskCounters], after: Iterable[DiskCounters]) -> dict[str, RequestCounters]:
-    """What all disks together completed from one reading to the next, by kind. A disk that came or went counts not."""
+    """What all disks together completed between two readings, by kind, without disks that were added or removed."""
     earlier = {disk.qdev: disk for disk in before}
     pairs = [(earlier[disk.qdev], disk) for disk in after if disk.qdev in earlier]
     return {
@@ -88,8 +85,8 @@ def latency_of(counters: RequestCounters) -> Latency:
         quantile_ms(histogram, 0.95),
         quantile_ms(histogram, 0.99),
         max_ms(histogram),
-        count_from(histogram, _OVER_1S_NS),
-        count_from(histogram, _OVER_10S_NS),
+        count_from(histogram, NS_PER_S),
+        count_from(histogram, 10 * NS_PER_S),
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from pvehook.contract.block_job import DiskSample
 from pvehook.contract.measured import Measured, value_of
 from pvehook.deadline import Deadline
 from pvehook.errors import NotActive, Refused
-from pvehook.guest.block_stats import DiskSample
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.node import Node
 from pvehook.records.journal import Log
@@ -20,7 +20,7 @@ from pvehook.records.stall_record import Baseline, GovernorSummary, SpeedPoint
 from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record, restore_speed, write_record
 from pvehook.rules import governor as rule
 from pvehook.rules.governor_constants import IDLE_IN_FLIGHT, IDLE_REQUESTS_PER_S, SAMPLE_EVERY_S, UNLIMITED
-from pvehook.rules.governor_policy import NOTHING_KNOWN, Course, Setup, advice
+from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice
 from pvehook.rules.governor_readings import effective_latency_ms, in_mb_per_s, target_ms
 from pvehook.rules.governor_state import Bounds
 from pvehook.settings import GovernorConfig, GovernorMode
@@ -86,8 +86,12 @@ class Governor:
         """How the guest was before its backup."""
         before = value_of(baseline)
         self._bounds = self._bounds._replace(target_ms=self._target_ms(before))
-        if before is not None and in_flight_before(before) < IDLE_IN_FLIGHT:
-            was_idle = requests_per_s_before(before) < IDLE_REQUESTS_PER_S
+        if before is None:
+            return
+        operations, total_ms = _requests_before(before)
+        lasted_s = max(before.lasted_s, 1e-3)
+        if total_ms / 1000 / lasted_s < IDLE_IN_FLIGHT:  # requests in flight, on average (Little's law)
+            was_idle = operations / lasted_s < IDLE_REQUESTS_PER_S
             self._bounds = self._bounds._replace(starts_slowly=False, was_idle=was_idle)
 
     def know_archive(self, shares_disk: bool | None) -> None:
@@ -148,7 +152,7 @@ class Governor:
             least_bytes_per_s=tally.lowest_bytes_per_s,
             target_ms=self._bounds.target_ms if self._governor.jobs_changed_s is not None else None,
             reasons=tuple(self._reasons),
-            advice=advice(self._vmid, self._setup, Course(tally.suffered, tally.culprit)),
+            advice=advice(self._vmid, self._setup, tally.culprit) if tally.suffered else (),
             speeds=tuple(self._points),
         )
 
@@ -218,23 +222,14 @@ class Governor:
 
 def latency_before_ms(before: Baseline) -> float | None:
     """The baseline as the rule reads latency; None without a request."""
-    kinds = [latency for latency in (before.read, before.write, before.flush) if latency.mean_ms is not None]
-    operations = sum(each.operations for each in kinds)
-    if not operations:
-        return None
-    return effective_latency_ms(
-        sum((each.mean_ms or 0.0) * each.operations for each in kinds) / operations, before.p99_ms
-    )
+    operations, total_ms = _requests_before(before)
+    return effective_latency_ms(total_ms / operations, before.p99_ms) if operations else None
 
 
-def requests_per_s_before(before: Baseline) -> float:
-    return sum(each.operations for each in (before.read, before.write, before.flush)) / max(before.lasted_s, 1e-3)
-
-
-def in_flight_before(before: Baseline) -> float:
-    """Requests, on average (Little's law)."""
+def _requests_before(before: Baseline) -> tuple[int, float]:
+    """How many, and how long all of them took, in milliseconds."""
     kinds = (before.read, before.write, before.flush)
-    return sum(each.operations * (each.mean_ms or 0.0) for each in kinds) / 1000 / max(before.lasted_s, 1e-3)
+    return sum(each.operations for each in kinds), sum(each.operations * (each.mean_ms or 0.0) for each in kinds)
 
 
 def in_words(summary: GovernorSummary) -> str:

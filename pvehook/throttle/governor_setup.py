@@ -1,11 +1,6 @@
-"""How one guest is backed up, as far as the governor wants to know it: which mode it has, and what it could advise.
-
-Read once per guest, from files that may hang: each within its time, and what does not answer is not known.
-"""
+"""How one guest is backed up, read once from files that may hang: each within its time, else it is not known."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from pvehook.contract.guest_config import GuestConfig, boolean, parse_vm, property_string
 from pvehook.contract.section_config import find_section, parse_sections
@@ -21,29 +16,20 @@ VZDUMP_CONFIG = "/etc/vzdump.conf"
 JOBS_CONFIG = "/etc/pve/jobs.cfg"
 
 
-class Governed(NamedTuple):
-    """One guest's governor, before it begins."""
-
-    mode: GovernorMode
-    setup: Setup
-
-
 def look_up(
     node: Node, reader: TimelyReader, config: GovernorConfig, vmid: int, name: str | None, job_id: str | None
-) -> Governed:
-    """The mode that counts for a VM, and how it is backed up. Never raises."""
+) -> tuple[GovernorMode, Setup]:
+    """The governor's mode for a VM, and how it is backed up. Never raises."""
     guest = _guest(node, reader, vmid)
     mode = mode_for(config, vmid, guest.name or name if guest else name, guest.tags if guest else ())
     options = _options(node, reader, job_id)
     fleecing = options.get("fleecing")
-    return Governed(
-        mode,
-        Setup(
-            max_workers=None if options.get("performance") == _NOT_KNOWN else workers_of(options.get("performance")),
-            fleecing=None if fleecing == _NOT_KNOWN else _is_enabled(fleecing),
-            iothread=guest.io_threads if guest else None,
-        ),
+    setup = Setup(
+        max_workers=None if options.get("performance") == _NOT_KNOWN else workers_of(options.get("performance")),
+        fleecing=None if fleecing == _NOT_KNOWN else _is_enabled(fleecing),
+        iothread=guest.io_threads if guest else None,
     )
+    return mode, setup
 
 
 _NOT_KNOWN = "?"
@@ -58,8 +44,8 @@ def _guest(node: Node, reader: TimelyReader, vmid: int) -> GuestConfig | None:
 
 
 def _options(node: Node, reader: TimelyReader, job_id: str | None) -> dict[str, str]:
-    """vzdump.conf's options under those of the job. Which job it is, is not always known: then an option that any job
-    sets for itself is not known either."""
+    """vzdump.conf's options, overridden by the job's. Where the job is not known, an option that any job sets is not
+    known either."""
     try:
         options = parse_vzdump_config(reader.text(node.path(VZDUMP_CONFIG), READ_S) or "")
         jobs = parse_sections(reader.text(node.path(JOBS_CONFIG), READ_S) or "")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
-from pvehook.guest.qmp import BlockJob, open_qmp
+from pvehook.guest.qmp import open_qmp
 from pvehook.host.node import Node
 from pvehook.records import run_state
 from pvehook.records.guest_record import GuestRecord
@@ -19,16 +20,16 @@ ANSWER_S = 2.0
 
 
 class RunningBackup(NamedTuple):
-    """One block job of one guest in backup; `device` is None where none was seen."""
+    """One block job of one guest in backup; without a device none was seen."""
 
     vmid: int
-    device: str | None
-    done_part: float | None
-    speed_bytes_per_s: int | None
-    """What QEMU is limited to now; 0 is no limit."""
-    held_by_governor: bool
-    """The speed is one that the governor has set: while it starts, or because the guest suffers."""
     text: str
+    device: str | None = None
+    done_part: float | None = None
+    speed_bytes_per_s: int | None = None
+    """What QEMU is limited to now; 0 is no limit."""
+    throttled: bool = False
+    """The governor has set this speed: while the backup starts, or because the guest suffers."""
 
 
 def running_backups(node: Node, config: GovernorConfig) -> list[RunningBackup]:
@@ -43,31 +44,28 @@ def running_backups(node: Node, config: GovernorConfig) -> list[RunningBackup]:
 def _backups_of(node: Node, guest: GuestRecord, config: GovernorConfig) -> list[RunningBackup]:
     title = guest_title(guest)
     if guest.vmtype == "lxc":
-        text = f"{title}: a container's backup has no speed that could be set"
-        return [RunningBackup(guest.vmid, None, None, None, False, text)]
+        return [RunningBackup(guest.vmid, f"{title}: a container's backup has no speed that could be set")]
     deadline = Deadline.after(ANSWER_S)
     try:
         with open_qmp(node.path(f"/var/run/qemu-server/{guest.vmid}.qmp"), deadline) as qmp:
             jobs = [job for job in qmp.query_block_jobs(deadline) if job.type == "backup"]
     except GuestError as error:
-        return [RunningBackup(guest.vmid, None, None, None, False, f"{title}: {error}")]
+        return [RunningBackup(guest.vmid, f"{title}: {error}")]
     if not jobs:
-        return [RunningBackup(guest.vmid, None, None, None, False, f"{title}: its backup job is not running now")]
-    left = read_record(node, guest.vmid)
-    # Without its tags, which only the daemon has looked up: a rule for one shows in what is done.
+        return [RunningBackup(guest.vmid, f"{title}: its backup job is not running")]
+    record = read_record(node, guest.vmid)
+    # Without its tags, which only the daemon has read: a rule for one shows in what is done.
     mode = mode_for(config, guest.vmid, guest.name, ())
-    return [_running(guest.vmid, title, job, mode, is_held=_is_held(job, left)) for job in jobs]
+    return [_running(guest.vmid, title, job, mode, record) for job in jobs]
 
 
-def _is_held(job: BlockJob, left: SpeedRecord | None) -> bool:
-    if left is None or job.speed_bytes_per_s == left.original.get(job.device):
-        return False
-    return job.speed_bytes_per_s in left.ours
-
-
-def _running(vmid: int, title: str, job: BlockJob, mode: str, *, is_held: bool) -> RunningBackup:
+def _running(vmid: int, title: str, job: BlockJob, mode: str, record: SpeedRecord | None) -> RunningBackup:
+    speed_bytes_per_s = job.speed_bytes_per_s
+    throttled = (
+        record is not None and speed_bytes_per_s in record.ours and speed_bytes_per_s != record.original.get(job.device)
+    )
     part = job.offset_bytes / job.length_bytes if job.length_bytes else 0.0
-    speed = f"{job.speed_bytes_per_s / 1e6:.1f} MB/s at most" if job.speed_bytes_per_s else "as fast as it can"
-    who = ", held there by the governor" if is_held else "" if mode == "on" else f" (governor: {mode})"
+    speed = f"{speed_bytes_per_s / 1e6:.1f} MB/s at most" if speed_bytes_per_s else "as fast as it can"
+    who = ", throttled by the governor" if throttled else "" if mode == "on" else f" (governor: {mode})"
     text = f"{title}: {job.device} {part:.0%} done, {speed}{who}"
-    return RunningBackup(vmid, job.device, part, job.speed_bytes_per_s, is_held, text)
+    return RunningBackup(vmid, text, job.device, part, speed_bytes_per_s, throttled)

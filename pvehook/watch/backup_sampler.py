@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pvehook.contract.block_job import DiskSample
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
-from pvehook.guest.block_stats import DiskSample
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
 from pvehook.guest.backup_tracker import BackupTracker, Running
-from pvehook.guest.block_stats import DiskSample, arm_histograms, disarm_histograms, read_disks
-from pvehook.guest.qmp import BlockJob, QmpConnection, greet, open_qmp
+from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
+from pvehook.guest.qmp import QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
 from pvehook.records.chart_points import ChartPoints
 from pvehook.records.stall_record import Point

@@ -120,7 +120,7 @@ class GuestMonitor:
         if guest.vmtype == "lxc":
             return None
         node, config = self._context.node, in_force.config.governor
-        governed = look_up(node, self._context.reader, config, guest.vmid, guest.name, self._records.run.job_id)
+        mode, setup = look_up(node, self._context.reader, config, guest.vmid, guest.name, self._records.run.job_id)
         now_s = self._context.clock.now_s()
         closes_s: float | None = None
         state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
@@ -129,10 +129,10 @@ class GuestMonitor:
         return Governor(
             node,
             guest.vmid,
-            governed.mode,
+            mode,
             config,
             self._records.log,
-            setup=governed.setup,
+            setup=setup,
             window_closes_s=closes_s,
             since_start_s=max(now_s - guest.started_s, 0.0),
             picked_up=guest.seen is not None,

@@ -50,9 +50,10 @@ from typing import Final, NamedTuple
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
+from pvehook.contract.block_job import DiskSample  # noqa: E402
 from pvehook.contract.latency import DiskCounters  # noqa: E402  (the path above is where it lies)
 from pvehook.deadline import Deadline  # noqa: E402
-from pvehook.guest.block_stats import DiskSample, arm_histograms, read_disks  # noqa: E402
+from pvehook.guest.block_stats import arm_histograms, read_disks  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402
 from pvehook.guest.sockets import connect  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.guest.backup_tracker import (
     BackupTracker,
@@ -18,7 +19,7 @@ from pvehook.guest.backup_tracker import (
     armed_with,
     progress,
 )
-from pvehook.guest.qmp import BackupRun, BlockJob, open_qmp
+from pvehook.guest.qmp import BackupRun, open_qmp
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 
 NO_BACKUP = BackupRun("", "", 0)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
-from pvehook.guest.qmp import BlockJob, Status, open_qmp
+from pvehook.guest.qmp import Status, open_qmp
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import (
     GREETING,

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.rules.governor_policy import NOTHING_KNOWN, Course, Setup, advice, mode_for, workers_of
+from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice, mode_for, workers_of
 from pvehook.settings import GovernorConfig, GovernorRule
-
-SUFFERED = Course(suffered=True, culprit=None)
 
 
 def test_the_first_rule_that_matches_a_guest_wins_over_the_section() -> None:
@@ -30,39 +28,34 @@ def test_the_number_of_workers_is_proxmoxs_own_where_none_is_set(performance: st
     assert workers_of(performance) == workers
 
 
-def test_a_guest_that_did_not_suffer_needs_no_advice() -> None:
-    setup = Setup(max_workers=16, fleecing=False, iothread=False, shares_disk=True)
-    assert advice(101, setup, Course(suffered=False, culprit=None)) == ()
-
-
 def test_many_workers_on_shared_disks_are_named_with_the_setting() -> None:
-    assert advice(101, Setup(max_workers=16), SUFFERED) == (
-        "up to 16 requests of the backup stand in front of each of the guest's: set `performance: max-workers=1` in "
-        "/etc/vzdump.conf",
+    assert advice(101, Setup(max_workers=16), None) == (
+        "up to 16 requests of the backup may be queued in front of each of the guest's: set "
+        "`performance: max-workers=1` in /etc/vzdump.conf",
     )
 
 
 def test_one_worker_is_as_few_as_can_be() -> None:
-    assert advice(101, Setup(max_workers=1), SUFFERED) == ()
+    assert advice(101, Setup(max_workers=1), None) == ()
 
 
 def test_against_a_slow_target_fleecing_helps_and_fewer_workers_do_not() -> None:
-    (found,) = advice(101, Setup(max_workers=16, fleecing=False), Course(suffered=True, culprit="slow-target"))
+    (found,) = advice(101, Setup(max_workers=16, fleecing=False), "slow-target")
     assert "fleecing enabled=1,storage=STORAGE" in found
-    assert advice(101, Setup(fleecing=True), Course(suffered=True, culprit="slow-target")) == ()
+    assert advice(101, Setup(fleecing=True), "slow-target") == ()
 
 
 def test_an_archive_on_the_guests_own_disk_belongs_elsewhere() -> None:
-    (found,) = advice(101, Setup(shares_disk=True), Course(suffered=True, culprit="other-load"))
+    (found,) = advice(101, Setup(shares_disk=True), "other-load")
     assert "a storage on other disks" in found
-    assert advice(101, Setup(shares_disk=False), SUFFERED) == ()
+    assert advice(101, Setup(shares_disk=False), None) == ()
 
 
 def test_disks_without_an_io_thread_are_named_with_the_command() -> None:
-    (found,) = advice(101, Setup(iothread=False), SUFFERED)
+    (found,) = advice(101, Setup(iothread=False), None)
     assert "qm set 101 --scsihw virtio-scsi-single" in found
-    assert advice(101, Setup(iothread=True), SUFFERED) == ()
+    assert advice(101, Setup(iothread=True), None) == ()
 
 
 def test_of_what_is_not_known_nothing_is_said() -> None:
-    assert advice(101, NOTHING_KNOWN, SUFFERED) == ()
+    assert advice(101, NOTHING_KNOWN, None) == ()

@@ -15,12 +15,13 @@ from typing import cast
 
 import pytest
 
+from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent
 from pvehook.deadline import Deadline
 from pvehook.guest.backup_tracker import BackupTracker, Running
-from pvehook.guest.block_stats import DiskSample, read_disks
-from pvehook.guest.qmp import BlockJob, QmpConnection, open_qmp
+from pvehook.guest.block_stats import read_disks
+from pvehook.guest.qmp import QmpConnection, open_qmp
 from pvehook.guest.sockets import connect
 from pvehook.records.encoding import encode
 from pvehook.records.journal import journal_log
@@ -28,6 +29,7 @@ from pvehook.records.stall_record import Baseline
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
 from pvehook.rules.governor_constants import SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
+from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
 from pvehook.throttle.governor import POINTS_KEPT, Governor, latency_before_ms
@@ -103,11 +105,16 @@ class Sampler:
 
 @contextmanager
 def sampled(
-    node: NodeUnderTest, mode: GovernorMode = "on", *, picked_up: bool = False, backup_s: float | None = 600.0
+    node: NodeUnderTest,
+    mode: GovernorMode = "on",
+    *,
+    picked_up: bool = False,
+    setup: Setup = NOTHING_KNOWN,
+    backup_s: float | None = 600.0,
 ) -> Iterator[Sampler]:
     log = journal_log(node.node.journal_socket)
     with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101, backup_s=backup_s) as guest:
-        governor = Governor(node.node, 101, mode, GovernorConfig(), log, picked_up=picked_up)
+        governor = Governor(node.node, 101, mode, GovernorConfig(), log, setup=setup, picked_up=picked_up)
         yield Sampler(node, guest, governor, BackupTracker(picked_up=picked_up))
 
 
@@ -219,6 +226,16 @@ def test_the_administrators_limit_is_what_is_put_back(node_without_daemon: NodeU
         assert sampler.speed < BWLIMIT
         sampler.governor.release()
         assert sampler.speed == BWLIMIT
+
+
+def test_a_guest_that_did_not_suffer_needs_no_advice(node_without_daemon: NodeUnderTest) -> None:
+    setup = Setup(max_workers=16, fleecing=False, iothread=False, shares_disk=True)
+    with sampled(node_without_daemon, setup=setup) as sampler:
+        sampler.look()
+        sampler.begin()
+        assert sampler.governor.summary().advice == ()
+        sampler.slow_down()
+        assert len(sampler.governor.summary().advice) == 3
 
 
 def test_what_it_did_is_told_once_and_summed_up(sampler: Sampler) -> None:
@@ -464,11 +481,11 @@ def test_a_vm_that_is_gone_needs_nothing(node_without_daemon: NodeUnderTest) -> 
 SLOW_AND_DIE = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
+from pvehook.contract.block_job import DiskSample
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
 from pvehook.deadline import Deadline
 from pvehook.host.node import Node
-from pvehook.guest.block_stats import DiskSample
 from pvehook.throttle.governor import Governor
 from pvehook.records.journal import journal_log
 from pvehook.settings import GovernorConfig

@@ -68,10 +68,10 @@ def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
             qmp.set_job_speed("drive-scsi0", 12_300_000, Deadline.after(5))
         by_hand = status(node, capsys)
         end(guest, player)
-    limit = f"{speed / 1e6:.1f} MB/s at most, held there by the governor"
+    limit = f"{speed / 1e6:.1f} MB/s at most, throttled by the governor"
     assert re.fullmatch(rf"VM 101 \(web\): drive-scsi0 \d+% done, {limit}", slowed.splitlines()[1]), slowed
     assert (shown["vmid"], shown["device"], shown["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
-    assert shown["held_by_governor"] is True
+    assert shown["throttled"] is True
     assert by_hand.splitlines()[1].endswith("% done, 12.3 MB/s at most")
 
 
@@ -96,7 +96,7 @@ def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.
         (shown,) = json.loads(status(node, capsys, "--json"))
         end(guest, player)
     assert free.splitlines()[1].endswith("% done, as fast as it can")
-    assert (shown["speed_bytes_per_s"], shown["held_by_governor"]) == (0, False)
+    assert (shown["speed_bytes_per_s"], shown["throttled"]) == (0, False)
 
 
 def test_a_guest_with_another_mode_says_which(
