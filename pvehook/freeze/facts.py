@@ -8,16 +8,16 @@ from typing import NamedTuple
 from pvehook.contract.agent_option import AgentOption, parse_agent_option
 from pvehook.contract.guest_config import GuestConfig, parse_vm
 from pvehook.deadline import Deadline
-from pvehook.errors import GuestError, NodeError, Refused
+from pvehook.errors import GuestError, NodeError, Refused, TimedOut
 from pvehook.freeze.history import past_freezes
 from pvehook.guest.agent import AgentConnection, open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.rules.freeze_safety import FreezeFacts
+from pvehook.rules.freeze_safety import LIST_OF_MOUNTS, FreezeFacts
 
 CONFIG_S = 1.0
-QMP_S = 1.0
+QMP_S = 1.2
 OS_INFO = "guest-get-osinfo"
 EXEC = "guest-exec"
 
@@ -100,26 +100,30 @@ def _ask_qemu(facts: FreezeFacts, path: str) -> FreezeFacts:
 
 
 def _ask_agent(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
-    """Each reply within the budget: an agent that cannot list its filesystems in that time is not one to freeze."""
+    """All answers within the limit: an agent that cannot list its filesystems in that time is not one to freeze. What
+    system it is comes last, since the guest can be frozen without it."""
+    deadline = Deadline.after(within_s)
     try:
-        with open_agent(path, Deadline.after(within_s)) as agent:
-            facts = facts._replace(info=agent.guest_info(Deadline.after(within_s)))
-            facts = facts._replace(status=agent.fsfreeze_status(Deadline.after(within_s)))
-            if facts.status == "thawed":
-                facts = facts._replace(filesystems=agent.get_fsinfo(Deadline.after(within_s)))
-                facts = facts._replace(os_id=_os_id(agent, facts, within_s))
+        with open_agent(path, deadline) as agent:
+            facts = facts._replace(info=agent.guest_info(deadline))
+            facts = facts._replace(status=agent.fsfreeze_status(deadline))
+            if facts.status != "thawed" or facts.info is None:
+                return facts
+            if facts.info.commands.get(LIST_OF_MOUNTS):
+                facts = facts._replace(filesystems=agent.get_fsinfo(deadline))
+            facts = facts._replace(os_id=_os_id(agent, facts, deadline))
     except GuestError as error:
         return facts._replace(agent_fault=str(error))
     return facts
 
 
-def _os_id(agent: AgentConnection, facts: FreezeFacts, within_s: float) -> str | None:
+def _os_id(agent: AgentConnection, facts: FreezeFacts, deadline: Deadline) -> str | None:
     if facts.info is None or not facts.info.commands.get(OS_INFO):
         return None
     try:
-        answer = agent.execute(OS_INFO, deadline=Deadline.after(within_s))
-    except Refused:
-        return None  # only this is forbidden; the guest can be frozen all the same
+        answer = agent.execute(OS_INFO, deadline=deadline)
+    except (Refused, TimedOut):
+        return None
     os_id = answer.get("id") if isinstance(answer, dict) else None
     return os_id if isinstance(os_id, str) else None
 

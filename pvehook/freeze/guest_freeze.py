@@ -36,8 +36,8 @@ LEFT_BY_PVE_S = 900.0
 LEFT_OVER_HUNG_S = 2.0
 """A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
 
-AGENT_QUESTIONS, FACTS_BESIDE_S = 5, 3.0
-"""sync, info, status, filesystems, system; configuration, QMP and history beside them."""
+FACTS_BESIDE_S = 3.0
+"""Configuration, QMP and history, beside the agent's facts."""
 
 WINDOWS = "mswindows"
 
@@ -118,7 +118,7 @@ class GuestFreeze:
         # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
         if guest.mode == "snapshot":
             flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
-            more_time(AGENT_QUESTIONS * config.facts_within_s + FACTS_BESIDE_S + flush_s)
+            more_time(config.facts_within_s + FACTS_BESIDE_S + flush_s)
         known = gather(
             self._node,
             self._reader,

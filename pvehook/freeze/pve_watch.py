@@ -29,6 +29,9 @@ POLL_S = 1.0
 ARM_S = 2.5
 """For the first one; it is sent while nothing is frozen."""
 
+POLL_EVERY_S = 0.25
+"""While PVE has not come; seldom enough that a slow monitor is mostly free."""
+
 SAFETY_POLL_EVERY_S = 0.5
 """While frozen and nobody has come to the monitor: for a backup that began in a way which we do not know."""
 
@@ -46,6 +49,7 @@ class PveWatch:
         self._agent = self._waiters(agent_path)
         self._monitor = self._waiters(qmp_path)
         self._queue: SocketQueue | None = None
+        self._waiting: Connection | None = None
         self._next_poll_s = 0.0
         self.monitor_latency_s = 0.0
         """How long the monitor took for one answer, when it was asked last."""
@@ -54,9 +58,15 @@ class PveWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stop_waiting()
         if self._queue is not None:
             self._queue.close()
         self._open.close()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
 
     def _waiters(self, path: str) -> WaiterWatch | None:
         try:
@@ -108,16 +118,31 @@ class PveWatch:
             self._tracker.arm(qmp, deadline)
             self.monitor_latency_s = (time.monotonic() - began_s) / qmp.answers
 
-    def backup_has_begun(self, within_s: float | None = None) -> bool | None:
-        """One poll, on a connection as short as possible. None: the monitor has not said."""
-        deadline = Deadline.after(self._poll_s if within_s is None else within_s)
+    def backup_has_begun(self) -> bool | None:
+        """To be called every few milliseconds: polls now and then. None: no poll was due, or it was not answered.
+
+        A poll waits for its turn in one connection: one that is closed and made anew takes two of the three places in
+        QEMU's queue. Only when QEMU serves it something is sent."""
+        now_s = time.monotonic()
+        if self._waiting is None and now_s >= self._next_poll_s:
+            self._next_poll_s = now_s + max(POLL_EVERY_S, 20 * self.monitor_latency_s)
+            with contextlib.suppress(GuestError):
+                self._waiting = connect(self._qmp_path)
+        if self._waiting is None or not self._waiting.is_readable:
+            return None
+        return self._poll_waiting()
+
+    def _poll_waiting(self) -> bool | None:
+        connection, self._waiting = self._waiting, None
+        assert connection is not None  # noqa: S101  (asked by the callers)
         try:
-            return self._poll(connect(self._qmp_path), deadline)
+            return self._poll(connection, Deadline.after(self._poll_s))
         except GuestError:
             return None
 
     def expect_start(self) -> None:
         """The guest is frozen, and PVE comes to the monitor next."""
+        self._stop_waiting()
         if self._monitor is not None:
             self._queue = SocketQueue(self._qmp_path, self._monitor)
             self._queue.go_to_end()

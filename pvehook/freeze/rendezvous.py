@@ -52,14 +52,17 @@ STEPS: tuple[Step, ...] = get_args(Step)
 """Every step that a freeze passes, in order. The kill matrix of the tests is made from this list."""
 
 POLL_EVERY_S = 0.002
-MONITOR_POLL_EVERY_S = 0.25
-"""While PVE has not come: a backup that began without the agent ends the wait."""
-
-MONITOR_POLL_S = 0.1
-"""One such poll: a slow monitor must not hide PVE's arrival."""
+VETO_ARM_S = 0.1
+"""A veto needs the monitor for nothing but its end."""
 
 ANSWER_S = 1.0
 """For the agent's answers around a freeze, if it answers at once. A slow agent has as much longer as it showed."""
+
+ARM_ANSWERS_S = 2.5
+"""For the first two, while nothing is frozen: as long as the facts of an agent that was found safe may have taken."""
+
+PVE_PING_S = 3.0
+"""PVE's patience with its sync and ping, from its connect on (facts/vzdump.md)."""
 
 THAW_RESERVE_S = 0.3
 """A thaw takes 4 to 20 ms; it begins this long before the limit, and earlier with a slow agent."""
@@ -136,7 +139,7 @@ class Rendezvous:
             self._pve = self._open.enter_context(pve)
             if self._veto:
                 with contextlib.suppress(GuestError):  # a veto holds without it, until PVE has given up
-                    self._pve.arm(MONITOR_POLL_S)
+                    self._pve.arm(VETO_ARM_S)
             else:
                 self._veto = self._prepare_freeze(now_s)
             if self._veto:
@@ -182,7 +185,7 @@ class Rendezvous:
             self._open.callback(self._queue.close)
             self._at_step("recorded")
             began_s = time.monotonic()
-            deadline = Deadline.after(ANSWER_S)
+            deadline = Deadline.after(ARM_ANSWERS_S)
             self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
             # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
             status = self._agent.fsfreeze_status(deadline)
@@ -228,7 +231,6 @@ class Rendezvous:
         """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted already: its sync was
         answered, so it is not mistaken for a waiter."""
         until_s = self._armed_s + self._limits.wait_for_pve_s
-        next_poll_s = self._armed_s + MONITOR_POLL_EVERY_S
         not_begun = False
         while not self._pve.waits():
             now_s = time.monotonic()
@@ -238,12 +240,10 @@ class Rendezvous:
             # And what a list leaves out must not be frozen after all.
             if now_s >= until_s and not not_begun and self._mountpoints is None:
                 return f"PVE did not ask the agent within {self._limits.wait_for_pve_s:g} s"
-            if now_s >= next_poll_s:
-                begun = self._pve.backup_has_begun(MONITOR_POLL_S + 6 * self._pve.monitor_latency_s)
-                if begun:
-                    return "PVE began its backup without asking the agent"
-                not_begun = begun is False
-                next_poll_s = now_s + MONITOR_POLL_EVERY_S
+            begun = self._pve.backup_has_begun()
+            if begun:
+                return "PVE began its backup without asking the agent"
+            not_begun |= begun is False
         self._arrived_s = time.monotonic()
         return ""
 
@@ -255,7 +255,9 @@ class Rendezvous:
         assert self._arrived_s is not None  # noqa: S101  (it arrived, that is why we freeze)
         try:
             pending = self._agent.send_freeze(self._mountpoints, Deadline.after(SEND_S))
-            patience_s = self._arrived_s + self._limits.reply_within_s - time.monotonic()
+            # PVE's ping has to be answered in its time, too.
+            reply_within_s = min(self._limits.reply_within_s, PVE_PING_S - 2.5 * self._agent_latency_s)
+            patience_s = self._arrived_s + reply_within_s - time.monotonic()
             frozen = self._agent.receive_count(pending, Deadline.after(max(patience_s, 0.001)))
         except TimedOut as error:
             return self._freeze_hangs(error)
@@ -306,7 +308,6 @@ class Rendezvous:
     def _keep_pve_from_freezing(self, why: str) -> Outcome:
         """Holds until PVE's ping has given up, or its backup has begun, or is over. There is no other end: who else
         comes and goes proves nothing, and holding on costs PVE nothing once its ping has failed."""
-        poll_s = 0.0
         gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
         while not self._abandoned.wait(POLL_EVERY_S):
             waits = self._pve.waits_or_unknown()
@@ -315,10 +316,8 @@ class Rendezvous:
                 self._arrived_s, gives_up_s = now_s, now_s + self._limits.veto_hold_at_most_s
             if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
                 break
-            if now_s >= poll_s:
-                if self._pve.backup_has_begun(MONITOR_POLL_S):
-                    break
-                poll_s = now_s + MONITOR_POLL_EVERY_S
+            if self._pve.backup_has_begun():
+                break
         self._hold.close()
         return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
 

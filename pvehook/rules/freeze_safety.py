@@ -24,6 +24,7 @@ one bad night would cost it its consistent backups for good. A week, so that a c
 met each time; half a day more, because no job begins at the same minute, and so that a weekly job skips one run.
 `pvehook guest VMID freeze-check --forget` ends it earlier."""
 
+LIST_OF_MOUNTS = "guest-get-fsinfo"
 NEEDED_COMMANDS = ("guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status")
 
 
@@ -168,12 +169,25 @@ def _frozen_by_others(facts: FreezeFacts, _: FreezePolicy) -> str | None:
 def _agent_silent(facts: FreezeFacts, _: FreezePolicy) -> str | None:
     if facts.status == "frozen":  # then it answers no more than a few questions, and that says nothing
         return None
-    asked = {"guest-info": facts.info, "guest-fsfreeze-status": facts.status, "guest-get-fsinfo": facts.filesystems}
-    missing = [command for command, answer in asked.items() if answer is None]
+    answers = {"guest-info": facts.info, "guest-fsfreeze-status": facts.status, LIST_OF_MOUNTS: facts.filesystems}
+    missing = [command for command, answer in answers.items() if answer is None]
+    if _cannot_list(facts):
+        missing.remove(LIST_OF_MOUNTS)
     if facts.agent_fault is None and not missing:
         return None
     why = f": {_seen(facts.agent_fault)}" if facts.agent_fault else ""
     return f"the agent does not answer {' and '.join(missing) or 'everything'}{why}"
+
+
+def _cannot_list(facts: FreezeFacts) -> bool:
+    """FreeBSD's builds and old agents have no guest-get-fsinfo, or it is not allowed."""
+    return facts.info is not None and not facts.info.commands.get(LIST_OF_MOUNTS) and facts.filesystems is None
+
+
+def _unseen(facts: FreezeFacts, policy: FreezePolicy) -> str | None:
+    if not _cannot_list(facts) or not (policy.leave_out or policy.mode == "mountpoints"):
+        return None
+    return f"{policy.because} names mountpoints, and the agent has no {LIST_OF_MOUNTS}: they cannot be told apart"
 
 
 def _commands(facts: FreezeFacts, _: FreezePolicy) -> str | None:
@@ -248,6 +262,7 @@ UNSAFE = (
     Row("frozen-by-others", _frozen_by_others),
     Row("agent-silent", _agent_silent),
     Row("commands", _commands),
+    Row("unseen", _unseen),
     Row("windows", _windows),
     Row("hung", _hung),
     Row("slow", _slow),
@@ -266,6 +281,10 @@ def _fired(rows: tuple[Row, ...], facts: FreezeFacts, policy: FreezePolicy) -> t
 
 
 def _select(facts: FreezeFacts, policy: FreezePolicy) -> Selection:
+    if facts.info is not None and _cannot_list(facts):
+        version = printable(facts.info.version, 20)
+        seen = f"agent {version} answers and has no {LIST_OF_MOUNTS}: all is frozen, loop mounts could not be seen"
+        return Selection(None, (f"safe: {seen}",), ())
     if facts.info is None or not freezable(facts.filesystems or ()):
         return Selection(None, (), ())  # a row of UNSAFE says so
     only = policy.mountpoints if policy.mode == "mountpoints" else None

@@ -25,7 +25,8 @@ VM_CONFIG = "agent: 1\nname: web\nscsi0: local:101/vm-101-disk-0.raw\n"
 @contextmanager
 def running_vm(node: NodeUnderTest, config: str = VM_CONFIG, **options: object) -> Iterator[SimulatedGuest]:
     (node.root / "etc/pve/qemu-server/101.conf").write_text(config)
-    with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101, backup_s=0.1, **options) as guest:  # type: ignore[arg-type]
+    options = {"backup_s": 0.1, **options}
+    with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101, **options) as guest:  # type: ignore[arg-type]
         yield guest
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pvehook.contract.agent_option import AgentOption
 from pvehook.contract.guest_facts import Filesystem, GuestInfo
 from pvehook.rules.freeze_safety import (
+    LIST_OF_MOUNTS,
     NEEDED_COMMANDS,
     NOT_ATTEMPTED,
     RETRY_AFTER_S,
@@ -26,7 +27,7 @@ from pvehook.rules.freeze_selection import LIST_COMMAND
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400.0
 
-COMMANDS = dict.fromkeys((*NEEDED_COMMANDS, LIST_COMMAND), True)
+COMMANDS = dict.fromkeys((*NEEDED_COMMANDS, LIST_COMMAND, LIST_OF_MOUNTS), True)
 HOME = Filesystem("sda2", "/home", "ext4")
 ROOT = Filesystem("sda1", "/", "ext4")
 SNAP = Filesystem("loop3", "/snap/core", "squashfs")
@@ -222,7 +223,7 @@ def test_all_reasons_are_told_and_not_only_the_first() -> None:
 
 
 def test_each_rule_of_the_tables_is_seen_to_fire() -> None:
-    fired = {row[2].split(":")[0] for row in NONE + VETO} | {"frozen-by-others", "unknown"}
+    fired = {row[2].split(":")[0] for row in NONE + VETO} | {"frozen-by-others", "unknown", "unseen"}
     assert fired == {row.name for row in NOT_ATTEMPTED + UNSAFE}
 
 
@@ -484,6 +485,7 @@ def forbids(facts: FreezeFacts, policy: FreezePolicy) -> bool:
     enough = facts.info is not None and all(facts.info.commands.get(each) for each in NEEDED_COMMANDS)
     finished = [each for each in facts.history if each.outcome != "failed"]
     hung = bool(finished) and finished[-1].outcome == "hung" and NOW_S - finished[-1].at_s < RETRY_AFTER_S
+    can_list = facts.filesystems is not None or (facts.info is not None and facts.info.commands.get(LIST_OF_MOUNTS))
     return (
         policy.mode in ("never", "off")
         or facts.vmtype != "qemu"
@@ -494,7 +496,7 @@ def forbids(facts: FreezeFacts, policy: FreezePolicy) -> bool:
         or facts.agent_fault is not None
         or facts.status != "thawed"
         or not enough
-        or not facts.filesystems
+        or bool(not facts.filesystems if can_list else policy.mode == "mountpoints" or policy.leave_out)
         or (policy.windows == "never" and facts.os_id == "mswindows")
         or hung
     )
@@ -554,3 +556,20 @@ def test_what_could_not_be_read_vetoes_and_is_named() -> None:
     seen = verdict(unknown="/etc/pve/qemu-server/101.conf did not answer within 1 s")
     assert seen.action == "veto"
     assert seen.reasons[0].startswith("unknown: /etc/pve/qemu-server/101.conf did not answer within 1 s")
+
+
+# An agent that cannot list its filesystems: FreeBSD's builds, RHEL 6
+
+
+def test_an_agent_without_a_list_of_filesystems_is_frozen_as_a_whole() -> None:
+    info = GuestInfo("0.12.1", dict.fromkeys(NEEDED_COMMANDS, True))
+    seen = verdict(info=info, filesystems=None, os_id=None)
+    assert (seen.action, seen.mountpoints) == ("freeze", None)
+    assert "has no guest-get-fsinfo: all is frozen, loop mounts could not be seen" in seen.reasons[0]
+
+
+@pytest.mark.parametrize("policy", [AUTO._replace(leave_out=("/home",)), AUTO._replace(mode="mountpoints")])
+def test_what_cannot_be_listed_cannot_be_left_out(policy: FreezePolicy) -> None:
+    seen = verdict(policy, info=GuestInfo("0.12.1", dict.fromkeys(NEEDED_COMMANDS, True)), filesystems=None)
+    assert seen.action == "veto"
+    assert seen.reasons[0].startswith("unseen: freeze.mode names mountpoints, and the agent has no guest-get-fsinfo")

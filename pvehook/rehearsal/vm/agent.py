@@ -54,6 +54,7 @@ class SimulatedAgent:
         sync_s: float,
         os_id: str,
         blocked: Collection[str],
+        latency_s: float,
     ) -> None:
         self.intervals: list[FrozenInterval] = []
         self.executed: list[tuple[str, ...]] = []
@@ -65,6 +66,7 @@ class SimulatedAgent:
         self._sync_s = sync_s
         self._os_id = os_id
         self._blocked = frozenset(blocked)
+        self._latency_s = latency_s
         self._processes: dict[int, float] = {}
         """What guest-exec started, by pid: the moment it ends. Gone once its end was told, as in qemu-ga."""
         self._pids = count(1201)
@@ -116,6 +118,7 @@ class SimulatedAgent:
                 return
             for request in requests.cut(data):
                 self._state.wait_while_stuck("agent")
+                self._state.pass_time(self._latency_s)
                 self._port.reply_to_whoever_is_next(self._answer(request))
 
     def _answer(self, request: bytes) -> bytes:

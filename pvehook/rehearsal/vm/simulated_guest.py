@@ -46,6 +46,7 @@ class SimulatedGuest:
     from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
     `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
+    `agent_latency_s` and `monitor_latency_s` pass before each command is carried out, as on a host that is too busy.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class SimulatedGuest:
         running: bool = True,
         disks: Sequence[str] = ("scsi0",),
         has_agent: bool = True,
+        agent_latency_s: float = 0.0,
+        monitor_latency_s: float = 0.0,
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
         self.qga_path = os.path.join(directory, f"{vmid}.qga")
@@ -70,6 +73,7 @@ class SimulatedGuest:
         """What `query-migrate` shows. To be set by whoever wants that."""
         self.vcpu_threads: tuple[int, ...] = (threading.get_native_id(),)
         """What `query-cpus-fast` shows. Whoever made this guest stands for its vCPU."""
+        self._monitor_latency_s = monitor_latency_s
         self._state = GuestState(running)
         self._has_agent = has_agent
         if not has_agent:
@@ -88,6 +92,7 @@ class SimulatedGuest:
             sync_s=sync_s,
             os_id=os_id,
             blocked=blocked,
+            latency_s=agent_latency_s,
         )
         self._monitor_commands: dict[str, _Handler] = {
             "query-status": lambda _: {"status": self._state.run_state, "running": self._state.run_state == "running"},
@@ -218,6 +223,7 @@ class SimulatedGuest:
     def _monitor_reads(self, data: bytes, peer: Peer) -> None:
         for request in self._monitor.cut(data):
             self._state.wait_while_stuck("qmp")
+            self._state.pass_time(self._monitor_latency_s)
             reply, _ = reply_to(request, lambda command, given: self._monitor_command(command, given, peer))
             self._qmp.reply(line(reply))
 

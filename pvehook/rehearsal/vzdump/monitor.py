@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from typing import Any
 
 from pvehook.guest.sockets import fitting_address
 from pvehook.host.node import Node
 
 _ANSWER_S = 5.0
+_RETRY_S = 0.1
 
 
 class MonitorError(Exception):
@@ -46,8 +48,7 @@ def ask(node: Node, vmid: int, command: str, *, patience_s: float = _ANSWER_S, *
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(patience_s)
-            with fitting_address(qmp_socket(node, vmid)) as address:
-                connection.connect(address)
+            _connect(connection, qmp_socket(node, vmid), time.monotonic() + patience_s)
             with connection.makefile("rwb") as stream:
                 stream.readline()  # the greeting
                 _exchange(stream, "qmp_capabilities", {})
@@ -55,6 +56,18 @@ def ask(node: Node, vmid: int, command: str, *, patience_s: float = _ANSWER_S, *
     except (OSError, ValueError) as error:
         kind = error.kind if isinstance(error, _RefusalError) else ""
         raise MonitorError(f"VM {vmid} qmp command '{command}' failed - {error}", kind) from error
+
+
+def _connect(connection: socket.socket, path: str, until_s: float) -> None:
+    """As PVE::QMPClient: while two others wait at the socket already, again and again."""
+    while True:
+        try:
+            with fitting_address(path) as address:
+                return connection.connect(address)
+        except BlockingIOError:  # unix(7): the queue is full
+            if time.monotonic() >= until_s:
+                raise
+            time.sleep(_RETRY_S)
 
 
 def _exchange(stream: Any, command: str, arguments: dict[str, Any]) -> Any:

@@ -53,6 +53,8 @@ class Run:
     """"" is a run with `--dumpdir`: STOREID is then absent, and DUMPDIR is known from job-init on."""
     dumpdir: str = "/var/lib/vz/dump"
     to_pbs: bool = False
+    to_provider: bool = False
+    """A storage plugin that reads the disks itself (PVE 8.4 and later): QEMU runs no backup job."""
     ionice: int = 7
     """As in vzdump.conf: 0..7 best effort, 8 idle."""
     compress: Literal["", "zstd"] = ""

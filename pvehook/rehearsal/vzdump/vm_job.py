@@ -53,6 +53,8 @@ class VmJob(Protocol):
 def vm_job(run: Run, vmid: int, lasts_s: float) -> VmJob:
     """The kind of job that this VM's QEMU can do. Raises CommandError."""
     node = Node(run.root)
+    if run.to_provider:
+        return ProviderJob(node, vmid, lasts_s)
     try:
         monitor.ask(node, vmid, "query-proxmox-support")
     except MonitorError as error:
@@ -90,6 +92,44 @@ class ProxmoxJob:
 
     def cancel(self) -> None:
         _ask(self._node, self._vmid, "backup-cancel")
+
+
+class ProviderJob:
+    """A backup provider's: QEMU gives access to the disks as they are at the start, and the plugin reads them."""
+
+    def __init__(self, node: Node, vmid: int, lasts_s: float) -> None:
+        self._node = node
+        self._vmid = vmid
+        self._lasts_s = lasts_s
+        self._is_held = False
+        self._started_s: float | None = None
+
+    def prepare(self) -> None:
+        """Its fleecing images, which are mandatory, would be made here."""
+
+    def start(self, held: bool) -> str:
+        """See VmJob."""
+        target = {"target-id": "provider", "devices": [{"device": "drive-scsi0"}]}
+        _ask(self._node, self._vmid, "backup-access-setup", patience_s=_START_S, **target)
+        self._is_held, self._started_s = held, time.monotonic()
+        return "provider"
+
+    def let_go(self) -> None:
+        """See VmJob."""
+        self._is_held = False
+
+    def runs(self) -> bool:
+        """See VmJob."""
+        if self._started_s is None or self._is_held or time.monotonic() < self._started_s + self._lasts_s:
+            return self._started_s is not None
+        self.cancel()
+        return False
+
+    def cancel(self) -> None:
+        """See VmJob."""
+        if self._started_s is not None:
+            self._started_s = None
+            _ask(self._node, self._vmid, "backup-access-teardown", **{"target-id": "provider"})
 
 
 class _Disk(NamedTuple):
