@@ -7,11 +7,12 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pvehook.errors import ConfigError, WindowSpecError
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
+from pvehook.host.regular_file import read_regular_file, replace_file
 from pvehook.rules.window import Window, parse_span
 from pvehook.settings import DEFAULT, Config, from_json, to_json
 
+FILE_LIMIT_BYTES = 1 << 20
 LAST_GOOD_FILE = "/var/lib/pvehook/config.json"
 
 
@@ -19,8 +20,7 @@ def stored_config(node: Node) -> Config | None:
     """The last good configuration, None when there never was one. Raises ConfigError when it is damaged."""
     path = node.path(LAST_GOOD_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            return from_json(file.read(1 << 20))
+        return from_json(read_regular_file(path, FILE_LIMIT_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
