@@ -75,6 +75,7 @@ def test_the_readmes_configuration_can_be_used() -> None:
 
 def test_every_rule_of_the_verdict_is_explained() -> None:
     explained = re.findall(r"^\| `([\w-]+)` \|", (TOP / "docs" / "freeze.md").read_text(), re.MULTILINE)
+    assert len(set(explained)) == len(explained)
     assert {row.name for row in (*NOT_ATTEMPTED, *UNSAFE)} <= set(explained)
 
 
