@@ -29,7 +29,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         from pvehook.rehearsal.demo import simulated_night
 
         return simulated_night(sys.stdout)
-    from pvehook.preview import rehearse_tonight
+    from pvehook.preview.preview import rehearse_tonight
 
     in_force = configuration_in_force(arguments)
     when = instant(arguments.at, in_force) if arguments.at else None

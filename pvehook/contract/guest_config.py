@@ -11,8 +11,7 @@ of pve-container. Example of a VM's:
     [before-upgrade]
     ...                      snapshots and pending changes follow; they do not describe the guest as it runs
 
-A key begins in the first column; only a line feed ends a line, and blanks are ASCII: Proxmox reads bytes. Lines that
-pvehook does not need are ignored; nothing is raised on odd input.
+Lines that pvehook does not need are ignored; nothing is raised on odd input.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
-_OPTION = re.compile(r"([a-z][a-z_.-]*\d*):\s*(.+?)\s*", re.ASCII)
 _MOUNT_POINT = re.compile(r"rootfs|mp\d+")
 
 
@@ -49,6 +47,8 @@ class GuestConfig:
     tags: tuple[str, ...]
     """In lower case, as Proxmox compares them unless the data centre is set to be case-sensitive."""
     volumes: tuple[Volume, ...]
+    lock: str | None = None
+    """What Proxmox has locked the guest for: `backup`, `migrate`, `snapshot` and others."""
     io_threads: bool | None = None
     """Whether each of a VM's disks has an I/O thread of its own; None: it has no disk that could, or is a container."""
 
@@ -95,28 +95,31 @@ def _guest(options: Mapping[str, str], name: str | None, volumes: list[Volume]) 
         on_boot=boolean(options.get("onboot")),
         tags=_tags(options.get("tags", "")),
         volumes=tuple(volumes),
+        lock=options.get("lock"),
     )
 
 
 def _tags(value: str) -> tuple[str, ...]:
     """Of `web;db`: Proxmox writes semicolons, and takes commas and blanks too (`split_list` of pve-common)."""
-    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value, flags=re.ASCII) if tag)
+    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value) if tag)
 
 
 def _main_section(text: str) -> dict[str, str]:
     """`key: value` lines up to the first `[section]`; of a key that comes twice the last one, as Proxmox."""
     options: dict[str, str] = {}
-    for line in text.split("\n"):
+    for line in text.splitlines():
         if line.startswith("["):
             break
-        if match := _OPTION.fullmatch(line):
-            options[match[1]] = match[2]
+        key, colon, value = line.partition(":")
+        # a key begins in the first column, and its colon touches it
+        if colon and key and not key.startswith("#") and not any(map(str.isspace, key)):
+            options[key] = value.strip()
     return options
 
 
-def property_string(value: str, default_key: str, alias: str = "") -> tuple[str, dict[str, str]]:
-    """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`; `alias` is another name of the
-    default key."""
+def property_string(value: str, default_key: str, alias: str | None = None) -> tuple[str, dict[str, str]]:
+    """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`. `alias` is another name of
+    `default_key`."""
     settings: dict[str, str] = {}
     for part in value.split(","):
         key, equals, setting = part.strip().partition("=")

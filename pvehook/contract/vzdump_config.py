@@ -1,21 +1,63 @@
-"""/etc/vzdump.conf: `key: value` lines, `#` comments. Source: `parse_config` of PVE/JSONSchema.pm.
+"""The options of a vzdump run: /etc/vzdump.conf, and how they combine with those of one job.
 
-A key begins in the first column and its colon follows at once; only a line feed ends a line, and blanks are ASCII.
+Source: `read_vzdump_defaults` and `new` in PVE/VZDump.pm, `parse_config` in PVE/JSONSchema.pm.
+
+    script: /usr/local/lib/pvehook/hooks/vzdump-hook      a key in the first column, its colon touches it
+    mode: snap                                            no value of this option: dropped, the default counts
 """
 
 from __future__ import annotations
 
 import re
-
-_OPTION = re.compile(r"(\S+?):\s*(.*?)\s*", re.ASCII)
+from collections.abc import Mapping
 
 MODE_DEFAULT = "snapshot"
+STORAGE_DEFAULT = "local"
+
+_LINE = re.compile(r"([^\s:]+):[ \t]*(.*)", re.ASCII)
+_VALID = {"mode": re.compile(r"snapshot|suspend|stop"), "ionice": re.compile(r"[0-8]")}
+"""Of the options that are read here, those that Proxmox checks so closely that a wrong value occurs."""
 
 
 def parse_vzdump_config(text: str) -> dict[str, str]:
     """The options that are set. Of a key that comes twice the last one counts; other lines are skipped."""
-    options = {}
-    for line in text.split("\n"):
-        if not line.startswith("#") and (match := _OPTION.fullmatch(line)):
-            options[match[1]] = match[2]
+    return dict(option for line in text.splitlines() if (option := _option(line)) is not None)
+
+
+def ignored_lines(text: str) -> list[str]:
+    """The lines that say something, but nothing that Proxmox takes."""
+    lines = (line.strip() for line in text.splitlines() if _option(line) is None)
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _option(line: str) -> tuple[str, str] | None:
+    match = _LINE.fullmatch(line.rstrip())
+    if match is None or line.startswith("#"):
+        return None
+    key, value = match.groups()
+    return (key, value) if key not in _VALID or _VALID[key].fullmatch(value) else None
+
+
+def options_of_job(defaults: Mapping[str, str], job: Mapping[str, str]) -> dict[str, str]:
+    """What counts for one job: its own options over those of vzdump.conf.
+
+    `storage` and `dumpdir` are one choice, and of both the storage counts; with neither it is the storage `local`.
+    `performance` is merged setting by setting. So exactly one of `storage` and `dumpdir` is in the result.
+    """
+    target = job if job.keys() & {"storage", "dumpdir"} else defaults
+    options = {**defaults, **job}
+    for key in ("storage", "dumpdir"):
+        options.pop(key, None)
+    if "storage" in target or "dumpdir" not in target:
+        options["storage"] = target.get("storage", STORAGE_DEFAULT)
+    else:
+        options["dumpdir"] = target["dumpdir"]
+    if "performance" in options:
+        merged = {**_settings(defaults.get("performance", "")), **_settings(job.get("performance", ""))}
+        options["performance"] = ",".join(f"{key}={value}" for key, value in merged.items())
     return options
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = (part.strip().partition("=") for part in text.split(","))
+    return {key: value for key, equals, value in pairs if equals}

@@ -73,6 +73,8 @@ def locate_dump(
     path = dumpdir or (_directory(storage, "backup", "dump") if storage else None)
     if path is None:
         return Location("unknown", (), f"storage {storeid or '(none)'} tells no dump directory")
+    if not path.startswith("/"):
+        return Location("unknown", (), f"{path} is relative to the directory in which vzdump was started")
     # vzdump makes the directory when it is missing, on the file system of the one above.
     return locate(node, path, device_of, if_missing=os.path.dirname(path.rstrip("/")))
 

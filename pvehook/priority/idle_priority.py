@@ -73,7 +73,8 @@ class IdlePriority:
                 self._checking.release()
 
     def _keep_backup_idle(self, settings: IoPriorityConfig) -> None:
-        dumpdir = self._run.dumpdir
+        # A relative one is seen from where vzdump was started: "." would be in every command line.
+        dumpdir = self._run.dumpdir if (self._run.dumpdir or "").startswith("/") else None
         also = [
             (each.command, (dumpdir if each.mentions == DUMP_DIRECTORY else each.mentions) or "")
             for each in settings.also

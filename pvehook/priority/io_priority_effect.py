@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pvehook.contract.guest_config import parse_container, parse_vm
-from pvehook.contract.section_config import Section, find_section, parse_sections
+from pvehook.contract.section_config import Section, find_section
+from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
 from pvehook.host.block import kernel_version
 from pvehook.host.node import Node
@@ -31,7 +32,7 @@ class EffectOfIdle(NamedTuple):
 def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOfIdle:
     """Looks the backup's disks up. Never raises: what cannot be found out is called unknown, with the reason."""
     try:
-        storages = parse_sections(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+        storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
     except NodeError as error:
         storages, dump = [], Effect(None, "unknown", str(error))
     else:

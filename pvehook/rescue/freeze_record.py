@@ -19,7 +19,6 @@ import os
 from typing import Literal, NamedTuple, get_args
 
 from pvehook.host.node import Node
-from pvehook.host.regular_file import read_regular_file
 
 State = Literal["armed", "freezing", "frozen", "thawing", "thawed"]
 FROZEN_BY_US: tuple[State, ...] = ("freezing", "frozen", "thawing")
@@ -97,7 +96,8 @@ def freeze_records(node: Node) -> list[FreezeRecord]:
 def read_record(path: str) -> FreezeRecord | None:
     """One record, None when there is none."""
     try:
-        page = read_regular_file(path, _PAGE_BYTES)
+        with open(path, "rb") as file:
+            page = file.read(_PAGE_BYTES)
         state = page[:_STATE_BYTES].decode("ascii").strip()
         body = json.loads(page[_STATE_BYTES:].rstrip(b"\0"))
         worker_pid, worker_start = body["worker"]

@@ -18,6 +18,8 @@ class Setup(NamedTuple):
     """How this guest is backed up. None: not known, and then there is no advice about it."""
 
     max_workers: int | None = None
+    workers_of_job: str | None = None
+    """The job whose own `performance` says how many; None: /etc/vzdump.conf does, or Proxmox's default counts."""
     fleecing: bool | None = None
     iothread: bool | None = None
     """Whether each of its disks has an I/O thread of its own."""
@@ -49,10 +51,11 @@ def advice(vmid: int, setup: Setup, culprit: Culprit | None) -> tuple[str, ...]:
                 "fast disks that are not the guest's own"
             )
     elif setup.max_workers is not None and setup.max_workers > 1:
-        found.append(
-            f"up to {setup.max_workers} requests of the backup may be queued in front of each of the guest's: set "
-            "`performance: max-workers=1` in /etc/vzdump.conf"
-        )
+        where = "`performance: max-workers=1` in /etc/vzdump.conf"
+        if setup.workers_of_job is not None:
+            where = f"`max-workers=1` in the performance of job {setup.workers_of_job}: it wins over /etc/vzdump.conf"
+        what = f"up to {setup.max_workers} requests of the backup may be queued in front of each of the guest's"
+        found.append(f"{what}: set {where}")
     if setup.shares_disk:
         found.append("the archive is written to a disk of the guest's own: give the job a storage on other disks")
     if setup.iothread is False:

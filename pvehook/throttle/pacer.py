@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pvehook.contract.guest_config import parse_container, parse_vm
-from pvehook.contract.section_config import Section, parse_sections
+from pvehook.contract.section_config import Section
+from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
 from pvehook.host.block import Location
 from pvehook.host.mounts import follow_links, read_mounts
@@ -235,7 +236,7 @@ def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | 
         return judge_pacing(mode, file, "not looked up", "not looked up")
     volumes: Sequence[tuple[str, Location]] | str
     try:
-        storages = parse_sections(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+        storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
         dump = _asked(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
     except NodeError as error:
         return judge_pacing(mode, file, str(error), "not looked up")

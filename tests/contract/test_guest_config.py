@@ -115,14 +115,6 @@ def test_what_is_not_written_is_none_and_not_a_default() -> None:
     assert parse_vm("onboot: perhaps\n").on_boot is None
 
 
-def test_a_drive_may_name_its_volume_by_the_alias() -> None:
-    assert parse_vm("scsi0: volume=nas:101/a.qcow2,size=8G\n").volumes[0].volume == "nas:101/a.qcow2"
-
-
-def test_a_key_that_does_not_begin_its_line_is_none() -> None:
-    assert parse_vm(" agent: 1\nname : web\n\u2028onboot: 1\n") == parse_vm("")
-
-
 @given(st.text(alphabet=st.sampled_from("scsi01mp=:,[]# \n/é\x00"), max_size=200))
 def test_no_text_raises_and_only_drives_become_volumes(text: str) -> None:
     for config in (parse_vm(text), parse_container(text)):
@@ -142,3 +134,18 @@ def test_no_text_raises_and_only_drives_become_volumes(text: str) -> None:
 )
 def test_whether_each_disk_has_an_io_thread_of_its_own(text: str, threads: bool | None) -> None:
     assert parse_vm(text).io_threads is threads
+
+
+def test_a_key_begins_in_the_first_column_and_its_colon_touches_it() -> None:
+    config = parse_vm("agent: 1\n agent: 0\nname : a\n scsi1: local-lvm:vm-101-disk-1\n")
+    assert (config.agent, config.name, config.volumes) == ("1", None, ())
+
+
+def test_volume_is_another_name_of_a_drives_file() -> None:
+    (drive,) = parse_vm("scsi0: volume=local-lvm:vm-101-disk-0,size=8G\n").volumes
+    assert drive.volume == "local-lvm:vm-101-disk-0"
+
+
+def test_what_a_guest_is_locked_for() -> None:
+    assert parse_vm("lock: backup\nname: a\n").lock == "backup"
+    assert parse_container("hostname: a\n[snap]\nlock: backup\n").lock is None

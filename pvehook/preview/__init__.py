@@ -1,0 +1,1 @@
+"""Previews tonight's run: what vzdump and pvehook would do, without starting a backup."""

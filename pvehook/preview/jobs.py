@@ -1,0 +1,120 @@
+"""The backup jobs that run on this node, from where Proxmox and people keep them.
+
+    /etc/pve/jobs.cfg       Proxmox's own, since PVE 7.1
+    /etc/pve/vzdump.cron    older ones, which still run
+    /etc/cron.d, crontabs   lines that an administrator wrote
+
+    30 2 * * 6 root vzdump 102 --quiet 1 --mode snapshot --storage nas --script /root/own.sh
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pvehook.contract.guest_config import boolean
+from pvehook.contract.section_config import parse_sections
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+
+READ_DEADLINE_S = 5.0
+
+JOBS = "/etc/pve/jobs.cfg"
+_CRON_FILES = ("/etc/pve/vzdump.cron", "/etc/crontab")
+_CRON_DIRECTORY = "/etc/cron.d"
+_ROOTS_CRONTAB = "/var/spool/cron/crontabs/root"
+"""Without the field for the user that the others have."""
+
+_TIME_FIELDS = 5
+_FLAGS = frozenset({"all", "quiet", "stdexcludes", "stop", "remove", "protected", "stdout", "pbs-change-detection"})
+"""Options of vzdump's command line that may stand without a value."""
+_SHELL = frozenset({";", "&", "&&", "|", "||", ">", ">>", "2>", "2>&1", "<"})
+_CRON_LINES = 1000
+
+
+class Job(NamedTuple):
+    """One backup job."""
+
+    id: str
+    """Its id, or for a line of cron the file and the line's number."""
+    options: Mapping[str, str]
+    """As the job sets them; `vmid` is a list with commas."""
+    schedule: str | None
+    is_cron: bool = False
+
+
+def jobs_of_node(node: Node, reader: TimelyReader, node_name: str) -> list[Job]:
+    """The enabled jobs that run on this node. Raises NodeError when /etc/pve does not answer."""
+    sections = parse_sections(reader.text(node.path(JOBS), READ_DEADLINE_S) or "")
+    jobs = [
+        Job(section.id, section.properties, section.properties.get("schedule"))
+        for section in sections
+        if section.type == "vzdump" and boolean(section.properties.get("enabled")) is not False
+    ]
+    for path in (*_CRON_FILES, *_files_of_cron(node, reader)):
+        jobs += parse_cron(reader.text(node.path(path), READ_DEADLINE_S) or "", path)
+    jobs += parse_cron(reader.text(node.path(_ROOTS_CRONTAB), READ_DEADLINE_S) or "", _ROOTS_CRONTAB, has_user=False)
+    return [job for job in jobs if job.options.get("node", node_name) == node_name]
+
+
+def _files_of_cron(node: Node, reader: TimelyReader) -> list[str]:
+    def names() -> list[str]:
+        try:
+            return sorted(os.listdir(node.path(_CRON_DIRECTORY)))
+        except FileNotFoundError:
+            return []
+
+    found = reader.within(READ_DEADLINE_S, _CRON_DIRECTORY, names)
+    return [f"{_CRON_DIRECTORY}/{name}" for name in found if "." not in name]  # cron(8) skips the others
+
+
+def parse_cron(text: str, path: str, has_user: bool = True) -> list[Job]:
+    """The lines that call vzdump. What else a line does, in a pipe or after a semicolon, is not read."""
+    found = []
+    for number, line in enumerate(text.splitlines()[:_CRON_LINES], 1):
+        times, command = _split_cron_line(line, has_user)
+        options = _vzdump_options(command)
+        if options is not None:
+            found.append(Job(f"{path}:{number}", options, times, is_cron=True))
+    return found
+
+
+def _split_cron_line(line: str, has_user: bool) -> tuple[str, str]:
+    """When it runs, and what; two empty texts for a line of another kind."""
+    stripped = line.strip()
+    number = 1 if stripped.startswith("@") else _TIME_FIELDS  # `@daily`
+    fields = stripped.split(None, number + has_user)
+    if stripped.startswith("#") or len(fields) <= number + has_user:
+        return "", ""
+    return " ".join(fields[:number]), fields[-1]
+
+
+def _vzdump_options(command: str) -> dict[str, str] | None:
+    """The options of a command that calls vzdump, by its own rules (PVE/CLIHandler.pm); None if it calls none."""
+    try:
+        words = shlex.split(command, comments=False)
+    except ValueError:  # a quote without its end
+        return None
+    start = next((index for index, word in enumerate(words) if os.path.basename(word) == "vzdump"), None)
+    if start is None:
+        return None
+    options: dict[str, str] = {}
+    vmids = []
+    rest = words[start + 1 :]
+    while rest:
+        word = rest.pop(0)
+        if word in _SHELL or word.startswith(">"):
+            break
+        if not word.startswith("-"):
+            vmids += word.replace(",", " ").split()
+            continue
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            has_value = bool(rest) and (boolean(rest[0]) is not None if key in _FLAGS else not rest[0].startswith("--"))
+            value = rest.pop(0) if has_value else "1"
+        options[key] = value.rstrip(";")
+    if vmids:
+        options["vmid"] = ",".join(vmids)
+    return options

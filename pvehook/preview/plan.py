@@ -1,0 +1,130 @@
+"""What vzdump itself would do with a job and a guest, from what its configuration says. Pure.
+
+Proxmox fails a whole job before its first guest when the script or the storage is unfit (PVE/VZDump.pm `new`), and one
+guest when it is locked. What is not read here, and so not known: members of a pool, HA, free space, the other node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from pvehook.contract.guest_config import GuestConfig, boolean
+from pvehook.contract.section_config import Section, find_section
+from pvehook.contract.storage_config import can_snapshot_container, why_no_backup
+from pvehook.contract.vzdump_config import MODE_DEFAULT
+from pvehook.preview.jobs import Job
+from pvehook.rules.governor_policy import workers_of
+
+HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
+
+
+class Guest(NamedTuple):
+    """One guest of this node."""
+
+    vmid: int
+    vmtype: str
+    running: bool
+    config: GuestConfig
+
+    @property
+    def name(self) -> str | None:
+        return self.config.name
+
+
+class Mode(NamedTuple):
+    """The mode in which vzdump would back a guest up, and why if it is not the job's."""
+
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+def takes(job: Job, vmid: int) -> bool:
+    """Whether the job backs this guest up. Pools are not read: a job by pool may take every guest."""
+    if "vmid" in job.options:
+        return str(vmid) in _list(job.options["vmid"])
+    if boolean(job.options.get("all")) or "pool" in job.options:
+        return str(vmid) not in _list(job.options.get("exclude", ""))
+    return False
+
+
+def why_job_fails(
+    options: Mapping[str, str], storages: list[Section], node_name: str, executables: Mapping[str, bool]
+) -> str | None:
+    """Why Proxmox fails the whole job; None: nothing that was read speaks against it.
+
+    `executables`: scripts that exist as files, and whether they may be executed.
+    """
+    script = options.get("script")
+    if script and script not in executables:
+        return f"the hook script '{script}' does not exist"
+    if script and not executables[script]:
+        return f"the hook script '{script}' is not executable"
+    return why_no_backup(storages, options["storage"], node_name) if "storage" in options else None
+
+
+def why_guest_fails(guest: Guest) -> str | None:
+    """Why Proxmox fails this guest's backup; None: nothing that was read speaks against it."""
+    if guest.config.lock is None:
+        return None
+    kind = "VM" if guest.vmtype == "qemu" else "CT"
+    how = "qm" if guest.vmtype == "qemu" else "pct"
+    return f"{kind} is locked ({guest.config.lock}); if nothing works on it any more: {how} unlock {guest.vmid}"
+
+
+def mode_of(options: Mapping[str, str], guest: Guest, storages: Sequence[Section]) -> Mode:
+    """As vzdump finds it when the guest's turn comes."""
+    wanted = options.get("mode", MODE_DEFAULT)
+    if not guest.running:
+        return Mode("stop")
+    if guest.vmtype != "lxc" or wanted != "snapshot":
+        return Mode(wanted)
+    volumes = [volume.volume for volume in guest.config.volumes if volume.backup]
+    answers = {
+        volume: can_snapshot_container(find_section(storages, volume.partition(":")[0]), volume) for volume in volumes
+    }
+    without = [volume for volume, can in answers.items() if can is False]
+    if without:
+        why = f"{', '.join(without)} cannot be snapshotted, so PVE falls back from snapshot to suspend:"
+        how = "rsync copies the files twice, the second time while the container is suspended"
+        return Mode("suspend", (f"{why} {how}",))
+    unknown = [volume for volume, can in answers.items() if can is None]
+    if unknown:
+        text = f"whether {', '.join(unknown)} can be snapshotted is not known; if not, PVE falls back to suspend"
+        return Mode(wanted, (text,))
+    return Mode(wanted)
+
+
+def notes_on_job(
+    job: Job, options: Mapping[str, str], defaults: Mapping[str, str], ignored: Collection[str]
+) -> list[str]:
+    """What an administrator should know of the job, whichever guest it is about."""
+    notes = [f"vzdump ignores this line of /etc/vzdump.conf: {line}" for line in ignored]
+    script = options.get("script")
+    where = f"line {job.id}" if job.is_cron else f"job {job.id}"
+    if script != HOOK and "script" in job.options:
+        remedy = "take --script out of it" if job.is_cron else f"pvesh set /cluster/backup/{job.id} --delete script"
+        notes.append(f"{where} has a script of its own: {script}; to let pvehook watch over it: {remedy}")
+    elif script != HOOK:
+        notes.append(f"/etc/vzdump.conf has {'script: ' + script if script else 'no script'}; run install.sh")
+    elif options.get("ionice") != "8":
+        notes.append(f"vzdump sets ionice {options.get('ionice', '7')} first; pvehook sets idle at job-start")
+    own, default = job.options.get("performance", ""), defaults.get("performance", "")
+    if "max-workers" in own and "max-workers" in default and workers_of(own) != workers_of(default):
+        notes.append(
+            f"max-workers={workers_of(own)} of {where} wins over max-workers={workers_of(default)} of /etc/vzdump.conf"
+        )
+    if "pool" in options:
+        notes.append(f"the job takes the guests of pool {options['pool']}; whether this one is in it was not read")
+    if not options.get("dumpdir", "/").startswith("/"):
+        notes.append(f"dumpdir {options['dumpdir']} is relative to the directory in which vzdump is started")
+    if boolean(options.get("repeat-missed")):
+        notes.append(
+            "repeat-missed: a run that was missed while the node was off starts when it boots; outside the window it is"
+            " refused then, and not made up for"
+        )
+    return notes
+
+
+def _list(text: str) -> list[str]:
+    return text.replace(",", " ").replace(";", " ").split()

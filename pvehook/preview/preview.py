@@ -1,0 +1,347 @@
+"""`pvehook rehearse`: what tonight's backups would do, guest by guest, without starting one.
+
+It reads what vzdump would read (jobs, /etc/vzdump.conf, storages, the guests' configurations) and asks the same rules
+as the daemon. When a job runs next is asked of Proxmox itself (`pvesh get /cluster/backup`), because its calendar
+events are its own language. How long a guest takes is not known: each is judged at its job's start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple, TextIO
+
+from pvehook.config.in_force import InForce
+from pvehook.contract.guest_config import parse_container, parse_vm
+from pvehook.contract.section_config import Section
+from pvehook.contract.storage_config import parse_storages
+from pvehook.contract.text import printable
+from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
+from pvehook.errors import NodeError
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.host.volumes import STORAGE_CONFIG, Backup
+from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
+from pvehook.preview.plan import HOOK, Guest, mode_of, notes_on_job, takes, why_guest_fails, why_job_fails
+from pvehook.priority.io_priority_effect import EffectOfIdle, effect_of_idle
+from pvehook.rescue import allowances
+from pvehook.rules.admission import Admission, Exemptions, Question, admit
+from pvehook.rules.window import window_state
+
+PVESH = "/usr/bin/pvesh"
+PVESH_DEADLINE_S = 20.0
+TEXT_LIMIT = 1000
+
+Would = Literal["be-backed-up", "be-backed-up-without-pvehook", "be-refused-by-window", "be-refused-by-pve"]
+
+_VERDICTS: Mapping[Would, str] = {
+    "be-backed-up": "would be backed up",
+    "be-backed-up-without-pvehook": "would be backed up WITHOUT pvehook: no window, no priority, no freeze",
+    "be-refused-by-window": "the window would REFUSE it",
+    "be-refused-by-pve": "PVE would REFUSE it",
+}
+
+
+class Outlook(NamedTuple):
+    """What would happen to one guest in one job."""
+
+    job: str
+    when: datetime
+    when_from: str
+    guest: Guest
+    mode: str
+    would: Would
+    pvehook_runs: bool
+    """False: the job has another script, or none."""
+    pve_refuses: str | None
+    """Why; None: nothing that was read speaks against it."""
+    admission: Admission
+    effect: EffectOfIdle
+    is_guess: bool
+    """Proxmox could not be asked when the job runs next."""
+    notes: tuple[str, ...]
+
+
+class _Node(NamedTuple):
+    """What all jobs of the node have in common."""
+
+    node: Node
+    name: str
+    reader: TimelyReader
+    in_force: InForce
+    defaults: Mapping[str, str]
+    ignored: Sequence[str]
+    storages: list[Section]
+
+
+def rehearse_tonight(
+    node: Node,
+    in_force: InForce,
+    when: datetime | None,
+    vmids: tuple[int, ...],
+    *,
+    as_json: bool,
+    out: TextIO,
+) -> int:
+    """Prints the outlook. Exit code 0 when every guest would be backed up, 1 when one would be refused, 2 when there
+    is nothing to say."""
+    reader = TimelyReader()
+    name = socket.gethostname().partition(".")[0]
+    guests = _guests(node, reader)
+    unknown = sorted(set(vmids) - {guest.vmid for guest in guests})
+    if unknown:
+        raise NodeError(f"guest {', '.join(map(str, unknown))} is not on this node")
+    jobs = jobs_of_node(node, reader, name)
+    vzdump_conf = reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or ""
+    storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+    common = _Node(
+        node, name, reader, in_force, parse_vzdump_config(vzdump_conf), ignored_lines(vzdump_conf), storages
+    )
+    next_runs = _next_runs(node) if when is None else {}
+    wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
+    outlooks = [each for job in jobs for each in _outlooks(common, job, wanted, when, next_runs.get(job.id))]
+    if as_json:
+        json.dump([_as_json(each) for each in outlooks], out, indent=1)
+        out.write("\n")
+    else:
+        _print(outlooks, wanted, jobs, in_force, out)
+    if not outlooks:
+        return 2
+    return 1 if any(each.would in ("be-refused-by-window", "be-refused-by-pve") for each in outlooks) else 0
+
+
+# What the node says
+
+
+def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
+    def read_all() -> list[Guest]:
+        found = []
+        for kind, directory, parse in (
+            ("qemu", "/etc/pve/qemu-server", parse_vm),
+            ("lxc", "/etc/pve/lxc", parse_container),
+        ):
+            try:
+                names = os.listdir(node.path(directory))
+            except FileNotFoundError:
+                continue
+            for name in names:
+                number, _, ending = name.partition(".")
+                if ending == "conf" and number.isascii() and number.isdigit():
+                    with open(node.path(f"{directory}/{name}"), encoding="utf-8", errors="replace") as file:
+                        config = parse(file.read(1 << 20))
+                    found.append(Guest(int(number), kind, _runs(node, kind, number), config))
+        return sorted(found, key=lambda guest: guest.vmid)
+
+    return reader.within(READ_DEADLINE_S, "/etc/pve", read_all)
+
+
+def _runs(node: Node, kind: str, number: str) -> bool:
+    """By its cgroup, which with cgroup v1 (PVE 8 can still boot with it) lies below one controller or another."""
+    scope = f"qemu.slice/{number}.scope" if kind == "qemu" else f"lxc/{number}"
+    hierarchies = ("", "/systemd", "/memory", "/unified")
+    return any(os.path.exists(node.path(f"/sys/fs/cgroup{each}/{scope}")) for each in hierarchies)
+
+
+def _executables(node: Node, reader: TimelyReader, script: str | None) -> dict[str, bool]:
+    """As PVE asks: is it a plain file, may it be executed."""
+    if not script:
+        return {}
+
+    def ask() -> dict[str, bool]:
+        path = node.path(script)
+        return {script: os.access(path, os.X_OK)} if os.path.isfile(path) else {}
+
+    return reader.within(READ_DEADLINE_S, "the hook script", ask)
+
+
+def _next_runs(node: Node) -> dict[str, float]:
+    """Job id to its next run in seconds since the epoch, as Proxmox computes it; empty when it cannot be asked."""
+    if not node.is_real or not os.path.exists(PVESH):
+        return {}
+    try:
+        answer = subprocess.run(  # noqa: S603  (a fixed command)
+            [PVESH, "get", "/cluster/backup", "--output-format", "json"],
+            capture_output=True,
+            check=True,
+            timeout=PVESH_DEADLINE_S,
+        )
+        return {str(job["id"]): float(job["next-run"]) for job in json.loads(answer.stdout) if "next-run" in job}
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError, KeyError):
+        return {}
+
+
+# What would happen
+
+
+def _outlooks(
+    common: _Node, job: Job, guests: Iterable[Guest], asked: datetime | None, next_run_s: float | None
+) -> list[Outlook]:
+    """One job's guests, in the order in which vzdump takes them."""
+    mine = [guest for guest in guests if takes(job, guest.vmid)]
+    if not mine:
+        return []
+    options = options_of_job(common.defaults, job.options)
+    executables = _executables(common.node, common.reader, options.get("script"))
+    job_fails = why_job_fails(options, common.storages, common.name, executables)
+    when, when_from = _when(common.in_force, asked, next_run_s, job.schedule)
+    notes = notes_on_job(job, options, common.defaults, common.ignored)
+    pvehook_runs = options.get("script") == HOOK
+    found = []
+    for guest in mine:
+        admission = _ask_window(common, job, options, guest, when)
+        pve_refuses = f"{job_fails}, so the whole job fails" if job_fails else why_guest_fails(guest)
+        would: Would = "be-backed-up" if pvehook_runs else "be-backed-up-without-pvehook"
+        if would == "be-backed-up" and not admission.allowed:
+            would = "be-refused-by-window"
+        if pve_refuses and (job_fails or would != "be-refused-by-window"):
+            would = "be-refused-by-pve"
+        mode = mode_of(options, guest, common.storages)
+        backup = Backup(guest.vmid, guest.vmtype, mode.name, options.get("storage"), options.get("dumpdir"))
+        found.append(
+            Outlook(
+                job=job.id,
+                when=when,
+                when_from=when_from,
+                guest=guest,
+                mode=mode.name,
+                would=would,
+                pvehook_runs=pvehook_runs,
+                pve_refuses=pve_refuses,
+                admission=admission,
+                effect=effect_of_idle(common.node, common.reader, backup),
+                is_guess=asked is None and next_run_s is None,
+                notes=(*mode.notes, *notes, *_notes_on_guest(guest, would)),
+            )
+        )
+    return found
+
+
+def _ask_window(common: _Node, job: Job, options: Mapping[str, str], guest: Guest, when: datetime) -> Admission:
+    in_force = common.in_force
+    exempt = in_force.config.window.exempt
+    return admit(
+        Question(
+            phase="backup-start",
+            now=when,
+            vmid=guest.vmid,
+            job_vmids=None,
+            job_id=None if job.is_cron else job.id,
+            job_id_pending=False,
+            storage=options.get("storage"),
+            job_was_admitted=False,
+        ),
+        window_state(in_force.window, when),
+        Exemptions(exempt.guests, exempt.jobs, exempt.storages),
+        tuple(allowances.in_force(common.node, when.timestamp())),
+        in_force.config.window.next_guest,
+    )
+
+
+def _when(
+    in_force: InForce, asked: datetime | None, next_run_s: float | None, schedule: str | None
+) -> tuple[datetime, str]:
+    zone = in_force.window.zone
+    if asked is not None:
+        return asked, "as asked"
+    if next_run_s is not None:
+        return datetime.fromtimestamp(next_run_s, zone), "its next run, as Proxmox says"
+    now = datetime.now(zone)
+    state = window_state(in_force.window, now)
+    opens_at = now if state.open else state.opens_at or now
+    return opens_at, f"Proxmox could not be asked when {schedule or 'it'!r} comes next, so when the window is open"
+
+
+def _notes_on_guest(guest: Guest, would: Would) -> list[str]:
+    if not guest.running and guest.vmtype == "qemu" and would == "be-backed-up":
+        return ["it is off: vzdump starts its QEMU at idle priority, pvehook puts that back to normal"]
+    return []
+
+
+# What is shown
+
+
+def _print(
+    outlooks: Sequence[Outlook], guests: Sequence[Guest], jobs: Sequence[Job], in_force: InForce, out: TextIO
+) -> None:
+    def write(indent: int, text: str) -> None:
+        out.write(" " * indent + printable(text, TEXT_LIMIT) + "\n")  # texts of configuration files are in it
+
+    window = in_force.config.window
+    write(
+        0,
+        f"window: {', '.join(window.open) or 'never'} ({window.timezone or 'zone of the node'}); "
+        f"next_guest: {window.next_guest}; running_guest: {window.running_guest}",
+    )
+    if not jobs:
+        write(0, "no enabled backup job runs on this node, neither of /etc/pve/jobs.cfg nor of cron")
+    for job in jobs:
+        mine = [each for each in outlooks if each.job == job.id]
+        if not mine:
+            continue
+        out.write("\n")
+        write(0, f"job {job.id}, judged at {mine[0].when:%a %Y-%m-%d %H:%M %Z} ({mine[0].when_from})")
+        for each in mine:
+            write(2, _verdict(each))
+            shown = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
+            for text in (*(shown if each.would != "be-refused-by-pve" else ()), *each.notes):
+                write(6, text)
+    out.write("\n")
+    in_a_job = {each.guest.vmid for each in outlooks}
+    if left_out := [guest for guest in guests if guest.vmid not in in_a_job]:
+        write(0, f"in no job: {', '.join(str(guest.vmid) for guest in left_out)}")
+    if outlooks:
+        write(0, _sum(outlooks))
+    if outlooks and window.open:
+        write(
+            0,
+            "A guest whose turn comes after the window has closed is "
+            f"{'refused' if window.next_guest == 'refuse' else 'backed up all the same'}; "
+            f"one that is running then is {'finished' if window.running_guest == 'finish' else 'cancelled'}.",
+        )
+
+
+def _verdict(each: Outlook) -> str:
+    kind = "VM" if each.guest.vmtype == "qemu" else "CT"
+    verdict = _VERDICTS[each.would]
+    if each.would == "be-refused-by-pve":
+        verdict += f": {each.pve_refuses}"
+    elif each.is_guess and each.pvehook_runs:
+        verdict += " if it starts then"
+    state = "running" if each.guest.running else "off"
+    return f"{kind} {each.guest.vmid} {each.guest.name or ''} ({state}, mode {each.mode}): {verdict}"
+
+
+def _sum(outlooks: Sequence[Outlook]) -> str:
+    counts = Counter(each.would for each in outlooks)
+    backed_up = counts["be-backed-up"] + counts["be-backed-up-without-pvehook"]
+    return (
+        f"{backed_up} would be backed up, the window would refuse {counts['be-refused-by-window']}, "
+        f"PVE would refuse {counts['be-refused-by-pve']}."
+    )
+
+
+def _as_json(each: Outlook) -> dict[str, object]:
+    return {
+        "job": each.job,
+        "at": each.when.isoformat(),
+        "at_from": each.when_from,
+        "vmid": each.guest.vmid,
+        "name": each.guest.name,
+        "type": each.guest.vmtype,
+        "running": each.guest.running,
+        "mode": each.mode,
+        "would": each.would,
+        "pve_refuses": each.pve_refuses,
+        "pvehook_runs": each.pvehook_runs,
+        "at_is_guess": each.is_guess,
+        "allowed": each.admission.allowed,
+        "reason": each.admission.reason,
+        "lines": list(each.admission.lines),
+        "idle_effect": {"in_short": each.effect.in_short, "dump": each.effect.dump, "volumes": each.effect.volumes},
+        "notes": list(each.notes),
+    }
