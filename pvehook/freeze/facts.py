@@ -43,9 +43,9 @@ def qmp_path(node: Node, vmid: int) -> str:
 def gather(
     node: Node, reader: TimelyReader, vmid: int, vmtype: str | None, mode: str, facts_within_s: float, now_s: float
 ) -> KnownGuest:
-    """Asks configuration, QEMU and agent. Never raises: what did not answer is a fact of its own.
+    """Reads configuration, QEMU's state and the agent's facts. Never raises: what did not answer is a fact of its own.
 
-    The agent is asked only where PVE would freeze: nobody is disturbed for a guest that is never frozen.
+    The agent is used only where PVE would freeze, and left alone in a guest that is never frozen.
     """
     config, unknown = _config(node, reader, vmid)
     try:
@@ -70,9 +70,9 @@ def gather(
         unknown=unknown,
     )
     if vmtype != "lxc" and mode == "snapshot":
-        facts = _ask_qemu(facts, qmp_path(node, vmid))
+        facts = _qemu_facts(facts, qmp_path(node, vmid))
         if facts.run_state == "running" and option.enabled and option.freezes:
-            facts = _ask_agent(facts, agent_path(node, vmid), facts_within_s)
+            facts = _agent_facts(facts, agent_path(node, vmid), facts_within_s)
     return KnownGuest(facts, config.name if config else None, config.tags if config else ())
 
 
@@ -85,7 +85,7 @@ def _config(node: Node, reader: TimelyReader, vmid: int) -> tuple[GuestConfig | 
     return (parse_vm(text), None) if text is not None else (None, f"{path} is not there")
 
 
-def _ask_qemu(facts: FreezeFacts, path: str) -> FreezeFacts:
+def _qemu_facts(facts: FreezeFacts, path: str) -> FreezeFacts:
     deadline = Deadline.after(QMP_S)
     try:
         with open_qmp(path, deadline) as qmp:
@@ -99,7 +99,7 @@ def _ask_qemu(facts: FreezeFacts, path: str) -> FreezeFacts:
     )
 
 
-def _ask_agent(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
+def _agent_facts(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
     """All answers within the limit: an agent that cannot list its filesystems in that time is not one to freeze. What
     system it is comes last, since the guest can be frozen without it."""
     deadline = Deadline.after(within_s)
@@ -129,7 +129,7 @@ def _os_id(agent: AgentConnection, facts: FreezeFacts, deadline: Deadline) -> st
 
 
 class PreFlush(NamedTuple):
-    """A `sync` in the guest before its freeze. `took_ms` None: it did not end in its time, or could not be asked."""
+    """A `sync` in the guest before its freeze. `took_ms` None: it did not end in its time, or could not be started."""
 
     took_ms: int | None
     text: str

@@ -1,9 +1,9 @@
 """One guest's freeze, phase by phase: facts and verdict, the rendezvous, and who thaws when vzdump dies.
 
 pre-stop       facts -> verdict; a `sync` in the guest where that is wanted
-post-restart   the rendezvous is armed (freeze.py)
+post-restart   the rendezvous is armed (rendezvous.py)
 backup-end     the backup is over: nothing of ours stays frozen beyond it
-log-end        the account
+log-end        the summary
 worker died    thaw ours; and a freeze that PVE itself left behind
 """
 
@@ -31,7 +31,7 @@ OVER_S = 2.5
 """How long backup-end waits for a thaw that takes its time; the thread goes on whatever the phase does."""
 
 LEFT_BY_PVE_S = 900.0
-"""How long a guest is asked after its vzdump was killed: a freeze of PVE's own may hang for as long (10 min)."""
+"""How long a guest is polled after its vzdump was killed: a freeze of PVE's own may hang for as long (10 min)."""
 
 LEFT_OVER_HUNG_S = 2.0
 """A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
@@ -115,7 +115,7 @@ class GuestFreeze:
         guest = self._guest
         if guest.vmtype == "lxc":
             return []
-        # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
+        # In mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
         if guest.mode == "snapshot":
             flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
             more_time(config.facts_within_s + FACTS_BESIDE_S + flush_s)
@@ -206,13 +206,13 @@ class GuestFreeze:
         self._rendezvous.abandon()
         if not self._rendezvous.wait_until_ended(OVER_S) and summary.consistency is None:
             summary.consistency, summary.hung = "crash-consistent", True
-            # Remembered now: should the daemon not live to see its end, the next night must know of it.
+            # Remembered now: should the daemon not live to see its end, the next backup must know of it.
             self._remember(PastFreeze(self._clock.now_s(), None, "hung"))
-            summary.why = "it has not said yet that it is thawed; it is asked until it does, the journal will say so"
+            summary.why = "it has not reported yet that it is thawed; it is sent thaws until it does, see the journal"
             self._log.critical(
                 "freeze-not-thawed",
-                message=f"{guest_text(guest)}: STILL FROZEN, as far as we know, after its backup: it is asked to thaw "
-                "until it says that it is; if it stays so, reset the VM",
+                message=f"{guest_text(guest)}: STILL FROZEN, as far as we know, after its backup: it is sent thaws "
+                "until it reports that it is thawed; if it stays frozen, reset the VM",
                 vmid=guest.vmid,
             )
 
@@ -282,7 +282,7 @@ class GuestFreeze:
             if outcome.frozen_ms is not None:
                 word = _outcome_word(outcome, config)
                 self._remember(PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
-            # A veto was told with its reasons before; what follows from it is no news.
+            # A veto was logged with its reasons before; what follows from it is no news.
             is_news = outcome.consistency == "crash-consistent" and summary.action != "veto"
             write = self._log.warning if is_news else self._log.info
             write(
@@ -315,7 +315,7 @@ def guest_text(guest: GuestRecord) -> str:
 
 
 def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
-    """A new daemon's first deed: every guest that a record calls frozen by us is thawed, however long it takes."""
+    """What a new daemon does first: every guest that a record calls frozen by us is thawed, however long it takes."""
     for left in freeze_records(context.node):
         if left.state not in FROZEN_BY_US:
             remove_record(left)

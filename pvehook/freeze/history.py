@@ -44,7 +44,7 @@ def remember(node: Node, reader: TimelyReader, vmid: int, freeze: PastFreeze) ->
 
 
 def forget_freezes(node: Node, vmid: int) -> bool:
-    """Drops a guest's history: its administrator has mended what made it slow. False when there was none."""
+    """Drops a guest's history: its administrator has fixed what made it slow. False when there was none."""
     try:
         os.unlink(_path(node, vmid))
     except OSError:
@@ -62,4 +62,4 @@ def _freeze(body: dict[str, object]) -> PastFreeze:
         raise ValueError("no time")
     if outcome not in _OUTCOMES:
         raise ValueError("no outcome")
-    return PastFreeze(float(at_s), frozen_ms, outcome)  # type: ignore[arg-type]  # one of the words, just looked up
+    return PastFreeze(float(at_s), frozen_ms, outcome)  # type: ignore[arg-type]  # one of the words, checked above

@@ -117,7 +117,7 @@ class Rendezvous:
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
         self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
         self.alert: str | None = None
-        """What an administrator must look at, found while arming."""
+        """What needs an administrator's attention, found while arming."""
         self._open = contextlib.ExitStack()
         self._hold = self._open.enter_context(contextlib.ExitStack())
         self._abandoned = threading.Event()
@@ -235,14 +235,14 @@ class Rendezvous:
         while not self._pve.waits():
             now_s = time.monotonic()
             if self._abandoned.wait(POLL_EVERY_S):
-                return "the backup ended before PVE asked the agent"
+                return "the backup ended before PVE came to the agent"
             # Fleecing images may take long to be allocated: while QEMU says that no backup has begun, PVE will come.
             # And what a list leaves out must not be frozen after all.
             if now_s >= until_s and not not_begun and self._mountpoints is None:
-                return f"PVE did not ask the agent within {self._limits.wait_for_pve_s:g} s"
+                return f"PVE did not come to the agent within {self._limits.wait_for_pve_s:g} s"
             begun = self._pve.backup_has_begun()
             if begun:
-                return "PVE began its backup without asking the agent"
+                return "PVE began its backup without the agent"
             not_begun |= begun is False
         self._arrived_s = time.monotonic()
         return ""
@@ -350,7 +350,7 @@ class Rendezvous:
         return time.monotonic() < until_s and not self._abandoned.is_set() and waits
 
     def _freeze_failed(self, error: GuestError) -> Outcome:
-        """Refused, or an answer that is none: whether something is frozen only the status can tell. It said thawed on
+        """Refused, or an answer that is none: whether something is frozen only the status shows. It was thawed on
         this connection when we armed, and nobody else could reach the agent since: what is frozen is ours."""
         was_frozen = thaw_failed(self._agent, ANSWER_S + 3 * self._agent_latency_s)
         frozen_ms = self._frozen_ms() if was_frozen else None

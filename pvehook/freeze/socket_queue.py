@@ -14,8 +14,8 @@ So we are always connected, and say nothing; as soon as somebody waits behind us
     PVE: ...-status       waits behind us          -> we go and wait behind it again, within one poll
     PVE: backup (QMP)     nobody waits             -> the thaw is sent on a connection that is served already
 
-Only while the guest is frozen by us: PVE's own thaw would wait one poll for us. And only where the kernel tells who
-waits (sock_diag): else PVE could not be told from us, and PVE would wait for us while we wait for it.
+Only while the guest is frozen by us: PVE's own thaw would wait one poll for us. And only where the kernel shows who
+waits (sock_diag): else PVE could not be told apart from us, and PVE would wait for us while we wait for it.
 """
 
 from __future__ import annotations

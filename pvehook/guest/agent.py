@@ -1,4 +1,4 @@
-"""The guest agent (qemu-ga), which answers what is asked of it, one after the other, and never out of turn.
+"""The guest agent (qemu-ga), which answers one command after the other, and sends nothing unasked.
 
 Wire format (qga/qapi-schema.json of QEMU), one JSON object on a line, after a synchronisation:
 
@@ -10,7 +10,7 @@ Wire format (qga/qapi-schema.json of QEMU), one JSON object on a line, after a s
 
 Why the synchronisation: bytes of a client that gave up still reach the agent later, and its answer goes to
 the next client, which is us (facts/qemu.md). After it every answer on this connection is ours, in the order
-we asked.
+of the commands.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FLUSH = b"\xff"
 """Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""
 
 FILE_READ_LIMIT_BYTES = 2048
-"""Asked of one `guest-file-read`: in base64 its answer is still a text that shapes.py lets in."""
+"""Of one `guest-file-read`: in base64 its answer is still a text that validate.py accepts."""
 
 _CLOSE_SEND_S = 0.2
 """For what nobody takes: the socket's own buffer takes it at once, unless much was sent before."""
@@ -124,7 +124,7 @@ class AgentConnection:
         )
 
     def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
-        """Whether a freeze is in force, whoever asked for it."""
+        """Whether a freeze is in force, whoever requested it."""
         return self.receive_status(self.send_status(deadline), deadline)
 
     def send_status(self, deadline: Deadline) -> Pending:

@@ -7,7 +7,7 @@
 
 `query-blockstats` of QEMU (qapi/block-core.json); a histogram stands there only while it is armed. A disk is known by
 its `qdev`: `device` is empty with `-blockdev`, node names change during a backup (facts/qemu.md). What has no `qdev` is
-no disk of the guest's. `query-block`, which knows CD drives, is not asked: it looks at the image files, and one on a
+no disk of the guest's. `query-block`, which knows CD drives, is not used: it opens the image files, and one on a
 network storage that hangs would hold up the VM.
 """
 
@@ -55,7 +55,7 @@ class Arming(NamedTuple):
 def read_disks(qmp: QmpConnection, deadline: Deadline, known: Collection[str] = ()) -> tuple[DiskCounters, ...]:
     """The counters of the VM's hard disks, in QEMU's order. CD drives and drives without a medium are left out.
 
-    `known` are qdevs of an earlier reading: whether they are CD drives is not asked again.
+    `known` are qdevs of an earlier reading: whether they are CD drives is not queried again.
     """
     source = qmp.source("query-blockstats")
     reply = items(
@@ -115,8 +115,8 @@ def _set_histograms(qmp: QmpConnection, qdev: str, boundaries_ns: tuple[int, ...
 def _is_cd(qmp: QmpConnection, disk: DiskCounters, deadline: Deadline) -> bool:
     if "/" in disk.qdev:
         return False  # virtio-blk, and it has no CD drives
-    asked = {"path": f"/machine/peripheral/{disk.qdev}", "property": "type"}
-    return qmp.execute("qom-get", asked, deadline=deadline) in _CD_TYPES
+    wanted = {"path": f"/machine/peripheral/{disk.qdev}", "property": "type"}
+    return qmp.execute("qom-get", wanted, deadline=deadline) in _CD_TYPES
 
 
 def _disk(entry: Mapping[str, object], *, source: str) -> DiskCounters | None:
@@ -144,7 +144,7 @@ def _requests(stats: Mapping[str, object], prefix: str, *, source: str) -> Reque
 
 
 def _histogram(value: object, *, source: str) -> Histogram | None:
-    """None for one that is not armed, and for one without boundaries, which tells nothing."""
+    """None for one that is not armed, and for one without boundaries, which counts nothing."""
     if value is None:
         return None
     fields = mapping(value, source=source)

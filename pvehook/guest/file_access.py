@@ -1,4 +1,4 @@
-"""Why the guest's agent would not read a file: nothing to look at, or a fault.
+"""Why the guest's agent did not read a file: there is no such file, or a fault.
 
 Texts as qemu-ga 7.2 and 10.0 give them (facts/qemu.md):
 

@@ -42,7 +42,7 @@ class GuestCounters(NamedTuple):
 
 
 def read_guest_counters(agent: AgentConnection, deadline: Deadline) -> GuestCounters:
-    """Reads all of it on this connection. What fails is told in its place; nothing is raised."""
+    """Reads all of it on this connection. What fails is reported in its place; nothing is raised."""
     return GuestCounters(
         cpu=_read(agent, "/proc/pressure/cpu", parse_pressure, deadline),
         io=_read(agent, "/proc/pressure/io", parse_pressure, deadline),

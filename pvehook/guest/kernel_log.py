@@ -14,7 +14,7 @@ of 512 hung).
 The agent's handle outlives our connection and our process; `KernelLogHandle` is what has to be kept.
 
 A record's time is a clock of the guest's kernel that nobody corrects (see host/kernel_log.py). Its zero comes from the
-guest's uptime; then it is moved, so that what was read lies between this look and the one before.
+guest's uptime; then it is moved, so that what was read lies between this read and the one before.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pvehook.guest.file_access import explain
 from pvehook.guest.guest_counters import parse_uptime_s, read_start
 
 BYTES_LIMIT: Final = 64 * 1024
-"""Of one look: some 800 lines of a real log, 20 s of reading under TCG, so the deadline may end it before. A line has 9
+"""Of one read: some 800 lines of a real log, 20 s of reading under TCG, so the deadline may end it before. A line has 9
 bytes or more, which bounds their number."""
 
 _PATH: Final = "/dev/kmsg"
@@ -60,19 +60,19 @@ class KernelLogHandle(NamedTuple):
     zero_epoch_s: float
     """When the clock of the guest's kernel log stood at 0: the host's time at the opening less the guest's uptime."""
     looked_epoch_s: float
-    """The host's time at the opening, or of the last look: what is read next was written since."""
+    """The host's time at the opening, or of the last read: what is read next was written since."""
     rest: str = ""
     """The start of a record whose end was beyond a limit."""
 
 
 class KernelLog(NamedTuple):
-    """What one look brought."""
+    """What one read gave."""
 
     lines: tuple[TimedLine, ...]
     missing: tuple[str, ...]
     """What is not among the lines, and why: overwritten before it was read, beyond a limit, not understood."""
     handle: KernelLogHandle
-    """For the next look."""
+    """For the next read."""
 
 
 def open_kernel_log(agent: AgentConnection, deadline: Deadline) -> Measured[KernelLogHandle]:
@@ -98,7 +98,7 @@ def open_kernel_log(agent: AgentConnection, deadline: Deadline) -> Measured[Kern
 def read_kernel_log(
     agent: AgentConnection, log: KernelLogHandle, deadline: Deadline, *, limit_bytes: int = BYTES_LIMIT
 ) -> Measured[KernelLog]:
-    """The records since the opening or the last look. Near the deadline and past the limit it gives what it has, and
+    """The records since the opening or the last read. Near the deadline and past the limit it gives what it has, and
     says that there is more."""
     try:
         if _boot_id(agent, deadline) != log.boot_id:
@@ -142,7 +142,7 @@ def _read_stream(agent: AgentConnection, handle: int, deadline: Deadline, limit_
                 break
             flight = [agent.send_file_read(handle, 1, deadline) for _ in range(_IN_FLIGHT)]
             for read in flight:
-                # The last one tells: a record may be written between two reads of one flight.
+                # The last one shows it: a record may be written between two reads of one flight.
                 ended = False
                 try:
                     data += agent.receive_file_read(read, deadline)
@@ -189,7 +189,7 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
         zero_epoch_s = max(zero_epoch_s, log.looked_epoch_s - lines[0].at_us / 1e6)
         zero_epoch_s = min(zero_epoch_s, now_epoch_s - lines[-1].at_us / 1e6)
     timed = tuple(
-        # A guest may number its lines as it likes, but it wrote them between the looks.
+        # A guest may number its lines as it likes, but it wrote them between the reads.
         TimedLine(min(max(zero_epoch_s + line.at_us / 1e6, log.looked_epoch_s), now_epoch_s), line.text)
         for line in lines
     )

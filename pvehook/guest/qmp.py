@@ -29,7 +29,7 @@ ACCESS_DRIVER = "snapshot-access"
 
 
 class Status(NamedTuple):
-    """What `query-status` tells."""
+    """The answer to `query-status`."""
 
     status: str
     running: bool
@@ -50,7 +50,7 @@ class BackupRun(NamedTuple):
 
 
 class QemuVersion(NamedTuple):
-    """What `query-version` tells of the QEMU that runs, which need not be the one that is installed."""
+    """The answer to `query-version`: the QEMU that runs, which may not be the one that is installed."""
 
     major: int
     minor: int

@@ -1,7 +1,7 @@
 """One connection to a VM's unix socket: JSON lines, each wait with a deadline, each answer with a limit.
 
 What is at the other end is hostile ground: the agent's bytes are written by whoever owns the guest. So an
-answer is bounded in time, in bytes and in depth before anything looks at it.
+answer is bounded in time, in bytes and in depth before anything reads it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Connection:
 
     @property
     def inode(self) -> int:
-        """Of our end: by it the kernel tells who waits at a listener (host/waiters.py)."""
+        """Of our end: the kernel reports by it who waits at a listener (host/waiters.py)."""
         return os.fstat(self._socket.fileno()).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows
 
     @property

@@ -1,4 +1,4 @@
-"""The door: what a peer sent is what we asked for, or it is a BadReply. Every check names where it looked."""
+"""Validates replies: what a peer sent has the shape of an answer, or it is a BadReply. Every check names its source."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""May this guest be frozen for its backup, and as far as which filesystems? Asked from top to bottom:
+"""May this guest be frozen for its backup, and as far as which filesystems? Checked from top to bottom:
 
-    NOT_ATTEMPTED   Proxmox will not freeze anyway, or was told to do as it likes: `none`
+    NOT_ATTEMPTED   Proxmox will not freeze anyway, or the freeze is left to it: `none`
     UNSAFE          one of them fires: `veto`, Proxmox is kept from freezing too
     select          what is left out of the freeze so that the rest is safe: rules/freeze_selection.py
 
@@ -20,7 +20,7 @@ from pvehook.rules.freeze_selection import Guest, Selection, Wish, command_fault
 
 RETRY_AFTER_S = 7.5 * 86_400
 """How long a freeze that hung, or a row of slow ones, counts: 7 nights. Then the guest is tried again, since otherwise
-one bad night would cost it its consistent backups for good. A week, so that a cause which comes once a week is not
+one bad backup would cost it its consistent backups for good. A week, so that a cause which comes once a week is not
 met each time; half a day more, because no job begins at the same minute, and so that a weekly job skips one run.
 `pvehook guest VMID freeze-check --forget` ends it earlier."""
 
@@ -60,7 +60,7 @@ class FreezeFacts(NamedTuple):
     history: tuple[PastFreeze, ...]
     """Newest last."""
     now_s: float
-    """Seconds since the epoch, to tell how old the history is."""
+    """Seconds since the epoch, to know how old the history is."""
     unknown: str | None = None
     """Why the guest's configuration or its history could not be read: its tags and its past are not known."""
 
@@ -86,7 +86,7 @@ class FreezeVerdict(NamedTuple):
     mountpoints: tuple[str, ...] | None
     reasons: tuple[str, ...]
     alert: str | None
-    """What somebody has to look at now, whatever becomes of the backup."""
+    """What needs attention now, whatever becomes of the backup."""
 
 
 def decide(facts: FreezeFacts, policy: FreezePolicy) -> FreezeVerdict:

@@ -20,7 +20,7 @@ other one is suspected. Two lists are safe nevertheless:
 Tried on a real guest with qemu-ga 7.2.22 and 10.0.2 (tests/rig/test_freeze_lists.py): with a bind mount over the
 loop's file, and where the only mount left of that filesystem is newer than the loop. The lists froze and thawed at
 once. Freezing everything hung for good (7.2 in both cases, 10.0 in the second; it leaves bind mounts out by itself).
-A list also keeps out what a guest mounts between our question and the freeze.
+A list also keeps out what a guest mounts between our query and the freeze.
 
 What this cannot see: a loop device below another device (`dm-0` made of `loop0`), and mounts in other namespaces.
 """
@@ -141,7 +141,7 @@ def _first_mounts(filesystems: tuple[Filesystem, ...]) -> tuple[Filesystem, ...]
 
 
 def _loop_is_first(listed: tuple[Filesystem, ...], everything: tuple[Filesystem, ...]) -> bool:
-    """Whether the agent, given this list, freezes a loop device before all else. It looks at mountpoints only: one
+    """Whether the agent, given this list, freezes a loop device before all else. It goes by mountpoints only: one
     that two filesystems share, mounted one over the other, stands for both."""
     mountpoints = {each.mountpoint for each in listed}
     walk = [each for each in everything if each.mountpoint in mountpoints]

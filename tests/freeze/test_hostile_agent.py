@@ -294,7 +294,7 @@ def test_a_guest_that_says_frozen_for_ever_is_never_given_up_and_called_so_once(
         played = night(node, PVES_OWN_PATIENCE_S)
         assert [name for name, _ in shown(node)] == ["freeze-not-thawed"]
         assert "STILL FROZEN, as far as we know" in shown(node)[0][1]
-        assert any("crash-consistent: it has not said yet that it is thawed" in line for line in played.task_log)
+        assert any("crash-consistent: it has not reported yet that it is thawed" in line for line in played.task_log)
         assert [each.state for each in freeze_records(node.node)] == ["thawing"]
         assert len(asked) < 400  # it answers in no time, and must not be asked as fast
     done = node.wait_for_event("freeze-done", vmid="101")
