@@ -89,7 +89,7 @@ class Daemon:
         self._resume_runs()
         systemd.notify("READY=1")
         while not self._leaving and not self._idle():
-            systemd.notify("WATCHDOG=1")
+            self._freezes.watchdog.ping()
             for key, _ in self._selector.select(min(BEAT_S, self._idle_exit_s)):
                 if key.fileobj is listener:
                     self._accept(listener)

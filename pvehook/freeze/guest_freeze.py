@@ -17,6 +17,7 @@ from typing import Literal
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
 from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
+from pvehook.freeze.watchdog import Watchdog
 from pvehook.host.processes import ProcessId
 from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord
@@ -47,6 +48,7 @@ class OpenFreezes:
 
     def __init__(self, at_step: Callable[[Step], None] = lambda step: None) -> None:
         self.at_step = at_step
+        self.watchdog = Watchdog()
         self._open = 0
         self._thaws: dict[int, list[threading.Event]] = {}
         self._lock = threading.Lock()
@@ -168,6 +170,7 @@ class GuestFreeze:
             veto=summary.action == "veto",
             mountpoints=tuple(summary.mountpoints) if summary.mountpoints is not None else None,
             limits=limits,
+            watchdog=self._freezes.watchdog,
             at_step=self._freezes.at_step,
             on_end=lambda outcome: self._rendezvous_ended(summary, config, outcome),
         )

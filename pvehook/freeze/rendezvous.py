@@ -28,7 +28,8 @@ from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
 from pvehook.freeze.locked_memory import lock_memory
 from pvehook.freeze.pve_watch import PveWatch
-from pvehook.guest.agent import AgentConnection, open_agent, thaw_at_once
+from pvehook.freeze.watchdog import Watchdog
+from pvehook.guest.agent import open_agent, thaw_at_once
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
@@ -59,13 +60,12 @@ ANSWER_S = 1.0
 """For the agent's answers around a freeze, if it answers at once. A slow agent has as much longer as it showed."""
 
 ARM_ANSWERS_S = 2.5
-"""For the first two, while nothing is frozen: as long as the facts of an agent that was found safe may have taken."""
+"""For the first two, while nothing is frozen: as long as the facts of a safe agent may have taken."""
 
-PVE_PING_S = 3.0
-"""PVE's patience with its sync and ping, from its connect on (facts/vzdump.md)."""
+PVE_PING_S = 3.0  # PVE's patience with its sync and ping, from its connect on (facts/vzdump.md)
 
-THAW_RESERVE_S = 0.3
-"""A thaw takes 4 to 20 ms; it begins this long before the limit, and earlier with a slow agent."""
+THAW_RESERVE_S = 0.5
+"""The thaw is sent this long before the limit, and earlier with a slow agent."""
 
 
 class Limits(NamedTuple):
@@ -103,6 +103,7 @@ class Rendezvous:
         veto: bool,
         mountpoints: tuple[str, ...] | None,
         limits: Limits,
+        watchdog: Watchdog,
         at_step: Callable[[Step], None],
         on_end: Callable[[Outcome], None],
     ) -> None:
@@ -112,12 +113,12 @@ class Rendezvous:
         self._veto = "vetoed" if veto else ""
         self._mountpoints = mountpoints
         self._limits = limits
+        self._watchdog = watchdog
         self._at_step = at_step
         self._on_end = on_end
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
         self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
-        self.alert: str | None = None
-        """What needs an administrator's attention, found while arming."""
+        self.alert: str | None = None  # what needs attention, found while arming
         self._open = contextlib.ExitStack()
         self._hold = self._open.enter_context(contextlib.ExitStack())
         self._abandoned = threading.Event()
@@ -164,7 +165,7 @@ class Rendezvous:
         return self._not_frozen.wait(seconds)
 
     def wait_until_ended(self, seconds: float) -> bool:
-        """Whether the rendezvous has come to its end, waiting at most this long."""
+        """Whether the rendezvous has ended, waiting at most this long."""
         return self._ended.wait(seconds)
 
     def _prepare_freeze(self, now_s: float) -> str:
@@ -173,28 +174,24 @@ class Rendezvous:
             return "it cannot be seen who waits for the agent"
         try:
             self._pve.arm()
-            self._record = FrozenRecord(
-                record_path(self._node, self.vmid),
-                self.vmid,
-                (self._worker.pid, self._worker.start_ticks),
-                self._agent_path,
-                now_s,
-            )
+            worker = (self._worker.pid, self._worker.start_ticks)
+            path = record_path(self._node, self.vmid)
+            self._record = FrozenRecord(path, self.vmid, worker, self._agent_path, now_s)
             self._open.callback(self._record.remove)
             self._queue = self._pve.queue_at_agent(self._agent_path)
             self._open.callback(self._queue.close)
             self._at_step("recorded")
             began_s = time.monotonic()
             deadline = Deadline.after(ARM_ANSWERS_S)
-            self._agent: AgentConnection = self._hold.enter_context(open_agent(self._agent_path, deadline))
+            self._agent = self._hold.enter_context(open_agent(self._agent_path, deadline))
             # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
             status = self._agent.fsfreeze_status(deadline)
             self._agent_latency_s = (time.monotonic() - began_s) / 2
-            if status == "frozen":
-                self.alert = "it was frozen by somebody else after pre-stop; pvehook does not thaw that"
-                return "frozen by somebody else since pre-stop"
         except (GuestError, OSError) as error:
             return f"when PVE was about to freeze it: {error}"
+        if status == "frozen":
+            self.alert = "it was frozen by somebody else after pre-stop; pvehook does not thaw that"
+            return "frozen by somebody else since pre-stop"
         return ""
 
     # The meeting, in its own thread
@@ -228,16 +225,15 @@ class Rendezvous:
         return self._freeze()
 
     def _wait_for_pve(self) -> str:
-        """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted already: its sync was
-        answered, so it is not mistaken for a waiter."""
+        """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted, so no waiter."""
         until_s = self._armed_s + self._limits.wait_for_pve_s
         not_begun = False
         while not self._pve.waits():
             now_s = time.monotonic()
             if self._abandoned.wait(POLL_EVERY_S):
                 return "the backup ended before PVE came to the agent"
-            # Fleecing images may take long to be allocated: while QEMU says that no backup has begun, PVE will come.
-            # And what a list leaves out must not be frozen after all.
+            # Fleecing images may take long: while QEMU reports no backup, PVE will come. And what a list leaves out
+            # must not be frozen after all.
             if now_s >= until_s and not not_begun and self._mountpoints is None:
                 return f"PVE did not come to the agent within {self._limits.wait_for_pve_s:g} s"
             begun = self._pve.backup_has_begun()
@@ -250,9 +246,10 @@ class Rendezvous:
     def _freeze(self) -> Outcome:
         self._record.say("freezing")
         self._not_frozen.clear()
+        self._watchdog.freezes(self.vmid, self._limits.frozen_at_most_s)
         self._frozen_from_s = time.monotonic()
         self._at_step("freezing")
-        assert self._arrived_s is not None  # noqa: S101  (it arrived, that is why we freeze)
+        assert self._arrived_s is not None  # noqa: S101  (that is why we freeze)
         try:
             pending = self._agent.send_freeze(self._mountpoints, Deadline.after(SEND_S))
             # PVE's ping has to be answered in its time, too.
@@ -293,6 +290,7 @@ class Rendezvous:
         until_s = self._frozen_from_s + self._limits.frozen_at_most_s - reserve_s
         self._pve.expect_start()
         while (left_s := until_s - time.monotonic()) > 0:
+            self._watchdog.still_freezes()
             self._queue.yield_to_pve()
             if self._pve.start_seen(left_s):
                 return True
@@ -306,8 +304,7 @@ class Rendezvous:
         return f"PVE's backup had not begun after {self._limits.frozen_at_most_s:g} s; the guest was thawed without it"
 
     def _keep_pve_from_freezing(self, why: str) -> Outcome:
-        """Holds until PVE's ping has given up, or its backup has begun, or is over. There is no other end: who else
-        comes and goes proves nothing, and holding on costs PVE nothing once its ping has failed."""
+        """Holds until PVE's ping has given up, or its backup has begun or is over: who else comes proves nothing."""
         gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
         while not self._abandoned.wait(POLL_EVERY_S):
             waits = self._pve.waits_or_unknown()
@@ -330,6 +327,7 @@ class Rendezvous:
         gives_up_s = time.monotonic() + self._limits.veto_hold_at_most_s
         hung = HungFreeze(self._agent, self._hold.close, self._thaw_until_thawed)
         thawed = hung.poll()
+        self._watchdog.thaw_sent(self.vmid)
         while thawed is None and self._pve_still_waits(gives_up_s):
             thawed = hung.poll()
         while self._pve_still_waits(gives_up_s):
@@ -350,9 +348,10 @@ class Rendezvous:
         return time.monotonic() < until_s and not self._abandoned.is_set() and waits
 
     def _freeze_failed(self, error: GuestError) -> Outcome:
-        """Refused, or an answer that is none: whether something is frozen only the status shows. It was thawed on
-        this connection when we armed, and nobody else could reach the agent since: what is frozen is ours."""
+        """Refused, or no sensible answer. It was thawed when we armed, and nobody else reaches the agent: what is
+        frozen now is ours."""
         was_frozen = thaw_failed(self._agent, ANSWER_S + 3 * self._agent_latency_s)
+        self._watchdog.thaw_sent(self.vmid)
         frozen_ms = self._frozen_ms() if was_frozen else None
         if was_frozen is not None:
             self._thaw_is_over()
@@ -372,9 +371,10 @@ class Rendezvous:
         with contextlib.suppress(GuestError, OSError):
             deadline = Deadline.after(ANSWER_S + 3 * self._agent_latency_s)
             with self._queue.take() or connect(self._agent_path) as connection:
-                answer = thaw_at_once(connection, deadline)
+                answer = thaw_at_once(connection, deadline, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
             if answer.status == "thawed":
                 thawed = Thawed("thawed", answer.filesystems, "thawed", answer.at_s)
+        self._watchdog.thaw_sent(self.vmid)  # or it cannot be sent: from here on that is tried for as long as it takes
         thawed = thawed or self._thaw_until_thawed()
         self._thaw_is_over()
         return thawed
@@ -389,6 +389,7 @@ class Rendezvous:
 
     def _nothing_is_frozen(self) -> None:
         self._record.say("thawed")
+        self._watchdog.thaw_sent(self.vmid)
         self._not_frozen.set()
 
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:

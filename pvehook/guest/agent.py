@@ -21,7 +21,7 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
@@ -226,13 +226,14 @@ class ThawAnswer(NamedTuple):
     at_s: float
 
 
-def thaw_at_once(connection: Connection, deadline: Deadline) -> ThawAnswer:
+def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[], None]) -> ThawAnswer:
     """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves.
 
     The thaw is sent first, with sync and status behind it in the same write: with a slow agent, each answer that is
     waited for before the thaw keeps the guest frozen. Raises GuestError; the thaw may have run all the same."""
     fresh, sync = _fresh_sync()
     connection.send(_FLUSH + _THAW + sync + _STATUS, deadline)
+    on_sent()
     # The answer right before the sync's is the thaw's: the agent answers in order, and nobody else is served.
     answer, at_s = b"", time.monotonic()
     for line in _until_sync(connection, fresh, deadline):

@@ -66,14 +66,14 @@ class RehearsalNode:
             raise RuntimeError("the daemon was not started")
         return self._daemon
 
-    def start_daemon(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_daemon(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start `pvehook serve`; returns when its socket answers."""
         before = len(self.journal.events)
         options = ["--root", self.node.root, "--clock", self.clock_file, *arguments]
         self._daemon = subprocess.Popen(
             [*pvehook_command(), "serve", *options],
             stdin=subprocess.DEVNULL,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
         )
         self.journal.wait_for(
             lambda event: event.get("PVEHOOK_EVENT") == "daemon-started", "the daemon's start", after=before
