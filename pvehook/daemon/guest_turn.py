@@ -255,7 +255,8 @@ class GuestTurn:
 
     def _settle(self, _phase: Phase) -> list[str]:
         """Nothing of this guest stays frozen, in the idle class or watched."""
-        self.guest.ended_s = self._parts.context.clock.now_s()
+        took_s = self._parts.context.clock.steady_s() - self.guest.started_steady_s
+        self.guest.ended_s = self.guest.started_s + max(took_s, 0.0)
         self._beside.stop()
         try:
             self._freeze.settle()

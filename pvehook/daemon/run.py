@@ -226,6 +226,7 @@ class Run:
             vmtype=call.vmtype,
             name=printable(call.hostname, 64) if call.hostname else None,
             started_s=self._context.clock.now_s(),
+            started_steady_s=self._context.clock.steady_s(),
             target=call.target,
         )
         turn = self._turn = GuestTurn(self._parts, guest, phase.in_force)

@@ -18,6 +18,10 @@ class Clock(Protocol):
         """Seconds since the epoch."""
         ...
 
+    def steady_s(self) -> float:
+        """Seconds since the boot. Nobody sets it, so a duration is a difference of these, also over two daemons."""
+        ...
+
 
 class SystemClock:
     """The node's clock."""
@@ -25,30 +29,42 @@ class SystemClock:
     def now_s(self) -> float:
         return time.time()
 
+    def steady_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
 
 class RehearsalClock:
     """A clock that a file sets: a rehearsal plays a night in seconds.
 
-    `-3600.5` is added to the node's clock; at `@1795373786` the clock stands still. The file is read each time.
-    While it is being replaced (or gone) the last text counts.
+    `-3600.5` is added to the node's clock; at `@1795373786` the clock stands still, and at `@1795373786 1795377386` the
+    steady one stands elsewhere: somebody has set the clock. The file is read each time. While it is being replaced (or
+    gone) the last text counts.
     """
 
     def __init__(self, clock_file: str) -> None:
         self._clock_file = clock_file
-        self._stands_at_s: float | None = None
+        self._stands_at_s: tuple[float, ...] = ()
         self._offset_s = 0.0
 
     def now_s(self) -> float:
+        self._read()
+        return self._stands_at_s[0] if self._stands_at_s else time.time() + self._offset_s
+
+    def steady_s(self) -> float:
+        self._read()
+        return self._stands_at_s[-1] if self._stands_at_s else time.time() + self._offset_s
+
+    def _read(self) -> None:
         try:
             with open(self._clock_file, encoding="ascii") as file:
                 text = file.read(64)
             if text.startswith("@"):
-                self._stands_at_s = float(text[1:])
+                now, *steady = map(float, text[1:].split())
+                self._stands_at_s = (now, *steady)
             else:
-                self._offset_s, self._stands_at_s = float(text), None
+                self._offset_s, self._stands_at_s = float(text), ()
         except (OSError, ValueError):
             pass
-        return self._stands_at_s if self._stands_at_s is not None else time.time() + self._offset_s
 
 
 def local_zone(node: Node) -> tzinfo:

@@ -63,12 +63,15 @@ class GuestRecord:
     """`qemu`, `lxc`, or None for a guest that vzdump itself does not know."""
     name: str | None
     started_s: float
+    started_steady_s: float = 0.0
+    """The same on the clock that nobody sets."""
     target: str | None = None
     admitted_by: str = ""
     """Why the window let it through: admission's reason."""
     state: TurnState = "new"
     result: Result = "running"
     ended_s: float | None = None
+    """Its start plus how long it took, so that a clock that was set in between makes no wrong duration."""
     closed_at_s: float | None = None
     """When the window closed while its backup ran."""
     closed_plan: str = ""

@@ -73,7 +73,7 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
         lines.append(f"{title}: {stall_in_words(stall)}")
         lines += [f"{title}: its kernel said: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
     if guest.closed_at_s is not None and guest.ended_s is not None:
-        minutes = (guest.ended_s - guest.closed_at_s) / 60
+        minutes = max(guest.ended_s - guest.closed_at_s, 0.0) / 60
         lines.append(
             f"{title}: its backup ran {minutes:.0f} minutes past the window's end"
             + (" and was cancelled" if guest.cancel_sent else f" ({guest.closed_plan})")

@@ -110,10 +110,10 @@ class RehearsalNode:
         self._now_s = lambda: time.time() + offset_s
         self.write("/clock", f"{offset_s:.3f}\n")
 
-    def stop_clock_at(self, now_s: float) -> None:
-        """From now on it is `now_s`, until the clock is set again."""
+    def stop_clock_at(self, now_s: float, steady_s: float | None = None) -> None:
+        """From now on it is `now_s`, until the clock is set again. `steady_s`: what durations are taken from."""
         self._now_s = lambda: now_s
-        self.write("/clock", f"@{now_s:.3f}\n")
+        self.write("/clock", f"@{now_s:.3f} {now_s if steady_s is None else steady_s:.3f}\n")
 
     def now_s(self) -> float:
         """The node's time."""

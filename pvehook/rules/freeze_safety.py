@@ -306,7 +306,8 @@ def _was_slow(past: PastFreeze, policy: FreezePolicy) -> bool:
 
 
 def _counts(past: PastFreeze, facts: FreezeFacts) -> bool:
-    return facts.now_s - past.at_s < RETRY_AFTER_S
+    # One that is dated ahead was remembered while the clock was wrong: it must not count until then.
+    return abs(facts.now_s - past.at_s) < RETRY_AFTER_S
 
 
 def _past(past: PastFreeze, facts: FreezeFacts) -> str:

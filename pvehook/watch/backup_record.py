@@ -90,4 +90,6 @@ def _freeze(guest: GuestRecord) -> FreezeOutcome | None:
         return None
     freeze = guest.freeze
     at_s = freeze.frozen_at_s - guest.started_s if freeze.frozen_at_s is not None else None
+    if at_s is not None and at_s < 0:
+        at_s = None  # the clock was set
     return FreezeOutcome(freeze.action, freeze.consistency, freeze.frozen_ms, freeze.why, at_s)

@@ -102,7 +102,7 @@ class BackupSampler:
         self._inside: GuestSampler | None = None
         if guest.vmtype != "lxc":
             qmp = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qmp")
-            self._disks = DiskSampler(qmp, context.clock.now_s, self._act, seen.disks if seen else None)
+            self._disks = DiskSampler(qmp, context.clock.steady_s, self._act, seen.disks if seen else None)
             self._inside = GuestSampler(
                 context, guest.vmid, guest.mode, config.guest_kernel_log, seen.inside if seen else None
             )
@@ -282,14 +282,14 @@ class _ContainerChart:
 
     def sample(self) -> None:
         """One sample of its cgroup."""
-        now_s = self._context.clock.now_s()
+        now_s = self._context.clock.steady_s()
         io = guest_pressure(self._context.node, self._guest.vmid, "lxc")["io"]
         if isinstance(io, (Absent, Broken)):
             return
         if self._last is not None:
             last_s, last_us = self._last
             waited_s = max(io.full_us - last_us, 0) / 1e6
-            self._points.add(now_s - self._guest.started_s, now_s - last_s, _NOTHING, waited_s, 0)
+            self._points.add(now_s - self._guest.started_steady_s, now_s - last_s, _NOTHING, waited_s, 0)
         self._last = now_s, io.full_us
 
     def points(self) -> tuple[Point, ...]:

@@ -44,7 +44,7 @@ class Start(NamedTuple):
     """Where the counting began; it outlives the daemon, so that the next one goes on with the same backup."""
 
     at_s: float
-    """Seconds since the epoch."""
+    """On the node's steady clock."""
     disks: tuple[DiskCounters, ...]
     armed: tuple[str, ...]
     """By us: to be removed at the end."""
@@ -59,9 +59,9 @@ class Start(NamedTuple):
 class DiskSampler:
     """One guest's disks. Used by one thread."""
 
-    def __init__(self, path: str, now_s: Callable[[], float], act: Act, start: Start | None) -> None:
+    def __init__(self, path: str, steady_s: Callable[[], float], act: Act, start: Start | None) -> None:
         self._path = path
-        self._now_s = now_s
+        self._steady_s = steady_s
         self._act = act
         self.start = start
         self._last: tuple[DiskCounters, ...] = start.disks if start else ()
@@ -89,11 +89,6 @@ class DiskSampler:
     def job_seen(self) -> bool:
         """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
         return self._has_begun
-
-    @property
-    def began_s(self) -> float | None:
-        """When the counting began, in seconds since the epoch."""
-        return self.start.at_s if self.start else None
 
     @property
     def waits(self) -> bool:
@@ -189,7 +184,7 @@ class DiskSampler:
         version = qmp.query_version(deadline)
         self._run_state = qmp.query_status(deadline).status
         return Start(
-            at_s=self._now_s(),
+            at_s=self._steady_s(),
             disks=read_disks(qmp, deadline, [disk.qdev for disk in before]),
             armed=arming.armed,
             theirs=arming.theirs,
@@ -209,7 +204,7 @@ class DiskSampler:
         self._stalled = count_stall(self._stalled, at_s, since_s, completed)
         self._slowed = count_stall(self._slowed, at_s, since_s, completed)
         self._points.add(
-            self._now_s() - self.start.at_s,
+            self._steady_s() - self.start.at_s,
             at_s - since_s,
             sum_of(completed.values()),
             self._stalled.total_s - stalled_before_s,

@@ -134,6 +134,6 @@ class GuestMonitor:
             self._records.log,
             setup=setup,
             window_closes_s=closes_s,
-            since_start_s=max(now_s - guest.started_s, 0.0),
+            since_start_s=max(self._context.clock.steady_s() - guest.started_steady_s, 0.0),
             picked_up=guest.seen is not None,
         )

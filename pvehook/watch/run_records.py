@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Broken, Measured
@@ -71,14 +71,16 @@ class RunRecords:
                 return Versions(kernel=Broken(str(error)), pve_manager=Broken(str(error)))
         return self._versions
 
-    def of(self, guests: Iterable[GuestRecord], deadline: Deadline) -> dict[int, StallRecord]:
+    def of(self, guests: Sequence[GuestRecord], deadline: Deadline) -> dict[int, StallRecord]:
         """By guest, for the run's table. What a daemon that died had made is taken from the history."""
         records = dict(self._records)
         if all(guest.vmid in records or guest.result == "refused" for guest in guests):
             return records
         wait_s = deadline.within(HISTORY_S).left_s()
+        # The clock may have been set back since the run began.
+        since_s = min((self.run.started_s, *(guest.started_s for guest in guests)))
         try:
-            kept = self._files.within(wait_s, self._path, lambda: _records_since(self._path, self.run.started_s))
+            kept = self._files.within(wait_s, self._path, lambda: _records_since(self._path, since_s))
         except (NodeError, OSError):
             return records  # then the table has no figures for them
         return {each.vmid: each for each in kept if each.job == self.run.upid} | records

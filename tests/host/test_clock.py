@@ -94,5 +94,9 @@ def test_the_rehearsals_clock_can_stand_still_and_go_on(tmp_path: Path) -> None:
     assert clock.now_s() == clock.now_s() == 1795373786.5
     file.write_text("@")  # broken: it goes on standing
     assert clock.now_s() == 1795373786.5
+    assert clock.steady_s() == 1795373786.5
+    file.write_text("@1795373786.5 1795373700.0\n")  # somebody has set it
+    assert (clock.now_s(), clock.steady_s()) == (1795373786.5, 1795373700.0)
     file.write_text("0")
     assert abs(clock.now_s() - time.time()) < 60
+    assert abs(clock.steady_s() - time.time()) < 60

@@ -269,6 +269,11 @@ def test_the_veto_of_a_hang_holds_for_the_next_run_of_a_weekly_job_and_then_ends
     assert verdict(history=(past(7.02, None, "hung"),)).action == "veto"
     assert RETRY_AFTER_S == 7.5 * DAY_S
     assert verdict(history=(PastFreeze(NOW_S - RETRY_AFTER_S, None, "hung"),)).action == "freeze"
+
+
+def test_one_that_was_remembered_by_a_wrong_clock_does_not_count_until_then() -> None:
+    assert verdict(history=(PastFreeze(NOW_S + 3600, None, "hung"),)).action == "veto"
+    assert verdict(history=(PastFreeze(NOW_S + 3650 * DAY_S, None, "hung"),)).action == "freeze"
     # A clock that was set back: the hang lies in the future.
     assert verdict(history=(past(-2, None, "hung"),)).action == "veto"
 
@@ -484,7 +489,7 @@ def forbids(facts: FreezeFacts, policy: FreezePolicy) -> bool:
     """The vetoes once more, written out from the design without its tables."""
     enough = facts.info is not None and all(facts.info.commands.get(each) for each in NEEDED_COMMANDS)
     finished = [each for each in facts.history if each.outcome != "failed"]
-    hung = bool(finished) and finished[-1].outcome == "hung" and NOW_S - finished[-1].at_s < RETRY_AFTER_S
+    hung = bool(finished) and finished[-1].outcome == "hung" and abs(NOW_S - finished[-1].at_s) < RETRY_AFTER_S
     can_list = facts.filesystems is not None or (facts.info is not None and facts.info.commands.get(LIST_OF_MOUNTS))
     return (
         policy.mode in ("never", "off")

@@ -93,6 +93,7 @@ class _Night:
         self._stack = stack
         self._now = _instant(given["begins"])
         self._node = RehearsalNode(root, self._files())
+        self._steady_s = self._now.timestamp()
         self._node.stop_clock_at(self._now.timestamp())
         self._markers = count(1)
         self._daemon_began = 0
@@ -190,6 +191,8 @@ class _Night:
         ((verb, what),) = step.items()
         match verb, what:
             case "clock", _:
+                self._go_to(_instant(what))
+            case "set clock", _:
                 self._set_clock(_instant(what))
             case "journal", _:
                 self._wait_for(what)
@@ -221,12 +224,16 @@ class _Night:
     # The clock and the journal
 
     def _pass_time(self, minutes: int) -> None:
-        self._set_clock(self._now + timedelta(minutes=minutes))
+        self._go_to(self._now + timedelta(minutes=minutes))
+
+    def _go_to(self, now: datetime) -> None:
+        self._steady_s += (now - self._now).total_seconds()
+        self._set_clock(now)
 
     def _set_clock(self, now: datetime) -> None:
         self._see_all_events()
         self._now = now
-        self._node.stop_clock_at(now.timestamp())
+        self._node.stop_clock_at(now.timestamp(), self._steady_s)
 
     def _see_all_events(self) -> None:
         """All that was logged until now has its time."""

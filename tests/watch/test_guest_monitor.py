@@ -299,8 +299,7 @@ def test_a_daemon_killed_in_the_night_goes_on_with_the_same_counting(node: NodeU
 
 
 def test_a_history_that_cannot_be_kept_costs_a_line(node: NodeUnderTest) -> None:
-    (node.root / "var/lib").mkdir(parents=True, exist_ok=True)
-    (node.root / "var/lib/pvehook").write_text("in the way")
+    (node.root / "var/lib/pvehook/history.db").mkdir(parents=True)
     with running_vm(node) as guest:
         played = night(node, guest)
     assert played.exit_code == 0
