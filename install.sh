@@ -173,7 +173,8 @@ require_inside_root() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md docs/limits.md "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md docs/limits.md \
+        hooks/systemd/restart-pause "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a complete copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -234,6 +235,7 @@ node_python() { # the Python that runs pvehook; none if --check finds none: it w
 program_files() { # one line each: where in the repository, where under $lib, mode
     echo hooks/vzdump-hook hooks/vzdump-hook 755
     echo hooks/guest-hook hooks/guest-hook 755
+    echo hooks/systemd/restart-pause hooks/restart-pause 755
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
     echo hooks/grafana-dashboard.json grafana-dashboard.json 644
@@ -295,7 +297,9 @@ install_units() {
 # The daemon exits by itself when it has nothing to watch; until then it runs the version it was started with.
 end_old_daemon() {
     local worker
-    [[ -z $offline && -n $renewed ]] && systemctl is-active --quiet pvehook.service || return 0
+    [[ -z $offline && -n $renewed ]] || return 0
+    # One that waits after failures is ended too: the new version starts at once.
+    [[ $(systemctl show --value --property=ActiveState pvehook.service) != inactive ]] || return 0
     worker=$(running_worker)
     if [[ -n $worker ]]; then
         say "note: a backup is running (pid $worker), so the daemon is not restarted; its next start uses the new version"
