@@ -13,6 +13,7 @@ import pytest
 
 from pvehook.cli import parser
 from pvehook.config import parse
+from pvehook.rules.freeze_safety import NOT_ATTEMPTED, UNSAFE
 from scripts.generate_docs import anchor_of
 
 TOP = Path(__file__).parents[2]
@@ -70,6 +71,12 @@ def test_the_readmes_configuration_can_be_used() -> None:
     parsed = parse("\n".join(line[4:] for line in block), "README.md")
     assert parsed.errors == ()
     assert len(parsed.values) == 5
+
+
+def test_every_rule_of_the_verdict_is_explained() -> None:
+    explained = re.findall(r"^\| `([\w-]+)` \|", (TOP / "docs" / "freeze.md").read_text(), re.MULTILINE)
+    assert len(set(explained)) == len(explained)
+    assert {row.name for row in (*NOT_ATTEMPTED, *UNSAFE)} <= set(explained)
 
 
 def test_every_path_that_the_map_names_exists() -> None:
