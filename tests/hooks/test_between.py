@@ -1,0 +1,83 @@
+"""Others between vzdump and the hook, or behind it: a wrapper script, a chain that leads back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pvehook.rehearsal.vzdump.player import Player, play
+from pvehook.rescue.last_good import store_config
+from pvehook.settings import Config, WindowConfig
+from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.rescue.test_without_daemon import assert_idle
+
+WITH_AND_WITHOUT = pytest.mark.parametrize("has_daemon", [True, False], ids=["daemon", "no daemon"])
+
+
+def write(script: Path, text: str) -> str:
+    script.write_text(text)
+    script.chmod(0o755)
+    return str(script)
+
+
+def chain_to(node: NodeUnderTest, chain: str, has_daemon: bool) -> None:
+    node.configure(f"{ALWAYS}chain: {chain}\n")
+    store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",)), chain=chain))
+    if has_daemon:
+        node.start_daemon()
+
+
+@WITH_AND_WITHOUT
+@pytest.mark.parametrize("how", ["the hook", "link", "link to link"])
+def test_a_chain_to_the_hook_itself_is_not_run(node_without_daemon: NodeUnderTest, how: str, has_daemon: bool) -> None:
+    node = node_without_daemon
+    chain = Path(node.hook)
+    if how != "the hook":
+        (node.root / "a").symlink_to(node.hook)
+        (node.root / "b").symlink_to("a")
+        chain = node.root / ("a" if how == "link" else "b")
+    chain_to(node, str(chain).removeprefix(str(node.root)), has_daemon)
+    played = play(node.run())
+    assert played.exit_code == 0
+    for call in played.calls:
+        assert call.lines[-1] == (
+            "pvehook: `chain:` leads back to pvehook's own hook and is not run; correct /etc/pvehook.yaml"
+        )
+
+
+@WITH_AND_WITHOUT
+def test_a_chained_script_that_calls_the_hook_ends(node_without_daemon: NodeUnderTest, has_daemon: bool) -> None:
+    """vzdump runs the wrapper, the wrapper the hook, the hook its chain, which is the wrapper: it ran for ever."""
+    node = node_without_daemon
+    wrapper = write(node.root / "wrapper", f'#!/bin/sh\necho wrapper\n"{node.hook}" "$@"\n')
+    chain_to(node, "/wrapper", has_daemon)
+    played = play(replace(node.run(), hook=wrapper))
+    assert played.exit_code == 0
+    for call in played.calls:
+        assert call.lines.count("wrapper") == 2
+        assert call.lines[-1].startswith("pvehook: called by its own chained script, so this call does nothing")
+
+
+@WITH_AND_WITHOUT
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_worker_is_found_behind_a_wrapper(
+    node_without_daemon: NodeUnderTest, has_daemon: bool, depth: int
+) -> None:
+    node = node_without_daemon
+    store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
+    if has_daemon:
+        node.start_daemon()
+    inner = node.hook
+    for number in range(depth):
+        inner = write(node.root / f"wrapper{number}", f'#!/bin/sh\n"{inner}" "$@" || true\n')
+    with Player(replace(node.run(pauses=("archive 101",)), hook=inner)) as player:
+        player.wait_for("archive 101")
+        assert_idle(node, player.pid)
+        player.go_on()
+        assert player.finish().exit_code == 0
+    if has_daemon:
+        assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_RESULT"] == "ok"
+        assert os.listdir(node.root / "run/pvehook/jobs") == []
