@@ -122,7 +122,7 @@ def test_another_user_is_not_served_even_if_it_reaches_the_socket(node: NodeUnde
         check=True,
         timeout=WAIT_S,
     )
-    assert "belongs to user 65534, only root may ring" in done.stdout
+    assert "belongs to user 65534, only root may call" in done.stdout
 
 
 # What
