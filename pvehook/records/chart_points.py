@@ -1,4 +1,4 @@
-"""A night's chart while it is being made: at most POINTS_KEPT pieces, however long the night is.
+"""A backup's chart while it grows: at most POINTS_KEPT pieces, however long the backup takes.
 
 Pieces grow: when there are too many, neighbours are joined two by two and from then on each takes twice as long. Each
 keeps its whole histogram until the end, because a percentile of two pieces cannot be had from their percentiles.
@@ -22,7 +22,7 @@ class _Piece(NamedTuple):
 
 
 class ChartPoints:
-    """Add what each look saw; `points` at the end."""
+    """Add each sample; take `points` at the end."""
 
     def __init__(self) -> None:
         self._pieces: list[_Piece] = []
@@ -32,7 +32,7 @@ class ChartPoints:
     def add(
         self, at_s: float, lasted_s: float, completed: RequestCounters, stalled_s: float, backup_bytes: int
     ) -> None:
-        """One look at `at_s` seconds since the backup's start, over the `lasted_s` seconds before it."""
+        """One sample at `at_s` seconds since the backup's start, over the `lasted_s` seconds before it."""
         piece = _Piece(at_s, lasted_s, completed, stalled_s, backup_bytes)
         if 0 < self._looks_in_last < self._looks_a_piece:
             self._pieces[-1] = _joined(self._pieces[-1], piece)
@@ -41,7 +41,7 @@ class ChartPoints:
         self._pieces.append(piece)
         self._looks_in_last = 1
         if len(self._pieces) > POINTS_KEPT:
-            # The odd one at the end stays alone: half a piece, which the next looks fill.
+            # An odd one at the end stays alone: half a piece, which the next samples fill.
             whole = len(self._pieces) // 2 * 2
             pairs = zip(self._pieces[:whole:2], self._pieces[1:whole:2], strict=True)
             self._pieces = [_joined(one, other) for one, other in pairs] + self._pieces[whole:]

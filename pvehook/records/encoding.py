@@ -37,8 +37,8 @@ def encode(value: Any) -> Any:  # noqa: PLR0911  (a line for each kind of value)
 
 
 def decode(kind: Any, plain: Any) -> Any:
-    """The value of type `kind` that `to_plain` made this of. Raises ValueError, and nothing else, for what is none: a
-    record of an older layout, a damaged file."""
+    """The value of type `kind` that `encode` turned into this. Raises ValueError only: an older layout, or
+    a damaged file."""
     try:
         return _read(kind, plain)
     except (TypeError, KeyError, AttributeError) as error:

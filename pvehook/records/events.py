@@ -26,7 +26,7 @@ EVENTS: Final = {
     "window-admitted": Event(("info",), "A run or a guest may be backed up, and why."),
     "window-refused": Event(("warning",), "A run or a guest is refused because the window is closed."),
     "window-closed-on-guest": Event(("warning",), "The window closed while this guest was in backup."),
-    "backup-cancelled": Event(("warning",), "`running_guest: cancel`: QEMU was told to cancel the backup."),
+    "backup-cancelled": Event(("warning",), "`running_guest: cancel`: pvehook had QEMU cancel the backup."),
     "backup-cancel-failed": Event(("error",), "`running_guest: cancel`: the backup could not be cancelled."),
     "allowance-made": Event(("warning",), "`pvehook allow` made an exception; who, why, until when."),
     "allowance-revoked": Event(("warning",), "`pvehook allow --revoke` ended an exception early."),
@@ -51,7 +51,7 @@ EVENTS: Final = {
         "The freeze is over, or did not happen; for how long the guest was"
         " frozen. A warning if an intended freeze failed.",
     ),
-    "freeze-alert": Event(("critical",), "The guest is frozen, and not by pvehook: somebody has to look at it."),
+    "freeze-alert": Event(("critical",), "The guest is frozen, and not by pvehook: this needs attention."),
     "freeze-not-armed": Event(("warning",), "The agent's socket could not be held; Proxmox decides about the freeze."),
     "freeze-not-thawed": Event(("critical",), "The backup is over, and the guest has not confirmed its thaw yet."),
     "freeze-left-by-pve": Event(("warning",), "vzdump was killed and left a guest frozen; pvehook thawed it."),
@@ -83,7 +83,7 @@ EVENTS: Final = {
     "configuration-problem": Event(("error",), "The configuration has an error; which configuration is in force."),
     "phase-unknown": Event(("info",), "vzdump announced a phase that pvehook does not know."),
     "call-lost": Event(("info",), "A hook ended before it got its answer."),
-    "call-refused": Event(("warning",), "A hook call was not well-formed, and was not answered."),
+    "call-refused": Event(("warning",), "A hook call was malformed, and was not answered."),
     "too-many-calls": Event(("error",), "Too many hook calls at once; this one was not answered."),
     "fault": Event(("error",), "A fault of pvehook's own; the backup goes on."),
 }

@@ -1,7 +1,7 @@
 """A record's figures under one name each: the journal, `--json`, the history and Prometheus all take them from here.
 
     stalled_s            3.4                                      a value, zero among them
-    guest_io_some_s      Absent("the guest runs no agent")        nothing to look at
+    guest_io_some_s      Absent("the guest runs no agent")        nothing to measure
     write_p99_ms         Broken("QMP did not answer within 5 s")  it is there and could not be read
 
 In the journal and in JSON an absent figure is the text `absent: why`, a broken one `broken: why`; where there is room
@@ -73,12 +73,12 @@ def figures(record: StallRecord) -> dict[str, Measured[float]]:
 
 
 def lockups(lines: tuple[KernelEvent, ...]) -> list[KernelEvent]:
-    """Those that say: something stood still."""
+    """Those that report a lockup."""
     return [line for line in lines if line.kind in LOCKUPS]
 
 
 def lockups_of(record: StallRecord) -> list[KernelEvent]:
-    """The guest's own; none also where nobody could look."""
+    """The guest's own; also none where its log could not be read."""
     guest = record.guest
     if isinstance(guest, (Absent, Broken)) or isinstance(guest.kernel, (Absent, Broken)):
         return []
@@ -89,7 +89,7 @@ def _long_interrupts(lines: tuple[KernelEvent, ...]) -> float:
     return float(sum(line.kind == "long-interrupt" for line in lines))
 
 
-# Written as one value, for a journal field, JSON and a column of the history
+# As one value, for a journal field, JSON and a column of the history
 
 
 def encode_figure(measured: Measured[float]) -> float | int | str:
@@ -103,7 +103,7 @@ def encode_figure(measured: Measured[float]) -> float | int | str:
 
 
 def decode_figure(value: object) -> Measured[float]:
-    """What `told` made this of. Raises ValueError for what is none of it."""
+    """The inverse of `encode_figure`. Raises ValueError for any other value."""
     if isinstance(value, (int, float)):
         return float(value)
     if isinstance(value, str) and value.startswith(_ABSENT):
@@ -119,7 +119,7 @@ def marked(measured: Measured[float], show: Callable[[float], str]) -> str:
 
 
 def short_number(value: float) -> str:
-    """As many digits as say something: `0`, `0.04`, `3.4`, `24`, `1310`. What is not zero never looks like it."""
+    """As many digits as are useful: `0`, `0.04`, `3.4`, `24`, `1310`. What is not zero is never shown as zero."""
     if value >= 10 or value == int(value):
         return f"{value:.0f}"
     if value >= 0.1:
@@ -161,15 +161,15 @@ def short_duration(seconds: float) -> str:
 
 
 def causes_in_short(severity: str, kinds: Iterable[str]) -> str:
-    """`lockup, slow target`; empty where there is none."""
+    """`lockup, slow target`; empty without a cause."""
     return ", ".join(
         (["lockup"] if severity == "locked-up" else []) + [_SHORT_CAUSES.get(kind, kind) for kind in kinds]
     )
 
 
 def severity_key(severity: str, stalled_s: Measured[float], slowed_s: Measured[float]) -> tuple[int, float, float]:
-    """To sort nights by, the worst the highest. One that could not be read comes before a good one: somebody may have
-    to look; one that there was nothing to look at for comes last."""
+    """Sorts backups: the worst is the highest. One that could not be read ranks above a good one, since it may need
+    attention; one with nothing to measure ranks lowest."""
     rank = SEVERITIES.index(severity) if severity in SEVERITIES else 0
     if rank == 0 and isinstance(stalled_s, Broken):
         rank = SEVERITIES.index("none") + 1
@@ -233,12 +233,12 @@ def _stall(record: StallRecord, seen: float | None) -> Measured[float]:
         reason = _from(record.host, lambda view: _from(view.guest_io, lambda waited: waited.full_s))
     else:
         reason = _from(record.hypervisor, lambda view: view.stalled_s)
-    return reason if isinstance(reason, (Absent, Broken)) else Absent("nobody could see it")
+    return reason if isinstance(reason, (Absent, Broken)) else Absent("it could not be observed")
 
 
 def _frozen_ms(record: StallRecord) -> Measured[float]:
     if record.freeze is None:
-        return Absent("freezing was no question")
+        return Absent("freezing was not applicable")
     return _or_absent(record.freeze.frozen_ms, "pvehook did not freeze it")
 
 

@@ -85,7 +85,7 @@ class GuestRecord:
     """Processes of this guest that were found in the idle class and restored."""
     effect: list[str] = field(default_factory=list)
     """Sentences: whether idle priority can have an effect."""
-    effect_in_short: str = "not looked up in time"
+    effect_in_short: str = "not found out in time"
     freeze: FreezeSummary | None = None
     """None: not applicable, or pre-stop was not seen."""
     seen: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What is told of one guest when its backup has ended: a sentence for the journal, lines for vzdump's task log.
+"""One guest's summary when its backup has ended: a sentence for the journal, lines for vzdump's task log.
 
 pvehook: VM 101 (web): idle I/O priority on vzdump, zstd (2 processes, 6 of 6 threads, read back)
 pvehook: VM 101 (web): effect: dump /var/lib/vz/dump on sda (mq-deadline): honoured
@@ -30,11 +30,11 @@ def guest_number(vmtype: str | None, vmid: int) -> str:
 
 
 def idle_in_words(guest: GuestRecord) -> str:
-    """Which processes were at idle, and how sure that is."""
+    """Which processes had the idle I/O class, and whether that was read back."""
     if guest.result == "refused":
         return "not begun"
     if not guest.idle:
-        return "no backup process was put to idle I/O priority"
+        return "no backup process was set to the idle I/O class"
     processes, threads, confirmed = (sum(each[i] for each in guest.idle.values()) for i in range(3))
     names = ", ".join(sorted(guest.idle, key=lambda comm: (comm != "vzdump", comm)))
     return (
@@ -52,7 +52,7 @@ def summary_message(guest: GuestRecord, stall: StallRecord | None = None) -> str
     if guest.freeze is not None and guest.freeze.consistency is not None:
         parts.append(guest.freeze.in_words())
     if guest.restored:
-        parts.append(f"{len(guest.restored)} of its processes put back to normal priority")
+        parts.append(f"{len(guest.restored)} of its processes restored to normal priority")
     if stall is not None:
         parts.append(stall_in_words(stall))
     return "; ".join(parts)
@@ -66,12 +66,12 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
     lines = [f"{title}: {idle_in_words(guest)}"]
     if guest.freeze is not None and guest.freeze.consistency is not None:
         lines.insert(0, f"{title}: {guest.freeze.in_words()}")
-    lines += [f"{title}: NOT at idle: {reason}" for reason in guest.not_idle]
+    lines += [f"{title}: NOT in the idle I/O class: {reason}" for reason in guest.not_idle]
     lines += [f"{title}: effect: {sentence}" for sentence in guest.effect]
     lines += [f"{title}: {text}" for text in guest.restored]
     if stall is not None:
         lines.append(f"{title}: {stall_in_words(stall)}")
-        lines += [f"{title}: its kernel said: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
+        lines += [f"{title}: its kernel logged: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
     if guest.closed_at_s is not None and guest.ended_s is not None:
         minutes = max(guest.ended_s - guest.closed_at_s, 0.0) / 60
         lines.append(

@@ -151,7 +151,7 @@ def append(path: str, *records: StallRecord, now_s: float, keep_days: int = KEEP
 
 
 class _NotOurs(Exception):
-    """A database that this version of pvehook cannot go on with; the text says why."""
+    """A database that this version of pvehook cannot use; the text says why."""
 
     def __init__(self, text: str, suffix: str) -> None:
         super().__init__(text)
@@ -251,7 +251,8 @@ def _move_aside(path: str, not_ours: _NotOurs) -> str:
 @contextmanager
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """The database, to read from: while the daemon writes, after a crash, and where nothing can be written at all (a
-    copy on another machine, a medium that is read-only). Raises NodeError; what SQLite says in its body is one too."""
+    copy on another machine, a medium that is read-only). Raises NodeError, also for an error of SQLite
+    while it is read."""
     with ExitStack() as stack:
         try:
             history = stack.enter_context(_to_read(path))
@@ -371,7 +372,7 @@ def _version(history: sqlite3.Connection) -> int:
 
 
 def _primary_code(error: sqlite3.Error) -> int:
-    """SQLite's kind of error; the upper bytes say more of it (sqlite.org/rescode.html)."""
+    """SQLite's primary error code; the upper bytes refine it (sqlite.org/rescode.html)."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -380,7 +381,7 @@ def _packed(plain: object) -> bytes:
 
 
 def _unpacked(body: object) -> Any:
-    """Raises ValueError for whatever is no JSON of ours."""
+    """Raises ValueError for anything that is not our JSON."""
     if not isinstance(body, bytes):
         raise ValueError("no bytes")
     try:

@@ -37,7 +37,7 @@ from pvehook.records.stall_record import StallRecord
 WIDTH = 80
 _ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11} {idle:>6}  {cause}"
 Told: TypeAlias = tuple[GuestRecord, StallRecord | None]
-"""A guest's backup, and what it suffered; None: nobody looked."""
+"""A guest's backup, and what it suffered; None if it was not observed."""
 
 
 def job_table(guests: Iterable[Told]) -> list[str]:
@@ -57,12 +57,12 @@ def job_table(guests: Iterable[Told]) -> list[str]:
         lines += _why(guest, stall)
     lines += _idle_effects(guest for guest, _ in rows)
     if any(f" {BROKEN_MARK} " in f"{line} " or f"{BROKEN_MARK}>" in line for line in lines[2 : 2 + len(rows)]):
-        lines.append(f"{ABSENT_MARK} nothing to look at   {BROKEN_MARK} could not be read")
+        lines.append(f"{ABSENT_MARK} nothing to measure   {BROKEN_MARK} could not be read")
     return [_ascii(line)[:WIDTH].rstrip() for line in lines]
 
 
 def _goodness(shown: Told) -> tuple[float, ...]:
-    """The worst night first, of equal ones a backup that did not go well."""
+    """The worst first; among equals, a backup that failed."""
     guest, stall = shown
     if stall is None:
         return 0.0, 0.0, 0.0, float(guest.result == "ok")
@@ -76,7 +76,7 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
     threads = sum(each[1] for each in guest.idle.values())
     confirmed = sum(each[2] for each in guest.idle.values())
     known = figures(stall) if stall is not None else {}
-    nothing: Measured[float] = Absent("nobody looked")
+    nothing: Measured[float] = Absent("not observed")
     return _ROW.format(
         guest=_title(guest),
         result=guest.result,
@@ -95,7 +95,7 @@ def _short_cause(stall: StallRecord | None) -> str:
 
 
 def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
-    """For a guest that stood still: each cause with its evidence, and what its kernel said of it."""
+    """For a guest that stalled: each cause with its evidence, and what its kernel logged."""
     if stall is None or stall.verdict.severity not in ("stalled", "locked-up"):
         return []
     texts = [f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes[:1]]

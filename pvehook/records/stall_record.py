@@ -13,11 +13,11 @@ from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView, Verdict
 
 POINTS_KEPT = 120
-"""Points of a night's chart; a longer night has coarser ones."""
+"""Points of a backup's chart; a longer backup has coarser ones."""
 
 
 class Point(NamedTuple):
-    """A piece of the night's chart."""
+    """A piece of the backup's chart."""
 
     at_s: float
     """Its end, in seconds since the backup's start."""
@@ -35,7 +35,7 @@ class Baseline(NamedTuple):
 
     lasted_s: float
     source: Literal["before", "history", "since-start"]
-    """Just before this backup; the last nights' `before`; or the mean since the VM was started, which tells no p99."""
+    """Just before this backup; the `before` of the last backups; or the mean since the VM was started: no p99."""
     read: Latency
     write: Latency
     flush: Latency
@@ -98,7 +98,7 @@ class IdlePriority(NamedTuple):
 
 
 class Versions(NamedTuple):
-    """What the night ran on. A regression is called when it coincides with a change of one of these."""
+    """The versions during the backup. A regression is reported when it coincides with a change of one of these."""
 
     pve_manager: str | None
     qemu: str | None

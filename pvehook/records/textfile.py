@@ -5,7 +5,7 @@
     pvehook_stalled_seconds{vmid="101"} 3.4
     pvehook_view_up{vmid="101",view="guest"} 0
 
-Base units. A figure that there was nothing to look at for has no sample; where a view could not be read its
+Base units. A figure with nothing to measure has no sample; where a view could not be read its
 `pvehook_view_up` is 0 and its figures have none either; zero is a sample. Labels are bounded: a guest's number, words
 of our own, and in `pvehook_guest_info` alone its name. A guest that is gone from the node is gone from the file.
 
@@ -114,7 +114,7 @@ def _severity(record: StallRecord) -> Iterator[Sample]:
 
 
 def _views(record: StallRecord) -> Iterator[Sample]:
-    """1 it was seen, 0 it could not be read or not all of it, no sample: there was nothing to look at."""
+    """1: read in full; 0: some or all of it could not be read; no sample: nothing to measure."""
     views: dict[str, Measured[tuple[object, ...]]] = {
         "guest": record.guest,
         "hypervisor": record.hypervisor,
@@ -145,7 +145,7 @@ METRICS: Final = (
     _Metric("pvehook_severity", "1 for how bad the guest's night was, 0 for the other severities.", _severity),
     _Metric(
         "pvehook_view_up",
-        "1 if all of this view was seen, 0 if some of it could not be read; no sample: nothing to look at.",
+        "1 if all of this view was seen, 0 if some of it could not be read; no sample: nothing to measure.",
         _views,
     ),
     _Metric(
@@ -165,7 +165,7 @@ METRICS: Final = (
     ),
     _Metric(
         "pvehook_slow_requests",
-        "The guest's disk requests during the backup that took longer than the label says.",
+        "The guest's disk requests during the backup that took longer than the label.",
         _slow_requests,
     ),
     _Metric(
@@ -181,7 +181,7 @@ METRICS: Final = (
     ),
     _Metric(
         "pvehook_guest_lockups",
-        "Lines of the guest's kernel log during the backup about something that stood still.",
+        "Lines of the guest's kernel log during the backup that report a lockup.",
         _figure("guest_lockups"),
     ),
     _Metric("pvehook_run_delay_seconds", "Seconds that all vCPUs together waited for a CPU.", _figure("run_delay_s")),

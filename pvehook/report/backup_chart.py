@@ -26,7 +26,7 @@ LEFT: Final = 9
 
 
 def baseline_p99_ms(record: StallRecord) -> float | None:
-    """The line that a night's chart is held against."""
+    """The baseline of a backup's chart."""
     before = record.baseline
     if isinstance(before, (Absent, Broken)):
         return None

@@ -97,7 +97,7 @@ def _rate_of(point: Point) -> float:
 
 
 def _round_up(number: float) -> float:
-    """The top of a scale, whose half is a round number as well."""
+    """The top of a scale; half of it is a round number too."""
     size = 10.0 ** math.floor(math.log10(number))
     return next(size * step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if size * step >= number)
 
@@ -168,7 +168,7 @@ def _latency(record: StallRecord, frame: _Frame) -> Iterator[str]:
 
 
 def _steps(steps: Sequence[tuple[float, float | None]], frame: _Frame) -> str:
-    """A line that holds each height until the next; None: there is none."""
+    """A step line: each height lasts until the next; None is a gap."""
     ends_s = [at_s for at_s, _ in steps[1:]] + [frame.duration_s]
     pieces: list[str] = []
     for (at_s, y), end_s in zip(steps, ends_s, strict=True):
@@ -235,7 +235,7 @@ def _freeze(record: StallRecord, frame: _Frame) -> Iterator[str]:
 
 
 def _hits(record: StallRecord, frame: _Frame, zone: tzinfo) -> Iterator[str]:
-    """What a pointer is told of the piece it is over."""
+    """The tooltip of each piece of the chart."""
     for point in record.points:
         x, end = frame.x(point.at_s - point.lasted_s), frame.x(point.at_s)
         at = datetime.fromtimestamp(record.started_s + point.at_s - point.lasted_s, zone)

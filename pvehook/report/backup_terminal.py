@@ -86,7 +86,7 @@ def _views(record: StallRecord, style: TerminalStyle) -> list[str]:
 def _kernel_lines(record: StallRecord, zone: tzinfo, style: TerminalStyle) -> list[str]:
     lines = []
     for whose, events in kernel_lines(record):
-        lines += ["", f"{whose} said"]
+        lines += ["", f"{whose} logged"]
         for event in events[:LINES_QUOTED]:
             at = datetime.fromtimestamp(event.at_s, zone)
             text = f"{at:%H:%M:%S} {event.kind}: {printable(event.text, LINE_LIMIT)}"

@@ -1,6 +1,6 @@
-"""One guest's night in words: what `pvehook report` says of it in a terminal and on its page alike.
+"""One guest's backup in words, the same for the terminal and the page of `pvehook report`.
 
-Texts of others are in here as they came: whoever shows them makes them fit to be shown.
+Other people's texts are kept here as they came; the code that shows them sanitises them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class View(NamedTuple):
 
 
 def three_views(record: StallRecord) -> tuple[View, View, View]:
-    """What QEMU, the guest and the node say."""
+    """The three views: QEMU, the guest, the node."""
     return _qemu_view(record.hypervisor, record.baseline), _guest_view(record.guest), _node_view(record.host)
 
 
 _SOURCES: Final = {
     "history": "before: from its last nights, because it was not watched just before this backup",
-    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles, of which nobody took any",
+    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles, which were not measured",
 }
 
 
@@ -122,7 +122,7 @@ def _ms(value: float | None) -> str:
     return ABSENT_MARK if value is None else short_number(value)
 
 
-# What pvehook did, and what the kernels said
+# What pvehook did, and what the kernels logged
 
 
 def what_was_done(record: StallRecord) -> list[tuple[str, str]]:
@@ -141,7 +141,7 @@ def what_was_done(record: StallRecord) -> list[tuple[str, str]]:
 
 def _freeze_in_words(freeze: FreezeOutcome | None) -> str:
     if freeze is None:
-        return "no question"
+        return "not applicable"
     frozen = f", frozen for {freeze.frozen_ms} ms" if freeze.frozen_ms is not None else ""
     return f"{freeze.action}{frozen}; {freeze.consistency or 'consistency not known'}: {freeze.why}"
 
@@ -174,7 +174,7 @@ def versions_in_words(versions: Versions) -> str:
 
 
 def kernel_lines(record: StallRecord) -> list[tuple[str, tuple[KernelEvent, ...]]]:
-    """Whose kernel said what; nothing for one that said nothing or could not be asked."""
+    """Each kernel's lines; none for a kernel that logged nothing or could not be read."""
     found = []
     views: tuple[tuple[str, Measured[GuestView] | Measured[HostView]], ...] = (
         ("the guest's kernel", record.guest),

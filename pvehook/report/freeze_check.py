@@ -52,7 +52,7 @@ def _facts(facts: FreezeFacts) -> list[tuple[str, str]]:
     agent_option = "off" if not option.enabled else "on" if option.freezes else "on, freezing switched off"
     agent = f"version {printable(facts.info.version, 40)}" if facts.info else "not asked"
     if facts.agent_fault:
-        agent = "does not answer everything" if facts.info else "does not answer"  # the reason says why
+        agent = "does not answer everything" if facts.info else "does not answer"  # the reason tells more
     state = facts.run_state or f"unknown: {printable(facts.qmp_fault or 'not asked')}"
     mounts = facts.filesystems
     past = ", ".join(

@@ -84,7 +84,7 @@ def _legend(style: TerminalStyle) -> list[str]:
     limits = ", ".join(f"{limit_s:.0f}" for limit_s in LEVELS_S)
     return [
         f"nights     {bars[0]} no stall  {bars[1]} slowed  {bars[2:-1]} stalled under {limits} s",
-        f"           {bars[-1]} longer or locked up  {ABSENT_MARK} nothing to look at  {BROKEN_MARK} could not be read",
+        f"           {bars[-1]} longer or locked up  {ABSENT_MARK} nothing to measure  {BROKEN_MARK} could not be read",
         "stalled    seconds in which a disk request that took over 1 s was on its way",
         "write p99  ms that 99 of 100 writes did not exceed, before > during the backup",
     ]

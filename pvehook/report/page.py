@@ -1,4 +1,4 @@
-"""`pvehook report --html FILE`: one page, whole in itself: nothing is fetched, and it says everything without a script.
+"""`pvehook report --html FILE`: one self-contained page: nothing is fetched, and it is complete without its script.
 
 Whatever others named (guests, kernel lines, reasons) is made printable and escaped; a policy in the page keeps a
 browser from fetching anything even if that failed.
@@ -33,7 +33,7 @@ from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, level, worst_of
 from pvehook.rules.regression import in_words
 
 CHARTS: Final = 12
-"""Guests whose last night is shown in detail, where nobody said how many."""
+"""Guests whose last backup is shown in detail, by default."""
 BARS_MOST: Final = 90
 """Of a guest's nights; where there are more, the worst of each few."""
 BARS_LEAST: Final = 14
@@ -174,7 +174,7 @@ def _word(severity: str) -> str:
 
 
 def _figure(measured: Measured[float], unit: str) -> str:
-    """A value with its unit, or a mark that tells its reason."""
+    """A value with its unit, or a mark with its reason."""
     if isinstance(measured, (Absent, Broken)):
         is_broken = isinstance(measured, Broken)
         css, mark, kind = ("broken", BROKEN_MARK, "could not be read") if is_broken else ("absent", "–", "not there")
@@ -223,7 +223,7 @@ _BAR_WORDS: Final = {
     "slowed": "slowed",
     "stalled": "stalled",
     "locked": "locked up or stalled for long",
-    "absent": "with nothing to look at",
+    "absent": "with nothing to measure",
     "broken": "that could not be read",
 }
 
@@ -251,7 +251,7 @@ def _legend(each: int) -> str:
         f"</svg>{words}</span>"
         for kind, height, words in bars
     ]
-    items.append('<span><b class="absent">–</b> nothing to look at</span>')
+    items.append('<span><b class="absent">–</b> nothing to measure</span>')
     items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span>')
     items.append("<span>gap: no backup</span>")
     if each > 1:
@@ -349,7 +349,7 @@ def _kernel(record: StallRecord, zone: tzinfo) -> Iterator[str]:
             for event in events[:LINES_QUOTED]
         )
         more = f"<li>and {len(events) - LINES_QUOTED} more</li>" if len(events) > LINES_QUOTED else ""
-        yield f'<p class="small muted">{whose} said</p><ul class="kernel-log">{lines}{more}</ul>'
+        yield f'<p class="small muted">{whose} logged</p><ul class="kernel-log">{lines}{more}</ul>'
 
 
 def _foot() -> list[str]:
@@ -360,7 +360,7 @@ def _foot() -> list[str]:
         "lower bounds: only what was seen counts. Of a container: the seconds in which all of it waited for a disk."
         "</p>",
         "<p><b>p99</b>: 99 of 100 requests took no longer. <b>Before</b>: the same guest before its backup. "
-        f"<b>{ABSENT_MARK}</b> there was nothing to look at, <b>{BROKEN_MARK}</b> it could not be read; "
+        f"<b>{ABSENT_MARK}</b> nothing to measure, <b>{BROKEN_MARK}</b> it could not be read; "
         "neither is a zero. A guest <b>got worse</b> when its nights since the change of a version differ from those "
         "before it by more than chance explains.</p>",
         f"</footer><script>{SCRIPT}</script></body></html>",

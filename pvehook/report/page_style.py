@@ -1,4 +1,4 @@
-"""The look of the report's page. Nothing is fetched: system fonts, colours in pairs for light and dark.
+"""The style of the report's page. Nothing is fetched: system fonts, colours in pairs for light and dark.
 
 Severities differ in lightness and in their words as well as in hue: blue, amber, vermilion and purple stay apart for
 people who see no red or no green.
@@ -151,4 +151,4 @@ for (const button of document.querySelectorAll("#guests th button")) {
   };
 }
 """
-"""Sorts the table. The page says everything without it."""
+"""Sorts the table. The page is complete without it."""

@@ -25,9 +25,9 @@ from pvehook.report.trends import Trend, day, trends
 
 DEFAULT_SINCE: Final = "30d"
 TREND_DAYS: Final = 120
-"""A regression is looked for this far back, also where fewer nights are shown."""
+"""How far back to search for a regression, even if fewer backups are shown."""
 WORST_SHOWN: Final = 20
-"""Guests in a terminal, where nobody said how many."""
+"""Guests shown in a terminal, by default."""
 
 EXIT_OK, EXIT_ERROR = 0, 2
 
@@ -44,9 +44,9 @@ def run_report(
     html: str | None = None,
     as_json: bool = False,
 ) -> int:
-    """One call of the command; returns its exit code. `now` is aware, in the node's zone, in which days are told.
+    """One call of the command; returns its exit code. `now` is aware; its zone, the node's, decides where days begin.
 
-    With `night`, a day, everything is told as of that night, and of the guests whose backup began on it.
+    With `backup`, a day, the report is as of that day, of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
     """
     zone = zone_of(now)
@@ -85,7 +85,7 @@ def run_report(
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """80 000 nights are a million small values without a cycle among them: to look for garbage in them again and again
+    """80 000 backups are a million small values without a reference cycle: searching them for garbage again and again
     costs a quarter of a report's time."""
     was_on = gc.isenabled()
     gc.disable()
@@ -146,8 +146,8 @@ def _nothing(what: str, out: TextIO, as_json: bool) -> int:
         print(json.dumps(overview_json([], UTC)), file=out)
         return EXIT_OK
     print(
-        f"pvehook: {what}. A guest's night is written down when its backup ends, so look again after the next one.",
-        "`journalctl -t pvehook --since today` shows whether vzdump rang, `pvehook rehearse` what tonight will do.",
+        f"pvehook: {what}. A guest is recorded when its backup ends; run this again after the next one.",
+        "`journalctl -t pvehook --since today` shows whether vzdump called pvehook; `pvehook rehearse` previews tonight.",
         sep="\n",
         file=out,
     )
@@ -170,5 +170,5 @@ def _write(path: str, text: str) -> None:
 
 
 def zone_of(now: datetime) -> tzinfo:
-    """In which days and times are told."""
+    """The zone of all days and times in the report."""
     return now.tzinfo or UTC

@@ -34,7 +34,7 @@ class TerminalStyle(NamedTuple):
         return text if self.unicode else text.encode("ascii", "replace").decode("ascii")
 
     def painted(self, text: str, severity: str) -> str:
-        """In the severity's colour, which the words beside it tell as well."""
+        """In the severity's colour; the words beside it say the same."""
         return f"\x1b[{_COLOURS[severity]}m{text}\x1b[0m" if self.colour and severity in _COLOURS else text
 
     def wrapped(self, text: str, first: str = "", others: str = "") -> list[str]:
@@ -50,7 +50,7 @@ class TerminalStyle(NamedTuple):
 
 
 def style_of(out: TextIO) -> TerminalStyle:
-    """Colour only where a person looks, and not against no-color.org's NO_COLOR."""
+    """Colour only on a terminal, and never if NO_COLOR is set (no-color.org)."""
     try:
         "".join((BARS, "─│└┄·")).encode(out.encoding or "ascii")
         takes_unicode = True

@@ -16,7 +16,7 @@ from pvehook.rules.regression import BackupFigures, Regression, find_regression
 NAME_LIMIT: Final = 64
 
 LEVELS_S: Final = (3.0, 10.0, 30.0, 100.0, 300.0)
-"""Stalled seconds at which a night's bar gets one step higher."""
+"""Stalled seconds at which a backup's bar gets one step higher."""
 LEVELS: Final = 3 + len(LEVELS_S)
 
 
@@ -39,7 +39,7 @@ class Trend(NamedTuple):
 
 
 def trends(backups: Iterable[PastBackup], shown_from_s: float) -> list[Trend]:
-    """Each guest with a night at `shown_from_s` or later, those with the worst last night first. A regression is looked
+    """Each guest with a backup at `shown_from_s` or later, the worst last backup first. A regression is searched
     for in all of the nights, which are the oldest first."""
     of_guest: dict[int, list[PastBackup]] = {}
     for backup in backups:
@@ -75,8 +75,8 @@ def worst_of(backups: Iterable[PastBackup]) -> PastBackup:
 
 
 def level(backup: PastBackup) -> Measured[int]:
-    """How high a night's bar is, from 0 to LEVELS - 1: none, slowed, then by stalled seconds; locked up is the highest.
-    Not known is no height."""
+    """The height of a backup's bar, from 0 to LEVELS - 1: none, slowed, then by stalled seconds; locked up is the
+    highest. Unknown has no height."""
     if backup.severity == "locked-up":
         return LEVELS - 1
     stalled_s = backup.stalled_s
@@ -88,5 +88,5 @@ def level(backup: PastBackup) -> Measured[int]:
 
 
 def day(at_s: float, zone: tzinfo) -> str:
-    """A night is called by the day on which the backup began."""
+    """The day on which the backup began."""
     return f"{datetime.fromtimestamp(at_s, zone):%Y-%m-%d}"

@@ -59,7 +59,7 @@ def test_one_process_is_not_several() -> None:
 
 
 def test_nothing_set_is_said_and_is_not_the_same_as_not_begun() -> None:
-    assert idle_in_words(guest(idle={})) == "no backup process was put to idle I/O priority"
+    assert idle_in_words(guest(idle={})) == "no backup process was set to the idle I/O class"
     assert idle_in_words(guest(idle={}, result="refused")) == "not begun"
 
 
@@ -75,13 +75,13 @@ def test_another_end_is_named(result: str) -> None:
 
 def test_what_could_not_be_set_is_said_with_its_reason() -> None:
     lines = summary_lines(guest(not_idle=["zstd: Operation not permitted"]))
-    assert "VM 101 (web): NOT at idle: zstd: Operation not permitted" in lines
+    assert "VM 101 (web): NOT in the idle I/O class: zstd: Operation not permitted" in lines
 
 
 def test_a_vm_that_was_put_back_is_told_in_both() -> None:
     restored = guest(restored=["kvm 4711: 3 of 3 threads back at normal priority"])
     assert summary_lines(restored)[-1] == "VM 101 (web): kvm 4711: 3 of 3 threads back at normal priority"
-    assert "1 of its processes put back to normal priority" in summary_message(restored)
+    assert "1 of its processes restored to normal priority" in summary_message(restored)
 
 
 def test_a_guest_that_ran_over_the_windows_end_says_by_how_much() -> None:
@@ -109,7 +109,7 @@ def test_what_the_guest_suffered_is_told_in_both() -> None:
     assert summary_message(guest(), bad).endswith(f"; {sentence}")
     assert summary_lines(guest(), bad)[-2:] == [
         f"VM 101 (web): {sentence}",
-        "VM 101 (web): its kernel said: watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]",
+        "VM 101 (web): its kernel logged: watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]",
     ]
 
 
@@ -126,8 +126,8 @@ def test_not_stalled_not_looked_at_and_not_read_are_three_sentences() -> None:
 def test_a_kernel_that_says_much_is_not_quoted_without_end() -> None:
     lines = tuple(SOFT_LOCKUP._replace(text=f"line {number}\n\x1b[2J") for number in range(50))
     shown = summary_lines(guest(), record(guest=guest_view(kernel=lines)))
-    quoted = [line for line in shown if "its kernel said" in line]
-    assert quoted == [f"VM 101 (web): its kernel said: line {number}\\n\\x1b[2J" for number in range(3)]
+    quoted = [line for line in shown if "its kernel logged" in line]
+    assert quoted == [f"VM 101 (web): its kernel logged: line {number}\\n\\x1b[2J" for number in range(3)]
     assert "50 lines of its kernel about a lockup" in shown[-4]
 
 

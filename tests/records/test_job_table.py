@@ -49,7 +49,7 @@ def test_a_run_at_a_glance() -> None:
         "  backup's copy (p99 of reads 2.1 ms (1810), of writes 1310 ms; mean write",
         "  before 4.1 ms, during 212 ms)",
         "idle priority: compressor only, dump honoured: 103, 105, 101",
-        "- nothing to look at   ? could not be read",
+        "- nothing to measure   ? could not be read",
     ]
 
 

@@ -96,7 +96,7 @@ def test_a_guest_is_a_line_with_its_nights_the_worst_first(history: str) -> None
         "VM 101 web ▁▁▁    none           0s     4.1>24  -",
         "",
         "nights     ▁ no stall  ▂ slowed  ▃▄▅▆▇ stalled under 3, 10, 30, 100, 300 s",
-        "           █ longer or locked up  - nothing to look at  ? could not be read",
+        "           █ longer or locked up  - nothing to measure  ? could not be read",
         "stalled    seconds in which a disk request that took over 1 s was on its way",
         "write p99  ms that 99 of 100 writes did not exceed, before > during the backup",
     ]
@@ -197,7 +197,7 @@ def test_a_night_in_detail(history: str) -> None:
         "pacer      auto: the dump is on another disk",
         "versions   pve-manager 9.0.3, QEMU 10.0.2, kernel 6.8.12-4-pve",
         "window     the window 02:00-05:00 is open",
-        "the guest's kernel said",
+        "the guest's kernel logged",
         "soft-lockup: watchdog: BUG: soft lockup - CPU#1 stuck for 26s!",
         "p99 of the guest's disk requests, ms; before: 4.4",
         "1000 │",
@@ -271,7 +271,7 @@ def test_what_is_missing_has_its_reason_below_the_views(history: str) -> None:
     ("source", "said"),
     [
         ("history", "before: from its last nights, because it was not watched just before this"),
-        ("since-start", "before: means since the VM was started; - for percentiles, of which nobody took"),
+        ("since-start", "before: means since the VM was started; - for percentiles, which were not measured"),
     ],
 )
 def test_a_baseline_says_where_it_is_from(history: str, source: Literal["history", "since-start"], said: str) -> None:
@@ -362,7 +362,7 @@ def test_colour_is_for_a_terminal_and_not_against_no_color(history: str, monkeyp
 def test_without_a_history_it_says_when_there_will_be_one(history: str) -> None:
     text = report(history)
     assert f"there is no history yet ({history})" in text
-    assert "written down when its backup ends" in text
+    assert "recorded when its backup ends" in text
     assert json.loads(report(history, as_json=True)) == {"format": 1, "guests": []}
 
 
