@@ -44,7 +44,7 @@ def three_views(record: StallRecord) -> tuple[View, View, View]:
 
 _SOURCES: Final = {
     "history": "before: from its last nights, because it was not watched just before this backup",
-    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles, which were not measured",
+    "since-start": f"before: means since the VM was started; {ABSENT_MARK} for percentiles: not measured",
 }
 
 

@@ -271,7 +271,7 @@ def test_what_is_missing_has_its_reason_below_the_views(history: str) -> None:
     ("source", "said"),
     [
         ("history", "before: from its last nights, because it was not watched just before this"),
-        ("since-start", "before: means since the VM was started; - for percentiles, which were not measured"),
+        ("since-start", "before: means since the VM was started; - for percentiles: not measured"),
     ],
 )
 def test_a_baseline_says_where_it_is_from(history: str, source: Literal["history", "since-start"], said: str) -> None:
