@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_vm_that_there_is_not(root: Path, check: Check) -> None:
 def test_a_history_that_vetoes_can_be_forgotten(root: Path, check: Check) -> None:
     history = root / "var/lib/pvehook/freezes/101.json"
     history.parent.mkdir(parents=True)
-    history.write_text(json.dumps([{"at_s": 4e9, "frozen_ms": 30000, "outcome": "hung"}]))
+    history.write_text(json.dumps([{"at_s": time.time() - 60, "frozen_ms": 30000, "outcome": "hung"}]))
     with running_vm(root):
         vetoed = check()
         assert vetoed.code == NOT_FROZEN
@@ -168,7 +169,7 @@ def test_what_the_guest_calls_things_moves_no_cursor(root: Path, check: Check) -
     with running_vm(root, filesystems=names, os_id=NASTY, agent_version=NASTY) as guest:
         done = check()
         shown = check("--json")
-        guest.refused["guest-get-fsinfo"] = NASTY
+        guest.refused["guest-info"] = NASTY
         refused = check()
     for text in (done.out, shown.out, refused.out):
         assert [line for line in text.splitlines() if not line.isprintable()] == []
