@@ -3,6 +3,7 @@
     backups    one row for each backup of a guest: what lists and trends show; kept for KEEP_DAYS
     details    the whole record of a backup, without its chart: zlib over JSON (records/encoding.py); for DETAIL_DAYS
     charts     the points of a backup's chart, the same way; for CHART_DAYS
+    samples    each guest's last backup as Prometheus gets it (records/textfile.py)
 
     $ sqlite3 /var/lib/pvehook/history.db "SELECT vmid, stalled_s, causes FROM backups ORDER BY started_s DESC LIMIT 9"
 
@@ -35,7 +36,9 @@ from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.records.encoding import decode, encode
 from pvehook.records.figures import decode_figure, encode_figure, figures
+from pvehook.records.history_schema import FIGURE_COLUMNS, SCHEMA
 from pvehook.records.stall_record import Baseline, Point, SpeedPoint, StallRecord
+from pvehook.records.textfile import GuestSamples, guest_samples
 
 KEEP_DAYS: Final = 400
 """So that a backup can be compared with the one a year ago."""
@@ -48,47 +51,9 @@ DETAIL_LIMIT_BYTES: Final = 4 << 20
 """Of one record as JSON. Ours have some 10 kB; a damaged blob may claim anything."""
 
 DAY_S: Final = 86400
-
-_FIGURES: Final = (
-    *("stalled_s", "slowed_s", "read_p99_ms", "write_p99_ms", "flush_p99_ms", "baseline_write_p99_ms"),
-    *("over_1s", "frozen_ms"),
-)
-"""Those of records/figures.py that have a column."""
-
-SCHEMA: Final = (
-    f"""
-    CREATE TABLE nights (
-        id INTEGER PRIMARY KEY,
-        vmid INTEGER NOT NULL,
-        started_s REAL NOT NULL,
-        duration_s REAL NOT NULL,
-        node TEXT NOT NULL,
-        name TEXT,
-        vmtype TEXT,
-        result TEXT NOT NULL,
-        severity TEXT NOT NULL,
-        causes TEXT NOT NULL,
-        pve_manager TEXT,
-        qemu TEXT,
-        kernel TEXT,
-        {", ".join(_FIGURES)},
-        UNIQUE (vmid, started_s)
-    );
-    CREATE INDEX nights_by_time ON nights (started_s);
-    CREATE TABLE details (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
-    CREATE INDEX details_by_time ON details (started_s);
-    CREATE TABLE charts (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
-    CREATE INDEX charts_by_time ON charts (started_s);
-    """,
-    """
-    ALTER TABLE nights RENAME TO backups;
-    DROP INDEX nights_by_time;
-    CREATE INDEX backups_by_time ON backups (started_s);
-    ALTER TABLE details RENAME COLUMN night TO backup;
-    ALTER TABLE charts RENAME COLUMN night TO backup;
-    """,
-)
-"""Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""
+NIGHTS_TRUSTED: Final = 3
+"""Ages are counted back from the third last night on record, and not from now: a clock that is years ahead for a night
+or two must not delete the history."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NO_ROOM_FOR_SHM: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
@@ -123,7 +88,7 @@ class PastBackup(NamedTuple):
     frozen_ms: Measured[float]
 
 
-_FIRST_FIGURE: Final = len(PastBackup._fields) - len(_FIGURES)
+_FIRST_FIGURE: Final = len(PastBackup._fields) - len(FIGURE_COLUMNS)
 
 
 # Writing
@@ -203,7 +168,7 @@ def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
         "duration_s": round(record.duration_s, 3),
         # SQLite takes no text that cannot be encoded, and names are others'.
         **{name: None if text is None else printable(text) for name, text in texts.items()},
-        **{name: _column(known[name]) for name in _FIGURES},
+        **{name: _column(known[name]) for name in FIGURE_COLUMNS},
     }
     sql = f"INSERT INTO backups ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608  (names are ours)
     forget = "SELECT id FROM backups WHERE vmid = ? AND started_s = ?"
@@ -214,6 +179,8 @@ def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
     speeds = record.governor.speeds if record.governor is not None else ()
     body = replace(record, points=(), governor=record.governor and record.governor._replace(speeds=()))
     history.execute("INSERT INTO details VALUES (?, ?, ?)", (backup, record.started_s, _packed(encode(body))))
+    samples = json.dumps(guest_samples(record), separators=(",", ":"))
+    history.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (record.vmid, record.started_s, samples))
     if record.points or speeds:
         chart = {"points": encode(record.points), "speeds": encode(speeds)}
         history.execute("INSERT INTO charts VALUES (?, ?, ?)", (backup, record.started_s, _packed(chart)))
@@ -225,9 +192,28 @@ def _column(figure: Measured[float]) -> float | str:
 
 
 def _drop_old(history: sqlite3.Connection, now_s: float, keep_days: int) -> None:
-    for table, days in (("charts", CHART_DAYS), ("details", DETAIL_DAYS), ("backups", KEEP_DAYS)):
-        oldest_s = now_s - min(days, keep_days) * DAY_S
+    trusted_s = _trusted_s(history, now_s)
+    if trusted_s is None:
+        return
+    tables = (("charts", CHART_DAYS), ("details", DETAIL_DAYS), ("samples", KEEP_DAYS), ("backups", KEEP_DAYS))
+    for table, days in tables:
+        oldest_s = trusted_s - min(days, keep_days) * DAY_S
         history.execute(f"DELETE FROM {table} WHERE started_s < ?", (oldest_s,))  # noqa: S608
+    # What a wrong clock dated ahead is as old as the rows that were written before and after it.
+    (oldest,) = history.execute("SELECT min(id) FROM backups WHERE started_s <= ?", (now_s,)).fetchone()
+    for table, key in (("charts", "backup"), ("details", "backup"), ("backups", "id")):
+        history.execute(f"DELETE FROM {table} WHERE started_s > ? AND {key} < ?", (now_s, oldest))  # noqa: S608
+
+
+def _trusted_s(history: sqlite3.Connection, now_s: float) -> float | None:
+    """When the third last night until now was; None: there are not so many. Half a day later is another night."""
+    night_s: float | None = now_s + DAY_S / 2
+    for _ in range(NIGHTS_TRUSTED):
+        if night_s is None:
+            break
+        before = "SELECT max(started_s) FROM backups WHERE started_s <= ?"
+        (night_s,) = history.execute(before, (night_s - DAY_S / 2,)).fetchone()
+    return night_s
 
 
 def _move_aside(path: str, not_ours: _NotOurs) -> str:
@@ -342,6 +328,16 @@ def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecor
     newest = "SELECT id, max(started_s) FROM backups WHERE started_s >= ? GROUP BY vmid ORDER BY vmid"
     records = [_detail(history, backup) for backup, _ in history.execute(newest, (since_s,)).fetchall()]
     return [record for record in records if isinstance(record, StallRecord)]
+
+
+def last_samples(path: str, since_s: float) -> dict[int, GuestSamples]:
+    """Each guest's last backup, if it began at `since_s` or later, as Prometheus gets it. Raises NodeError."""
+    with reading(path) as history:
+        rows = history.execute("SELECT vmid, body FROM samples WHERE started_s >= ?", (since_s,)).fetchall()
+    try:
+        return {vmid: json.loads(body) for vmid, body in rows}
+    except ValueError as error:
+        raise NodeError(f"history {path}: the samples cannot be read: {error}") from error
 
 
 def past_baselines(path: str, vmid: int, limit: int = 7) -> list[Baseline]:

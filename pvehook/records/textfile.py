@@ -14,7 +14,7 @@ Format: prometheus.io/docs/instrumenting/exposition_formats, text 0.0.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -26,37 +26,45 @@ from pvehook.rules.stalls import SEVERITIES
 NAME_LIMIT = 64
 
 Sample = tuple[dict[str, str], float]
+Figures = Mapping[str, Measured[float]]
+GuestSamples = dict[str, list[str]]
+"""One guest's lines of the file, by metric."""
 
 
 class _Metric(NamedTuple):
     name: str
     help: str
-    samples: Callable[[StallRecord], Iterable[Sample]]
+    samples: Callable[[StallRecord, Figures], Iterable[Sample]]
 
 
 def write_textfile(
-    path: str, records: Iterable[StallRecord], existing: Collection[int], replace_file: Callable[[str, str], None]
+    path: str, samples: Mapping[int, GuestSamples], existing: Collection[int], replace_file: Callable[[str, str], None]
 ) -> None:
-    """Puts the records' file in place of the last one, by way of `replace_file(path, text)`, which does it at once.
+    """Replaces the file by way of `replace_file(path, text)`, which does it atomically.
 
     node_exporter runs as a user of its own: `replace_file` has to make a file that it may read. Raises OSError.
     """
-    replace_file(path, exposition(records, existing))
+    replace_file(path, exposition(samples, existing))
 
 
-def exposition(records: Iterable[StallRecord], existing: Collection[int]) -> str:
-    """The text. Of a guest with several records the newest counts; one whose number is not among `existing` is gone."""
-    newest: dict[int, StallRecord] = {}
-    for record in sorted(records, key=lambda record: record.started_s):
-        if record.vmid in existing:
-            newest[record.vmid] = record
+def guest_samples(record: StallRecord) -> GuestSamples:
+    """What one backup gives. Made once, at its end: with 500 guests the file is written 500 times a night."""
+    known = figures(record)
+    vmid = {"vmid": str(record.vmid)}
+    return {
+        metric.name: [_line(metric.name, vmid | labels, value) for labels, value in metric.samples(record, known)]
+        for metric in METRICS
+    }
+
+
+def exposition(samples: Mapping[int, GuestSamples], existing: Collection[int]) -> str:
+    """The text. A guest whose number is not among `existing` is gone."""
+    here = [samples[vmid] for vmid in sorted(samples) if vmid in existing]
     lines = []
     for metric in METRICS:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} gauge"]
-        for vmid, record in sorted(newest.items()):
-            lines += [
-                _line(metric.name, {"vmid": str(vmid), **labels}, value) for labels, value in metric.samples(record)
-            ]
+        for guest in here:
+            lines += guest.get(metric.name, ())
     return "\n".join(lines) + "\n"
 
 
@@ -72,19 +80,18 @@ def _escaped(text: str) -> str:
 # What a record gives
 
 
-def _figure(name: str, scale: float = 1.0) -> Callable[[StallRecord], Iterator[Sample]]:
+def _figure(name: str, scale: float = 1.0) -> Callable[[StallRecord, Figures], Iterator[Sample]]:
     """One figure of records/figures.py: nothing where it is absent or broken."""
 
-    def samples(record: StallRecord) -> Iterator[Sample]:
-        value = figures(record)[name]
+    def samples(_: StallRecord, known: Figures) -> Iterator[Sample]:
+        value = known[name]
         if not isinstance(value, (Absent, Broken)):
             yield {}, value * scale
 
     return samples
 
 
-def _requests(record: StallRecord) -> Iterator[Sample]:
-    known = figures(record)
+def _requests(_: StallRecord, known: Figures) -> Iterator[Sample]:
     for when, prefix in (("during", ""), ("before", "baseline_")):
         for kind in ("read", "write", "flush"):
             value = known[f"{prefix}{kind}_p99_ms"]
@@ -92,28 +99,26 @@ def _requests(record: StallRecord) -> Iterator[Sample]:
                 yield {"kind": kind, "when": when}, value / 1000
 
 
-def _slow_requests(record: StallRecord) -> Iterator[Sample]:
-    known = figures(record)
+def _slow_requests(_: StallRecord, known: Figures) -> Iterator[Sample]:
     for name, over_s in (("over_1s", "1"), ("over_10s", "10")):
         value = known[name]
         if not isinstance(value, (Absent, Broken)):
             yield {"over_seconds": over_s}, value
 
 
-def _pressure(record: StallRecord) -> Iterator[Sample]:
-    known = figures(record)
+def _pressure(_: StallRecord, known: Figures) -> Iterator[Sample]:
     for resource, kind in (("io", "some"), ("io", "full"), ("cpu", "some"), ("memory", "full")):
         value = known[f"guest_{resource}_{kind}_s"]
         if not isinstance(value, (Absent, Broken)):
             yield {"resource": resource, "kind": kind}, value
 
 
-def _severity(record: StallRecord) -> Iterator[Sample]:
+def _severity(record: StallRecord, _: Figures) -> Iterator[Sample]:
     for severity in SEVERITIES:
         yield {"severity": severity}, float(record.verdict.severity == severity)
 
 
-def _views(record: StallRecord) -> Iterator[Sample]:
+def _views(record: StallRecord, _: Figures) -> Iterator[Sample]:
     """1: read in full; 0: some or all of it could not be read; no sample: nothing to measure."""
     views: dict[str, Measured[tuple[object, ...]]] = {
         "guest": record.guest,
@@ -128,7 +133,7 @@ def _views(record: StallRecord) -> Iterator[Sample]:
         yield {"view": name}, float(not is_broken)
 
 
-def _info(record: StallRecord) -> Iterator[Sample]:
+def _info(record: StallRecord, _: Figures) -> Iterator[Sample]:
     yield {"name": printable(record.name or "", NAME_LIMIT), "type": record.vmtype or ""}, 1.0
 
 
@@ -137,10 +142,10 @@ METRICS: Final = (
     _Metric(
         "pvehook_backup_start_timestamp_seconds",
         "When the guest's last backup began.",
-        lambda record: [({}, record.started_s)],
+        lambda record, _: [({}, record.started_s)],
     ),
-    _Metric("pvehook_backup_duration_seconds", "How long it took.", lambda record: [({}, record.duration_s)]),
-    _Metric("pvehook_backup_ok", "1 if it succeeded, else 0.", lambda record: [({}, float(record.result == "ok"))]),
+    _Metric("pvehook_backup_duration_seconds", "How long it took.", lambda record, _: [({}, record.duration_s)]),
+    _Metric("pvehook_backup_ok", "1 if it succeeded, else 0.", lambda record, _: [({}, float(record.result == "ok"))]),
     _Metric("pvehook_backup_size_bytes", "What the backup had to read.", _figure("backup_bytes")),
     _Metric("pvehook_severity", "1 for how bad the guest's night was, 0 for the other severities.", _severity),
     _Metric(

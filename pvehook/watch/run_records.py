@@ -20,11 +20,11 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
-from pvehook.records.history import append, last_records, past_baselines, reading
+from pvehook.records.history import append, last_records, last_samples, past_baselines, reading
 from pvehook.records.journal import Log
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
-from pvehook.records.textfile import write_textfile
+from pvehook.records.textfile import GuestSamples, guest_samples, write_textfile
 from pvehook.settings import MetricsConfig
 from pvehook.watch.baselines import Baselines
 
@@ -49,6 +49,7 @@ class RunRecords:
         self._path = history_file(context.node)
         self._files = TimelyReader()  # its own: the history's disk may hang, and configuration must not wait for it
         self._records: dict[int, StallRecord] = {}
+        self._samples: dict[int, GuestSamples] = {}
         self._versions: Versions | None = None
         self.baselines = Baselines(context.node, run)
 
@@ -125,14 +126,12 @@ class RunRecords:
 
     def _write_textfile(self, target: str, record: StallRecord, now_s: float) -> None:
         """With a history that cannot be read there is at least this run."""
-        records: list[StallRecord] = []
+        self._samples[record.vmid] = guest_samples(record)
         try:
-            records = _records_since(self._path, now_s - TEXTFILE_DAYS * 86400)
+            kept = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
         except NodeError:
-            pass
-        here = _guests_of(self._context.node)
-        records = [each for each in records if each.vmid not in self._records]
-        write_textfile(target, [*records, *self._records.values(), record], here, _replace_readable)
+            kept = {}
+        write_textfile(target, kept | self._samples, _guests_of(self._context.node), _replace_readable)
 
 
 def _records_since(path: str, since_s: float) -> list[StallRecord]:

@@ -23,14 +23,15 @@ from pvehook.records.history import (
     CHART_DAYS,
     DETAIL_DAYS,
     KEEP_DAYS,
-    SCHEMA,
     append,
     backups,
     last_records,
+    last_samples,
     past_baselines,
     reading,
     record_of,
 )
+from pvehook.records.history_schema import SCHEMA
 from pvehook.records.stall_record import Baseline, StallRecord
 from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
 
@@ -143,26 +144,47 @@ def test_a_list_is_of_one_guest_and_since_a_day_when_asked(path: str) -> None:
 
 
 def test_what_is_too_old_goes_and_what_is_not_stays(path: str) -> None:
-    append(path, backup(KEEP_DAYS + 1), backup(KEEP_DAYS - 1), backup(0), now_s=NOW_S)
-    assert [round(age) for _, age in kept(path)] == [KEEP_DAYS - 1, 0]
+    ages = (KEEP_DAYS + 3, KEEP_DAYS + 1, KEEP_DAYS - 1, 2, 1, 0)  # counted from the third last night
+    append(path, *map(backup, ages), now_s=NOW_S)
+    assert [round(age) for _, age in kept(path)] == [KEEP_DAYS + 1, KEEP_DAYS - 1, 2, 1, 0]
+
+
+@pytest.mark.parametrize("years", [30, -30], ids=["ahead", "back"])
+def test_nights_with_a_wrong_clock_delete_nothing_and_are_forgotten_in_the_end(path: str, years: int) -> None:
+    for age in range(10, 2, -1):
+        append(path, backup(age), now_s=NOW_S - age * DAY_S)
+    for day in (0, 1):
+        wrong_s = NOW_S + years * 365 * DAY_S + day * DAY_S
+        for vmid in (101, 102):
+            late = record(vmid=vmid, started_s=wrong_s, ended_s=wrong_s + 60)
+            append(path, late, now_s=wrong_s + 60)
+    append(path, backup(0), now_s=NOW_S)
+    right = [round(age) for _, age in kept(path) if abs(age) < 1000]
+    assert right == [10, 9, 8, 7, 6, 5, 4, 3, 0]
+
+    later_s = NOW_S + (KEEP_DAYS + 9) * DAY_S
+    for day in range(4):
+        at_s = later_s + day * DAY_S
+        append(path, record(started_s=at_s, ended_s=at_s + 60), now_s=at_s + 60)
+    assert [round(age + KEEP_DAYS + 9) for _, age in kept(path)] == [0, -1, -2, -3]
 
 
 def test_a_caller_can_keep_less(path: str) -> None:
-    append(path, backup(31), backup(29), charted(), now_s=NOW_S, keep_days=30)
-    assert [round(age) for _, age in kept(path)] == [29, 0]
+    append(path, backup(33), backup(31), backup(2), backup(1), charted(), now_s=NOW_S, keep_days=30)
+    assert [round(age) for _, age in kept(path)] == [31, 2, 1, 0]
 
 
 def test_charts_and_details_go_before_their_row(path: str) -> None:
-    for age in (DETAIL_DAYS + 1, DETAIL_DAYS - 1, CHART_DAYS + 1, CHART_DAYS - 1):
+    for age in (DETAIL_DAYS + 3, DETAIL_DAYS - 1, CHART_DAYS + 3, CHART_DAYS - 1, 2, 1, 0):
         started_s = NOW_S - age * DAY_S
         append(path, charted(started_s=started_s, ended_s=started_s + 600), now_s=started_s + 600)
     append(path, now_s=NOW_S)
     with reading(path) as database:
         rows = backups(database)
         records = [record_of(database, row.id) for row in rows]
-    assert len(rows) == 4
+    assert len(rows) == 7
     assert records[0] == Absent("details are kept for 120 days")
-    assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [0, 0, 120]
+    assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [0, 0, 120, 120, 120, 120]
 
 
 # What the sampler and Prometheus take from it
@@ -193,6 +215,16 @@ def test_the_newest_record_of_each_guest(path: str) -> None:
     with reading(path) as database:
         found = last_records(database, NOW_S - 10 * DAY_S)
     assert [(each.vmid, round((NOW_S - each.started_s) / DAY_S)) for each in found] == [(101, 1), (102, 1)]
+
+
+def test_the_samples_of_each_guests_last_backup_for_prometheus(path: str) -> None:
+    append(path, backup(30, 103), now_s=NOW_S)
+    append(path, backup(2, 101), backup(1, 101), backup(1, 102), now_s=NOW_S)
+    samples = last_samples(path, NOW_S - 10 * DAY_S)
+    assert sorted(samples) == [101, 102]
+    started_s = f"{NOW_S - DAY_S:.1f}"
+    name = "pvehook_backup_start_timestamp_seconds"
+    assert samples[101][name] == [f'{name}{{vmid="101"}} {started_s}']
 
 
 # What can go wrong
@@ -349,7 +381,7 @@ def test_a_newer_database_is_moved_aside_by_the_daemon_and_left_alone_by_a_repor
         pass
     said = append(path, record(vmid=102), now_s=NOW_S)
     assert said is not None
-    assert "made by a newer pvehook (version 3; this one knows 2)" in said
+    assert f"made by a newer pvehook (version {len(SCHEMA) + 1}; this one knows {len(SCHEMA)})" in said
     assert os.path.exists(f"{path}.newer")
     assert [vmid for vmid, _ in kept(path)] == [102]
 

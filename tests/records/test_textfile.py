@@ -12,7 +12,7 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import METRICS, exposition, write_textfile
+from pvehook.records.textfile import METRICS, GuestSamples, exposition, guest_samples, write_textfile
 from pvehook.rules.stalls import SEVERITIES
 from tests.records.backups import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
 
@@ -23,8 +23,12 @@ DASHBOARD = Path(__file__).parents[2] / "hooks" / "grafana-dashboard.json"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
+def by_guest(*records: StallRecord) -> dict[int, GuestSamples]:
+    return {each.vmid: guest_samples(each) for each in records}
+
+
 def samples_of(*records: StallRecord, existing: set[int] | None = None) -> Samples:
-    text = exposition(records, {each.vmid for each in records} if existing is None else existing)
+    text = exposition(by_guest(*records), {each.vmid for each in records} if existing is None else existing)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in parser.text_string_to_metric_families(text)
@@ -37,7 +41,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
-    text = exposition([charted()], {101})
+    text = exposition(by_guest(charted()), {101})
     families = list(parser.text_string_to_metric_families(text))
     assert [family.name for family in families] == [metric.name for metric in METRICS]
     for family in families:
@@ -100,9 +104,8 @@ def test_a_monitor_that_hangs_leaves_no_zero_behind() -> None:
     assert sample(samples, "pvehook_severity", severity="unknown") == 1.0
 
 
-def test_of_a_guest_the_newest_record_counts_and_one_that_is_gone_is_gone() -> None:
-    older = record(started_s=NOW_S - 90_000, ended_s=NOW_S - 89_000)
-    samples = samples_of(record(), older, record(vmid=102), existing={101})
+def test_a_guest_that_is_gone_from_the_node_is_gone() -> None:
+    samples = samples_of(record(), record(vmid=102), existing={101})
     assert sample(samples, "pvehook_backup_duration_seconds") == 3600.0
     assert not [labels for _, labels in samples if ("vmid", "102") in labels]
 
@@ -129,8 +132,8 @@ def test_labels_are_bounded() -> None:
 
 def test_the_file_is_put_in_place_by_whoever_can() -> None:
     put: list[tuple[str, str]] = []
-    write_textfile("/there/pvehook.prom", [record()], {101}, lambda path, text: put.append((path, text)))
-    assert put == [("/there/pvehook.prom", exposition([record()], {101}))]
+    write_textfile("/there/pvehook.prom", by_guest(record()), {101}, lambda path, text: put.append((path, text)))
+    assert put == [("/there/pvehook.prom", exposition(by_guest(record()), {101}))]
 
 
 # The dashboard
