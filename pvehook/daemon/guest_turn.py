@@ -38,6 +38,9 @@ from pvehook.records.run_state import RunState
 from pvehook.watch.guest_monitor import GuestMonitor
 from pvehook.watch.run_records import RunRecords
 
+PREPARE_S = 3.0
+"""For pre-stop without a pre-flush: facts, verdict and the guest's counters. vzdump waits for it, guest after guest."""
+
 Event = Literal[
     "admit",  # backup-start, answered with yes
     "refuse",  # backup-start, answered with no
@@ -222,10 +225,13 @@ class GuestTurn:
         return []
 
     def _prepare(self, phase: Phase) -> list[str]:
+        deadline = phase.deadline.within(PREPARE_S)
+        lines = self._freeze.prepare(phase.in_force.config.freeze, deadline, phase.more_time)
         # The guest's counters come after the freeze's questions, while nobody needs its agent.
-        lines = self._freeze.prepare(phase.in_force.config.freeze, phase.more_time)
+        if phase.in_force.config.freeze.pre_flush:  # more time was asked for it
+            deadline = Deadline.after(PREPARE_S)
         if self._monitor is not None:
-            self._monitor.read_guest_counters()
+            self._monitor.read_guest_counters(deadline, self._freeze.why_agent_is_silent)
         if self._archive_follows("stop", "suspend"):
             self.handle("freeze-over", phase)
         return lines
@@ -235,7 +241,7 @@ class GuestTurn:
             self._monitor.archive_begins()
         lines = self._freeze.arm(phase.in_force.config.freeze)
         if self.state not in ("armed", "archiving"):  # a backup-abort overlapped this phase
-            self._freeze.over()
+            self._freeze.over(phase.deadline)
         return lines
 
     def _archive(self, _phase: Phase) -> list[str]:
@@ -243,25 +249,25 @@ class GuestTurn:
             self._monitor.archive_begins()
         return []
 
-    def _end(self, _phase: Phase) -> list[str]:
+    def _end(self, phase: Phase) -> list[str]:
         if self._monitor is not None:
             self._monitor.finish()  # at once; its last sample is taken while we wait for the thaw
-        self._freeze.over()
+        self._freeze.over(phase.deadline)
         return []
 
     def _thaw(self, _phase: Phase) -> list[str]:
         self._freeze.worker_died()
         return []
 
-    def _settle(self, _phase: Phase) -> list[str]:
+    def _settle(self, phase: Phase) -> list[str]:
         """Nothing of this guest stays frozen, in the idle class or watched."""
         took_s = self._parts.context.clock.steady_s() - self.guest.started_steady_s
         self.guest.ended_s = self.guest.started_s + max(took_s, 0.0)
         self._beside.stop()
         try:
-            self._freeze.settle()
+            self._freeze.settle(phase.deadline)
         finally:
-            self._idle.finish()
+            self._idle.finish(phase.deadline)
         return []
 
     def _account(self, phase: Phase) -> list[str]:

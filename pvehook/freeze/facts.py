@@ -41,13 +41,22 @@ def qmp_path(node: Node, vmid: int) -> str:
 
 
 def gather(
-    node: Node, reader: TimelyReader, vmid: int, vmtype: str | None, mode: str, facts_within_s: float, now_s: float
+    node: Node,
+    reader: TimelyReader,
+    vmid: int,
+    vmtype: str | None,
+    mode: str,
+    facts_within_s: float,
+    now_s: float,
+    deadline: Deadline | None = None,
 ) -> KnownGuest:
-    """Reads configuration, QEMU's state and the agent's facts. Never raises: what did not answer is a fact of its own.
+    """Reads configuration, QEMU's state and the agent's facts; the agent has `facts_within_s` for all its answers, and
+    nothing is waited for beyond the deadline. Never raises: what did not answer is a fact of its own.
 
     The agent is used only where PVE would freeze, and left alone in a guest that is never frozen.
     """
-    config, unknown = _config(node, reader, vmid)
+    deadline = deadline or Deadline.after(CONFIG_S + QMP_S + facts_within_s)
+    config, unknown = _config(node, reader, vmid, deadline)
     try:
         history = past_freezes(node, reader, vmid)
     except NodeError as error:
@@ -70,23 +79,22 @@ def gather(
         unknown=unknown,
     )
     if vmtype != "lxc" and mode == "snapshot":
-        facts = _qemu_facts(facts, qmp_path(node, vmid))
+        facts = _qemu_facts(facts, qmp_path(node, vmid), deadline.within(QMP_S))
         if facts.run_state == "running" and option.enabled and option.freezes:
-            facts = _agent_facts(facts, agent_path(node, vmid), facts_within_s)
+            facts = _agent_facts(facts, agent_path(node, vmid), deadline.within(facts_within_s))
     return KnownGuest(facts, config.name if config else None, config.tags if config else ())
 
 
-def _config(node: Node, reader: TimelyReader, vmid: int) -> tuple[GuestConfig | None, str | None]:
+def _config(node: Node, reader: TimelyReader, vmid: int, deadline: Deadline) -> tuple[GuestConfig | None, str | None]:
     path = f"/etc/pve/qemu-server/{vmid}.conf"
     try:
-        text = reader.text(node.path(path), CONFIG_S)
+        text = reader.text(node.path(path), deadline.within(CONFIG_S).left_s())
     except NodeError as error:
         return None, str(error)
     return (parse_vm(text), None) if text is not None else (None, f"{path} is not there")
 
 
-def _qemu_facts(facts: FreezeFacts, path: str) -> FreezeFacts:
-    deadline = Deadline.after(QMP_S)
+def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:
     try:
         with open_qmp(path, deadline) as qmp:
             status = qmp.query_status(deadline)
@@ -99,10 +107,9 @@ def _qemu_facts(facts: FreezeFacts, path: str) -> FreezeFacts:
     )
 
 
-def _agent_facts(facts: FreezeFacts, path: str, within_s: float) -> FreezeFacts:
+def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:
     """All answers within the limit: an agent that cannot list its filesystems in that time is not one to freeze. What
     system it is comes last, since the guest can be frozen without it."""
-    deadline = Deadline.after(within_s)
     try:
         with open_agent(path, deadline) as agent:
             facts = facts._replace(info=agent.guest_info(deadline))

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from pvehook.contract.text import printable
+from pvehook.deadline import Deadline
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
 from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
@@ -25,7 +27,7 @@ from pvehook.records.journal import Log
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
 from pvehook.rescue.thaw import patience, thaw_until_thawed, wait_for_pve
 from pvehook.rules.freeze_policy import policy_for
-from pvehook.rules.freeze_safety import PastFreeze, decide
+from pvehook.rules.freeze_safety import FreezeFacts, PastFreeze, decide
 from pvehook.settings import FreezeConfig
 
 OVER_S = 2.5
@@ -37,8 +39,8 @@ LEFT_BY_PVE_S = 900.0
 LEFT_OVER_HUNG_S = 2.0
 """A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
 
-FACTS_BESIDE_S = 3.0
-"""Configuration, QMP and history, beside the agent's facts."""
+REASONS_KEPT, REASON_CHARACTERS = 20, 300
+"""A guest can have any number of filesystems, and name them as it likes."""
 
 WINDOWS = "mswindows"
 
@@ -109,18 +111,23 @@ class GuestFreeze:
         self._log = log
         self._on_over = on_over
         self._rendezvous: Rendezvous | None = None
+        self._waited = False
+        self._mountpoints: tuple[str, ...] | None = None
+        """What is to be frozen; None: all, or nothing. Not in the guest's record: a restarted daemon arms nothing."""
+        self.why_agent_is_silent: str | None = None
+        """Known from pre-stop on: None for an agent that answered, or that was not asked because PVE would not."""
 
     # Phases
 
-    def prepare(self, config: FreezeConfig, more_time: Callable[[float], None]) -> list[str]:
-        """pre-stop: what is known, what follows from it. Lines for the task log."""
+    def prepare(self, config: FreezeConfig, deadline: Deadline, more_time: Callable[[float], None]) -> list[str]:
+        """pre-stop: what is known, what follows from it. Lines for the task log. `more_time` is asked for a pre-flush,
+        which takes as long as it takes."""
         guest = self._guest
         if guest.vmtype == "lxc":
             return []
-        # In mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
-        if guest.mode == "snapshot":
-            flush_s = config.pre_flush_within_s if config.pre_flush else 0.0
-            more_time(config.facts_within_s + FACTS_BESIDE_S + flush_s)
+        # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
+        if guest.mode == "snapshot" and config.pre_flush:
+            more_time(config.pre_flush_within_s)
         known = gather(
             self._node,
             self._reader,
@@ -129,17 +136,19 @@ class GuestFreeze:
             guest.mode,
             config.facts_within_s,
             self._clock.now_s(),
+            deadline,
         )
+        self.why_agent_is_silent = known.facts.agent_fault or _why_not_asked(known.facts)
         policy = policy_for(config, guest.vmid, known.name or guest.name, known.tags)
         verdict = decide(known.facts, policy)
         summary = guest.freeze = FreezeSummary(
             action=verdict.action,
-            reasons=list(verdict.reasons),
-            mountpoints=list(verdict.mountpoints) if verdict.mountpoints is not None else None,
+            reasons=[printable(reason, REASON_CHARACTERS) for reason in verdict.reasons[:REASONS_KEPT]],
             alert=verdict.alert,
             was_thawed=known.facts.status == "thawed",
             is_windows=known.facts.os_id == WINDOWS,
         )
+        self._mountpoints = verdict.mountpoints
         if verdict.action == "freeze" and config.pre_flush:
             flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
             summary.pre_flush_ms, summary.pre_flush = flushed.took_ms, flushed.text
@@ -147,7 +156,7 @@ class GuestFreeze:
         if verdict.action == "none":
             return []
         what = {"freeze": "will be frozen for the backup's start", "veto": "will NOT be frozen"}[verdict.action]
-        return [f"{guest_text(guest)} {what}: {'; '.join(verdict.reasons)}"]
+        return [f"{guest_text(guest)} {what}: {'; '.join(summary.reasons)}"]
 
     def arm(self, config: FreezeConfig) -> list[str]:
         """post-restart: from here on PVE cannot reach the agent before we let it. Lines for the task log."""
@@ -168,7 +177,7 @@ class GuestFreeze:
             guest.vmid,
             self._worker,
             veto=summary.action == "veto",
-            mountpoints=tuple(summary.mountpoints) if summary.mountpoints is not None else None,
+            mountpoints=self._mountpoints,
             limits=limits,
             watchdog=self._freezes.watchdog,
             at_step=self._freezes.at_step,
@@ -195,19 +204,21 @@ class GuestFreeze:
         self._rendezvous = rendezvous
         return []
 
-    def over(self) -> None:
-        """backup-end, backup-abort: the job is over, so nothing of ours may stay frozen."""
+    def over(self, deadline: Deadline) -> None:
+        """backup-end, backup-abort: the backup is over, so nothing of ours may stay frozen."""
         if self._rendezvous is not None:
             self._rendezvous.abandon()
-            self._rendezvous.wait_until_not_frozen(OVER_S)
+            self._waited = not self._rendezvous.wait_until_not_frozen(deadline.within(OVER_S).left_s())
 
-    def settle(self) -> None:
-        """log-end: the summary is complete, or says that its freeze still hangs."""
+    def settle(self, deadline: Deadline) -> None:
+        """log-end: the summary is complete, or says that its freeze still hangs. What backup-end has waited for in vain
+        is not waited for a second time."""
         guest, summary = self._guest, self._guest.freeze
         if summary is None or self._rendezvous is None:
             return
         self._rendezvous.abandon()
-        if not self._rendezvous.wait_until_ended(OVER_S) and summary.consistency is None:
+        wait_s = 0.0 if self._waited else deadline.within(OVER_S).left_s()
+        if not self._rendezvous.wait_until_ended(wait_s) and summary.consistency is None:
             summary.consistency, summary.hung = "crash-consistent", True
             # Remembered now: should the daemon not live to see its end, the next backup must know of it.
             self._remember(PastFreeze(self._clock.now_s(), None, "hung"))
@@ -265,7 +276,7 @@ class GuestFreeze:
             vmid=guest.vmid,
             action=summary.action,
             reasons=summary.reasons,
-            mountpoints=summary.mountpoints,
+            mountpoints=self._mountpoints,
             pre_flush=summary.pre_flush,
             pre_flush_ms=summary.pre_flush_ms,
         )
@@ -303,6 +314,15 @@ class GuestFreeze:
         finally:
             self._freezes.end()
             self._on_over()
+
+
+def _why_not_asked(facts: FreezeFacts) -> str | None:
+    """Why the agent cannot answer, as far as QEMU told."""
+    if facts.qmp_fault is not None:
+        return facts.qmp_fault
+    if facts.run_state not in (None, "running"):
+        return f"the VM is not running: {facts.run_state}"
+    return None
 
 
 def _outcome_word(outcome: Outcome, config: FreezeConfig) -> Literal["ok", "slow", "hung"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
+from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.ioprio import IDLE, restore_normal, set_all_threads
 from pvehook.host.processes import Found, ProcessId, backup_processes, guests_left_idle, vm_processes
@@ -62,9 +63,9 @@ class IdlePriority:
                 self._keep_backup_idle(settings)
             self._restore_guest()
 
-    def finish(self) -> None:
+    def finish(self, deadline: Deadline) -> None:
         """After it nothing of this guest is in the idle class."""
-        locked = self._checking.acquire(timeout=CHECK_S)
+        locked = self._checking.acquire(timeout=deadline.within(CHECK_S).left_s())
         try:
             self._finished = True
             self._restore_guest()

@@ -19,8 +19,6 @@ class FreezeSummary:
     action: str
     """none, freeze or veto."""
     reasons: list[str]
-    mountpoints: list[str] | None
-    """What is to be frozen; None: all, or nothing."""
     alert: str | None = None
     was_thawed: bool = False
     """The agent said so before the backup: whatever is frozen later was frozen by this run."""

@@ -32,6 +32,8 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("unknown", "none", "slowed", "stalled
 
 SLOWED_FROM_S: Final = 1.0
 """This much of `slowed_s` makes a night slowed."""
+SILENT_FROM_S: Final = 10.0
+"""A QEMU that does not answer for so long may have stood still with its guest. Proxmox's own commands take less."""
 CPU_PART: Final = 0.1
 """Of a vCPU's time: waiting for a CPU beyond this is worth a word."""
 MEMORY_PART: Final = 0.05
@@ -222,9 +224,15 @@ def judge(seen: Seen) -> Verdict:
         severity = "stalled"
     elif (slowed_s or 0.0) >= SLOWED_FROM_S or causes:
         severity = "slowed"
-    elif stalled_s is None:
+    elif stalled_s is None or _was_silent(seen):
         severity = "unknown"
     return Verdict(severity, stalled_s, slowed_s, causes)
+
+
+def _was_silent(seen: Seen) -> bool:
+    """QEMU did not answer for so long that nobody can say how the guest was in that time."""
+    hypervisor = value_of(seen.hypervisor)
+    return hypervisor is not None and hypervisor.silence_ms >= SILENT_FROM_S * 1000
 
 
 def _stalled_s(seen: Seen) -> tuple[float | None, float | None]:

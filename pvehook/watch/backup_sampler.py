@@ -37,8 +37,12 @@ from pvehook.watch.disk_sampler import DiskSampler, Start
 from pvehook.watch.guest_sampler import CountersStart, GuestSampler
 from pvehook.watch.host_sampler import HostSampler, Reading
 
-LAST_SAMPLE_S = 2.0
-"""For the disks; the guest itself has as long again."""
+LAST_SAMPLE_S = 4.0
+"""For the last sample, from backup-end on: the speed's release, the disks, the guest itself."""
+LAST_DISKS_S = 2.0
+RELEASE_S = 1.5
+HANGS_S = 0.3
+"""For the agent of a guest whose monitor does not answer: QEMU's main loop serves both."""
 LEAVE_S = 3.0
 LOG_EVERY_S = 5.0
 """The kernel's ring holds some thousand lines."""
@@ -125,10 +129,10 @@ class BackupSampler:
         except RuntimeError as error:
             self._report_fault(error)
 
-    def read_guest_counters(self) -> None:
-        """The guest's own counters, now. Takes at most a few seconds; to be called while nobody needs the agent."""
+    def read_guest_counters(self, deadline: Deadline, why_not: str | None) -> None:
+        """The guest's own counters, now; to be called while nobody needs the agent."""
         if self._inside is not None:
-            self._inside.begin()
+            self._inside.begin(deadline, why_not)
             self._keep()
 
     def archive_begins(self) -> None:
@@ -143,12 +147,12 @@ class BackupSampler:
         self._finishing = True
         self._woken.set()
 
-    def views(self, wait_s: float) -> Views | None:
-        """What was seen; waits for the last sample, but not for ever. None: it has not come to its end."""
+    def views(self, wait_s: float) -> Views:
+        """What was sampled; waits for the last sample, but not for ever. Without it, what there is until now."""
         self.finish()
         if self._thread.ident is not None:
-            self._thread.join(wait_s)
-        return self._views
+            self._thread.join(max(wait_s, 0.0))
+        return self._views or self._views_now(Broken("its last sample was not there when the summary was written"))
 
     def leave(self) -> None:
         """The daemon leaves while the backup runs: the speed is restored, and there are no views. The next daemon
@@ -169,7 +173,7 @@ class BackupSampler:
             self._report_fault(fault)
         finally:
             if self._governor is not None:
-                self._governor.release()  # after a fault too; a second time it does nothing
+                self._governor.release(RELEASE_S)  # after a fault too; a second time it does nothing
             self._host.close()
 
     def _report_fault(self, fault: Exception) -> None:
@@ -229,17 +233,25 @@ class BackupSampler:
         )
 
     def _last_sample(self) -> Views:
-        hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
+        deadline = Deadline.after(LAST_SAMPLE_S)
         guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
-        slowest_ms: Measured[float] = Absent("a container has no agent")
         if self._governor is not None:
             self._governor.know_archive(self._archive_shares_disk())
-            self._governor.release()
+            self._governor.release(RELEASE_S)
+        answers = True
         if self._disks is not None:
-            self._disks.end(LAST_SAMPLE_S)
+            answers = self._disks.end(deadline.within(LAST_DISKS_S))
+        if self._inside is not None:
+            guest = self._inside.view(deadline if answers else deadline.within(HANGS_S))
+        return self._views_now(guest)
+
+    def _views_now(self, guest: Measured[GuestView]) -> Views:
+        """All but the guest's own view is there without asking anybody."""
+        hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
+        slowest_ms: Measured[float] = Absent("a container has no agent")
+        if self._disks is not None:
             hypervisor = self._disks.view()
         if self._inside is not None:
-            guest = self._inside.view()
             slowest_ms = self._inside.slowest_ms
         return Views(
             guest=guest,

@@ -10,6 +10,7 @@ none, the mean since the VM was started, which has no percentiles.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,10 @@ class Baselines:
     def begin(self) -> None:
         """Returns at once; one VM after the other is armed by a thread."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._arm_all, name="baselines", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._arm_all, name="baselines", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread could be started: there are no baselines
+                thread.start()
+                self._thread = thread
 
     def taken(self, vmid: int) -> None:
         """Its turn has come: what becomes of its histograms is decided there."""
@@ -81,7 +84,9 @@ class Baselines:
     def end(self) -> None:
         """Removes what is armed on VMs whose turn did not come; in a thread, no phase waits for it."""
         self._ended.set()
-        threading.Thread(target=self._disarm_all, name="baselines-end", daemon=True).start()
+        if self._thread is not None or self._run.waiting:
+            with contextlib.suppress(RuntimeError):  # as for a VM that hangs: the next backup takes them for its own
+                threading.Thread(target=self._disarm_all, name="baselines-end", daemon=True).start()
 
     def _arm_all(self) -> None:
         for vmid in list(running_vms(self._node))[:MOST_VMS]:

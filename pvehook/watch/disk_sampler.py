@@ -139,19 +139,20 @@ class DiskSampler:
             self._waiting.close()
             self._waiting = None
 
-    def end(self, wait_s: float) -> None:
-        """The last sample; what we armed is removed."""
-        deadline = Deadline.after(wait_s)
-        self.sample(wait_s)
+    def end(self, deadline: Deadline) -> bool:
+        """The last sample; what we armed is removed. False: QEMU did not answer."""
+        before = self._samples
+        self.sample(deadline.left_s())
         self._hang_up()
         if self.start is None or not self.start.armed:
-            return
+            return self._samples > before
         try:
             with open_qmp(self._path, deadline) as qmp:
                 self._run_state = qmp.query_status(deadline).status
                 disarm_histograms(qmp, self.start.armed, deadline)
         except GuestError:
             pass  # a VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own
+        return self._samples > before
 
     def view(self) -> Measured[HypervisorView]:
         """What was sampled."""

@@ -29,7 +29,9 @@ from pvehook.watch.backup_sampler import BackupSampler
 from pvehook.watch.run_records import RunRecords
 
 LAST_SAMPLE_S = 4.5
-"""How long log-end waits for a guest's last sample: 2 s for QEMU, 2 s for the guest, if both hang."""
+"""How long log-end waits for a guest's last sample, if QEMU and the guest hang."""
+KEEP_S = 2.0
+"""Of log-end's time, what is kept back for writing the record. A last sample that is not there by then is left out."""
 
 
 class GuestMonitor:
@@ -58,6 +60,7 @@ class GuestMonitor:
             in_force.config.pacer.mode,
             in_force.config.pacer.step_mib,
         )
+        self._has_pacer = True
         self._sampler: BackupSampler | None = None
         if self._metrics.mode == "on":
             self._sampler = BackupSampler(
@@ -73,15 +76,19 @@ class GuestMonitor:
 
     def begin(self) -> None:
         """Also for a daemon that was restarted in the middle of it. Returns at once."""
-        self._pacer.start()
+        try:
+            self._pacer.start()
+        except RuntimeError as error:  # no thread could be started; the kernel writes back as it always did
+            self._has_pacer = False
+            self._records.log.error("fault", message=f"pacer: {error}; the backup goes on", vmid=self._guest.vmid)
         if self._sampler is not None:
             self._records.baselines.taken(self._guest.vmid)
             self._sampler.begin()
 
-    def read_guest_counters(self) -> None:
-        """The guest's own counters, now."""
+    def read_guest_counters(self, deadline: Deadline, why_not: str | None) -> None:
+        """The guest's own counters, now. `why_not`: the agent is known to be silent, and not asked a second time."""
         if self._sampler is not None:
-            self._sampler.read_guest_counters()
+            self._sampler.read_guest_counters(deadline, why_not)
 
     def archive_begins(self) -> None:
         """From here on PVE may freeze, and the backup's job may come."""
@@ -94,14 +101,13 @@ class GuestMonitor:
             self._sampler.finish()
 
     def record(self, deadline: Deadline) -> StallRecord | None:
-        """The guest's record, kept in the history. None: it was not watched to its end."""
+        """The guest's record, kept in the history. None: metrics are off."""
         self._guest.seen = None
-        self._pacer.stop()
+        if self._has_pacer:
+            self._pacer.stop()
         if self._sampler is None:
             return None
-        views = self._sampler.views(deadline.within(LAST_SAMPLE_S).left_s())
-        if views is None:
-            return None
+        views = self._sampler.views(min(deadline.left_s() - KEEP_S, LAST_SAMPLE_S))
         versions = self._records.versions(deadline)
         record = backup_record(self._records.run, self._guest, views, self._pacer.record, versions)
         self._records.keep(record, self._metrics, deadline)
@@ -112,7 +118,8 @@ class GuestMonitor:
         restored."""
         if self._sampler is not None:
             self._sampler.leave()
-        self._pacer.stop()
+        if self._has_pacer:
+            self._pacer.stop()
 
     def _governor(self, in_force: InForce) -> Governor | None:
         """None for a container, whose reading has no speed that could be set."""

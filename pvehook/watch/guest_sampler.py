@@ -31,6 +31,7 @@ BEGIN_S = 2.0
 VIEW_S = 2.0
 """Of which the kernel's log gets what the counters leave: some 5000 characters, sixty lines. It is read at each ping
 as well, so little is left for the end."""
+CLOSE_S = 0.5
 PING_S = 5.0
 CONFIG_S = 1.0
 
@@ -64,15 +65,19 @@ class GuestSampler:
         self._not_kept = 0
         self._log_fault: Absent | Broken | None = None
 
-    def begin(self) -> None:
-        """Reads the counters and opens the kernel's log. Never raises."""
+    def begin(self, deadline: Deadline, why_silent: str | None) -> None:
+        """Reads the counters and opens the kernel's log. Never raises. `why_silent`: the agent was asked a moment ago
+        and did not answer, so it is not asked a second time."""
         if self.start is not None:
             return
-        why_not = self._why_not_asked()
+        why_not = self._why_not_asked(deadline)
         if why_not is not None:
             self._not_begun = why_not
             return
-        deadline = Deadline.after(BEGIN_S)
+        if why_silent is not None:
+            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs(deadline) else Broken(why_silent)
+            return
+        deadline = deadline.within(BEGIN_S)
         try:
             with open_agent(self._path, deadline) as agent:
                 inside = read_guest_counters(agent, deadline)
@@ -81,7 +86,7 @@ class GuestSampler:
                     log = open_kernel_log(agent, deadline)
                 self.start = CountersStart(inside, log)
         except GuestError as error:
-            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs() else _fault(error)
+            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs(deadline) else _fault(error)
 
     def ping(self) -> None:
         """Asks for a sign of life, and takes what the kernel has logged: its ring and the time at the end are short."""
@@ -108,18 +113,18 @@ class GuestSampler:
             return _fault(self._slowest_fault)
         return self._not_begun if self.start is None else Absent("its backup was over before the first ping")
 
-    def view(self) -> Measured[GuestView]:
+    def view(self, deadline: Deadline) -> Measured[GuestView]:
         """What was seen from `begin` until now. The log in the guest is closed."""
         if self.start is None:
             return self._not_begun
         before = self.start.inside
-        deadline = Deadline.after(VIEW_S)
+        deadline = deadline.within(VIEW_S)
         try:
             with open_agent(self._path, deadline) as agent:
                 now = read_guest_counters(agent, deadline)
                 self._read_log(agent, deadline)
                 if isinstance(self.start.log, KernelLogHandle):
-                    close_kernel_log(agent, self.start.log, Deadline.after(1.0))
+                    close_kernel_log(agent, self.start.log, Deadline.after(CLOSE_S))
         except GuestError as error:
             if not self._events:
                 return _fault(error)
@@ -165,21 +170,21 @@ class GuestSampler:
             return self._log_fault
         return tuple(self._events)
 
-    def _no_agent_runs(self) -> bool:
+    def _no_agent_runs(self, deadline: Deadline) -> bool:
         """Whether QEMU says so: an agent that hangs and one that is not there are silent alike."""
-        deadline = Deadline.after(CONFIG_S)
+        deadline = deadline.within(CONFIG_S)
         try:
             with open_qmp(self._context.node.path(f"/var/run/qemu-server/{self._vmid}.qmp"), deadline) as qmp:
                 return not qmp.is_agent_running(self._vmid, deadline)
         except GuestError:
             return False
 
-    def _why_not_asked(self) -> Absent | Broken | None:
+    def _why_not_asked(self, deadline: Deadline) -> Absent | Broken | None:
         if self._mode != "snapshot":
             return Absent(f"vzdump pauses or stops the guest in mode {self._mode}")
         path = f"/etc/pve/qemu-server/{self._vmid}.conf"
         try:
-            text = self._context.reader.text(self._context.node.path(path), CONFIG_S)
+            text = self._context.reader.text(self._context.node.path(path), deadline.within(CONFIG_S).left_s())
         except NodeError as error:
             return Broken(str(error))
         if text is None:
