@@ -38,8 +38,9 @@ from pvehook.records.run_state import RunState
 from pvehook.watch.guest_monitor import GuestMonitor
 from pvehook.watch.run_records import RunRecords
 
-PREPARE_S = 3.0
-"""For pre-stop without a pre-flush: facts, verdict and the guest's counters. vzdump waits for it, guest after guest."""
+PREPARE_S, BESIDE_FACTS_S = 3.0, 1.0
+"""For pre-stop without a pre-flush: facts, verdict and the guest's counters. vzdump waits for it, guest after guest. An
+administrator's longer `facts_within` counts, with some time for what is beside it."""
 
 Event = Literal[
     "admit",  # backup-start, answered with yes
@@ -225,10 +226,11 @@ class GuestTurn:
         return []
 
     def _prepare(self, phase: Phase) -> list[str]:
-        deadline = phase.deadline.within(PREPARE_S)
-        lines = self._freeze.prepare(phase.in_force.config.freeze, deadline, phase.more_time)
+        freeze = phase.in_force.config.freeze
+        deadline = phase.deadline.within(max(PREPARE_S, freeze.facts_within_s + BESIDE_FACTS_S))
+        lines = self._freeze.prepare(freeze, deadline, phase.more_time)
         # The guest's counters come after the freeze's questions, while nobody needs its agent.
-        if phase.in_force.config.freeze.pre_flush:  # more time was asked for it
+        if freeze.pre_flush:  # more time was asked for it
             deadline = Deadline.after(PREPARE_S)
         if self._monitor is not None:
             self._monitor.read_guest_counters(deadline, self._freeze.why_agent_is_silent)

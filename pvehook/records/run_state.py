@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from pvehook.host.atomic_file import replace_file
@@ -40,6 +40,8 @@ class RunState:
     """VMs whose histograms are armed and whose turn has not come: at the run's end they are removed."""
     guest: GuestRecord | None = None
     done: list[GuestRecord] = field(default_factory=list)
+    encoded: list[str] = field(default_factory=list)
+    """`done` as it stands in the note: encoded once, or the phases of a long run would take longer and longer."""
 
     def backup_of(self, guest: GuestRecord) -> Backup:
         """What is read and where it is written, for those who look the disks up."""
@@ -48,7 +50,11 @@ class RunState:
 
 def save(node: Node, run: RunState) -> None:
     """Writes the run's note. Raises OSError."""
-    replace_file(_path(node, run.worker), json.dumps(asdict(run)) + "\n")
+    run.encoded += [json.dumps(asdict(guest)) for guest in run.done[len(run.encoded) :]]
+    rest = asdict(replace(run, done=[], encoded=[]))
+    del rest["done"], rest["encoded"]
+    text = f'{json.dumps(rest)[:-1]}, "done": [{", ".join(run.encoded)}]}}\n'
+    replace_file(_path(node, run.worker), text)
 
 
 def remove(node: Node, run: RunState) -> None:

@@ -115,6 +115,7 @@ class BackupSampler:
         self._archive_since_s: float | None = None
         self._job_since_s: float | None = None
         self._views: Views | None = None
+        self._cpu_s = 0.0
         self._finishing = False
         self._leaving = False
         self._woken = threading.Event()
@@ -147,12 +148,17 @@ class BackupSampler:
         self._finishing = True
         self._woken.set()
 
-    def views(self, wait_s: float) -> Views:
-        """What was sampled; waits for the last sample, but not for ever. Without it, what there is until now."""
+    def views(self, wait_s: float) -> Views | None:
+        """What was sampled; waits for the last sample, but not for ever. Without it, what there is until now. None: a
+        fault of ours."""
         self.finish()
         if self._thread.ident is not None:
             self._thread.join(max(wait_s, 0.0))
-        return self._views or self._views_now(Broken("its last sample was not there when the summary was written"))
+        try:
+            return self._views or self._views_now(Broken("its last sample was not there when the summary was written"))
+        except Exception as fault:  # the thread may be at the same figures
+            self._report_fault(fault)
+            return None
 
     def leave(self) -> None:
         """The daemon leaves while the backup runs: the speed is restored, and there are no views. The next daemon
@@ -200,6 +206,7 @@ class BackupSampler:
                 self._disks.sample()
                 self._note_start(self._disks)
                 every_s = self._sample_every_s()
+            self._cpu_s = time.thread_time()
             now_s = time.monotonic()
             if now_s >= next_log_s:
                 self._host.sample()
@@ -262,7 +269,7 @@ class BackupSampler:
             backup_bytes=self._disks.backup_bytes if self._disks is not None else None,
             disks=self._disks.start if self._disks is not None else None,
             governor=self._governor.summary() if self._governor is not None else None,
-            cpu_s=time.thread_time(),
+            cpu_s=self._cpu_s,
         )
 
     def _sample_every_s(self) -> float:

@@ -108,6 +108,8 @@ class GuestMonitor:
         if self._sampler is None:
             return None
         views = self._sampler.views(min(deadline.left_s() - KEEP_S, LAST_SAMPLE_S))
+        if views is None:
+            return None
         versions = self._records.versions(deadline)
         record = backup_record(self._records.run, self._guest, views, self._pacer.record, versions)
         self._records.keep(record, self._metrics, deadline)

@@ -203,7 +203,7 @@ def before(guest: LoadedGuest) -> Baseline:
     watch = DiskSampler(guest.qmp, time.time, lambda *_: None, None)
     watch.sample()
     time.sleep(BEFORE_S)
-    watch.end(RUN_AT_MOST_S)
+    watch.end(Deadline.after(RUN_AT_MOST_S))
     view = watch.view()
     assert isinstance(view, HypervisorView), view
     (point,) = watch.points()[-1:]  # from the one look to the other

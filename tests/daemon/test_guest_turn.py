@@ -111,6 +111,8 @@ class Fake:
 
 
 class FakeFreeze:
+    why_agent_is_silent = None
+
     def __init__(self, guest: Guest, on_over: Callable[[], None]) -> None:
         self._guest = guest
         guest.freeze_ends = on_over
