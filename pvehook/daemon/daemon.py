@@ -10,6 +10,7 @@ running runs from /run/pvehook/jobs.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -51,6 +52,10 @@ UNTOLD_DEADLINE_S = 5.0
 """For a call that does not say until when it waits; the shortest of the hook's own is that long."""
 
 CALLS_AT_ONCE = 16
+LOST_AFTER_S = 60.0
+"""A call that is so much later than its hook waits hangs for good."""
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+ACCEPT_AGAIN_S = 0.1
 BEAT_S = 2.0
 """How often the main thread wakes at least; systemd's WatchdogSec is a multiple of it."""
 
@@ -70,8 +75,9 @@ class Daemon:
         self._runs_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._pidfds: dict[ProcessId, int] = {}
-        self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
-        self._answering = 0
+        self._calls: dict[socket.socket, float] = {}
+        """The calls that are answered now, and when each is to be over, on the monotonic clock."""
+        self._cannot_accept = False
         self._last_call_s = time.monotonic()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._leaving = False
@@ -112,7 +118,7 @@ class Daemon:
 
     def _idle(self) -> bool:
         with self._runs_lock:
-            busy = bool(self._runs) or self._answering > 0 or self._freezes.any
+            busy = bool(self._runs) or bool(self._calls) or self._freezes.any
         return not busy and time.monotonic() - self._last_call_s >= self._idle_exit_s
 
     # Calls
@@ -120,17 +126,28 @@ class Daemon:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:
-            return  # the hook gave up in the meantime
-        self._last_call_s = time.monotonic()
-        if not self._calls.acquire(blocking=False):
+        except OSError as error:  # the hook gave up in the meantime, or we are out of descriptors
+            if error.errno in OUT_OF_DESCRIPTORS:
+                if not self._cannot_accept:
+                    self._log.error("too-many-calls", message=f"a call could not be accepted: {error}")
+                self._cannot_accept = True
+                time.sleep(ACCEPT_AGAIN_S)  # the listener stays readable
+            return
+        self._cannot_accept = False
+        now_s = self._last_call_s = time.monotonic()
+        with self._runs_lock:
+            ends_s = sorted(self._calls.values())
+            if len(ends_s) < CALLS_AT_ONCE:
+                self._calls[connection] = now_s + REQUEST_DEADLINE_S
+        if len(ends_s) >= CALLS_AT_ONCE:
             connection.close()  # the hook sees no answer and takes the degraded path
             self._log.error("too-many-calls", message=f"more than {CALLS_AT_ONCE} hooks at once; one was not answered")
-            return
-        with self._runs_lock:
-            self._answering += 1
-        if not self._start_thread("call", self._serve_call, connection):
-            self._call_is_over()
+            if ends_s[-1] + LOST_AFTER_S < now_s:
+                # All of them hang, and no phase would be answered any more. The next daemon goes on with the runs.
+                self._log.critical("calls-lost", message=f"{CALLS_AT_ONCE} calls hang for good: the daemon starts anew")
+                self._leave()
+        elif not self._start_thread("call", self._serve_call, connection):
+            self._call_is_over(connection)
             connection.close()  # as above
 
     def _serve_call(self, connection: socket.socket) -> None:
@@ -141,13 +158,12 @@ class Daemon:
         except OSError as error:
             self._log.info("call-lost", message=f"a hook went away before its answer: {error}")
         finally:
-            self._call_is_over()
+            self._call_is_over(connection)
 
-    def _call_is_over(self) -> None:
-        self._calls.release()
+    def _call_is_over(self, connection: socket.socket) -> None:
         self._last_call_s = time.monotonic()
         with self._runs_lock:
-            self._answering -= 1
+            self._calls.pop(connection, None)
 
     def _answer(self, connection: socket.socket) -> Reply:
         try:
@@ -158,8 +174,15 @@ class Daemon:
             self._log.warning("call-refused", message=f"a call was not served: {bad}")
             return Reply(not_served=f"this call was not served: {bad}")
         try:
+            deadline = _deadline_of(call)
+            self._calls[connection] = deadline.at_s
+
+            def more_time(seconds: float) -> None:
+                self._calls[connection] += seconds
+                connection.sendall(encode_patience(seconds))
+
             with self._run_of(worker) as run:
-                return run.phase(call, _deadline_of(call), lambda seconds: connection.sendall(encode_patience(seconds)))
+                return run.phase(call, deadline, more_time)
         except Exception as fault:  # a fault of ours costs a log line, never a backup
             self._report_fault(call.phase, call.vmid, fault)
             if call.phase in REFUSABLE_PHASES:

@@ -233,7 +233,7 @@ class GuestTurn:
         if freeze.pre_flush:  # more time was asked for it
             deadline = Deadline.after(PREPARE_S)
         if self._monitor is not None:
-            self._monitor.read_guest_counters(deadline, self._freeze.why_agent_is_silent)
+            self._monitor.read_guest_counters(deadline, self._freeze.silent_agent)
         if self._archive_follows("stop", "suspend"):
             self.handle("freeze-over", phase)
         return lines

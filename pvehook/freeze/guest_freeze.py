@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.freeze.facts import agent_path, gather, pre_flush
@@ -114,8 +115,8 @@ class GuestFreeze:
         self._waited = False
         self._mountpoints: tuple[str, ...] | None = None
         """What is to be frozen; None: all, or nothing. Not in the guest's record: a restarted daemon arms nothing."""
-        self.why_agent_is_silent: str | None = None
-        """Known from pre-stop on: None for an agent that answered, or that was not asked because PVE would not."""
+        self.silent_agent: Absent | Broken | None = None
+        """Known from pre-stop on. None: the agent answered, or was not asked because PVE does not freeze this guest."""
 
     # Phases
 
@@ -138,7 +139,7 @@ class GuestFreeze:
             self._clock.now_s(),
             deadline,
         )
-        self.why_agent_is_silent = known.facts.agent_fault or _why_not_asked(known.facts)
+        self.silent_agent = _silent_agent(known.facts)
         policy = policy_for(config, guest.vmid, known.name or guest.name, known.tags)
         verdict = decide(known.facts, policy)
         summary = guest.freeze = FreezeSummary(
@@ -316,13 +317,12 @@ class GuestFreeze:
             self._on_over()
 
 
-def _why_not_asked(facts: FreezeFacts) -> str | None:
-    """Why the agent cannot answer, as far as QEMU told."""
-    if facts.qmp_fault is not None:
-        return facts.qmp_fault
+def _silent_agent(facts: FreezeFacts) -> Absent | Broken | None:
+    """Why it is of no use to ask the agent anything more."""
     if facts.run_state not in (None, "running"):
-        return f"the VM is not running: {facts.run_state}"
-    return None
+        return Absent(f"the VM does not run: it is {facts.run_state}")
+    fault = facts.qmp_fault or facts.agent_fault
+    return Broken(fault) if fault is not None else None
 
 
 def _outcome_word(outcome: Outcome, config: FreezeConfig) -> Literal["ok", "slow", "hung"]:

@@ -84,6 +84,7 @@ EVENTS: Final = {
     "phase-unknown": Event(("info",), "vzdump announced a phase that pvehook does not know."),
     "call-lost": Event(("info",), "A hook ended before it got its answer."),
     "call-refused": Event(("warning",), "A hook call was malformed, and was not answered."),
+    "calls-lost": Event(("critical",), "All calls hang for good: the daemon ends, the next call starts another."),
     "too-many-calls": Event(("error",), "Too many hook calls at once; this one was not answered."),
     "fault": Event(("error",), "A fault of pvehook's own; the backup goes on."),
 }

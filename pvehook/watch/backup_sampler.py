@@ -130,10 +130,10 @@ class BackupSampler:
         except RuntimeError as error:
             self._report_fault(error)
 
-    def read_guest_counters(self, deadline: Deadline, why_not: str | None) -> None:
+    def read_guest_counters(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
         """The guest's own counters, now; to be called while nobody needs the agent."""
         if self._inside is not None:
-            self._inside.begin(deadline, why_not)
+            self._inside.begin(deadline, silent_agent)
             self._keep()
 
     def archive_begins(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pvehook.config.in_force import InForce
+from pvehook.contract.measured import Absent, Broken
 from pvehook.deadline import Deadline
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.context import Context
@@ -85,10 +86,10 @@ class GuestMonitor:
             self._records.baselines.taken(self._guest.vmid)
             self._sampler.begin()
 
-    def read_guest_counters(self, deadline: Deadline, why_not: str | None) -> None:
-        """The guest's own counters, now. `why_not`: the agent is known to be silent, and not asked a second time."""
+    def read_guest_counters(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
+        """The guest's own counters, now. A silent agent is not asked a second time."""
         if self._sampler is not None:
-            self._sampler.read_guest_counters(deadline, why_not)
+            self._sampler.read_guest_counters(deadline, silent_agent)
 
     def archive_begins(self) -> None:
         """From here on PVE may freeze, and the backup's job may come."""

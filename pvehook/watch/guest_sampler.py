@@ -65,17 +65,18 @@ class GuestSampler:
         self._not_kept = 0
         self._log_fault: Absent | Broken | None = None
 
-    def begin(self, deadline: Deadline, why_silent: str | None) -> None:
-        """Reads the counters and opens the kernel's log. Never raises. `why_silent`: the agent was asked a moment ago
-        and did not answer, so it is not asked a second time."""
+    def begin(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
+        """Reads the counters and opens the kernel's log. Never raises. An agent that was silent a moment ago, or that
+        cannot answer, is not asked a second time."""
         if self.start is not None:
             return
         why_not = self._why_not_asked(deadline)
         if why_not is not None:
             self._not_begun = why_not
             return
-        if why_silent is not None:
-            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs(deadline) else Broken(why_silent)
+        if silent_agent is not None:
+            no_agent = isinstance(silent_agent, Broken) and self._no_agent_runs(deadline)
+            self._not_begun = Absent("no agent runs in it") if no_agent else silent_agent
             return
         deadline = deadline.within(BEGIN_S)
         try:

@@ -111,7 +111,7 @@ class Fake:
 
 
 class FakeFreeze:
-    why_agent_is_silent = None
+    silent_agent = None
 
     def __init__(self, guest: Guest, on_over: Callable[[], None]) -> None:
         self._guest = guest
