@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -364,3 +365,23 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
         assert re.search(r"the guest itself", report)
         assert "?" in report
         assert 'pvehook_view_up{vmid="101",view="guest"} 0' in prometheus
+
+
+def test_the_worst_night_keeps_its_record(node: NodeUnderTest) -> None:
+    """QEMU and agent hang, and vzdump is killed: what was sampled until then is kept, and nobody calls it harmless."""
+    with running_vm(node) as guest, Player(node.run(WEB, pauses=("archive 101",))) as player:
+        player.wait_for("archive 101")
+        wait_for_looks(guest)
+        guest.serve_requests("write", 2600.0, 1)
+        wait_for_looks(guest)
+        guest.stick("qmp")
+        guest.stick("agent")
+        player.send_signal(signal.SIGKILL)
+        done = node.wait_for_event("guest-done", vmid="101")
+        guest.unstick("qmp")
+        guest.unstick("agent")
+    assert (done["PVEHOOK_RESULT"], done["PVEHOOK_SEVERITY"]) == ("worker-died", "stalled")
+    found = record(node)
+    assert isinstance(found.hypervisor, HypervisorView)
+    assert found.hypervisor.write.over_1s == 1
+    assert isinstance(found.guest, Broken)
