@@ -1,4 +1,4 @@
-"""Gathers what the window's rule wants to know, and asks it."""
+"""Gathers what the window's rule needs, and applies it."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ JOB_STATES_DEADLINE_S = 1.0
 
 
 class Gate:
-    """Answers `job-init`, `job-start` and `backup-start` of one job."""
+    """Answers `job-init`, `job-start` and `backup-start` of one run."""
 
     def __init__(self, node: Node, clock: Clock, reader: TimelyReader) -> None:
         self._node = node
         self._clock = clock
         self._reader = reader
 
-    def ask(self, call: HookCall, job: RunState, in_force: InForce) -> Admission:
+    def ask(self, call: HookCall, run: RunState, in_force: InForce) -> Admission:
         """Whether this phase may go on."""
-        upid = parse_upid(job.upid)
+        upid = parse_upid(run.upid)
         pending = False
-        if in_force.config.window.exempt.jobs and job.job_id is None:
-            job.job_id, pending = self._job_id(job.upid, in_force.config.window.exempt.jobs)
+        if in_force.config.window.exempt.jobs and run.job_id is None:
+            run.job_id, pending = self._job_id(run.upid, in_force.config.window.exempt.jobs)
         question = Question(
             phase=call.phase,
             now=at(self._clock, in_force.window.zone),
             vmid=call.vmid,
             job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
-            job_id=job.job_id,
+            job_id=run.job_id,
             job_id_pending=pending,
-            storage=call.storeid or job.storeid,
-            job_was_admitted=job.admitted,
+            storage=call.storeid or run.storeid,
+            job_was_admitted=run.admitted,
         )
         return self._admit(question, in_force, in_force.config.window.next_guest)
 
-    def may_still_run(self, vmid: int, job: RunState, in_force: InForce) -> bool:
+    def may_still_run(self, vmid: int, run: RunState, in_force: InForce) -> bool:
         """Whether a guest whose backup runs would be let in if it came now, `next_guest` left aside."""
         question = Question(
             phase="backup-start",
             now=at(self._clock, in_force.window.zone),
             vmid=vmid,
             job_vmids=None,
-            job_id=job.job_id,
+            job_id=run.job_id,
             job_id_pending=False,
-            storage=job.storeid,
+            storage=run.storeid,
             job_was_admitted=False,
         )
         return self._admit(question, in_force, "refuse").allowed
@@ -79,7 +79,7 @@ class Gate:
         """Which exempt job of jobs.cfg this run is, and whether that is still to be written down."""
         directory = self._node.path(JOB_STATES)
 
-        def look() -> tuple[str | None, bool]:
+        def read() -> tuple[str | None, bool]:
             pending = False
             for job_id in exempt_jobs:
                 if "/" in job_id:
@@ -97,6 +97,6 @@ class Gate:
             return None, pending
 
         try:
-            return self._reader.within(JOB_STATES_DEADLINE_S, directory, look)
+            return self._reader.within(JOB_STATES_DEADLINE_S, directory, read)
         except NodeError:
             return None, False

@@ -83,7 +83,7 @@ class Daemon:
         self._leaving = False
 
     def serve(self, listener: socket.socket) -> None:
-        """Answers until told to leave (SIGTERM) or until nothing has been left to watch for `idle_exit_s`."""
+        """Answers until SIGTERM, or until there has been nothing to watch for `idle_exit_s`."""
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)

@@ -55,7 +55,7 @@ class IdlePriority:
             self._add_up()
 
     def check(self, settings: IoPriorityConfig) -> None:
-        """One look at every process of this backup."""
+        """Finds every process of this backup, and what is to be restored."""
         with self._checking:
             if self._finished:
                 return

@@ -1,7 +1,7 @@
 """Whether idle I/O priority can have an effect on one guest's backup: read from the node, judged by the rules.
 
-Two questions, answered apart, because an administrator mends them apart: what of this backup carries the
-priority at all (rules.io_effect.idle_reach), and whether the disks under it look at priorities.
+Two questions, answered separately, because an administrator fixes them separately: what of this backup has the
+priority at all (rules.io_effect.idle_reach), and whether the disks under it honour priorities.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOf
     )
 
 
-def _asked(reader: TimelyReader, what: str, look: Callable[[], Effect]) -> Effect:
+def _asked(reader: TimelyReader, what: str, find: Callable[[], Effect]) -> Effect:
     """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
     try:
-        return reader.within(LOOK_DEADLINE_S, what, look)
+        return reader.within(LOOK_DEADLINE_S, what, find)
     except (NodeError, OSError, ValueError) as error:
         return Effect(None, "unknown", str(error))
 

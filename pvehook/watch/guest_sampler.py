@@ -129,7 +129,7 @@ class GuestSampler:
         except GuestError as error:
             if not self._events:
                 return _fault(error)
-            # Its own counters are lost, but what its kernel has said is the more important part.
+            # Its own counters are lost, but what its kernel has logged is the more important part.
             lost = Broken(str(error))
             now = GuestCounters(lost, lost, lost, lost, lost)
         return GuestView(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Broken, Measured
@@ -88,7 +89,7 @@ class RunRecords:
 
     def keep(self, record: StallRecord, config: MetricsConfig, deadline: Deadline) -> None:
         """In the history, and for Prometheus. Losing either costs a log line."""
-        self._records[record.vmid] = record
+        self._records[record.vmid] = replace(record, points=())  # the chart is for the history alone
         now_s = self._context.clock.now_s()
         try:
             news = self._files.within(

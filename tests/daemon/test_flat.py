@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from pvehook.contract.guest_facts import Filesystem
 from tests.daemon.caller import Caller
-from tests.node_under_test import NodeUnderTest
+from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.watch.test_guest_monitor import running_vm
 
 FULL = "PVEHOOK_FULL_SIZE" in os.environ
 RUNS = 100 if FULL else 30
@@ -69,3 +71,18 @@ def test_guest_after_guest_takes_no_more_than_the_first_ones(node: NodeUnderTest
     play(node, *range(101, 101 + GUESTS))
     grows_not(before, usage(node))
     assert "fault" not in node.event_names()
+
+
+def test_what_a_guest_says_of_itself_is_not_kept_without_a_limit(node: NodeUnderTest) -> None:
+    """7000 filesystems with long names were 1.7 MB in the run's recovery note, written at each phase of each guest."""
+    many = [Filesystem(f"sd{number}", f"/srv/{number:0200}", "ext4") for number in range(1000)]
+    node.configure(ALWAYS + "freeze: {rules: [{guests: [101], mode: auto, except: [/tmp]}]}\n")
+    with running_vm(node, filesystems=many), Caller(node) as vzdump:
+        for phase in ("job-init", "job-start"):
+            assert "exit 0" in vzdump.call(phase)
+        vzdump.guest(101, *GUEST_PHASES[:2])
+        assert node.wait_for_event("freeze-verdict", vmid="101")["PVEHOOK_MOUNTPOINTS"].startswith("/srv/000")
+        (note,) = (node.root / "run/pvehook/jobs").iterdir()
+        assert note.stat().st_size < 32 * 1024
+        vzdump.guest(101, *GUEST_PHASES[2:])
+        assert note.stat().st_size < 32 * 1024
