@@ -274,10 +274,8 @@ def events_of(path: Path, call: ast.Call, levels: ast.expr) -> Iterator[tuple[st
 def fields_of(call: ast.Call, functions: dict[str, ast.FunctionDef]) -> Iterator[str]:
     """The event's own fields; `**some_function(...)` stands for the keys of the mapping that the function returns."""
     for keyword in call.keywords:
-        if keyword.arg is None:
-            yield from keys_of(keyword.value, functions)
-        elif keyword.arg not in ("message", "vmid"):
-            yield keyword.arg
+        names = keys_of(keyword.value, functions) if keyword.arg is None else [keyword.arg]
+        yield from (name for name in names if name not in ("message", "vmid"))
 
 
 def keys_of(expression: ast.AST, functions: dict[str, ast.FunctionDef]) -> Iterator[str]:

@@ -24,14 +24,20 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _config_check(arguments: argparse.Namespace) -> int:
-    from pvehook.config.in_force import read_files
+    from pvehook.config.in_force import Configuration, read_files
     from pvehook.host.timely_files import TimelyReader
 
-    loaded = read_files(Node(arguments.root), TimelyReader(), arguments.config)
+    reader = TimelyReader()
+    loaded = read_files(Node(arguments.root), reader, arguments.config)
     for problem in loaded.problems:
         print(problem)
     if loaded.problems:
-        print(f"{len(loaded.problems)} problem(s); until they are fixed, the previous configuration stays in force")
+        print(f"{len(loaded.problems)} problem{'s' if len(loaded.problems) > 1 else ''}")
+        if arguments.config is None:
+            in_force = Configuration(Node(arguments.root), reader, remembers=False).now()
+            spans = ", ".join(span.text for span in in_force.window.spans) or "never"
+            zone = getattr(in_force.window.zone, "key", None) or "the node's time zone"
+            print(f"in force until that is fixed: {in_force.source}; backups may run {spans} ({zone})")
         return 1
     if arguments.config is None and loaded.config is not None:
         _remember_as_good(Node(arguments.root), loaded.config)

@@ -5,8 +5,9 @@
     io_priority:
       check_every: 5s                   # a time carries its unit
 
-Every problem is collected with file, line, key, what was found and what was expected. One problem makes both
-files unusable, because half a configuration is not what the administrator meant.
+Every problem is collected with file, line, key, what was found and what was expected. While there is one, the last
+good configuration stays in force, because half a configuration is not what the administrator meant; only where there
+never was a good one do the files' valid values count.
 
     nodes.py     from text to YAML nodes, and the limits of both
     checks.py    what each key may hold
@@ -85,6 +86,8 @@ class Loaded(NamedTuple):
     config: Config | None
     problems: tuple[ConfigProblem, ...]
     origins: dict[str, str]
+    valid: Config | None = None
+    """With a problem: the defaults with the files' valid values; None when they have none."""
 
 
 def parse(text: str, file_name: str) -> Parsed:
@@ -111,7 +114,7 @@ def _read_section(walk: Walk, node: Node, prefix: str, values: dict[str, Leaf]) 
             continue
         problems_before = len(walk.problems)
         value = CHECKS[key](walk, value_node, key)
-        if len(walk.problems) == problems_before:
+        if len(walk.problems) == problems_before or (key == "window.open" and value):
             values[key] = Leaf(value, line)
 
 
@@ -127,7 +130,10 @@ def merge(cluster: Parsed | None, node: Parsed | None) -> Loaded:
         for key, leaf in parsed.values.items():
             values[key] = leaf.value
             origins[key] = f"{parsed.file_name}:{leaf.line}"
-    return Loaded(None if problems else _from_keys(values), problems, origins)
+    config = _from_keys(values)
+    if not problems:
+        return Loaded(config, (), origins)
+    return Loaded(None, problems, origins, config if set(origins.values()) != {"default"} else None)
 
 
 def describe(loaded: Loaded) -> list[str]:

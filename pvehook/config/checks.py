@@ -42,7 +42,7 @@ from pvehook.settings import (
 )
 
 Check = Callable[[Walk, Node, str], Any]
-"""What it gives after noting a problem is not used."""
+"""What it gives after noting a problem is not used, but for the good spans of a window."""
 
 _MAX_SPAN = 100
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
@@ -179,16 +179,23 @@ def _duration(limits_s: tuple[float, float]) -> Check:
     return check
 
 
-def _span(walk: Walk, node: Node, key: str) -> str:
+def _span(walk: Walk, node: Node, key: str) -> str | None:
     word = word_of(node)
     if not word or len(word) > _MAX_SPAN:
         walk.bad(node, key, _SPAN)
-        return word
+        return None
     try:
         parse_span(word)
     except WindowSpecError as error:
         walk.bad(node, key, f"{_SPAN} ({error})")
+        return None
     return word
+
+
+def _spans(walk: Walk, node: Node, key: str) -> tuple[str, ...]:
+    """A mistake in one span takes that span away, and not the window."""
+    spans = _list_of(_span, 'a list such as ["02:00-05:00", "sat,sun 22:00-06:00"], or [] for never')(walk, node, key)
+    return tuple(span for span in spans if span is not None)
 
 
 def _zone(walk: Walk, node: Node, key: str) -> str | None:
@@ -202,7 +209,10 @@ def _zone(walk: Walk, node: Node, key: str) -> str | None:
         known = False
     if not known:
         nearest = _nearest(word, available_timezones(), 3)
-        walk.bad(node, key, "a time zone such as Europe/Warsaw, or null for the node's own", nearest)
+        expected = "a time zone such as Europe/Warsaw, or null for the node's own"
+        if word.startswith(_LEGACY_ZONES):
+            expected += " (Debian 13 has the old names in its package tzdata-legacy)"
+        walk.bad(node, key, expected, nearest)
     return word
 
 
@@ -267,6 +277,8 @@ def _freeze_rule(walk: Walk, node: Node, key: str) -> FreezeRule:
     return FreezeRule(**values)
 
 
+_LEGACY_ZONES = ("US/", "Canada/", "Brazil/", "Chile/", "Mexico/")
+"""The families of names that are in tzdata itself up to Debian 12."""
 _TRUE = ("yes", "true", "on")
 _FALSE = ("no", "false", "off")
 _SPAN = "a span of time, in quotes if it has a comma"
@@ -295,7 +307,7 @@ _ALSO_CHECKS = {
 }
 
 CHECKS: dict[str, Check] = {
-    "window.open": _list_of(_span, 'a list such as ["02:00-05:00", "sat,sun 22:00-06:00"], or [] for never'),
+    "window.open": _spans,
     "window.timezone": _zone,
     "window.next_guest": _choice(NEXT_GUEST),
     "window.running_guest": _choice(RUNNING_GUEST),

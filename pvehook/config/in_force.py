@@ -1,9 +1,11 @@
 """Which configuration is in force right now, and how loudly to say that it is not the one on disk.
 
     the files are fine            they are in force, and remembered as the last good configuration
-    a file is wrong or hangs      the last good configuration, else the built-in defaults; every job says so
+    a file is wrong or hangs      the last good configuration
+    and there never was one       the valid values of the files, else the built-in defaults
 
-Backups never stop because of a typing error, and never run by other rules than before without a word.
+Backups never stop because of a typing error, and never run by other rules than before without a word: while the files
+are not in force, every job says so.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ NODE_FILE = "/etc/pvehook.yaml"
 
 READ_DEADLINE_S = 1.0
 
-Source = Literal["files", "last good configuration", "built-in defaults"]
+Source = Literal["files", "last good configuration", "the files' valid values", "built-in defaults"]
 
 
 class InForce(NamedTuple):
@@ -74,15 +76,17 @@ class Configuration:
         try:
             loaded = read_files(self._node, self._reader, self._only_file)
             problems = tuple(str(problem) for problem in loaded.problems)
-            config = loaded.config
+            config, valid = loaded.config, loaded.valid
         except NodeError as error:
-            problems, config = (str(error),), None
+            problems, config, valid = (str(error),), None, None
         if config is not None and not problems:
             self._remember(config)
             return self._in_force(config, "files", ())
         last_good = self._remembered or self._stored()
         if last_good is not None:
             return self._in_force(last_good, "last good configuration", problems)
+        if valid is not None:
+            return self._in_force(valid, "the files' valid values", problems)
         return self._in_force(DEFAULT, "built-in defaults", problems)
 
     def _in_force(self, config: Config, source: Source, problems: tuple[str, ...]) -> InForce:

@@ -11,7 +11,8 @@ of pve-container. Example of a VM's:
     [before-upgrade]
     ...                      snapshots and pending changes follow; they do not describe the guest as it runs
 
-Lines that pvehook does not need are ignored; nothing is raised on odd input.
+A key begins in the first column; only a line feed ends a line, and blanks are ASCII: Proxmox reads bytes. Lines that
+pvehook does not need are ignored; nothing is raised on odd input.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
+_OPTION = re.compile(r"([a-z][a-z_.-]*\d*):\s*(.+?)\s*", re.ASCII)
 _MOUNT_POINT = re.compile(r"rootfs|mp\d+")
 
 
@@ -101,25 +103,23 @@ def _guest(options: Mapping[str, str], name: str | None, volumes: list[Volume]) 
 
 def _tags(value: str) -> tuple[str, ...]:
     """Of `web;db`: Proxmox writes semicolons, and takes commas and blanks too (`split_list` of pve-common)."""
-    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value) if tag)
+    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value, flags=re.ASCII) if tag)
 
 
 def _main_section(text: str) -> dict[str, str]:
     """`key: value` lines up to the first `[section]`; of a key that comes twice the last one, as Proxmox."""
     options: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("["):
             break
-        key, colon, value = line.partition(":")
-        # a key begins in the first column, and its colon touches it
-        if colon and key and not key.startswith("#") and not any(map(str.isspace, key)):
-            options[key] = value.strip()
+        if match := _OPTION.fullmatch(line):
+            options[match[1]] = match[2]
     return options
 
 
-def property_string(value: str, default_key: str, alias: str | None = None) -> tuple[str, dict[str, str]]:
-    """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`. `alias` is another name of
-    `default_key`."""
+def property_string(value: str, default_key: str, alias: str = "") -> tuple[str, dict[str, str]]:
+    """The volume and the settings of `VOLUME,size=32G,backup=0` or `file=VOLUME,...`; `alias` is another name of the
+    default key."""
     settings: dict[str, str] = {}
     for part in value.split(","):
         key, equals, setting = part.strip().partition("=")

@@ -9,7 +9,8 @@ Source: PVE/SectionConfig.pm of pve-common. Example:
 
 A line in the first column opens a section, indented lines are its properties, an empty line ends it, lines that begin
 with `#` are comments. By Proxmox's rules a line of blanks ends no section, a header that follows a property without an
-empty line between them is ignored, and of a property that is set twice the first value counts.
+empty line between them is ignored, of a property that is set twice the first value counts, and of two sections with
+one id the last. Only a line feed ends a line, and blanks are ASCII: Proxmox reads bytes.
 
 Only the shape is read here: what a property means, its reader knows.
 """
@@ -17,7 +18,7 @@ Only the shape is read here: what a property means, its reader knows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _COMMENT = re.compile(r"\s*#", re.ASCII)
@@ -51,6 +52,6 @@ def parse_sections(text: str) -> list[Section]:
     return sections
 
 
-def find_section(sections: Iterable[Section], section_id: str) -> Section | None:
-    """The first section with this id: Proxmox ignores a later one of the same id. None if there is none."""
-    return next((section for section in sections if section.id == section_id), None)
+def find_section(sections: Sequence[Section], section_id: str) -> Section | None:
+    """The last section with this id, which replaces earlier ones in Proxmox. None if there is none."""
+    return next((section for section in reversed(sections) if section.id == section_id), None)

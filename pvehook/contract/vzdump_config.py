@@ -14,24 +14,24 @@ from collections.abc import Mapping
 MODE_DEFAULT = "snapshot"
 STORAGE_DEFAULT = "local"
 
-_LINE = re.compile(r"([^\s:]+):[ \t]*(.*)", re.ASCII)
+_LINE = re.compile(r"(\S+?):\s*(.*?)\s*", re.ASCII)
 _VALID = {"mode": re.compile(r"snapshot|suspend|stop"), "ionice": re.compile(r"[0-8]")}
 """Of the options that are read here, those that Proxmox checks so closely that a wrong value occurs."""
 
 
 def parse_vzdump_config(text: str) -> dict[str, str]:
     """The options that are set. Of a key that comes twice the last one counts; other lines are skipped."""
-    return dict(option for line in text.splitlines() if (option := _option(line)) is not None)
+    return dict(option for line in text.split("\n") if (option := _option(line)) is not None)
 
 
 def ignored_lines(text: str) -> list[str]:
     """The lines that say something, but nothing that Proxmox takes."""
-    lines = (line.strip() for line in text.splitlines() if _option(line) is None)
+    lines = (line.strip() for line in text.split("\n") if _option(line) is None)
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _option(line: str) -> tuple[str, str] | None:
-    match = _LINE.fullmatch(line.rstrip())
+    match = _LINE.fullmatch(line)
     if match is None or line.startswith("#"):
         return None
     key, value = match.groups()

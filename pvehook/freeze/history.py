@@ -11,8 +11,8 @@ import os
 from typing import get_args, get_type_hints
 
 from pvehook.errors import NodeError
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
+from pvehook.host.regular_file import replace_file
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rules.freeze_safety import PastFreeze
 

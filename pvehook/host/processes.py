@@ -107,7 +107,8 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
     """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
 
     `also` holds (command, text): a process whose name (comm or the last part of argv[0]) is the command and
-    one of whose arguments contains the text; the text "" is any. A worker that is gone is left out.
+    one of whose arguments contains the text, or names that path, something below it or a directory above it;
+    the text "" is any. A worker that is gone is left out.
     """
     rows = {row.process.pid: row for row in _read_table(node)}
     found: dict[int, Found] = {}
@@ -123,7 +124,7 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
         for row in rows.values():
             if command in row.names and row.process.pid not in found and not is_guests(row):
                 wanted = text.rstrip("/") or text
-                if any(wanted in argument for argument in row.argv):
+                if _names_path(node, row, wanted) if wanted.startswith("/") else wanted in "\0".join(row.argv):
                     why = f"configured: {command}" + (f" that mentions {wanted}" if wanted else "")
                     found[row.process.pid] = Found(row.process, row.comm, why)
     return list(found.values())
@@ -197,6 +198,27 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
             why = f"{idle} of {len(states)} threads at idle I/O priority"
             found.append(Found(row.process, row.comm, why, _known_vmid(row)))
     return found
+
+
+def _names_path(node: Node, row: _Row, path: str) -> bool:
+    """Whether an argument is this path, lies below it, or is a directory (not `/`) that contains it."""
+    directory = _link(node.path(f"/proc/{row.process.pid}/cwd")) or "/"
+    for argument in row.argv[1:]:
+        option, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            if not equals or "exclude" in option or "filter" in option:
+                continue
+            argument = value  # noqa: PLW2901  (`--repo=/backup`)
+        if ":" in argument.partition("/")[0]:
+            continue  # `nas:backup`, on another machine
+        named = os.path.normpath(os.path.join(directory, argument))
+        if _contains(path, named) or (named != "/" and _contains(named, path)):
+            return True
+    return False
+
+
+def _contains(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
 
 
 def _is_of(node: Node, row: _Row) -> bool:

@@ -80,11 +80,11 @@ class TimelyReader:
             question()
 
     def text(self, path: str, deadline_s: float) -> str | None:
-        """The file's text, or None when there is no such file. Raises NodeError when it cannot be read in time,
-        is over 1 MiB, or is not UTF-8."""
+        """The file's text, or None when there is no such file; bytes that are no UTF-8 become lone surrogates. Raises
+        NodeError when it cannot be read in time, or is over 1 MiB."""
         try:
             return self.within(deadline_s, path, lambda: _read(path))
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise NodeError(f"{path} cannot be read: {error}") from error
 
 
@@ -96,4 +96,4 @@ def _read(path: str) -> str | None:
         return None
     if len(data) > FILE_LIMIT_BYTES:
         raise OSError(f"larger than {FILE_LIMIT_BYTES} bytes")
-    return data.decode("utf-8")
+    return data.decode("utf-8", "surrogateescape")  # somebody else's file is bytes: PVE's own readers take any

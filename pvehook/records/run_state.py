@@ -15,9 +15,9 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
+from pvehook.host.regular_file import replace_file
 from pvehook.host.volumes import Backup
 from pvehook.records.guest_record import FreezeSummary, GuestRecord, Result, TurnState
 

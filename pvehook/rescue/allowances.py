@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
+from pvehook.host.regular_file import read_regular_file, replace_file
 from pvehook.rules.admission import Allowance
 
+FILE_LIMIT_BYTES = 64 * 1024
 LONGEST_S = 7 * 24 * 3600
 """Longer exceptions belong into the configuration."""
 
@@ -68,11 +69,13 @@ def revoke(node: Node, identifier: str) -> bool:
 
 def _read(path: str, identifier: str) -> Allowance | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            body = json.loads(file.read(65536))
+        body = json.loads(read_regular_file(path, FILE_LIMIT_BYTES))
+        vmids = body["vmids"]
+        if not isinstance(vmids, list) or not all(isinstance(vmid, int) for vmid in vmids):
+            return None  # anything else that is empty would allow every guest
         return Allowance(
             id=identifier,
-            vmids=tuple(int(vmid) for vmid in body["vmids"]),
+            vmids=tuple(vmids),
             until=float(body["until_s"]),
             reason=str(body["reason"]),
             who=str(body["who"]),

@@ -19,6 +19,7 @@ import os
 from typing import Literal, NamedTuple, get_args
 
 from pvehook.host.node import Node
+from pvehook.host.regular_file import read_regular_file
 
 State = Literal["armed", "freezing", "frozen", "thawing", "thawed"]
 FROZEN_BY_US: tuple[State, ...] = ("freezing", "frozen", "thawing")
@@ -96,8 +97,7 @@ def freeze_records(node: Node) -> list[FreezeRecord]:
 def read_record(path: str) -> FreezeRecord | None:
     """One record, None when there is none."""
     try:
-        with open(path, "rb") as file:
-            page = file.read(_PAGE_BYTES)
+        page = read_regular_file(path, _PAGE_BYTES)
         state = page[:_STATE_BYTES].decode("ascii").strip()
         body = json.loads(page[_STATE_BYTES:].rstrip(b"\0"))
         worker_pid, worker_start = body["worker"]

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pvehook.errors import ConfigError, WindowSpecError
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
-from pvehook.rules.window import Span, Window, parse_span
+from pvehook.host.regular_file import read_regular_file, replace_file
+from pvehook.rules.window import Window, parse_span
 from pvehook.settings import DEFAULT, Config, from_json, to_json
 
+FILE_LIMIT_BYTES = 1 << 20
 LAST_GOOD_FILE = "/var/lib/pvehook/config.json"
 
 
@@ -19,8 +20,7 @@ def stored_config(node: Node) -> Config | None:
     """The last good configuration, None when there never was one. Raises ConfigError when it is damaged."""
     path = node.path(LAST_GOOD_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            return from_json(file.read(1 << 20))
+        return from_json(read_regular_file(path, FILE_LIMIT_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -33,22 +33,28 @@ def store_config(node: Node, config: Config) -> None:
 
 
 class WindowInForce(NamedTuple):
-    """The window that applies, and why it is not the configured one (else "")."""
+    """The window that applies, and why it is not all of the configured one (else "")."""
 
     window: Window
     doubt: str
 
 
 def window_of(config: Config, zone_of_node: tzinfo) -> WindowInForce:
-    """The window of a configuration that was checked once. If its zone or its spans are no longer understood (a zone
-    was removed from the system, an older version reads a newer file), the default window applies, with the reason."""
-    try:
-        zone = ZoneInfo(config.window.timezone) if config.window.timezone else zone_of_node
-        return WindowInForce(Window(_spans(config), zone), "")
-    except (WindowSpecError, ZoneInfoNotFoundError, ValueError, OSError) as error:
-        doubt = f"the configured window cannot be used ({error}), {', '.join(DEFAULT.window.open)} applies"
-        return WindowInForce(Window(_spans(DEFAULT), zone_of_node), doubt)
-
-
-def _spans(config: Config) -> tuple[Span, ...]:
-    return tuple(parse_span(text) for text in config.window.open)
+    """The window of a configuration that was checked once. What is no longer understood (a zone was removed from the
+    system, an older version reads a newer file) is left out, with the reason: then the node's own zone and the other
+    spans apply, or the default's where no span is left."""
+    doubts, spans, zone = [], [], zone_of_node
+    if config.window.timezone:
+        try:
+            zone = ZoneInfo(config.window.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            doubts.append(f"the window's time zone cannot be used ({error}), the node's own applies")
+    for text in config.window.open:
+        try:
+            spans.append(parse_span(text))
+        except WindowSpecError as error:
+            doubts.append(f"the window's span {text!r:.60} cannot be used ({error})")
+    if config.window.open and not spans:
+        spans = [parse_span(text) for text in DEFAULT.window.open]
+        doubts.append(f"{', '.join(DEFAULT.window.open)} applies")
+    return WindowInForce(Window(tuple(spans), zone), "; ".join(doubts))

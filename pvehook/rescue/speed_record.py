@@ -22,8 +22,8 @@ from typing import NamedTuple
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NotActive, Unreachable
 from pvehook.guest.qmp import open_qmp
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
+from pvehook.host.regular_file import read_regular_file, replace_file
 
 ATTEMPT_S = 1.0
 """One attempt: QEMU answers in a millisecond; a client that is served before us, such as vzdump, is soon done."""
@@ -71,8 +71,7 @@ def write_record(node: Node, left: SpeedRecord) -> None:
 def read_record(node: Node, vmid: int) -> SpeedRecord | None:
     """None where there is no record that can be read: then nothing is known to be ours."""
     try:
-        with open(record_path(node, vmid), encoding="utf-8") as file:
-            body = json.loads(file.read(RECORD_LIMIT_BYTES))
+        body = json.loads(read_regular_file(record_path(node, vmid), RECORD_LIMIT_BYTES))
         return SpeedRecord(
             vmid=int(body["vmid"]),
             qmp_path=str(body["qmp"]),

@@ -12,6 +12,8 @@ from pvehook.rules.governor_constants import (
     FIRST_REST_S,
     FIRST_RESTART_S,
     FREE_MEMORY_S,
+    IDLE_IN_FLIGHT,
+    IDLE_REQUESTS_PER_S,
     MIN_BYTES_PER_S,
     SETTLING_S,
     WINDOW_MARGIN,
@@ -34,6 +36,14 @@ class Bounds(NamedTuple):
     """The guest sent its disks hardly any requests before: a few slow ones are no suffering yet."""
     window_closes_s: float | None = None
     """On the samples' clock; None: it does not close, or does not matter."""
+
+
+def with_activity(bounds: Bounds, operations: int, total_ms: float, seconds: float) -> Bounds:
+    """By what the guest asked of its disks before its backup. One that asked for little is not kept waiting by a slow
+    start. On quick disks it may be busy all the same; only with few requests as well it was idle."""
+    is_busy = total_ms / 1000 / seconds >= IDLE_IN_FLIGHT  # requests in flight, on average (Little's law)
+    was_idle = not is_busy and operations / seconds < IDLE_REQUESTS_PER_S
+    return bounds._replace(starts_slowly=is_busy, was_idle=was_idle)
 
 
 class Action(NamedTuple):

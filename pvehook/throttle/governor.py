@@ -7,9 +7,11 @@ summary   what was done, for the guest's record
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Final
 
-from pvehook.contract.block_job import DiskSample
+from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.measured import Measured, value_of
 from pvehook.deadline import Deadline
 from pvehook.errors import NotActive, Refused
@@ -19,10 +21,11 @@ from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorSummary, SpeedPoint
 from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record, restore_speed, write_record
 from pvehook.rules import governor as rule
-from pvehook.rules.governor_constants import IDLE_IN_FLIGHT, IDLE_REQUESTS_PER_S, SAMPLE_EVERY_S, UNLIMITED
+from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, UNLIMITED
 from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice
 from pvehook.rules.governor_readings import effective_latency_ms, in_mb_per_s, target_ms
-from pvehook.rules.governor_state import Bounds
+from pvehook.rules.governor_state import Bounds, with_activity
+from pvehook.rules.latency import NS_PER_MS, disks_between
 from pvehook.settings import GovernorConfig, GovernorMode
 
 RELEASE_S: Final = 2.0
@@ -36,7 +39,7 @@ MAX_REFUSALS: Final = 3
 
 
 class Governor:
-    """One guest's backup. Used by one thread: `act` at each sample, `release` when the backup is over."""
+    """One guest's backup: `act` at each sample, `release` when it is over."""
 
     def __init__(
         self,
@@ -69,6 +72,14 @@ class Governor:
             window_closes_s=window_closes_s,
         )
         self._governor = rule.Governor(acts=mode == "on")
+        self._lock = threading.Lock()
+        """`backup_begins` is called by another thread than the others."""
+        self._is_released = False
+        self._picked_up = picked_up
+        self._last: DiskSample | None = None
+        self._knows_activity = False
+        self._seen_s = self._seen_ms = 0.0
+        self._seen_operations = 0
         self._inherited: rule.Speeds | None = None
         self._refusals = 0
         self._first_s: float | None = None
@@ -85,14 +96,14 @@ class Governor:
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
         """How the guest was before its backup."""
         before = value_of(baseline)
-        self._bounds = self._bounds._replace(target_ms=self._target_ms(before))
         if before is None:
+            if not self._knows_activity:  # its disks have not been used since it was started
+                self._know_activity(0, 0.0, 1.0)
             return
-        operations, total_ms = _requests_before(before)
-        lasted_s = max(before.lasted_s, 1e-3)
-        if total_ms / 1000 / lasted_s < IDLE_IN_FLIGHT:  # requests in flight, on average (Little's law)
-            was_idle = operations / lasted_s < IDLE_REQUESTS_PER_S
-            self._bounds = self._bounds._replace(starts_slowly=False, was_idle=was_idle)
+        self._bounds = self._bounds._replace(target_ms=self._target_ms(before))
+        if before.source == "before":
+            self._know_activity(*_requests_before(before), before.lasted_s)
+            self._knows_activity = True
 
     def know_archive(self, shares_disk: bool | None) -> None:
         """Whether the archive is written to a disk of the guest's, once that is known: for the advice."""
@@ -100,7 +111,18 @@ class Governor:
 
     def act(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
         """One sample, on its own connection. Raises GuestError where QEMU does not answer."""
-        if self._mode == "off":
+        with self._lock:
+            self._note_activity(sample)
+            self._step(qmp, sample, deadline)
+
+    def backup_begins(self, qmp: QmpConnection, jobs: tuple[BlockJob, ...], deadline: Deadline) -> None:
+        """The first limit, on the connection of whoever sees the jobs first: the freeze's thread, before the thaw.
+        What the workers send until a limit is set stands in front of what waited in the guest meanwhile."""
+        with self._lock:
+            self._step(qmp, DiskSample(time.monotonic(), self._last.disks if self._last else (), jobs), deadline)
+
+    def _step(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
+        if self._mode == "off" or self._is_released:
             return
         if self._inherited is None:
             left = read_record(self._node, self._vmid)
@@ -122,7 +144,9 @@ class Governor:
         self._point(sample.at_s)
 
     def release(self, patience_s: float = RELEASE_S) -> None:
-        """The original speed, if there still is a job."""
+        """The original speed, if there still is a job. From here on nothing is set any more."""
+        with self._lock:
+            self._is_released = True
         if self._governor.is_recorded:
             done = restore_speed(self._node, self._vmid, patience_s)
             if done is not None and not done.done:
@@ -155,6 +179,23 @@ class Governor:
             advice=advice(self._vmid, self._setup, tally.culprit) if tally.suffered else (),
             speeds=tuple(self._points),
         )
+
+    def _know_activity(self, operations: int, total_ms: float, seconds: float) -> None:
+        if not self._picked_up:
+            self._bounds = with_activity(self._bounds, operations, total_ms, seconds)
+
+    def _note_activity(self, sample: DiskSample) -> None:
+        """The first guest of a run has no baseline that tells how often it asked: then the samples until its backup
+        begins do."""
+        last, self._last = self._last, sample
+        if self._knows_activity or last is None or self._governor.law is not None:
+            return
+        kinds = disks_between(last.disks, sample.disks).values()
+        self._seen_s += sample.at_s - last.at_s
+        self._seen_operations += sum(each.operations for each in kinds)
+        self._seen_ms += sum(each.total_time_ns for each in kinds) / NS_PER_MS
+        if self._seen_s >= ACTIVITY_S:
+            self._know_activity(self._seen_operations, self._seen_ms, self._seen_s)
 
     def _target_ms(self, before: Baseline | None) -> float:
         baseline_ms = latency_before_ms(before) if before is not None else None

@@ -15,8 +15,8 @@ from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
-from pvehook.host.atomic_file import replace_file
 from pvehook.host.node import Node
+from pvehook.host.regular_file import replace_file
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
 from pvehook.records.context import Context

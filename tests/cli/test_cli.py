@@ -308,12 +308,37 @@ def test_every_problem_is_printed_with_file_and_line_and_nothing_is_remembered(p
     (root / "etc/pvehook.yaml").write_text("\nchain: relative\n")
     done = pvehook("config", "check")
     assert done.code == 1
-    first, second, last = done.out.splitlines()
+    first, second, count, in_force = done.out.splitlines()
     assert first.startswith("/etc/pve/pvehook.yaml:2: window.opens: ")
     assert "did you mean open?" in first
     assert second.startswith("/etc/pvehook.yaml:2: chain: ")
-    assert last.startswith("2 problem(s)")
+    assert count == "2 problems"
+    assert in_force.startswith("in force until that is fixed: built-in defaults; backups may run 02:00-05:00 (")
     assert not (root / "var/lib/pvehook").exists()
+
+
+def test_with_a_mistake_the_check_says_what_is_in_force(pvehook: Command, root: Path) -> None:
+    """Nothing was ever good, so the valid values count: a zone that this node does not have leaves the spans."""
+    (root / "etc/localtime").unlink(missing_ok=True)
+    (root / "etc/localtime").symlink_to("/usr/share/zoneinfo/Europe/Warsaw")
+    wrong = 'window:\n  open: ["22:00-06:00", "sat 25:00-26:00"]\n  timezone: US/Nowhere\n'
+    (root / "etc/pvehook.yaml").write_text(wrong)
+    done = pvehook("config", "check")
+    assert done.code == 1
+    span, zone, _, in_force = done.out.splitlines()
+    assert span.startswith("/etc/pvehook.yaml:2: window.open[1]: ")
+    assert zone.startswith("/etc/pvehook.yaml:3: window.timezone: ")
+    assert "tzdata-legacy" in zone
+    expected = "the files' valid values; backups may run 22:00-06:00 (Europe/Warsaw)"
+    assert in_force == f"in force until that is fixed: {expected}"
+    assert not (root / "var/lib/pvehook").exists()  # it is not the last good one
+
+    (root / "etc/pvehook.yaml").write_text('window: {open: ["01:00-02:00"], timezone: UTC}\n')
+    assert pvehook("config", "check").code == 0
+    (root / "etc/pvehook.yaml").write_text(wrong)
+    in_force = pvehook("config", "check").out.splitlines()[-1]
+    expected = "last good configuration; backups may run 01:00-02:00 (UTC)"
+    assert in_force == f"in force until that is fixed: {expected}"
 
 
 def test_a_file_that_is_only_tried_out_is_not_remembered(pvehook: Command, root: Path) -> None:

@@ -84,6 +84,17 @@ def test_with_no_last_good_one_the_built_in_defaults_count(node: NodeUnderTest, 
     assert stored_config(node.node) is None  # and they do not become the last good one
 
 
+@pytest.mark.parametrize(("clock", "exit_code"), [("2026-11-22T23:00", 0), ("2026-11-22T03:00", 1)])
+def test_with_no_last_good_one_the_valid_values_count(node: NodeUnderTest, clock: str, exit_code: int) -> None:
+    (node.root / "etc/localtime").symlink_to("/usr/share/zoneinfo/UTC")
+    node.configure('window: {open: ["22:00-24:00", "at night"]}\n')
+    node.set_clock(clock + "+00:00")
+    first = play(node.run()).calls[0]
+    assert first.exit_code == exit_code
+    assert "in force: the files' valid values" in doubts(first)[0]
+    assert stored_config(node.node) is None
+
+
 def test_a_mended_file_is_used_from_the_next_phase_on(node: NodeUnderTest) -> None:
     node.configure(WRONG)
     node.set_clock("2026-11-22T03:00+00:00")

@@ -115,6 +115,14 @@ def test_what_is_not_written_is_none_and_not_a_default() -> None:
     assert parse_vm("onboot: perhaps\n").on_boot is None
 
 
+def test_a_drive_may_name_its_volume_by_the_alias() -> None:
+    assert parse_vm("scsi0: volume=nas:101/a.qcow2,size=8G\n").volumes[0].volume == "nas:101/a.qcow2"
+
+
+def test_a_key_that_does_not_begin_its_line_is_none() -> None:
+    assert parse_vm(" agent: 1\nname : web\n\u2028onboot: 1\n") == parse_vm("")
+
+
 @given(st.text(alphabet=st.sampled_from("scsi01mp=:,[]# \n/é\x00"), max_size=200))
 def test_no_text_raises_and_only_drives_become_volumes(text: str) -> None:
     for config in (parse_vm(text), parse_container(text)):

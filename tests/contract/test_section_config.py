@@ -86,12 +86,18 @@ def test_odd_lines_are_skipped_and_what_follows_is_still_read() -> None:
     ]
 
 
-def test_of_two_sections_with_one_id_the_first_counts() -> None:
+def test_of_two_sections_with_one_id_the_last_counts() -> None:
     sections = parse_sections("dir: a\n\tpath /first\n\ndir: a\n\tpath /second\n")
-    first = find_section(sections, "a")
-    assert first is not None
-    assert first.properties["path"] == "/first"
+    found = find_section(sections, "a")
+    assert found is not None
+    assert found.properties["path"] == "/second"
     assert find_section(sections, "nowhere") is None
+
+
+def test_only_a_line_feed_ends_a_line_and_only_ascii_blanks_count() -> None:
+    """Proxmox reads bytes: what str.splitlines and str.strip take for more is part of a value there."""
+    (job,) = parse_sections("vzdump: a\x1eb\n\tcomment x\x85\u2028y\xa0\n\tvmid 101\r\n")
+    assert (job.id, job.properties) == ("a\x1eb", {"comment": "x\x85\u2028y\xa0", "vmid": "101"})
 
 
 @given(st.text(alphabet=st.sampled_from("ab:# \t\n\r/=,é\x00"), max_size=200))

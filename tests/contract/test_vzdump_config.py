@@ -26,6 +26,21 @@ def test_of_a_key_that_comes_twice_the_last_counts() -> None:
     assert parse_vzdump_config("mode: stop\nmode: suspend\n") == {"mode": "suspend"}
 
 
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("script : /x", {}),  # key and colon must touch
+        (" script: /x", {}),  # and begin the line
+        ("script:/x \t", {"script": "/x"}),
+        ("script: /x\r", {"script": "/x"}),
+        ("script: /a\u2028b: c", {"script": "/a\u2028b: c"}),
+        ("tmpdir:", {"tmpdir": ""}),
+    ],
+)
+def test_a_line_is_read_as_vzdump_reads_it(line: str, options: dict[str, str]) -> None:
+    assert parse_vzdump_config(line) == options
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "no colon here\n", "#\n#only: comments\n"])
 def test_nothing_is_set(text: str) -> None:
     assert parse_vzdump_config(text) == {}

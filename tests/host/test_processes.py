@@ -158,6 +158,35 @@ def test_a_slash_at_the_end_of_the_dump_directory_makes_no_difference(start: Cal
     assert copying.pid in pids(found)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "directory", "dump", "named"),
+    [
+        ("-a /backup-mysql/ h:/y", "/", "/backup", False),
+        ("-a /srv/www/ h:/srv/backup/www", "/", "/backup", False),
+        ("-a /home/ h:/backup", "/", "/backup", False),
+        ("-a --exclude=/backup /home/ h:/home", "/", "/backup", False),
+        ("-a /backup/ h:/y", "/", "/backup", True),
+        ("-a /backup/x.vma h:/y", "/", "/backup", True),
+        ("-a h:/x /backup", "/", "/backup", True),
+        ("-a --link-dest=/backup/old h:/x /y", "/", "/backup", True),
+        ("-a /var/lib/vz/ h:/full", "/", "/var/lib/vz/dump", True),
+        ("-a / h:/full", "/", "/var/lib/vz/dump", False),
+        ("-a . h:/x", "/var/lib/vz/dump", "/var/lib/vz/dump", True),
+        ("-a dump/../dump h:/x", "/var/lib/vz", "/var/lib/vz/dump", True),
+        ("-a . h:/x", "/home", "/var/lib/vz/dump", False),
+    ],
+)
+def test_a_copy_is_recognised_by_the_path_that_it_copies(
+    tmp_path: Path, arguments: str, directory: str, dump: str, named: bool
+) -> None:
+    tree = FakeProc(tmp_path)
+    tree.process(10, parent=1, start=500, name="task UPID:pve")
+    tree.process(11, parent=1, start=501, name="rsync")
+    write(tree.node, "/proc/11/cmdline", "rsync\0" + arguments.replace(" ", "\0") + "\0")
+    os.symlink(directory, tree.node.path("/proc/11/cwd"))
+    assert (11 in pids(backup_processes(tree.node, ProcessId(10, 500), [("rsync", dump)]))) is named
+
+
 @pytest.mark.parametrize("name", ["kvm", "/usr/bin/qemu-system-x86_64", "swtpm", "/usr/libexec/virtiofsd"])
 def test_a_guests_process_is_not_the_backups_though_the_worker_started_it(
     start: Callable[..., Player], name: str

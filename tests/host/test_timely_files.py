@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.contract.guest_config import parse_vm
+from pvehook.contract.section_config import parse_sections
+from pvehook.contract.vzdump_config import parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.timely_files import FILE_LIMIT_BYTES, TimelyReader
 
@@ -50,9 +53,8 @@ def test_an_empty_file_is_not_an_absent_one(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     reader = TimelyReader()
-    (tmp_path / "latin").write_bytes(b"gr\xfc\xdfe")
     (tmp_path / "long").write_bytes(b"x" * (FILE_LIMIT_BYTES + 1))
-    for name in ("latin", "long", "."):
+    for name in ("long", "."):
         with pytest.raises(NodeError, match="cannot be read"):
             reader.text(str(tmp_path / name), LATE_S)
     (tmp_path / "long").write_bytes(b"x" * FILE_LIMIT_BYTES)
@@ -100,3 +102,23 @@ def test_an_error_is_the_askers(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="of the question"):
         reader.within(LATE_S, "it", fail)
     assert reader.within(LATE_S, "it", lambda: 7) == 7  # and the thread lives on
+
+
+@pytest.mark.parametrize("name", ["101.conf", "jobs.cfg", "vzdump.conf"])
+def test_a_byte_that_is_no_utf_8_costs_nothing_but_itself(tmp_path: Path, name: str) -> None:
+    """ISO 8859-2 in a comment, as Proxmox takes it: the rest of the file counts."""
+    text = {
+        "101.conf": b"#p\xf3\xb3noc\nname: a\nagent: 1\nscsi0: local-lvm:vm-101-disk-0,size=8G\n",
+        "jobs.cfg": b"vzdump: nightly\n\tcomment p\xf3\xb3noc\n\tenabled 1\n\tvmid 101\n",
+        "vzdump.conf": b"# kopia: p\xf3\xb3noc\nscript: /x/p\xf3\xb3noc\nionice: 8\n",
+    }[name]
+    (tmp_path / name).write_bytes(text)
+    read = TimelyReader().text(str(tmp_path / name), 5.0)
+    assert read is not None
+    assert os.fsencode(read) == text
+    if name == "101.conf":
+        assert parse_vm(read).agent == "1"
+    elif name == "jobs.cfg":
+        assert parse_sections(read)[0].properties["vmid"] == "101"
+    else:
+        assert os.fsencode(parse_vzdump_config(read)["script"]) == b"/x/p\xf3\xb3noc"

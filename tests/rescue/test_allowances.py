@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,11 @@ def test_only_an_exceptions_own_name_ends_it(node: Node, identifier: str) -> Non
         "\x00\xff",
         *(json.dumps({key: value for key, value in GOOD.items() if key != gone}) for gone in GOOD),
         json.dumps({**GOOD, "vmids": ["web"]}),
+        json.dumps({**GOOD, "vmids": "101"}),
+        json.dumps({**GOOD, "vmids": ""}),
+        json.dumps({**GOOD, "vmids": {}}),
+        json.dumps({**GOOD, "vmids": 0}),
+        json.dumps({**GOOD, "vmids": [101.0]}),
         json.dumps({**GOOD, "vmids": None}),
         json.dumps({**GOOD, "vmids": [float("inf")]}),
         json.dumps({**GOOD, "until_s": "tomorrow"}),
@@ -97,6 +104,13 @@ def test_other_files_there_are_left_alone(node: Node) -> None:
         (directory / name).write_text(json.dumps(GOOD))
     assert allowances.in_force(node, NOW_S) == [ONE]
     assert len(names(node)) == 4
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_no_exception_and_is_not_waited_for(node: Node, make: Callable[[str], None]) -> None:
+    allowances.grant(node, ONE)
+    make(f"{allowances.directory(node)}/b2.json")
+    assert allowances.in_force(node, NOW_S) == [ONE]
 
 
 def test_the_longest_one_counts(node: Node) -> None:

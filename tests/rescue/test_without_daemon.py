@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -49,6 +50,22 @@ def test_absent_a_closed_window_still_refuses(node_without_daemon: NodeUnderTest
     played = play(node_without_daemon.run())
     assert [(call.argv[0], call.exit_code) for call in played.calls] == [("job-init", 1)]
     assert any("is refused: it is" in line for line in played.calls[0].lines)
+
+
+def test_what_is_left_of_a_window_counts_when_a_part_of_it_is_not_understood() -> None:
+    """A zone may leave the system with an upgrade (Debian 13: US/Eastern without tzdata-legacy)."""
+    zone = ZoneInfo("Europe/Warsaw")
+    config = WindowConfig(open=("22:00-06:00", "a later pvehook's"), timezone="US/Nowhere")
+    window, doubt = window_of(Config(window=config), zone)
+    assert ([span.text for span in window.spans], window.zone) == (["22:00-06:00"], zone)
+    assert "US/Nowhere" in doubt
+    assert "a later pvehook's" in doubt
+
+    window, doubt = window_of(Config(window=WindowConfig(open=("a later pvehook's",), timezone="UTC")), zone)
+    assert ([span.text for span in window.spans], window.zone) == ([*DEFAULT.window.open], ZoneInfo("UTC"))
+    assert "02:00-05:00 applies" in doubt
+
+    assert window_of(Config(window=WindowConfig(open=())), zone).window.spans == ()  # never, as configured
 
 
 def test_absent_from_the_first_night_on_the_built_in_window_counts(node_without_daemon: NodeUnderTest) -> None:

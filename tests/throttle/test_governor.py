@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +192,76 @@ def test_a_few_slow_requests_of_an_idle_guest_do_not_slow_its_backup(
         for _ in range(10):
             sampler.look(300.0, writes=2)
         assert bool(sampler.guest.speeds_set) == slowed
+
+
+SINCE_START = Baseline(0.0, "since-start", Latency(), Latency(1_000_000, 5.0), Latency())
+"""What the first guest of a run has: it tells how long its requests took, but not how often they came."""
+
+
+@pytest.mark.parametrize(("writes", "slowed"), [(0, False), (1, False), (100, True)])
+def test_the_first_guest_of_a_run_is_slowed_only_if_it_is_busy(
+    node_without_daemon: NodeUnderTest, writes: int, slowed: bool
+) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.look(writes=writes)
+        sampler.governor.know_baseline(SINCE_START)
+        sampler.look(writes=writes)
+        sampler.start_job()
+        for _ in range(5):
+            sampler.look(writes=writes)
+        assert bool(sampler.guest.speeds_set) == slowed
+
+
+def test_a_guest_whose_disks_were_never_used_is_not_slowed(node_without_daemon: NodeUnderTest) -> None:
+    """A VM that vzdump has started for its backup, in mode stop."""
+    with sampled(node_without_daemon) as sampler:
+        sampler.governor.know_baseline(Absent("its disks have not been used since it was started"))
+        sampler.look(writes=0)
+        sampler.start_job()
+        for _ in range(5):
+            sampler.look(writes=0)
+        assert sampler.guest.speeds_set == ()
+
+
+def test_a_guest_that_was_busy_before_it_was_restarted_is_spared_the_burst(node_without_daemon: NodeUnderTest) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.governor.know_baseline(Baseline(60.0, "before", Latency(), Latency(9000, 5.0), Latency()))
+        sampler.governor.know_baseline(Absent("its disks have not been used since it was started"))
+        sampler.look()
+        sampler.start_job()
+        sampler.look()
+        assert sampler.speed == START_BYTES_PER_S
+
+
+def test_the_first_limit_is_set_by_whoever_sees_the_job_first(node_without_daemon: NodeUnderTest) -> None:
+    """The freeze's thread, before the thaw; the sampler goes on from there."""
+    with sampled(node_without_daemon) as sampler:
+        sampler.look()
+        sampler.look()
+        sampler.start_job(BWLIMIT)
+        deadline = Deadline.after(WAIT_S)
+        with open_qmp(sampler.guest.qmp_path, deadline) as qmp:
+            sampler.governor.backup_begins(qmp, tuple(qmp.query_block_jobs(deadline)), deadline)
+        assert sampler.guest.speeds_set[-1] == START_BYTES_PER_S
+        assert read_record(sampler.node.node, 101) is not None
+        sampler.at_s = time.monotonic()
+        for _ in range(20):
+            sampler.look(1.0)
+        assert sampler.speed == BWLIMIT
+        assert sampler.governor.summary().reasons == ()
+
+
+def test_a_governor_that_is_released_sets_nothing_any_more(node_without_daemon: NodeUnderTest) -> None:
+    """The last sample is taken after it, and a job that a killed vzdump left behind still runs then."""
+    with sampled(node_without_daemon) as sampler:
+        sampler.look()
+        sampler.begin()
+        sampler.governor.release()
+        before = sampler.guest.speeds_set
+        for _ in range(10):
+            sampler.look(400.0)
+        assert sampler.guest.speeds_set == before
+        assert not record(sampler.node).exists()
 
 
 def test_a_daemon_that_finds_a_backup_on_its_way_does_not_start_it_again(node_without_daemon: NodeUnderTest) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.host.atomic_file import replace_file
+from pvehook.host.regular_file import read_regular_file, replace_file
 
 
 def test_a_file_is_made_and_replaced_with_nothing_left_beside_it(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-        "from pvehook.host.atomic_file import replace_file\n"
+        "from pvehook.host.regular_file import replace_file\n"
         "try: replace_file(sys.argv[1], 'n' * 100_000)\n"
         "except OSError as error: print(error.strerror)"
     )
@@ -79,3 +79,12 @@ def test_many_writers_and_readers_never_meet_half_a_file(tmp_path: Path) -> None
     seen.add(path.read_text())
     assert seen <= set(texts.values())
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_only_a_regular_file_is_read_and_not_more_than_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert read_regular_file(str(tmp_path / "file"), 2) == b"ab"
+    os.mkfifo(tmp_path / "fifo")
+    for name in (str(tmp_path / "fifo"), "/dev/zero", str(tmp_path), str(tmp_path / "absent")):
+        with pytest.raises(OSError, match=r"regular|directory|No such"):
+            read_regular_file(name, 10)

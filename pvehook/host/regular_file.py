@@ -1,9 +1,21 @@
-"""Files that are complete whenever somebody reads them. Stdlib only: the path without a daemon imports it."""
+"""Reading and replacing small files. Stdlib only: the path without a daemon imports it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
+
+
+def read_regular_file(path: str, limit_bytes: int) -> bytes:
+    """At most this many bytes of a file. Raises OSError, also for what is no regular file: a FIFO would be waited for,
+    a device read for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read(limit_bytes)
 
 
 def replace_file(path: str, text: str, mode: int | None = None) -> None:
