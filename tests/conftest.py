@@ -9,10 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pvehook.host.ioprio import read_all_threads
 from pvehook.host.node import Node
 from tests.node_under_test import NodeUnderTest
+
+# Tests run side by side on a few cores, so how long an example takes says nothing about it.
+settings.register_profile(
+    "side-by-side", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("side-by-side")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +27,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="tests/scenarios: write down what the nights show now"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (pytest-xdist), tests that share a booted system or guest run on one, the rigs first."""
+    for item in items:
+        if item.get_closest_marker("rig") and isinstance(item, pytest.Function):
+            item.add_marker(pytest.mark.xdist_group(_shared_by(item) or item.nodeid))
+    items.sort(key=lambda item: item.get_closest_marker("rig") is None)
+
+
+def _shared_by(item: pytest.Function) -> str:
+    """The fixtures that the test shares with others, each with where it is defined and its parameter."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    shared = [
+        f"{fixtures[-1].baseid}:{name}:{parameters.get(name, '')}"
+        for name, fixtures in item._fixtureinfo.name2fixturedefs.items()  # pytest has no public way to ask
+        if fixtures[-1].baseid and fixtures[-1].scope in ("module", "session")
+    ]
+    return " ".join(sorted(shared))
 
 
 @pytest.fixture(autouse=True)
