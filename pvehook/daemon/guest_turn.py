@@ -24,9 +24,11 @@ from typing import Final, Literal, NamedTuple, get_args
 from pvehook.admission.gate import Gate
 from pvehook.admission.window_end import WindowEnd
 from pvehook.config.in_force import InForce
+from pvehook.contract.block_job import BlockJob
 from pvehook.daemon.beside import Beside
 from pvehook.deadline import Deadline
 from pvehook.freeze.guest_freeze import GuestFreeze, OpenFreezes
+from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
 from pvehook.priority.idle_priority import IdlePriority
 from pvehook.priority.io_priority_effect import effect_of_idle
@@ -141,7 +143,9 @@ class GuestTurn:
         self._log = parts.log
         self._setting = threading.Lock()
         context, run = parts.context, parts.run
-        self._freeze = GuestFreeze(context, parts.freezes, run.worker, guest, self._log, self._freeze_over)
+        self._freeze = GuestFreeze(
+            context, parts.freezes, run.worker, guest, self._log, self._freeze_over, self._limit_backup
+        )
         self._idle = IdlePriority(context, run, guest, self._log)
         self._window_end = WindowEnd(context, parts.gate, run, guest, self._log)
         self._monitor: GuestMonitor | None = None
@@ -296,6 +300,11 @@ class GuestTurn:
 
     def _freeze_over(self) -> None:
         self.handle("freeze-over", Phase(self._in_force, Deadline.after(0.0)))
+
+    def _limit_backup(self, qmp: QmpConnection, jobs: tuple[BlockJob, ...], deadline: Deadline) -> None:
+        """The backup has begun and the guest is still frozen: what waits in it is not to queue behind a burst."""
+        if self._monitor is not None:
+            self._monitor.limit_backup(qmp, jobs, deadline)
 
     def _archive_follows(self, *modes: str) -> bool:
         """Whether a VM's archive begins without another phase, in one of these modes."""

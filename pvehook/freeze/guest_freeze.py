@@ -19,6 +19,7 @@ from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
+from pvehook.freeze.pve_watch import OnBegun
 from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
 from pvehook.freeze.watchdog import Watchdog
 from pvehook.host.processes import ProcessId
@@ -92,7 +93,8 @@ class OpenFreezes:
 
 class GuestFreeze:
     """The freeze of one guest's backup. `on_over` is called, by whatever thread, when PVE has come or will not come
-    any more and nothing of ours is frozen: from then on the agent and the monitor are free."""
+    any more and nothing of ours is frozen: from then on the agent and the monitor are free. `on_begun` is what is done
+    on the monitor's connection between the backup's start and the thaw."""
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class GuestFreeze:
         guest: GuestRecord,
         log: Log,
         on_over: Callable[[], None],
+        on_begun: OnBegun,
     ) -> None:
         self._node = context.node
         self._clock = context.clock
@@ -111,6 +114,7 @@ class GuestFreeze:
         self._guest = guest
         self._log = log
         self._on_over = on_over
+        self._on_begun = on_begun
         self._rendezvous: Rendezvous | None = None
         self._waited = False
         self._mountpoints: tuple[str, ...] | None = None
@@ -182,6 +186,7 @@ class GuestFreeze:
             limits=limits,
             watchdog=self._freezes.watchdog,
             at_step=self._freezes.at_step,
+            on_begun=self._on_begun,
             on_end=lambda outcome: self._rendezvous_ended(summary, config, outcome),
         )
         # An older run's thaw of this guest must not take the coming freeze for its own.

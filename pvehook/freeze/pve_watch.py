@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Self
 
+from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError
 from pvehook.freeze.socket_queue import SocketQueue
 from pvehook.guest.backup_tracker import BackupTracker, Over, Progress, Running
-from pvehook.guest.qmp import greet
+from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection, connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, sockets_of
@@ -32,6 +34,14 @@ ARM_S = 2.5
 POLL_EVERY_S = 0.25
 """While PVE has not come; seldom enough that a slow monitor is mostly free."""
 
+ON_BEGUN_S = 0.1
+QUICK_MONITOR_S = 0.02
+"""What is done between start and thaw costs the guest two answers of the monitor; from a slower one it is not asked."""
+
+OnBegun = Callable[[QmpConnection, tuple[BlockJob, ...], Deadline], None]
+"""What else is done on the monitor's connection when the backup of a frozen guest has begun. It raises nothing but
+GuestError."""
+
 SAFETY_POLL_EVERY_S = 0.5
 """While frozen and nobody has come to the monitor: for a backup that began in a way which we do not know."""
 
@@ -40,10 +50,11 @@ class PveWatch:
     """One guest's. Used by one thread. The agent's waiters are watched as soon as it is made, if the kernel tells them:
     `can_see` says so."""
 
-    def __init__(self, node: Node, worker: ProcessId, agent_path: str, qmp_path: str) -> None:
+    def __init__(self, node: Node, worker: ProcessId, agent_path: str, qmp_path: str, on_begun: OnBegun) -> None:
         self._node = node
         self._worker = worker
         self._qmp_path = qmp_path
+        self._on_begun = on_begun
         self._tracker = BackupTracker()
         self._open = contextlib.ExitStack()
         self._agent = self._waiters(agent_path)
@@ -158,7 +169,8 @@ class PveWatch:
             return False
         taken = self._queue.take() if self._queue is not None else None
         try:
-            if self._poll(taken or connect(self._qmp_path), Deadline.after(min(self._poll_s, within_s))):
+            deadline = Deadline.after(min(self._poll_s, within_s))
+            if self._poll(taken or connect(self._qmp_path), deadline, is_frozen=True):
                 return True
         except GuestError:
             pass
@@ -176,7 +188,12 @@ class PveWatch:
     def _poll_s(self) -> float:
         return POLL_S + 8 * self.monitor_latency_s
 
-    def _poll(self, connection: Connection, deadline: Deadline) -> bool:
+    def _poll(self, connection: Connection, deadline: Deadline, *, is_frozen: bool = False) -> bool:
         with connection:
-            progress: Progress = self._tracker.poll(greet(connection, deadline), deadline, with_jobs=False)
+            qmp = greet(connection, deadline)
+            progress: Progress = self._tracker.poll(qmp, deadline, with_jobs=False)
+            if is_frozen and isinstance(progress, Running) and self.monitor_latency_s < QUICK_MONITOR_S:
+                with contextlib.suppress(GuestError):  # then the sampler does it, after the thaw
+                    soon = Deadline.after(ON_BEGUN_S)
+                    self._on_begun(qmp, progress.jobs or self._tracker.jobs(qmp, soon), soon)
         return isinstance(progress, Running | Over)

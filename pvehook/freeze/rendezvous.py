@@ -27,7 +27,7 @@ from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
 from pvehook.freeze.locked_memory import lock_memory
-from pvehook.freeze.pve_watch import PveWatch
+from pvehook.freeze.pve_watch import OnBegun, PveWatch
 from pvehook.freeze.watchdog import Watchdog
 from pvehook.guest.agent import open_agent, thaw_at_once
 from pvehook.guest.sockets import connect
@@ -105,6 +105,7 @@ class Rendezvous:
         limits: Limits,
         watchdog: Watchdog,
         at_step: Callable[[Step], None],
+        on_begun: OnBegun,
         on_end: Callable[[Outcome], None],
     ) -> None:
         self.vmid = vmid
@@ -115,6 +116,7 @@ class Rendezvous:
         self._limits = limits
         self._watchdog = watchdog
         self._at_step = at_step
+        self._on_begun = on_begun
         self._on_end = on_end
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
         self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
@@ -136,7 +138,7 @@ class Rendezvous:
         """Holds the agent's socket, opens everything and starts the thread. Raises GuestError when the socket cannot be
         held; then PVE meets the agent as if we were not there. Whatever else fails makes the freeze a veto."""
         try:
-            pve = PveWatch(self._node, self._worker, self._agent_path, self._qmp_path)
+            pve = PveWatch(self._node, self._worker, self._agent_path, self._qmp_path, self._on_begun)
             self._pve = self._open.enter_context(pve)
             if self._veto:
                 with contextlib.suppress(GuestError):  # a veto holds without it, until PVE has given up

@@ -145,6 +145,12 @@ class BackupTracker:
         self._tracked = tracked if with_jobs else tracked._replace(foreign_jobs=self._tracked.foreign_jobs)
         return now
 
+    def jobs(self, qmp: QmpConnection, deadline: Deadline) -> tuple[BlockJob, ...]:
+        """Of a backup that runs, where `poll` came without them."""
+        foreign = self._tracked.foreign_jobs if self._tracked is not None else {}
+        jobs = qmp.query_backup_jobs(deadline)
+        return tuple(each for each in jobs if each.device.startswith(DRIVE_PREFIX) and each.device not in foreign)
+
     def _query_backup(self, qmp: QmpConnection, deadline: Deadline) -> BackupRun | None:
         run = qmp.query_backup(deadline) if self._has_query_backup else None
         self._has_query_backup = run is not None

@@ -36,6 +36,8 @@ REASONS_KEPT: Final = 12
 EVENTS_KEPT: Final = 20
 """A guest that suffers on and off all night has its summary, and not an event per minute."""
 MAX_REFUSALS: Final = 3
+LOCK_S: Final = 0.05
+"""For the first limit, while the guest is frozen."""
 
 
 class Governor:
@@ -90,8 +92,13 @@ class Governor:
 
     @property
     def sample_every_s(self) -> float:
-        """How soon it would like the next sample, once the archive has begun."""
+        """How soon it would like the next sample."""
         return SAMPLE_EVERY_S if self._mode == "off" else self._governor.sample_every_s
+
+    @property
+    def knows_guest(self) -> bool:
+        """Whether it knows how busy the guest is without a backup."""
+        return self._mode == "off" or self._knows_activity or self._seen_s >= ACTIVITY_S
 
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
         """How the guest was before its backup."""
@@ -118,8 +125,11 @@ class Governor:
     def backup_begins(self, qmp: QmpConnection, jobs: tuple[BlockJob, ...], deadline: Deadline) -> None:
         """The first limit, on the connection of whoever sees the jobs first: the freeze's thread, before the thaw.
         What the workers send until a limit is set stands in front of what waited in the guest meanwhile."""
-        with self._lock:
-            self._step(qmp, DiskSample(time.monotonic(), self._last.disks if self._last else (), jobs), deadline)
+        if self._lock.acquire(timeout=LOCK_S):  # else the sampler is at it
+            try:
+                self._step(qmp, DiskSample(time.monotonic(), self._last.disks if self._last else (), jobs), deadline)
+            finally:
+                self._lock.release()
 
     def _step(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
         if self._mode == "off" or self._is_released:

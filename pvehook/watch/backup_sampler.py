@@ -273,8 +273,8 @@ class BackupSampler:
         )
 
     def _sample_every_s(self) -> float:
-        """The governor wants more samples while its job is young."""
-        if self._governor is None or self._archive_since_s is None:
+        """The governor wants more samples until it knows how busy the guest is, and while its job is young."""
+        if self._governor is None or (self._archive_since_s is None and self._governor.knows_guest):
             return self._config.sample_every_s
         return min(self._config.sample_every_s, self._governor.sample_every_s)
 

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pvehook.config.in_force import InForce
+from pvehook.contract.block_job import BlockJob
 from pvehook.contract.measured import Absent, Broken
 from pvehook.deadline import Deadline
+from pvehook.errors import GuestError
+from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
@@ -62,13 +65,14 @@ class GuestMonitor:
             in_force.config.pacer.step_mib,
         )
         self._has_pacer = True
+        self._governor = self._governor_of(in_force) if self._metrics.mode == "on" else None
         self._sampler: BackupSampler | None = None
         if self._metrics.mode == "on":
             self._sampler = BackupSampler(
                 context,
                 guest,
                 self._metrics,
-                self._governor(in_force),
+                self._governor,
                 lambda counters: records.baseline_of(guest.vmid, counters),
                 lambda: shares_disk(pacer.record),
                 pve_may_freeze,
@@ -95,6 +99,16 @@ class GuestMonitor:
         """From here on PVE may freeze, and the backup's job may come."""
         if self._sampler is not None:
             self._sampler.archive_begins()
+
+    def limit_backup(self, qmp: QmpConnection, jobs: tuple[BlockJob, ...], deadline: Deadline) -> None:
+        """The governor's first limit, on the connection of the freeze, which sees the jobs before the sampler does."""
+        try:
+            if self._governor is not None:
+                self._governor.backup_begins(qmp, jobs, deadline)
+        except GuestError:
+            pass  # the sampler sets it, after the thaw
+        except Exception as fault:  # a fault of ours costs the first limit, never the thaw
+            self._records.log.error("fault", message=f"first limit: {fault!r}", vmid=self._guest.vmid)
 
     def finish(self) -> None:
         """The backup is over. Returns at once."""
@@ -124,7 +138,7 @@ class GuestMonitor:
         if self._has_pacer:
             self._pacer.stop()
 
-    def _governor(self, in_force: InForce) -> Governor | None:
+    def _governor_of(self, in_force: InForce) -> Governor | None:
         """None for a container, whose reading has no speed that could be set."""
         guest = self._guest
         if guest.vmtype == "lxc":
