@@ -64,6 +64,8 @@ def test_a_slow_monitor_is_not_asked_for_it_while_the_guest_is_frozen(node_witho
     node.start_daemon()
     with running_vm(node, backup_s=3.0, monitor_latency_s=0.05) as guest, busy(guest):
         assert play(node.run(WEB)).exit_code == 0
+        done = node.wait_for_event("freeze-done", vmid="101")
+        assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent", done["MESSAGE"]
         heard = [each.command for each in guest.heard]
         between = heard[heard.index("backup") : heard.index("guest-fsfreeze-thaw")]
         assert "block-job-set-speed" not in between
