@@ -1,7 +1,7 @@
 """What can go wrong, by what the caller can do about it.
 
     PvehookError
-      ├─ ConfigError         the administrator mends a file; the message names file, line, key, what was expected
+      ├─ ConfigError         the administrator fixes a file; the message names file, line, key, what was expected
       ├─ WindowSpecError     the same for one text of `window.open`; config.py adds file and line
       ├─ NodeError           the node could not be read in time; go on without, and say so
       └─ GuestError          one exchange with one VM failed
@@ -9,7 +9,7 @@
            ├─ Busy             the queue of the socket is full: try later
            ├─ TimedOut         no answer within the deadline: the peer may still act on what was sent
            ├─ BadReply         an answer of a wrong shape, too long or too deep: do not trust this peer
-           └─ Refused          an answer that says no: its class and text are in the message
+           └─ Refused          an error as the answer: its class and text are in the message
                 └─ NotActive     the block job it is about has ended: go on without
 """
 

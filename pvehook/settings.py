@@ -68,7 +68,7 @@ CHECK_EVERY_S = (0.5, 60.0)
 COMPRESSOR_NICE = (0, 19)
 
 FREEZE_TIMES_S = {
-    "reply_within_s": (0.2, 2.5),  # PVE waits 3 s for the agent, and has to be let go before
+    "reply_within_s": (0.2, 2.5),  # PVE waits 3 s for the agent, and must be released before
     "frozen_at_most_s": (3.0, 60.0),  # from here on it is longer than any reply_within
     "windows_frozen_at_most_s": (3.0, 9.0),  # VSS lets go by itself after 10 s
     "wait_for_pve_s": (1.0, 300.0),
@@ -236,7 +236,7 @@ def from_json(text: str) -> Config:
 
     Raises ConfigError, and nothing else, for a broken file or one of another version; its text is the reason.
     It checks types and limits. It does not know whether this node has the time zone, nor what a span means:
-    whoever uses them still has to expect an error.
+    the code that uses them still has to expect an error.
     """
     try:
         stored = json.loads(text)
@@ -355,7 +355,7 @@ def _absolute(value: object) -> str | None:
 
 
 def _whole(value: object, limits: tuple[int, int]) -> int:
-    # In Python True is an int too; in a configuration it is none.
+    # In Python True is an int; in a configuration it is not a number.
     if not isinstance(value, int) or isinstance(value, bool) or not limits[0] <= value <= limits[1]:
         raise ValueError(f"{value!r:.40} is no whole number from {limits[0]} to {limits[1]}")
     return value
@@ -382,7 +382,7 @@ def _one_of(value: object, allowed: tuple[T, ...]) -> T:
     for one in allowed:
         if one == value:
             return one
-    raise ValueError(f"{value!r:.40} is none of {', '.join(map(str, allowed))}")
+    raise ValueError(f"{value!r:.40} is not one of {', '.join(map(str, allowed))}")
 
 
 def _each(values: object, check: Callable[[Any], T]) -> tuple[T, ...]:

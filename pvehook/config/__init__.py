@@ -91,7 +91,7 @@ class Loaded(NamedTuple):
 
 
 def parse(text: str, file_name: str) -> Parsed:
-    """Checks one file. Never raises: whatever the text is, the result says what is wrong with it."""
+    """Checks one file. Never raises: the result reports what is wrong with the text."""
     walk = Walk(file_name)
     values: dict[str, Leaf] = {}
     try:

@@ -5,7 +5,7 @@
     and there never was one       the valid values of the files, else the built-in defaults
 
 Backups never stop because of a typing error, and never run by other rules than before without a word: while the files
-are not in force, every job says so.
+are not in force, every job reports it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _checked(files: tuple[tuple[str, str | None], tuple[str, str | None]]) -> Lo
 
 
 class Configuration:
-    """Reads the files again whenever it is asked, within a deadline."""
+    """Reads the files again at each call, within a deadline."""
 
     def __init__(
         self, node: Node, reader: TimelyReader, only_file: str | None = None, *, remembers: bool = True

@@ -3,7 +3,7 @@
 An open window admits everything. While it is closed these are let in, and the first that fits is the reason:
 
     job-exempt, storage-exempt, guest-exempt
-                          the configuration says that the window does not matter to them
+                          the configuration exempts them from the window
     allowance:ID          an exception that `pvehook allow` made, until it expires
     next-guest-allow      backup-start: the run was admitted, the window closed since, `next_guest: allow`
     job-unknown-yet       job-init: it may be an exempt job; job-start will know and decide
@@ -93,7 +93,7 @@ def admit(
 ) -> Admission:
     """Decide. Raises ValueError for a phase in which nothing may be refused."""
     if question.phase not in REFUSABLE_PHASES:
-        raise ValueError(f"{question.phase} is not asked: a refusal is possible only in {REFUSABLE_PHASES}")
+        raise ValueError(f"{question.phase} is not refusable: a refusal is possible only in {REFUSABLE_PHASES}")
     if state.open:
         return Admission(True, WINDOW_OPEN, ())
     active = tuple(each for each in allowances if each.until > question.now.timestamp())

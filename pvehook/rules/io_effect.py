@@ -3,7 +3,7 @@
 On a disk it is the block layer's scheduler that decides (Linux block/bfq-iosched.c, block/mq-deadline.c; the
 latter since kernel 5.16). On a backup the question is whose requests carry the priority: a thread's own do,
 what the kernel writes back from the page cache later does not. Measured for this project: the compressor of a
-VM backup at idle priority changed nothing that the guest could feel, under none, mq-deadline and bfq alike.
+VM backup in the idle I/O class changed nothing measurable for the guest, under none, mq-deadline and bfq alike.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["disks", "network", "zfs", "unknown"]
-"""What is under a path: block devices with a scheduler here, another machine, ZFS, or nobody knows."""
+"""What is under a path: block devices with a scheduler here, another machine, ZFS, or unknown."""
 
 Verdict = Literal["honoured", "partly", "ignored", "not-applicable", "unknown"]
 
@@ -28,14 +28,14 @@ class Effect(NamedTuple):
 
 
 _SCHEDULERS = {
-    "bfq": Effect(True, "honoured", "bfq serves idle requests when nobody else wants the disk"),
-    "none": Effect(False, "ignored", "without a scheduler (none) I/O priorities are not looked at"),
-    "kyber": Effect(False, "ignored", "the scheduler kyber does not look at I/O priorities"),
+    "bfq": Effect(True, "honoured", "bfq serves idle requests when no other process wants the disk"),
+    "none": Effect(False, "ignored", "without a scheduler (none) I/O priorities are ignored"),
+    "kyber": Effect(False, "ignored", "the scheduler kyber ignores I/O priorities"),
 }
 
 
 class DiskLike(Protocol):
-    """What is asked of a disk; `pvehook.host.block.Disk` has it."""
+    """What this rule needs of a disk; see `pvehook.host.block.Disk`."""
 
     @property
     def name(self) -> str: ...
@@ -48,7 +48,7 @@ class DiskLike(Protocol):
 
 
 class LocationLike(Protocol):
-    """What is asked of a place; `pvehook.host.block.Location` has it."""
+    """What this rule needs of a location; see `pvehook.host.block.Location`."""
 
     @property
     def kind(self) -> Kind: ...
@@ -59,7 +59,7 @@ class LocationLike(Protocol):
 
 
 def idle_effect(scheduler: str | None, kernel: tuple[int, int] | None, kind: Kind) -> Effect:
-    """Whether one disk serves idle requests last. None is for what the node does not tell."""
+    """Whether one disk serves idle requests last. None if the node does not tell."""
     if kind == "network":
         return Effect(None, "not-applicable", "another machine decides which request is served first")
     if kind == "zfs":
@@ -100,7 +100,7 @@ def combined_effect(effects: Iterable[tuple[str, Effect]]) -> Effect:
     """One verdict over several disks or places, each with its label; the reason names those that differ.
 
     Honoured on some and not on others is "partly". Otherwise what is ignored somewhere is ignored, unless
-    it is unknown elsewhere: then nobody can say.
+    it is unknown elsewhere.
     """
     labels: dict[tuple[Verdict, str], list[str]] = {}
     for label, effect in effects:

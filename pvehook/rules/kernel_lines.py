@@ -1,4 +1,4 @@
-"""What a line of a kernel's log says about stalls; the node's kernel and a guest's write the same messages.
+"""What a line of a kernel's log means for stalls; the node's kernel and a guest's write the same messages.
 
     watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]          soft-lockup
     rcu: INFO: rcu_sched self-detected stall on CPU                             rcu-stall

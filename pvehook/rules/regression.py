@@ -3,11 +3,11 @@
     kernel      6.8   6.8   6.8   6.8   6.8   6.8   6.8 | 6.14  6.14  6.14  6.14  6.14  6.14  6.14
     stalled_s     0     0   1.2     0     0     0     0 |  9.1   4.0   7.7  12.5     8   6.1   9.9
 
-Nights with the same versions make a stretch; a week of nights on each side is the least, so that both sides have every
-day of the week. It is called when a figure's median is worse by a half and by a least amount, when chance would hardly
-order the nights that way, and when both hold for the first nights after the change and for the guest's latest. So one
-bad night, noise, a slow drift and what was mended since are no regression; nor is what got worse without a change of
-version, which has other causes.
+Backups with the same versions make a stretch; each side needs at least a week of them, so that both have every day of
+the week. A regression is reported when a figure's median is worse by a half and by a least amount, when chance would
+hardly order the backups that way, and when both hold for the first backups after the change and for the guest's latest
+ones. So one bad night, noise, a slow drift and what has been fixed since are no regression; nor is what got worse
+without a change of version, which has other causes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEVIATIONS: Final = 3.0
 What = Literal["pve-manager", "QEMU", "kernel"]
 Figure = Literal["stalled_s", "slowed_s", "write_p99_ms"]
 LEAST_MORE: Final[dict[Figure, float]] = {"stalled_s": 1.0, "slowed_s": 5.0, "write_p99_ms": 10.0}
-"""The median has to grow by this much: what is less, nobody feels."""
+"""The median has to grow by this much: nobody notices less."""
 
 
 class BackupFigures(NamedTuple):
@@ -142,7 +142,7 @@ def _is_worse(before: Sequence[float], after: Sequence[float], least_more: float
     old, new = statistics.median(before), statistics.median(after)
     if new < max(WORSE_BY * old, old + least_more):
         return False
-    # Mann and Whitney's U by its normal approximation: it looks at the order alone, so one extreme night is one night.
+    # Mann and Whitney's U by its normal approximation: it uses the order only, so one extreme backup counts once.
     # Equal pairs count for neither side, which can only keep it from being called.
     pairs = len(before) * len(after)
     worse_pairs = sum(later > earlier for later in after for earlier in before)

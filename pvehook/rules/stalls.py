@@ -5,7 +5,7 @@ A stall is guest-visible time in which a guest that wanted to make progress coul
 `stalled_s`: seconds in which a disk request of the guest was on its way that took more than 1 s. `slowed_s`: the same
 for more than 100 ms. Both are lower bounds. They come from looking twice a second at what QEMU has completed: a request
 that took 3.2 s and was seen as completed at 02:14:07.5 covers 02:14:04.3 to 02:14:07.5; time that several requests
-cover together counts once; of requests that were completed between the same two looks only the slowest counts.
+cover together counts once; of requests that completed between the same two samples only the slowest counts.
 
     a writer inside the guest        0.0 ......... 2.6 | 2.6 ....... 5.3 |        waited 2.6 s, then 2.7 s
     seen at 3.0 and 5.5                          2.6 s           2.7 s           stalled_s = 5.3
@@ -28,7 +28,7 @@ SLOWED_AFTER_S: Final = 0.1
 
 Severity = Literal["none", "slowed", "stalled", "locked-up", "unknown"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("unknown", "none", "slowed", "stalled", "locked-up")
-"""From least to worst; of an unknown one nothing can be said."""
+"""From least to worst; `unknown` is not ranked."""
 
 SLOWED_FROM_S: Final = 1.0
 """This much of `slowed_s` makes a night slowed."""
@@ -40,12 +40,12 @@ MEMORY_PART: Final = 0.05
 """Of the time: nothing could go on for lack of memory."""
 FROZEN_MS: Final = 1000
 FEW_READS: Final = 20
-"""With fewer reads than this it cannot be told whether reads were slow as well."""
+"""With fewer reads than this it is unknown whether reads were slow, too."""
 MUCH_SLOWER: Final = 5.0
 """This many times slower is another kind of slow."""
 
 LOCKUPS: Final = frozenset({"soft-lockup", "hard-lockup", "rcu-stall", "workqueue-lockup", "hung-task"})
-"""Kinds of kernel lines (rules/kernel_lines.py) that say: something in this guest stood still for 10 s or more."""
+"""Kinds of kernel lines (rules/kernel_lines.py) that report that something in this guest was stuck for 10 s or more."""
 
 
 class PressureSeconds(NamedTuple):
@@ -65,7 +65,7 @@ class KernelEvent(NamedTuple):
 
 
 class GuestView(NamedTuple):
-    """What the guest says of itself."""
+    """The guest's own counters."""
 
     cpu: Measured[PressureSeconds]
     io: Measured[PressureSeconds]
@@ -77,7 +77,7 @@ class GuestView(NamedTuple):
 
 
 class HypervisorView(NamedTuple):
-    """What QEMU says of the guest's disk requests, all disks together."""
+    """QEMU's counters of the guest's disk requests, all disks together."""
 
     read: Latency
     write: Latency
@@ -95,7 +95,7 @@ class HypervisorView(NamedTuple):
 
 
 class HostView(NamedTuple):
-    """What the node says."""
+    """The node's counters."""
 
     run_delay_s: Measured[float]
     """What all vCPUs together waited for a CPU."""
@@ -128,7 +128,7 @@ class Verdict(NamedTuple):
 
     severity: Severity
     stalled_s: float | None
-    """None: nobody could see it."""
+    """None if it could not be observed."""
     slowed_s: float | None
     causes: tuple[Cause, ...]
 
@@ -148,13 +148,13 @@ class Count(NamedTuple):
 
 
 def count_stall(count: Count, at_s: float, since_s: float, completed: Mapping[str, RequestCounters]) -> Count:
-    """The counter after one look at `at_s`, which saw what was completed since `since_s`."""
+    """The counter after one sample at `at_s`, with the requests that completed since `since_s`."""
     slowest_s = max((_slowest_s(each, count.after_s) for each in completed.values()), default=0.0)
     if slowest_s <= 0:
         return count
     period_s = at_s - since_s
     began_s = at_s - slowest_s
-    if began_s > count.run_ended_s + period_s:  # not even by a whole look can it have begun before the last one ended
+    if began_s > count.run_ended_s + period_s:  # even a whole period earlier it began after the last one ended
         count = count._replace(run_began_s=began_s, run_total_s=0.0)
     # A stretch of requests that follow each other cannot have taken longer than from its beginning to now.
     room_s = at_s - count.run_began_s - count.run_total_s
@@ -176,7 +176,7 @@ def _slowest_s(completed: RequestCounters, after_s: float) -> float:
     middle_s = middle_ns(histogram, index) / NS_PER_S
     if slow > 1:
         return middle_s
-    # A single slow one: what the others can have taken is small beside it, so the sum of all tells it exactly.
+    # A single slow one: the others took little beside it, so the sum of all gives its duration.
     return _within_bin(histogram, index, (completed.total_time_ns - _middles_ns(histogram, index)) / NS_PER_S, middle_s)
 
 

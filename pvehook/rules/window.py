@@ -27,7 +27,7 @@ DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sun
 DAY_MINUTES = 24 * 60
 
 LOOK_AHEAD = timedelta(days=21)
-"""A weekly span comes again after 7 days, or after 14 if it lies in the hour that a spring night lacks."""
+"""A weekly span comes again after 7 days, or after 14 if it is in the hour that is skipped in spring."""
 
 LOOK_BACK = timedelta(days=1)
 
@@ -102,7 +102,7 @@ def is_open(window: Window, at: datetime) -> bool:
 def window_state(window: Window, at: datetime) -> WindowState:
     """The state at this instant and its next change, exact to the second.
 
-    Raises ValueError if `at` has no time zone, or lies in the first or last year that a datetime can hold.
+    Raises ValueError if `at` has no time zone, or is in the first or last year that a datetime can hold.
     """
     # Spans and offsets know nothing below a second, so the state is the same all through one.
     now = _utc(at).replace(microsecond=0)
