@@ -77,6 +77,8 @@ class Daemon:
         self._pidfds: dict[ProcessId, int] = {}
         self._calls: dict[socket.socket, float] = {}
         """The calls that are answered now, and when each is to be over, on the monotonic clock."""
+        self._dead: set[ProcessId] = set()
+        """Workers whose runs are still to be brought to their end. The main thread's alone."""
         self._cannot_accept = False
         self._last_call_s = time.monotonic()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -103,6 +105,7 @@ class Daemon:
                     _drain(self._wake_read)
                 else:
                     self._worker_died(key.data)
+            self._end_dead_runs()
         systemd.notify("STOPPING=1")
         for run in list(self._runs.values()):
             run.leave()
@@ -251,10 +254,16 @@ class Daemon:
 
     def _worker_died(self, worker: ProcessId) -> None:
         self._unwatch(worker)
-        with self._runs_lock:
-            run = self._runs.get(worker)
-        if run is not None:
-            self._start_thread("worker-died", self._end_without_vzdump, run, worker)
+        self._dead.add(worker)
+        self._end_dead_runs()
+
+    def _end_dead_runs(self) -> None:
+        """Brings the runs of dead workers to their end. Where no thread can be started, again in a moment."""
+        for worker in list(self._dead):
+            with self._runs_lock:
+                run = self._runs.get(worker)
+            if run is None or self._start_thread("worker-died", self._end_without_vzdump, run, worker):
+                self._dead.discard(worker)
 
     def _end_without_vzdump(self, run: Run, worker: ProcessId) -> None:
         try:

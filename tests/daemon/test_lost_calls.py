@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from pvehook.daemon.daemon import CALLS_AT_ONCE, LOST_AFTER_S, Daemon
+from pvehook.host.processes import ProcessId
 
 
 class Log:
@@ -94,3 +96,37 @@ def test_without_a_thread_the_hook_is_hung_up_on_and_the_place_is_free_again(
         assert is_hung_up(call)
     assert daemon._calls == {}
     assert events(daemon) == [("error", "fault")]
+
+
+def test_a_run_that_ended_is_forgotten_also_where_its_last_phase_raises(daemon: Daemon) -> None:
+    class EndedRun:
+        ended = True
+
+    worker = ProcessId(4711, 1)
+    daemon._runs[worker] = cast(Any, EndedRun())
+    with pytest.raises(ZeroDivisionError), daemon._run_of(worker):
+        raise ZeroDivisionError
+    assert daemon._runs == {}
+
+
+def test_a_dead_workers_run_is_brought_to_its_end_as_soon_as_there_is_a_thread_for_it(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    class Run:
+        died = threading.Event()
+
+        def worker_died(self) -> None:
+            self.died.set()
+
+    worker = ProcessId(4711, 1)
+    daemon._runs[worker] = cast(Any, Run())
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", no_thread)
+        daemon._worker_died(worker)
+        daemon._end_dead_runs()
+    assert not Run.died.is_set()
+    daemon._end_dead_runs()
+    assert Run.died.wait(30)
