@@ -138,6 +138,14 @@ def test_what_was_not_seen_is_not_zero() -> None:
     assert (verdict.stalled_s, verdict.slowed_s) == (None, None)
 
 
+@pytest.mark.parametrize(("silence_ms", "severity"), [(9_900.0, "none"), (10_000.0, "unknown"), (120_000.0, "unknown")])
+def test_a_qemu_that_was_silent_for_long_is_not_harmless(silence_ms: float, severity: str) -> None:
+    """Its guest may have stood still with it; nothing that QEMU counts tells."""
+    assert judge(seen(hypervisor=QUIET._replace(silence_ms=silence_ms))).severity == severity
+    stalled = QUIET._replace(stalled_s=3.0, silence_ms=silence_ms)
+    assert judge(seen(hypervisor=stalled)).severity == "stalled"
+
+
 def test_a_container_is_judged_by_its_cgroup() -> None:
     host = QUIET_HOST._replace(guest_io=PressureSeconds(9.0, 4.0))
     verdict = judge(seen(hypervisor=Absent("a container"), host=host))
