@@ -40,6 +40,9 @@ PHASE_LOCK_S = 2.0
 """A `backup-abort` can overlap the hook that a SIGTERM interrupted (facts/vzdump.md). It waits this long for the
 other one's answer, then goes on without the lock: a late summary is better than a hook that misses its deadline."""
 
+GOES_ON_PHASES = ("pre-stop", "backup-end")
+"""One of them comes for every guest that is backed up, none after a refusal."""
+
 UNANNOUNCED_S = 5.0
 """For what no hook waits for: a worker that died, a daemon that resumes."""
 
@@ -65,6 +68,7 @@ class Run:
         self._turn: GuestTurn | None = None
         self._lock = threading.Lock()
         self._problems: tuple[str, ...] = ()
+        self._refused = False
         self.ended = False
 
     def phase(self, call: HookCall, deadline: Deadline, more_time: Callable[[float], None]) -> Reply:
@@ -115,6 +119,7 @@ class Run:
     def job_start(self, call: HookCall, phase: Phase) -> Reply:
         """Asked again: the run may have waited up to `lockwait` (3 h) since `job-init`."""
         decision = self._ask_gate(call, phase.in_force)
+        self._refused = not decision.allowed
         if not decision.allowed:
             return _reply(decision)  # PVE calls job-abort next; the run ends there
         self._state.admitted = admits_whole_run(decision)
@@ -151,11 +156,12 @@ class Run:
 
     def backup_start(self, call: HookCall, phase: Phase) -> Reply:
         """The window is asked for every guest: a night can run over."""
+        ignored = self._report_ignored_refusal("this run") if self._refused else ()
         turn = self._new_turn(call, phase)
         decision = self._ask_gate(call, phase.in_force)
         turn.guest.admitted_by = decision.reason
         self._handle(turn, "admit" if decision.allowed else "refuse", phase)
-        return _reply(decision)
+        return _reply(decision, *ignored)
 
     def guest_phase(self, call: HookCall, phase: Phase) -> Reply:
         """Of the guest whose turn it is; of another one where pvehook came in the middle of the run, and where
@@ -163,7 +169,9 @@ class Run:
         turn = self._turn
         if turn is None or turn.guest.vmid != call.vmid:
             turn = self._new_turn(call, phase)
-        return Reply(_ours(self._handle(turn, cast(Event, call.phase), phase)))
+        goes_on = call.phase in GOES_ON_PHASES and turn.guest.result == "refused"
+        ignored = self._report_ignored_refusal(f"guest {call.vmid}") if goes_on else ()
+        return Reply(_ours([*self._handle(turn, cast(Event, call.phase), phase), *ignored]))
 
     # The end that vzdump does not announce
 
@@ -277,6 +285,15 @@ class Run:
             window=", ".join(in_force.config.window.open) or "never",
         )
         return decision
+
+    def _report_ignored_refusal(self, name: str) -> tuple[str, ...]:
+        """vzdump never goes on after a refusal that reached it."""
+        text = (
+            f"{name} was refused, but goes on: the hook's exit code did not reach vzdump. A script of your own that"
+            " calls the hook must end with the hook's exit code"
+        )
+        self._log.critical("refusal-ignored", message=text)
+        return (text,)
 
     def _report_problems(self, in_force: InForce) -> tuple[str, ...]:
         for problem in in_force.problems:

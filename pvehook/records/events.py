@@ -25,6 +25,9 @@ EVENTS: Final = {
     # The window
     "window-admitted": Event(("info",), "A run or a guest may be backed up, and why."),
     "window-refused": Event(("warning",), "A run or a guest is refused because the window is closed."),
+    "refusal-ignored": Event(
+        ("critical",), "A run or guest goes on although it was refused: a script around the hook lost its exit code."
+    ),
     "window-closed-on-guest": Event(("warning",), "The window closed while this guest was in backup."),
     "backup-cancelled": Event(("warning",), "`running_guest: cancel`: pvehook had QEMU cancel the backup."),
     "backup-cancel-failed": Event(("error",), "`running_guest: cancel`: the backup could not be cancelled."),

@@ -11,7 +11,7 @@ import pytest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
-from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.node_under_test import ALWAYS, NEVER, NodeUnderTest
 from tests.rescue.test_without_daemon import assert_idle
 
 WITH_AND_WITHOUT = pytest.mark.parametrize("has_daemon", [True, False], ids=["daemon", "no daemon"])
@@ -81,3 +81,21 @@ def test_the_worker_is_found_behind_a_wrapper(
     if has_daemon:
         assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_RESULT"] == "ok"
         assert os.listdir(node.root / "run/pvehook/jobs") == []
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "passed on"])
+def test_a_refusal_whose_exit_code_is_lost_is_reported_as_critical(
+    node_without_daemon: NodeUnderTest, lost: bool
+) -> None:
+    node = node_without_daemon
+    node.configure(NEVER)
+    node.start_daemon()
+    wrapper = write(node.root / "wrapper", f'#!/bin/sh\n"{node.hook}" "$@"{" || true" if lost else ""}\n')
+    played = play(replace(node.run(), hook=wrapper))
+    assert (played.exit_code == 0) is lost
+    said = [call.argv[0] for call in played.calls if any("was refused, but goes on" in line for line in call.lines)]
+    assert said == (["backup-start", "pre-stop", "backup-end"] if lost else [])
+    if lost:
+        assert node.wait_for_event("refusal-ignored")["PRIORITY"] == "2"
+    else:
+        assert "refusal-ignored" not in node.event_names()
