@@ -185,6 +185,9 @@ require_free_way() {
         die "$root$command exists and is not pvehook's; move it away first"
     theirs=$(their_script)
     [[ -n $theirs ]] || return 0
+    ! grep -qsF "$hook" "$root$theirs" ||
+        die "$theirs (script: in $vzdump_conf) calls $hook itself: chained, each would call the other." \
+            "Set script: to $hook and chain: to what else your script does, then run this again"
     for at in "$node_yaml" "$cluster_yaml"; do
         chained=$(chain_in "$at")
         [[ -z $chained || $chained == "$theirs" ]] ||
@@ -623,7 +626,7 @@ conf_value() { # KEY FILE
 their_script() { # the script: that vzdump runs now, if it is not ours
     local script
     script=$(conf_value script "$root$vzdump_conf")
-    [[ $script == "$hook" ]] || printf '%s' "$script"
+    [[ $script == "$hook" || $root$script -ef $root$hook ]] || printf '%s' "$script"
 }
 
 chain_in() { # FILE: the script that a configuration chains already, if any

@@ -300,6 +300,27 @@ def test_two_different_scripts_to_chain_stop_the_installation_before_it_began(ro
     assert touched(root) == before
 
 
+def test_a_wrapper_around_the_hook_is_not_chained_to_it(root: Path) -> None:
+    """vzdump would run the hook, the hook the wrapper, the wrapper the hook."""
+    install(root)
+    (root / "wrapper").write_text(f'#!/bin/sh\n"{HOOK}" "$@" || true\n')
+    (root / "wrapper").chmod(0o755)
+    (root / "etc/vzdump.conf").write_text("script: /wrapper\n")
+    said = install(root)
+    assert said.code != 0
+    assert f"/wrapper (script: in /etc/vzdump.conf) calls {HOOK} itself" in said.text
+    assert (root / "etc/vzdump.conf").read_text() == "script: /wrapper\n"
+    assert not (root / "etc/pvehook.yaml").exists()
+
+
+def test_a_link_to_the_hook_is_the_hook(root: Path) -> None:
+    install(root)
+    (root / "link").symlink_to(f"{root}{HOOK}")
+    (root / "etc/vzdump.conf").write_text("script: /link\n")
+    assert install(root).code == 0
+    assert not (root / "etc/pvehook.yaml").exists()
+
+
 def test_what_the_admin_edits_after_the_installation_survives_uninstalling(root: Path) -> None:
     conf = root / "etc/vzdump.conf"
     conf.write_text("script: /theirs\nionice: 5\n")
