@@ -293,13 +293,13 @@ def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None 
 
 
 def _backup(row: tuple[Any, ...]) -> PastBackup:
-    # 80 000 of these make a long report; in most all figures are numbers.
-    if set(map(type, row[_FIRST_FIGURE:])) == {float}:
-        return PastBackup._make(row)
-    return PastBackup._make((*row[:_FIRST_FIGURE], *map(_figure, row[_FIRST_FIGURE:])))
+    return PastBackup._make((*row[:_FIRST_FIGURE], *map(decode_column, row[_FIRST_FIGURE:])))
 
 
-def _figure(value: object) -> Measured[float]:
+def decode_column(value: object) -> Measured[float]:
+    """A figure as a row has it."""
+    if type(value) is float:  # nearly all are
+        return value
     try:
         return decode_figure(value)
     except ValueError as error:

@@ -19,7 +19,7 @@ from pvehook.report.backup_chart import chart_lines
 from pvehook.report.backup_words import kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.overview_terminal import regression_lines, sparkline
 from pvehook.report.terminal_style import TerminalStyle
-from pvehook.report.trends import Trend, day
+from pvehook.report.trends import Trend, day, days_of
 
 LINES_QUOTED: Final = 10
 LINE_LIMIT: Final = 200
@@ -47,11 +47,11 @@ def backup_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, styl
 
 def _backups(trend: Trend, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """How the nights before it were."""
-    days = sorted({day(backup.started_s, zone) for backup in trend.backups})
+    days = days_of([trend], zone)
     bars = sparkline(trend, days, min(len(days), style.columns - 11), zone, style)
-    bad = sum(backup.severity in ("stalled", "locked-up") for backup in trend.backups)
-    unknown = sum(backup.severity == "unknown" for backup in trend.backups)
-    said = f"stalled in {bad} of {len(trend.backups)} nights" + (f", {unknown} not known" if unknown else "")
+    bad = sum(night.severity in ("stalled", "locked-up") for night in trend.nights)
+    unknown = sum(night.severity == "unknown" for night in trend.nights)
+    said = f"stalled in {bad} of {len(trend.nights)} nights" + (f", {unknown} not known" if unknown else "")
     return [f"nights     {bars}", f"           {days[0]} to {days[-1]}, {said}"]
 
 

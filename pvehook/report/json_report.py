@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, tzinfo
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import tzinfo
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.encoding import encode
 from pvehook.records.figures import encode_figure, figures
 from pvehook.records.history import PastBackup
+from pvehook.records.nights import backups_json
 from pvehook.records.stall_record import StallRecord
-from pvehook.report.trends import Trend
+from pvehook.report.trends import Trend, instant
 from pvehook.rules.regression import Regression
 
 _IDENTITY = ("id", "vmid", "name", "vmtype")
@@ -19,9 +22,16 @@ FORMAT = 1
 """Grows when something that was here means something else or is gone."""
 
 
-def overview_json(trends: Sequence[Trend], zone: tzinfo) -> dict[str, object]:
-    """Every guest with its backups, the worst last backup first; the backups of a guest oldest first."""
-    return {"format": FORMAT, "guests": [_guest(trend, zone) for trend in trends]}
+def overview_json(
+    history: sqlite3.Connection, trends: Sequence[Trend], since_s: float, until_s: float, zone: tzinfo
+) -> Iterator[str]:
+    """In pieces: every guest with its backups, the worst last backup first; the backups of a guest oldest first."""
+    yield f'{{"format": {FORMAT}, "guests": ['
+    for number, trend in enumerate(trends):
+        guest = json.dumps({**_identity(trend.last), "regression": _regression(trend.regression, zone)})
+        backups = backups_json(history, trend.last.vmid, since_s, until_s, lambda at_s: instant(at_s, zone))
+        yield f'{", " if number else ""}{guest[:-1]}, "backups": {backups}}}'
+    yield "]}\n"
 
 
 def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
@@ -35,20 +45,12 @@ def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> di
     return body
 
 
-def _guest(trend: Trend, zone: tzinfo) -> dict[str, object]:
-    return {
-        **_identity(trend.last),
-        "regression": _regression(trend.regression, zone),
-        "backups": [_backup(backup, zone) for backup in trend.backups],
-    }
-
-
 def _identity(backup: PastBackup) -> dict[str, object]:
     return {"vmid": backup.vmid, "name": backup.name, "type": backup.vmtype}
 
 
 def _backup(backup: PastBackup, zone: tzinfo) -> dict[str, object]:
-    body: dict[str, object] = {"started": _instant(backup.started_s, zone)}
+    body: dict[str, object] = {"started": instant(backup.started_s, zone)}
     for name, value in backup._asdict().items():
         if name not in _IDENTITY:
             body[name] = encode_figure(value) if isinstance(value, (Absent, Broken)) else value
@@ -60,10 +62,6 @@ def _regression(found: Regression | None, zone: tzinfo) -> dict[str, object] | N
     if found is None:
         return None
     return {
-        "since": _instant(found.since_s, zone),
+        "since": instant(found.since_s, zone),
         **{name: encode(value) for name, value in found._asdict().items()},
     }
-
-
-def _instant(at_s: float, zone: tzinfo) -> str:
-    return datetime.fromtimestamp(at_s, zone).isoformat(timespec="seconds")

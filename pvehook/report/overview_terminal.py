@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
-from pvehook.records.history import PastBackup
+from pvehook.records.nights import Night
 from pvehook.report.terminal_style import TerminalStyle
-from pvehook.report.trends import LEVELS_S, Trend, day, level, worst_of
+from pvehook.report.trends import LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of
 from pvehook.rules.regression import in_words
 
 _FIXED = "{} {:<9} {:>7} {:>10}  {}"
@@ -23,8 +23,7 @@ _FIXED = "{} {:<9} {:>7} {:>10}  {}"
 
 def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Every regression, then a line for each of the first guests, then what the marks mean."""
-    backups = [backup for trend in trends for backup in trend.backups]
-    first, last = (day(pick(backup.started_s for backup in backups), zone) for pick in (min, max))
+    first, last = first_and_last_day(trends, zone)
     number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
     lines = [f"pvehook: {number}, nights of {first} to {last}, worst last night first"]
     lines += regression_lines(trends, zone, style)
@@ -46,17 +45,17 @@ def regression_lines(trends: Iterable[Trend], zone: tzinfo, style: TerminalStyle
 
 
 def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[str]:
-    days = sorted({day(backup.started_s, zone) for trend in trends for backup in trend.backups})
+    days = days_of(trends, zone)
     more = max(style.columns - 80, 0) // 4
     guest = min(18 + more, max(len(trend.title) for trend in trends))
     cause = 13 + more
-    backups = max(min(len(days), style.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
-    fixed = _FIXED.format(f"{'nights':<{backups}}", f"{'last':<9}", "stalled", "write p99", "cause")
+    nights = max(min(len(days), style.columns - guest - cause - len(_FIXED.format(*[""] * 5)) - 1), len("nights"))
+    fixed = _FIXED.format(f"{'nights':<{nights}}", f"{'last':<9}", "stalled", "write p99", "cause")
     lines = [f"{'guest':<{guest}} {fixed}"]
     for trend in trends:
         last = trend.last
         fixed = _FIXED.format(
-            f"{sparkline(trend, days, backups, zone, style):<{backups}}",
+            f"{sparkline(trend, days, nights, zone, style):<{nights}}",
             style.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
             marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
             before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
@@ -68,14 +67,14 @@ def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[
 
 def sparkline(trend: Trend, days: Sequence[str], width: int, zone: tzinfo, style: TerminalStyle) -> str:
     """A bar for each of the last days; where there are more days than `width` columns, the worst of each few."""
-    of_day: dict[str, list[PastBackup]] = {}
-    for backup in trend.backups:
-        of_day.setdefault(day(backup.started_s, zone), []).append(backup)
+    of_day: dict[str, list[Night]] = {}
+    for night in trend.nights:
+        of_day.setdefault(day(night.started_s, zone), []).append(night)
     each = math.ceil(len(days) / width)
     columns = []
     for start in range(len(days) % each if len(days) > each else 0, len(days), each):
-        backups = [backup for day in days[start : start + each] for backup in of_day.get(day, [])]
-        columns.append(marked(level(worst_of(backups)), lambda height: style.bars[int(height)]) if backups else " ")
+        nights = [night for day in days[start : start + each] for night in of_day.get(day, [])]
+        columns.append(marked(level(worst_of(nights)), lambda height: style.bars[int(height)]) if nights else " ")
     return "".join(columns)
 
 

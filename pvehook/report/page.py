@@ -23,13 +23,14 @@ from pvehook.records.figures import (
     short_duration,
     short_number,
 )
-from pvehook.records.history import PastBackup, record_of
+from pvehook.records.history import record_of
+from pvehook.records.nights import Night
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.backup_chart import baseline_p99_ms
 from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.page_style import SCRIPT, STYLE
-from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, level, worst_of
+from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of
 from pvehook.rules.regression import in_words
 
 CHARTS: Final = 12
@@ -75,9 +76,8 @@ def _arrows(escaped: str) -> str:
 
 
 def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> list[str]:
-    backups = [backup for trend in trends for backup in trend.backups]
-    first, last = (day(pick(backup.started_s for backup in backups), zone) for pick in (min, max))
-    nodes = ", ".join(sorted({backup.node for backup in backups}))
+    first, last = first_and_last_day(trends, zone)
+    nodes = ", ".join(sorted({trend.last.node for trend in trends}))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return [
         "<!DOCTYPE html>",
@@ -120,7 +120,7 @@ def _tiles(trends: Sequence[Trend]) -> list[str]:
 
 
 def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterator[str]:
-    days = sorted({day(backup.started_s, zone) for trend in trends for backup in trend.backups})
+    days = days_of(trends, zone)
     each = -(-len(days) // BARS_MOST)
     yield "<h2>Guests, the worst last night first</h2>"
     yield _legend(each)
@@ -149,7 +149,7 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
     rank, stalled_s, slowed_s = severity_key(last.severity, last.stalled_s, last.slowed_s)
     title = _text(trend.title)
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
-    whole_s = sum(backup.stalled_s for backup in trend.backups if isinstance(backup.stalled_s, float))
+    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
     cause = causes_in_short(last.severity, last.causes.split())
     cells = (
@@ -199,12 +199,12 @@ def _sparkline(trend: Trend, days: Sequence[str], each: int, zone: tzinfo) -> st
     """A bar for each night, one path for each kind of bar: 200 guests of 400 nights have to fit into a page."""
     columns = max(-(-len(days) // each), BARS_LEAST)
     place = {name: columns - 1 - (len(days) - 1 - index) // each for index, name in enumerate(days)}
-    of_column: dict[int, list[PastBackup]] = {}
-    for backup in trend.backups:
-        of_column.setdefault(place[day(backup.started_s, zone)], []).append(backup)
+    of_column: dict[int, list[Night]] = {}
+    for night in trend.nights:
+        of_column.setdefault(place[day(night.started_s, zone)], []).append(night)
     paths: dict[str, list[str]] = {}
-    for column, backups in of_column.items():
-        kind, bar = _bar(worst_of(backups), column * BAR)
+    for column, nights in of_column.items():
+        kind, bar = _bar(worst_of(nights), column * BAR)
         paths.setdefault(kind, []).append(bar)
     words = ", ".join(f"{len(bars)} {_BAR_WORDS[kind]}" for kind, bars in paths.items())
     drawn = "".join(f'<path class="{kind}" d="{"".join(bars)}"/>' for kind, bars in paths.items())
@@ -228,8 +228,8 @@ _BAR_WORDS: Final = {
 }
 
 
-def _bar(backup: PastBackup, x: float) -> tuple[str, str]:
-    height = level(backup)
+def _bar(night: Night, x: float) -> tuple[str, str]:
+    height = level(night)
     middle = x + (BAR - 1) / 2
     if isinstance(height, Absent):
         return "absent", f"M{x} {BAR_HEIGHT - 6}h{BAR - 1}"

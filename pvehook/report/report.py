@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, TextIO
 
-from pvehook.records.history import backups, reading, record_of
+from pvehook.records.history import DAY_S, reading, record_of
 from pvehook.report.backup_terminal import backup_lines
-from pvehook.report.json_report import backup_json, overview_json
+from pvehook.report.json_report import FORMAT, backup_json, overview_json
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
 from pvehook.report.terminal_style import style_of
-from pvehook.report.trends import Trend, day, trends
+from pvehook.report.trends import Trend, day, days_of, trends
 
 DEFAULT_SINCE: Final = "30d"
 TREND_DAYS: Final = 120
@@ -61,31 +61,31 @@ def run_report(
     except FileNotFoundError:
         return _nothing(f"there is no history yet ({history})", out, as_json)
     with reading(history) as database, _no_garbage():
-        from_s = min(since_s, until.timestamp() - TREND_DAYS * 86400)
-        known = backups(database, from_s, vmid)
-        if backup is not None:
-            known = [each for each in known if day(each.started_s, zone) <= backup]
-        found = trends(known, since_s)
+        until_s = until.timestamp() + (1 if backup is not None else DAY_S)
+        found = trends(database, min(since_s, until_s - TREND_DAYS * DAY_S), until_s, since_s, vmid)
         whose = "" if vmid is None else f" of guest {vmid}"
-        if backup is not None and not any(day(trend.last.started_s, zone) == backup for trend in found):
-            return _no_such_night(f"no backup{whose} began on {backup}", found, zone)
+        if backup is not None:
+            of_night = [trend for trend in found if day(trend.last.started_s, zone) == backup]
+            if not of_night:
+                return _no_such_night(f"no backup{whose} began on {backup}", found, zone)
+            found = of_night
         if not found:
             return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
-        if backup is not None:
-            found = [trend for trend in found if day(trend.last.started_s, zone) == backup]
         if html is not None:
             _write(html, html_report(database, found, worst, now, zone))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
             _one_backup(database, found[0], out, zone, as_json)
+        elif as_json:
+            out.writelines(overview_json(database, found[:worst], since_s, until_s, zone))
         else:
-            _overview(found, worst, out, zone, as_json)
+            _overview(found, worst, out, zone)
     return EXIT_OK
 
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """80 000 backups are a million small values without a reference cycle: searching them for garbage again and again
+    """200 000 nights are a million small values without a reference cycle: searching them for garbage again and again
     costs a quarter of a report's time."""
     was_on = gc.isenabled()
     gc.disable()
@@ -118,10 +118,7 @@ def start_of(since: str, now: datetime) -> datetime:
         raise ValueError(f"{since!r:.40} is no time; expected days such as 30d, or a date such as 2026-11-01") from None
 
 
-def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(overview_json(found[:worst], zone)), file=out)
-        return
+def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo) -> None:
     for line in overview_lines(found, worst if worst is not None else WORST_SHOWN, zone, style_of(out)):
         print(line, file=out)
 
@@ -136,14 +133,14 @@ def _one_backup(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: t
 
 
 def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
-    days = sorted({day(backup.started_s, zone) for trend in found for backup in trend.backups})[-7:]
+    days = days_of(found, zone)[-7:]
     print(f"pvehook: {what}" + (f"; the last nights before: {', '.join(days)}" if days else ""), file=sys.stderr)
     return EXIT_ERROR
 
 
 def _nothing(what: str, out: TextIO, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(overview_json([], UTC)), file=out)
+        print(json.dumps({"format": FORMAT, "guests": []}), file=out)
         return EXIT_OK
     print(
         f"pvehook: {what}. A guest is recorded when its backup ends; run this again after the next one.",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from pvehook.contract.measured import Measured, value_of
+from pvehook.contract.measured import Measured
 from pvehook.contract.text import printable
 from pvehook.records.figures import severity_key
 from pvehook.records.guest_summary import guest_number
-from pvehook.records.history import PastBackup
-from pvehook.rules.regression import BackupFigures, Regression, find_regression
+from pvehook.records.history import PastBackup, backups
+from pvehook.records.nights import Night, nights
+from pvehook.rules.regression import Regression, find_regression
 
 NAME_LIMIT: Final = 64
+QUARTER_S: Final = 900
 
 LEVELS_S: Final = (3.0, 10.0, 30.0, 100.0, 300.0)
 """Stalled seconds at which a backup's bar gets one step higher."""
@@ -23,12 +27,9 @@ LEVELS: Final = 3 + len(LEVELS_S)
 class Trend(NamedTuple):
     """One guest's nights, the oldest first; at least one."""
 
-    backups: tuple[PastBackup, ...]
+    last: PastBackup
+    nights: tuple[Night, ...]
     regression: Regression | None
-
-    @property
-    def last(self) -> PastBackup:
-        return self.backups[-1]
 
     @property
     def title(self) -> str:
@@ -38,55 +39,74 @@ class Trend(NamedTuple):
         )
 
 
-def trends(backups: Iterable[PastBackup], shown_from_s: float) -> list[Trend]:
-    """Each guest with a backup at `shown_from_s` or later, the worst last backup first. A regression is searched
-    for in all of the nights, which are the oldest first."""
-    of_guest: dict[int, list[PastBackup]] = {}
-    for backup in backups:
-        of_guest.setdefault(backup.vmid, []).append(backup)
+def trends(
+    history: sqlite3.Connection, since_s: float, until_s: float, shown_from_s: float, vmid: int | None = None
+) -> list[Trend]:
+    """Each guest, or the one, with a backup from `shown_from_s` to `until_s`, the worst last backup first. A regression
+    is searched for since `since_s`."""
     found = []
-    for own in of_guest.values():
-        shown = tuple(backup for backup in own if backup.started_s >= shown_from_s)
+    for guest, own, judged in nights(history, since_s, until_s, vmid):
+        shown = tuple(night for night in own if night.started_s >= shown_from_s)
         if shown:
-            found.append(Trend(shown, find_regression([_for_rule(backup) for backup in own])))
+            last = backups(history, shown[-1].started_s, guest)[0]
+            found.append(Trend(last, shown, find_regression(judged)))
     return sorted(found, key=_goodness)
-
-
-def _for_rule(backup: PastBackup) -> BackupFigures:
-    return BackupFigures(
-        backup.started_s,
-        value_of(backup.stalled_s),
-        value_of(backup.slowed_s),
-        value_of(backup.write_p99_ms),
-        (backup.pve_manager, backup.qemu, backup.kernel),
-    )
 
 
 def _goodness(trend: Trend) -> tuple[float, ...]:
     last = trend.last
-    whole_s = sum(backup.stalled_s for backup in trend.backups if isinstance(backup.stalled_s, float))
+    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
     worst_first = (*severity_key(last.severity, last.stalled_s, last.slowed_s), whole_s)
     return (*(-each for each in worst_first), last.vmid)
 
 
-def worst_of(backups: Iterable[PastBackup]) -> PastBackup:
+def days_of(trends: Iterable[Trend], zone: tzinfo) -> list[str]:
+    """The days of all their nights, the oldest first."""
+    return sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+
+
+def first_and_last_day(trends: Sequence[Trend], zone: tzinfo) -> tuple[str, str]:
+    """Of all their nights."""
+    first_s = min(trend.nights[0].started_s for trend in trends)
+    last_s = max(trend.nights[-1].started_s for trend in trends)
+    return day(first_s, zone), day(last_s, zone)
+
+
+def worst_of(nights: Sequence[Night]) -> Night:
     """Of several backups of a day, or several nights that share a bar."""
-    return max(backups, key=lambda backup: severity_key(backup.severity, backup.stalled_s, backup.slowed_s))
+    if len(nights) == 1:
+        return nights[0]
+    return max(nights, key=lambda night: severity_key(night.severity, night.stalled_s, night.slowed_s))
 
 
-def level(backup: PastBackup) -> Measured[int]:
+def level(night: Night) -> Measured[int]:
     """The height of a backup's bar, from 0 to LEVELS - 1: none, slowed, then by stalled seconds; locked up is the
     highest. Unknown has no height."""
-    if backup.severity == "locked-up":
+    if night.severity == "locked-up":
         return LEVELS - 1
-    stalled_s = backup.stalled_s
+    stalled_s = night.stalled_s
     if not isinstance(stalled_s, float):
-        return 1 if backup.severity in ("slowed", "stalled") else stalled_s
-    if backup.severity != "stalled":
-        return int(backup.severity == "slowed")
+        return 1 if night.severity in ("slowed", "stalled") else stalled_s
+    if night.severity != "stalled":
+        return int(night.severity == "slowed")
     return 2 + sum(stalled_s >= limit_s for limit_s in LEVELS_S)
 
 
 def day(at_s: float, zone: tzinfo) -> str:
     """The day on which the backup began."""
-    return f"{datetime.fromtimestamp(at_s, zone):%Y-%m-%d}"
+    return _quarter(int(at_s) // QUARTER_S, zone)[0][:10]
+
+
+def instant(at_s: float, zone: tzinfo) -> str:
+    """`2026-11-24T02:03:04+01:00`."""
+    quarter, rest_s = divmod(int(at_s), QUARTER_S)
+    hour, minute, offset = _quarter(quarter, zone)
+    return f"{hour}:{minute + rest_s // 60:02}:{rest_s % 60:02}{offset}"
+
+
+@lru_cache(maxsize=1 << 16)
+def _quarter(number: int, zone: tzinfo) -> tuple[str, int, str]:
+    """The hour, minute and offset of a quarter of an hour since 1970. All zones are whole quarters from UTC since 1972,
+    and 200 000 nights are in few of them."""
+    text = datetime.fromtimestamp(number * QUARTER_S, zone).isoformat(timespec="seconds")
+    return text[:13], int(text[14:16]), text[19:]

@@ -180,8 +180,9 @@ def test_a_night_without_requests_without_a_chart_and_without_details(history: s
     append(history, record(points=silent, baseline=NO_AGENT), record(vmid=102), now_s=NOW_S)
     page = Page(written(history))
     assert "VM 101 web" in page.text
-    old = record(vmid=103, started_s=NOW_S - 130 * 86400, ended_s=NOW_S - 130 * 86400 + 60)
-    append(history, old, now_s=NOW_S)
+    for age, vmid in ((130, 103), (2, 102), (1, 102)):
+        started_s = NOW_S - age * 86400
+        append(history, record(vmid=vmid, started_s=started_s, ended_s=started_s + 60), now_s=NOW_S)
     assert "details are kept for 120 days" in Page(written(history, since="200d", worst=5)).text
 
 

@@ -15,6 +15,7 @@ import termios
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -23,6 +24,7 @@ from pvehook.errors import NodeError
 from pvehook.records.history import append
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.report.report import run_report, start_of
+from pvehook.report.trends import day, instant
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import Verdict
 from tests.records.backups import (
@@ -206,7 +208,8 @@ def test_a_night_in_detail(history: str) -> None:
 
 
 def test_the_last_night_is_shown_or_the_one_that_is_asked_for(history: str, capsys: pytest.CaptureFixture[str]) -> None:
-    append(history, backup(200, stalled_s=50.0), backup(1, stalled_s=7.0), backup(0), backup(0, 102), now_s=NOW_S)
+    append(history, backup(200, stalled_s=50.0), backup(2), backup(1, stalled_s=7.0), backup(0), now_s=NOW_S)
+    append(history, backup(0, 102), now_s=NOW_S)
     assert "night of 2026-11-24: none" in report(history, vmid=101)
     yesterday = report(history, vmid=101, backup="2026-11-23")
     assert "night of 2026-11-23: stalled" in yesterday
@@ -400,6 +403,25 @@ def test_since_is_days_or_a_days_midnight() -> None:
 
 
 # JSON
+
+
+def test_a_night_of_a_wrong_clock_hides_no_other(history: str) -> None:
+    """Dated years ahead, it would be the last night until then."""
+    ahead_s = NOW_S + 9 * 365 * 86400
+    append(history, backup(1, stalled_s=7.0), backup(0), now_s=NOW_S)
+    append(history, record(started_s=ahead_s, ended_s=ahead_s + 60), now_s=ahead_s + 60)
+    assert "night of 2026-11-24: none" in report(history, vmid=101)
+    (guest,) = json.loads(report(history, as_json=True))["guests"]
+    assert [each["started"][:10] for each in guest["backups"]] == ["2026-11-23", "2026-11-24"]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Warsaw", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"])
+def test_days_and_times_are_those_of_the_zone(zone: str) -> None:
+    """They are worked out by quarters of an hour; here over a change of the clocks."""
+    for at_s in range(1_792_880_000, 1_792_980_000, 611):
+        right = datetime.fromtimestamp(at_s, ZoneInfo(zone))
+        assert instant(at_s + 0.7, ZoneInfo(zone)) == right.isoformat(timespec="seconds")
+        assert day(at_s + 0.7, ZoneInfo(zone)) == f"{right:%Y-%m-%d}"
 
 
 def test_json_of_all_guests(history: str) -> None:
