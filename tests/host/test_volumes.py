@@ -185,3 +185,11 @@ def test_a_dump_to_the_network_is_named(machine: BlockTree, storeid: str, said: 
 def test_a_dump_nobody_can_locate_is_unknown(machine: BlockTree) -> None:
     assert locate_dump(machine.node, None, None, STORAGES).kind == "unknown"
     assert locate_dump(machine.node, None, "fat", STORAGES).kind == "unknown"
+
+
+@pytest.mark.parametrize("dumpdir", [".", "./dump", "dump/"])
+def test_a_relative_dump_directory_is_somewhere_unknown(machine: BlockTree, dumpdir: str) -> None:
+    """It is seen from where vzdump was started, which is not where the daemon is."""
+    location = locate_dump(machine.node, dumpdir, None, STORAGES, machine.device_of)
+    assert location.kind == "unknown"
+    assert "relative to the directory in which vzdump was started" in location.detail
