@@ -34,6 +34,9 @@ NIGHT = [
     "job-end",
 ]
 
+SUITE_WORKERS = 4
+"""Of the whole suite inside each Debian, while other tests run outside: they wait more than they compute."""
+
 
 class Night(NamedTuple):
     upid: str
@@ -228,7 +231,7 @@ def test_the_unit_tests_pass_with_debians_own_packages(suite: str, tmp_path: Pat
         node.copy_repo_in()
         done = node.run(
             *("env", f"--chdir={REPO_INSIDE}", "python3", "-m", "pytest", "-q", "-m", "not rig"),
-            *("-p", "no:cacheprovider", "--ignore=tests/bench"),
+            *("-p", "no:cacheprovider", "-n", str(SUITE_WORKERS), "--dist", "loadgroup"),
             timeout_s=1800, ok=(0, 1),
         )  # fmt: skip
         assert done.code == 0, done.out[-8000:]
