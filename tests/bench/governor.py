@@ -17,11 +17,12 @@ Each run is a QEMU of its own with QEMU's own backup job (`blockdev-backup`), a 
     neighbours-16       the four disks, and others who ask them for 256 KiB 150 times a second, for two seconds of four
     rewriting-16        twelve disks and a guest that writes 20 MB/s' worth of first writes
 
-`governed` is job/governor.py itself, with the looks of the sampler. `best_static`: the fixed limit with which a backup
-takes as long as the governed one did in the same round; there is no other of equal duration. The runs of a round follow
-each other. `stalled_s`: seconds of the backup in which a request of the guest was over 100 ms old; `p99_ms`: of its
-requests, from when it wanted them; `p99_later_ms` leaves the first three seconds out, in which the governor finds out
-that the guest suffers: of half a minute they are much, of a night nothing. Of each: median, min, max of the rounds.
+`governed` is the daemon's own sampler with its governor, as shipped (daemon_sampler.py). `best_static`: the fixed limit
+with which a backup takes as long as the governed one did in the same round; there is no other of equal duration. The
+runs of a round follow each other. `stalled_s`: seconds of the backup in which a request of the guest was over 100 ms
+old; `p99_ms`: of its requests, from when it wanted them; `p99_later_ms` leaves the first three seconds out, in which
+the governor finds out that the guest suffers: of half a minute they are much, of a night nothing. Of each: median, min,
+max of the rounds.
 
 Ungoverned a backup takes half a minute or a minute: its start is a second or two, whose part in the figures would be
 too large in less, and is smaller in a night.
@@ -50,18 +51,14 @@ from typing import Final, NamedTuple
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
-from pvehook.contract.block_job import DiskSample  # noqa: E402
 from pvehook.contract.latency import DiskCounters  # noqa: E402  (the path above is where it lies)
 from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.guest.block_stats import arm_histograms, read_disks  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402
 from pvehook.guest.sockets import connect  # noqa: E402
-from pvehook.host.node import Node  # noqa: E402
-from pvehook.records.journal import journal_log  # noqa: E402
 from pvehook.records.stall_record import Baseline, GovernorSummary  # noqa: E402
 from pvehook.rules.latency import disks_between, latency_of, sum_of  # noqa: E402
-from pvehook.settings import GovernorConfig  # noqa: E402
-from pvehook.throttle.governor import Governor  # noqa: E402
+from tests.bench.daemon_sampler import Sampled, sampled  # noqa: E402
 from tests.bench.disk_models import (  # noqa: E402
     FAR_TARGET,
     FAST_DISK,
@@ -80,8 +77,6 @@ guest that asks for little is one of its three slowest requests."""
 ALONE_S: Final = 5.0
 """The same for runs that need no baseline."""
 BEGINNING_S: Final = 3.0
-AWAITED_S: Final = 0.5
-"""The looks begin so long before the job, as they do in a night."""
 LONGEST_S: Final = 400.0
 
 
@@ -118,7 +113,6 @@ class Run(NamedTuple):
     p99_ms: float
     p99_later_ms: float
     stalled_s: float
-    exchanges_per_s: float = 0.0
     cpu_percent: float = 0.0
     summary: GovernorSummary | None = None
 
@@ -137,13 +131,13 @@ def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> R
         before = _begin(guest)
         time.sleep(BEFORE_S if governed else ALONE_S)
         beginning = threading.Lock()
-        looks = _Looks(guest, before, beginning) if governed else None
-        if looks is not None:
-            looks.start()
-            time.sleep(AWAITED_S)
-        began_s = time.monotonic()
-        _back_up(guest, setup, limit, beginning)
-        ended_s = time.monotonic()
+        sampler: contextlib.AbstractContextManager[Sampled | None] = contextlib.nullcontext()
+        if governed:
+            sampler = sampled(guest.root, lambda after: _baseline(before, after), beginning.locked)
+        with sampler as found:
+            began_s = time.monotonic()
+            _back_up(guest, setup, limit, beginning)
+            ended_s = time.monotonic()
         done = [(each.wanted_s, each.done_s) for each in guest.stop() if began_s <= each.wanted_s < ended_s]
         figures = Run(
             duration_s=ended_s - began_s,
@@ -151,63 +145,15 @@ def run(setup: Setup, seed: int, *, governed: bool = False, limit: int = 0) -> R
             p99_later_ms=_p99_ms(done, began_s + BEGINNING_S),
             stalled_s=stalled_s(done, ended_s),
         )
-        return looks.end(figures) if looks is not None else figures
+        if found is None:
+            return figures
+        cpu_percent = 100 * found.views.cpu_s / figures.duration_s
+        return figures._replace(cpu_percent=cpu_percent, summary=found.views.governor)
 
 
 def _p99_ms(done: Sequence[tuple[float, float]], from_s: float) -> float:
     latencies = sorted(done_s - wanted_s for wanted_s, done_s in done if wanted_s >= from_s)
     return latencies[int(0.99 * (len(latencies) - 1))] * 1000
-
-
-class _Looks:
-    """The sampler's looks, and the governor on their connections."""
-
-    def __init__(self, guest: LoadedGuest, before: tuple[DiskCounters, ...], beginning: threading.Lock) -> None:
-        self._guest, self._before, self._beginning = guest, before, beginning
-        node = Node(guest.root)
-        log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        self._governor = Governor(node, 101, "on", GovernorConfig(), log)
-        self._stop = threading.Event()
-        self._exchanges = 0
-        self._cpu_s = 0.0
-        self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def end(self, figures: Run) -> Run:
-        self._stop.set()
-        self._thread.join(10)
-        if self._fault is not None:
-            raise RuntimeError("the governor failed") from self._fault
-        self._governor.release()
-        return figures._replace(
-            exchanges_per_s=self._exchanges / figures.duration_s,
-            cpu_percent=100 * self._cpu_s / figures.duration_s,
-            summary=self._governor.summary(),
-        )
-
-    def _run(self) -> None:
-        try:
-            self._look_until_the_end()
-        except BaseException as fault:  # told at the end
-            self._fault = fault
-
-    def _look_until_the_end(self) -> None:
-        known = [disk.qdev for disk in self._before]
-        is_first = True
-        while not self._stop.wait(self._governor.sample_every_s):
-            deadline = Deadline.after(2.0)
-            with self._beginning, open_qmp(self._guest.qmp, deadline) as qmp:
-                disks = read_disks(qmp, deadline, known)
-                jobs = qmp.query_block_jobs(deadline)
-                if is_first:
-                    self._governor.know_baseline(_baseline(self._before, disks))
-                    is_first = False
-                self._governor.act(qmp, DiskSample(time.monotonic(), disks, jobs), deadline)
-                self._exchanges += qmp._last_id
-            self._cpu_s = time.thread_time()
 
 
 def _begin(guest: LoadedGuest) -> tuple[DiskCounters, ...]:
@@ -248,7 +194,7 @@ def _back_up(guest: LoadedGuest, setup: Setup, limit: int, beginning: threading.
         events.allow()
         events.read_line(deadline)  # the greeting
         send("qmp_capabilities")
-        with beginning:  # nobody looks before all are there, as with PVE's one command for all
+        with beginning:  # nobody samples before all are there, as with PVE's one command for all
             for device in others:
                 start(device, 1)  # a byte a second, and not all workers at once
                 send("block-job-pause", device=device)
@@ -282,7 +228,7 @@ def measure(names: Sequence[str], rounds: int, scale: float) -> dict[str, object
 
 def _spread(runs: Sequence[Run]) -> dict[str, object]:
     figures: dict[str, object] = {}
-    for name in ("duration_s", "p99_ms", "p99_later_ms", "stalled_s", "exchanges_per_s", "cpu_percent"):
+    for name in ("duration_s", "p99_ms", "p99_later_ms", "stalled_s", "cpu_percent"):
         values = [getattr(each, name) for each in runs]
         if any(values) or name == "stalled_s":
             figures[name] = {

@@ -54,7 +54,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,10 +74,9 @@ from pvehook.records.journal import journal_log  # noqa: E402
 from pvehook.records.stall_record import Baseline  # noqa: E402
 from pvehook.rules.pacing import PacerRecord, growing_file  # noqa: E402
 from pvehook.rules.stalls import HypervisorView  # noqa: E402
-from pvehook.settings import GovernorConfig  # noqa: E402
-from pvehook.throttle.governor import Governor  # noqa: E402
 from pvehook.throttle.pacer import Pacer  # noqa: E402
 from pvehook.watch.disk_sampler import DiskSampler  # noqa: E402
+from tests.bench.daemon_sampler import sampled  # noqa: E402
 from tests.bench.disk_models import exactly, shake_hands, stalled_s  # noqa: E402
 from tests.bench.governor_guest import Load, LoadedGuest, loaded_guest  # noqa: E402
 from tests.bench.pacer_disk import MIB, served_disk  # noqa: E402
@@ -88,7 +86,7 @@ SECTOR = 512
 RATE_MIB_PER_S, LONG_SEEK_MS, SHORT_SEEK_MS = 150.0, 5.0, 0.5
 BEFORE_S: Final = 3.0
 AWAITED_S: Final = 0.5
-"""Pacer and looks begin so long before the job, as they do in a night."""
+"""The pacer begins so long before the job, as it does in a run."""
 IDLE_S: Final = 15.0
 RUN_AT_MOST_S: Final = 240.0
 VMID = 101
@@ -158,9 +156,10 @@ def run_one(rig: Rig, name: str, seed: int) -> Run:
     ):
         time.sleep(BEFORE_S)
         pacer = pacer_of(rig, target, "on" if way.paced else "off")
-        with governed(guest, before(guest)) if way.governed else contextlib.nullcontext() as governor:
-            pacer.start()
-            time.sleep(AWAITED_S)
+        baseline = before(guest) if way.governed else None
+        pacer.start()
+        time.sleep(AWAITED_S)
+        with sampled(guest.root, lambda _: baseline) if baseline is not None else contextlib.nullcontext() as found:
             began_s = time.monotonic()
             back_up(guest, way.workers)
             writer.finish(target)
@@ -168,8 +167,8 @@ def run_one(rig: Rig, name: str, seed: int) -> Run:
         dirty = cached(target)[1:] if target.exists() else (0, 0)
         pacer.stop()
         figures = run_of(guest, began_s, ended_s)._replace(left_dirty_mib=sum(dirty) / MIB, paced=pacer.record)
-        if governor is not None:
-            figures = figures._replace(slowed_s=governor.summary().slowed_s)
+        if found is not None and found.views.governor is not None:
+            figures = figures._replace(slowed_s=found.views.governor.slowed_s)
     if not way.thrown:
         figures = figures._replace(archive_mib=target.stat().st_size / MIB)
         target.unlink()
@@ -208,30 +207,6 @@ def before(guest: LoadedGuest) -> Baseline:
     assert isinstance(view, HypervisorView), view
     (point,) = watch.points()[-1:]  # from the one look to the other
     return Baseline(BEFORE_S, "before", view.read, view.write, view.flush, point.p99_ms)
-
-
-@contextlib.contextmanager
-def governed(guest: LoadedGuest, baseline: Baseline) -> Iterator[Governor]:
-    """pvehook's looks at the guest, and its governor on their connections."""
-    node = Node(guest.root)
-    log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    governor = Governor(node, VMID, "on", GovernorConfig(), log)
-    governor.know_baseline(baseline)
-    watch = DiskSampler(guest.qmp, time.time, governor.act, None)
-    stopped = threading.Event()
-
-    def look() -> None:
-        while not stopped.wait(governor.sample_every_s):
-            watch.sample()
-
-    thread = threading.Thread(target=look, name="looks", daemon=True)
-    thread.start()
-    try:
-        yield governor
-    finally:
-        stopped.set()
-        thread.join(RUN_AT_MOST_S)
-        governor.release()
 
 
 def back_up(guest: LoadedGuest, workers: int) -> None:
