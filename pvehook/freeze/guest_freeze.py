@@ -19,8 +19,9 @@ from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
+from pvehook.freeze.limits import Limits, Outcome
 from pvehook.freeze.pve_watch import OnBegun
-from pvehook.freeze.rendezvous import Limits, Outcome, Rendezvous, Step
+from pvehook.freeze.rendezvous import Rendezvous, Step
 from pvehook.freeze.watchdog import Watchdog
 from pvehook.host.processes import ProcessId
 from pvehook.records.context import Context
@@ -303,7 +304,8 @@ class GuestFreeze:
                 word = _outcome_word(outcome, config)
                 self._remember(PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
             # A veto was logged with its reasons before; what follows from it is no news.
-            is_news = outcome.consistency == "crash-consistent" and summary.action != "veto"
+            went_wrong = outcome.consistency == "left-to-pve" and outcome.frozen_ms is not None
+            is_news = (outcome.consistency == "crash-consistent" and summary.action != "veto") or went_wrong
             write = self._log.warning if is_news else self._log.info
             write(
                 "freeze-done",

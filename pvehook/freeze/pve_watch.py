@@ -42,8 +42,9 @@ OnBegun = Callable[[QmpConnection, tuple[BlockJob, ...], Deadline], None]
 """What else is done on the monitor's connection when the backup of a frozen guest has begun. It raises nothing but
 GuestError."""
 
-SAFETY_POLL_EVERY_S = 0.5
-"""While frozen and nobody has come to the monitor: for a backup that began in a way which we do not know."""
+SAFETY_POLL_EVERY_S = 1.0
+"""While frozen and nobody has come to the monitor: for a backup that began in a way which we do not know. Later where
+agent or monitor are slow, or it would be in front of PVE's command."""
 
 
 class PveWatch:
@@ -151,13 +152,14 @@ class PveWatch:
         except GuestError:
             return None
 
-    def expect_start(self) -> None:
-        """The guest is frozen, and PVE comes to the monitor next."""
+    def expect_start(self, agent_latency_s: float) -> None:
+        """The guest is frozen, and PVE comes to the monitor when the agent has given it four answers."""
         self._stop_waiting()
         if self._monitor is not None:
             self._queue = SocketQueue(self._qmp_path, self._monitor)
             self._queue.go_to_end()
-        self._next_poll_s = time.monotonic() + (SAFETY_POLL_EVERY_S if self._has_place else 0.0)
+        self._safety_every_s = SAFETY_POLL_EVERY_S + 4 * (agent_latency_s + self.monitor_latency_s)
+        self._next_poll_s = time.monotonic() + (self._safety_every_s if self._has_place else 0.0)
         self._has_passed = False
 
     def start_seen(self, within_s: float) -> bool:
@@ -177,7 +179,7 @@ class PveWatch:
         if self._queue is not None:
             self._queue.go_to_end()
         self._has_passed = False
-        self._next_poll_s = time.monotonic() + (SAFETY_POLL_EVERY_S if self._has_place else self.monitor_latency_s)
+        self._next_poll_s = time.monotonic() + (self._safety_every_s if self._has_place else self.monitor_latency_s)
         return False
 
     @property

@@ -21,15 +21,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
+from pvehook.freeze.limits import ARM_ANSWERS_S, PVE_PING_S, Limits, Outcome
 from pvehook.freeze.locked_memory import lock_memory
 from pvehook.freeze.pve_watch import OnBegun, PveWatch
 from pvehook.freeze.watchdog import Watchdog
-from pvehook.guest.agent import open_agent, thaw_at_once
+from pvehook.guest.agent import open_agent, synchronise, thaw_at_once
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
@@ -56,39 +57,8 @@ POLL_EVERY_S = 0.002
 VETO_ARM_S = 0.1
 """A veto needs the monitor for nothing but its end."""
 
-ANSWER_S = 1.0
-"""For the agent's answers around a freeze, if it answers at once. A slow agent has as much longer as it showed."""
-
-ARM_ANSWERS_S = 2.5
-"""For the first two, while nothing is frozen: as long as the facts of a safe agent may have taken."""
-
-PVE_PING_S = 3.0  # PVE's patience with its sync and ping, from its connect on (facts/vzdump.md)
-
-THAW_RESERVE_S = 0.5
-"""The thaw is sent this long before the limit, and earlier with a slow agent."""
-
-
-class Limits(NamedTuple):
-    """The limits of design/freeze.md, in seconds."""
-
-    reply_within_s: float
-    frozen_at_most_s: float
-    wait_for_pve_s: float
-    veto_hold_at_most_s: float
-
-
-class Outcome(NamedTuple):
-    """What became of one rendezvous."""
-
-    consistency: Literal["filesystem-consistent", "crash-consistent", "left-to-pve"]
-    why: str
-    frozen_ms: int | None = None
-    """Freeze sent to thaw confirmed; None when nothing was frozen."""
-    filesystems_frozen: int | None = None
-    filesystems_thawed: int | None = None
-    waited_for_pve_ms: int | None = None
-    hung: bool = False
-    """The freeze was not answered in its time."""
+PVE_NEXT_S = 1.0
+"""Between two of PVE's commands lie some milliseconds."""
 
 
 class Rendezvous:
@@ -127,7 +97,7 @@ class Rendezvous:
         self._not_frozen = threading.Event()
         self._not_frozen.set()
         self._ended = threading.Event()
-        self._agent_latency_s = 0.0
+        self._pinged = False
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
         self.outcome: Outcome | None = None
@@ -188,7 +158,7 @@ class Rendezvous:
             self._agent = self._hold.enter_context(open_agent(self._agent_path, deadline))
             # From here on nobody else reaches the agent: what is frozen now was frozen by somebody else.
             status = self._agent.fsfreeze_status(deadline)
-            self._agent_latency_s = (time.monotonic() - began_s) / 2
+            self._limits = self._limits._replace(latency_s=(time.monotonic() - began_s) / 2)
         except (GuestError, OSError) as error:
             return f"when PVE was about to freeze it: {error}"
         if status == "frozen":
@@ -224,7 +194,8 @@ class Rendezvous:
             self._hold.close()
             return Outcome("left-to-pve", not_met)
         self._at_step("pve-arrived")
-        return self._freeze()
+        not_met = self._let_ping_pass() if self._limits.is_slow and self._mountpoints is None else ""
+        return Outcome("left-to-pve", not_met) if not_met else self._freeze()
 
     def _wait_for_pve(self) -> str:
         """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted, so no waiter."""
@@ -245,6 +216,28 @@ class Rendezvous:
         self._arrived_s = time.monotonic()
         return ""
 
+    def _let_ping_pass(self) -> str:
+        """A slow agent's answer to PVE's ping is not waited for frozen: we are served after it, before PVE's next
+        command. "", or why there is no freeze of ours. From here on PVE cannot be kept from freezing."""
+        try:
+            behind = connect(self._agent_path)
+        except GuestError:
+            return ""  # two others wait already: frozen before the ping, as with a fast agent
+        self._hold.close()
+        self._hold.enter_context(behind)
+        self._pinged = True
+        try:
+            self._agent = synchronise(behind, Deadline.after(PVE_PING_S + self._limits.answers_s))
+            until_s = time.monotonic() + PVE_NEXT_S
+            while not self._pve.waits():
+                if time.monotonic() >= until_s or self._abandoned.wait(POLL_EVERY_S):
+                    raise TimedOut("PVE has not come again after its ping")
+        except (GuestError, NodeError) as error:
+            self._hold.close()
+            return f"its agent is slow: {error}"
+        self._arrived_s = time.monotonic()
+        return ""
+
     def _freeze(self) -> Outcome:
         self._record.say("freezing")
         self._not_frozen.clear()
@@ -254,9 +247,7 @@ class Rendezvous:
         assert self._arrived_s is not None  # noqa: S101  (that is why we freeze)
         try:
             pending = self._agent.send_freeze(self._mountpoints, Deadline.after(SEND_S))
-            # PVE's ping has to be answered in its time, too.
-            reply_within_s = min(self._limits.reply_within_s, PVE_PING_S - 2.5 * self._agent_latency_s)
-            patience_s = self._arrived_s + reply_within_s - time.monotonic()
+            patience_s = self._arrived_s + self._limits.freeze_within_s(pinged=self._pinged) - time.monotonic()
             frozen = self._agent.receive_count(pending, Deadline.after(max(patience_s, 0.001)))
         except TimedOut as error:
             return self._freeze_hangs(error)
@@ -288,9 +279,8 @@ class Rendezvous:
         )
 
     def _wait_for_start(self) -> bool:
-        reserve_s = THAW_RESERVE_S + 2 * self._agent_latency_s
-        until_s = self._frozen_from_s + self._limits.frozen_at_most_s - reserve_s
-        self._pve.expect_start()
+        until_s = self._frozen_from_s + self._limits.thaw_after_s
+        self._pve.expect_start(self._limits.latency_s)
         while (left_s := until_s - time.monotonic()) > 0:
             self._watchdog.still_freezes()
             self._queue.yield_to_pve()
@@ -307,6 +297,9 @@ class Rendezvous:
 
     def _keep_pve_from_freezing(self, why: str) -> Outcome:
         """Holds until PVE's ping has given up, or its backup has begun or is over: who else comes proves nothing."""
+        if self._pinged:
+            self._hold.close()
+            return Outcome("left-to-pve", why, waited_for_pve_ms=self._waited_ms())
         gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
         while not self._abandoned.wait(POLL_EVERY_S):
             waits = self._pve.waits_or_unknown()
@@ -337,7 +330,7 @@ class Rendezvous:
         thawed = thawed or hung.wait_for_thaw()
         self._thaw_is_over()
         return Outcome(
-            "crash-consistent",
+            "left-to-pve" if self._pinged else "crash-consistent",
             f"the freeze was not answered within {self._limits.reply_within_s:g} s ({error})",
             frozen_ms=self._frozen_ms(thawed),
             filesystems_thawed=thawed.filesystems,
@@ -352,7 +345,7 @@ class Rendezvous:
     def _freeze_failed(self, error: GuestError) -> Outcome:
         """Refused, or no sensible answer. It was thawed when we armed, and nobody else reaches the agent: what is
         frozen now is ours."""
-        was_frozen = thaw_failed(self._agent, ANSWER_S + 3 * self._agent_latency_s)
+        was_frozen = thaw_failed(self._agent, self._limits.answers_s)
         self._watchdog.thaw_sent(self.vmid)
         frozen_ms = self._frozen_ms() if was_frozen else None
         if was_frozen is not None:
@@ -371,7 +364,7 @@ class Rendezvous:
         self._hold.close()
         thawed: Thawed | None = None
         with contextlib.suppress(GuestError, OSError):
-            deadline = Deadline.after(ANSWER_S + 3 * self._agent_latency_s)
+            deadline = Deadline.after(self._limits.answers_s)
             with self._queue.take() or connect(self._agent_path) as connection:
                 answer = thaw_at_once(connection, deadline, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
             if answer.status == "thawed":

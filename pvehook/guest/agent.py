@@ -207,11 +207,16 @@ def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
     Raises TimedOut when no agent runs in the guest, when it hangs, and when another client is served first.
     """
     with connect(path) as connection:
-        fresh, sync = _fresh_sync()
-        connection.send(_FLUSH + sync, deadline)
-        for _ in _until_sync(connection, fresh, deadline):
-            pass
-        yield AgentConnection(connection)
+        yield synchronise(connection, deadline)
+
+
+def synchronise(connection: Connection, deadline: Deadline) -> AgentConnection:
+    """Synchronises on a connection that was made before; the caller closes it. Raises as `open_agent`."""
+    fresh, sync = _fresh_sync()
+    connection.send(_FLUSH + sync, deadline)
+    for _ in _until_sync(connection, fresh, deadline):
+        pass
+    return AgentConnection(connection)
 
 
 _THAW = b'{"execute": "guest-fsfreeze-thaw"}\n'

@@ -49,6 +49,8 @@ LOG_EVERY_S = 5.0
 PING_EVERY_S = 10.0
 PING_AFTER_S = 30.0
 """From the moment its backup job was seen: PVE's own freeze and thaw have the agent to themselves."""
+PVE_STARTS_S = 10.0
+"""From the archive's begin on: PVE freezes and starts its backup in milliseconds, or in seconds on a slow host."""
 FREEZE_AT_MOST_S = 70.0
 """For so long agent and monitor are left to PVE and the freeze; a freeze that hangs longer must not blind the rest."""
 
@@ -203,7 +205,7 @@ class BackupSampler:
             if self._disks is None:
                 self._container.sample()
             elif self._disks.waits or not self._is_left_to_pve():
-                self._disks.sample()
+                self._disks.sample(pve_comes=self._pve_comes())
                 self._note_start(self._disks)
                 every_s = self._sample_every_s()
             self._cpu_s = time.thread_time()
@@ -229,6 +231,11 @@ class BackupSampler:
             self._keep()
         if self._job_since_s is None and disks.job_seen:
             self._job_since_s = time.monotonic()
+
+    def _pve_comes(self) -> bool:
+        """Whether PVE is about to freeze, or may just do so, by itself or with us."""
+        since_s = self._archive_since_s
+        return self._guest.mode == "snapshot" and (since_s is None or time.monotonic() - since_s < PVE_STARTS_S)
 
     def _is_left_to_pve(self) -> bool:
         since_s = self._archive_since_s

@@ -57,3 +57,22 @@ def test_an_agent_that_cannot_list_its_filesystems_is_frozen_as_by_pve(node: Nod
         done = node.wait_for_event("freeze-done", vmid="101")
         assert commands(guest) == ["guest-fsfreeze-freeze", "backup", "guest-fsfreeze-thaw"]
     assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
+
+
+def test_a_slow_agent_is_pinged_before_it_is_frozen(node: NodeUnderTest) -> None:
+    """Two answers less are waited for frozen, and PVE's ping is answered within its 3 s."""
+    with running_vm(node, agent_latency_s=0.1) as guest:
+        assert play(node.run(WEB)).exit_code == 0
+        done = node.wait_for_event("freeze-done", vmid="101", consistency="filesystem-consistent")
+        heard = [each.command for each in guest.heard]
+        assert heard.index("guest-ping") < heard.index("guest-fsfreeze-freeze") < heard.index("backup")
+        assert commands(guest) == ["guest-fsfreeze-freeze", "backup", "guest-fsfreeze-thaw"]
+    assert int(done["PVEHOOK_FROZEN_MS"]) < FROZEN_AT_MOST_MS
+
+
+def test_a_slow_monitor_is_left_to_the_verdict_and_to_pve(node: NodeUnderTest) -> None:
+    with running_vm(node, monitor_latency_s=0.1, backup_s=1.0) as guest:
+        assert play(node.run(WEB)).exit_code == 0
+        node.wait_for_event("freeze-done", vmid="101", consistency="filesystem-consistent")
+        heard = [each.command for each in guest.heard if each.channel == "qmp"]
+        assert "query-blockstats" not in heard[: heard.index("backup")]

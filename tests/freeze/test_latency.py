@@ -1,0 +1,46 @@
+"""A slow host is just where a freeze must stay short: agent latency x monitor latency, against PVE's own sequence of
+commands with the same guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvehook.rehearsal.vzdump.player import Played, play
+from tests.freeze.test_freeze import WEB, running_vm
+from tests.node_under_test import ALWAYS, NodeUnderTest
+
+AGENT_S = (0.0, 0.05, 0.1, 0.4, 1.0, 1.9, 3.0)
+MONITOR_S = (0.0, 0.05, 0.1, 0.3)
+
+MACHINE_S = 0.15
+"""What a busy test machine adds to a freeze."""
+
+
+def frozen_s(node: NodeUnderTest, agent_s: float, monitor_s: float) -> tuple[float, Played]:
+    """How long the guest was frozen in one backup; 0: it was not."""
+    with running_vm(node, agent_latency_s=agent_s, monitor_latency_s=monitor_s, backup_s=1.0) as guest:
+        played = play(node.run(WEB))
+        assert played.exit_code == 0
+        assert not guest.is_frozen
+        freezes = guest.frozen_intervals
+    return sum(each.until_s - each.since_s for each in freezes if each.until_s is not None), played
+
+
+@pytest.mark.parametrize("monitor_s", MONITOR_S)
+@pytest.mark.parametrize("agent_s", AGENT_S)
+def test_a_slow_guest_is_frozen_hardly_longer_than_by_pve(
+    node: NodeUnderTest, agent_s: float, monitor_s: float
+) -> None:
+    ours_s, _ = frozen_s(node, agent_s, monitor_s)
+    done = node.wait_for_event("freeze-done", vmid="101")
+    verdict = node.wait_for_event("freeze-verdict", vmid="101")
+    node.configure(ALWAYS + "freeze: {mode: off}\n")
+    native_s, _ = frozen_s(node, agent_s, monitor_s)
+    print(f"agent {agent_s} monitor {monitor_s}: {ours_s * 1000:.0f} ms, native {native_s * 1000:.0f} ms")
+    print(verdict["MESSAGE"], done["MESSAGE"])
+    if verdict["PVEHOOK_ACTION"] == "freeze":
+        assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
+        assert 0 < ours_s <= native_s + 2 * (agent_s + monitor_s) + MACHINE_S
+    else:
+        assert ours_s == 0
+        assert agent_s >= 0.5
