@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from pvehook.cli.arguments import Commands, configuration_in_force
 from pvehook.errors import NodeError
-from pvehook.host.node import Node
+from pvehook.host.node import INSTALLED_UNDER, Node
+from pvehook.host.regular_file import read_regular_file
 from pvehook.settings import Config
+
+SCRIPT_LIMIT_BYTES = 1 << 20
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -41,8 +45,24 @@ def _config_check(arguments: argparse.Namespace) -> int:
         return 1
     if arguments.config is None and loaded.config is not None:
         _remember_as_good(Node(arguments.root), loaded.config)
+    if loaded.config is not None and _leads_back(Node(arguments.root), loaded.config.chain):
+        print(f"chain: {loaded.config.chain} calls pvehook's own hook, which would call it again; name another script")
+        return 1
     print("the configuration can be used")
     return 0
+
+
+def _leads_back(node: Node, chain: str | None) -> bool:
+    """Whether the chained script is the hook itself, or names it."""
+    if chain is None:
+        return False
+    script, hook = node.path(chain), f"{INSTALLED_UNDER}/hooks/vzdump-hook"
+    try:
+        if hook.encode() in read_regular_file(script, SCRIPT_LIMIT_BYTES):
+            return True
+        return os.path.samefile(script, node.path(hook))
+    except OSError:
+        return False  # a script that is not there leads nowhere; the run itself reports it
 
 
 def _remember_as_good(node: Node, config: Config) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pvehook.deadline import Deadline
@@ -154,11 +154,3 @@ def _restore_once(left: SpeedRecord, deadline: Deadline) -> str:
 
 def _limit(bytes_per_s: int) -> str:
     return f"{bytes_per_s / 1e6:.3g} MB/s" if bytes_per_s else "no limit"
-
-
-def known_originals(node: Node, vmid: int, speeds: Sequence[tuple[str, int]]) -> Mapping[str, int]:
-    """The original speeds of those jobs (device, speed now) that are as an earlier daemon left them."""
-    left = read_record(node, vmid)
-    if left is None:
-        return {}
-    return {device: left.original[device] for device, now in speeds if device in left.original and now in left.ours}

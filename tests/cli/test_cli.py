@@ -317,6 +317,21 @@ def test_every_problem_is_printed_with_file_and_line_and_nothing_is_remembered(p
     assert not (root / "var/lib/pvehook").exists()
 
 
+@pytest.mark.parametrize("how", ["link", "wrapper", "neither"])
+def test_a_chain_that_leads_back_to_the_hook_is_a_problem(pvehook: Command, root: Path, how: str) -> None:
+    hook = root / HOOK.lstrip("/")
+    hook.parent.mkdir(parents=True)
+    hook.write_text("#!/usr/bin/python3 -IS\n")
+    if how == "link":
+        (root / "mine").symlink_to(hook)
+    else:
+        (root / "mine").write_text(f'#!/bin/sh\n"{HOOK if how == "wrapper" else "/another"}" "$@"\n')
+    (root / "etc/pvehook.yaml").write_text("chain: /mine\n")
+    done = pvehook("config", "check")
+    assert done.code == (0 if how == "neither" else 1)
+    assert ("chain: /mine calls pvehook's own hook" in done.out) is (how != "neither")
+
+
 def test_with_a_mistake_the_check_says_what_is_in_force(pvehook: Command, root: Path) -> None:
     """Nothing was ever good, so the valid values count: a zone that this node does not have leaves the spans."""
     (root / "etc/localtime").unlink(missing_ok=True)
