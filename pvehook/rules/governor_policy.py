@@ -44,18 +44,19 @@ def workers_of(performance: str | None) -> int:
 def advice(vmid: int, setup: Setup, culprit: Culprit | None) -> tuple[str, ...]:
     """Settings that would help a guest that suffered, each as it is to be set. `culprit`: why slowing was given up."""
     found = []
-    if culprit == "slow-target":
-        if setup.fleecing is False:
-            found.append(
-                "the backup's target is slow: give the job `fleecing enabled=1,storage=STORAGE`, with a STORAGE on "
-                "fast disks that are not the guest's own"
-            )
-    elif setup.max_workers is not None and setup.max_workers > 1:
+    if culprit == "slow-target" and setup.fleecing is False:
+        found.append(
+            "the backup's target is slow: give the job `fleecing enabled=1,storage=STORAGE`, with a STORAGE on "
+            "fast disks that are not the guest's own"
+        )
+    if setup.max_workers is not None and setup.max_workers > 1:
         where = "`performance: max-workers=1` in /etc/vzdump.conf"
         if setup.workers_of_job is not None:
             where = f"`max-workers=1` in the performance of job {setup.workers_of_job}: it wins over /etc/vzdump.conf"
         what = f"up to {setup.max_workers} requests of the backup may be queued in front of each of the guest's"
-        found.append(f"{what}: set {where}")
+        # Measured with Proxmox's own code and a target of 20 MiB/s: as long with 1 worker as with 16.
+        cost = "; the backup takes no longer, since its target is the slow part" if culprit == "slow-target" else ""
+        found.append(f"{what}: set {where}{cost}")
     if setup.shares_disk:
         found.append("the archive is written to a disk of the guest's own: give the job a storage on other disks")
     if setup.iothread is False:

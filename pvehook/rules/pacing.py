@@ -1,4 +1,4 @@
-"""Whether the writeback of a guest's archive is worth pacing, and the account of having done so.
+"""Whether the writeback of a guest's archive is worth pacing, and the summary of having done so.
 
 The kernel lets an archive gather in the page cache and writes it out in bursts. Where archive and guest share a disk,
 each burst stands in front of the guest's requests (measured: tests/bench/pacer.py). Pacing writes it out in small steps
@@ -22,10 +22,10 @@ PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", 
 """Those with a block device under them that write their files through the page cache."""
 
 QUIET_AT_MOST = 1
-"""Requests on their way to each disk that a step may join: the backup's own read is nearly always one."""
+"""Requests in flight to each disk that a step may join: the backup's own read is nearly always one."""
 
 WAITING_BYTES_AT_MOST = 32 * 1024 * 1024
-"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is on its way.
+"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is in flight.
 Steps of that size never wait."""
 
 Due = Literal["not-yet", "when-quiet", "now"]
@@ -48,7 +48,7 @@ End = Literal["not-begun", "running", "blocked", "complete", "deleted", "stopped
 
 
 class MountLike(Protocol):
-    """What is asked of a mount; `pvehook.host.mounts.Mount` has it."""
+    """A mount; `pvehook.host.mounts.Mount` is one."""
 
     @property
     def mount_point(self) -> str: ...
@@ -86,7 +86,7 @@ class PacerRecord(NamedTuple):
 
     mode: PacerMode
     pacing: Pacing | None
-    """None: the disks were not looked up yet, or could not be."""
+    """None: the disks are not found yet, or could not be."""
     step_bytes: int
     end: End = "not-begun"
     """`running` until the archive is complete, that is, has got its final name."""
@@ -99,7 +99,7 @@ class PacerRecord(NamedTuple):
     """Waited for the disk, in all steps: the pacer's time, nobody else waits with it."""
     worst_step_s: float = 0.0
     most_behind_bytes: int = 0
-    """How far the archive was ahead at the worst: the disk did not keep up or was not quiet, or nobody had looked."""
+    """How far the archive was ahead at the worst: the disk did not keep up or was not quiet."""
     cpu_s: float = 0.0
 
     @property

@@ -5,7 +5,7 @@ to write out in front of a guest on the same disk.
     the pacer       every step (2 MiB), as soon as it is there and the disk has next to nothing to do:
                     start its writeback, wait until the step before is on the disk, drop that one from the page cache
 
-On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are on their way
+On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are in flight
 at any time, however far the archive is ahead. The pacer has one thread for each guest's backup, because the kernel may
 keep that waiting for as long as the disk likes. It never writes, and losing it costs nothing: then the kernel writes
 back as it always did.
@@ -39,11 +39,11 @@ DEADLINE_S = 24 * 3600.0
 """From its start, most of which can be the wait for the archive: a container's first rsync takes hours."""
 
 APPEARS_EVERY_S = 0.1
-"""How often it is looked for the file. What was written until it is found is caught up with, step by step."""
+"""How often the file is looked for. What was written until it is found is caught up with, step by step."""
 
 GROWS_EVERY_S = (0.005, 0.25)
-"""Shortest and longest wait for the next step. In between it is looked four times in the time the last step took.
-Where a step waits for the disk to be quiet, after the shortest."""
+"""Shortest and longest wait for the next step, else a quarter of the time the last step took. Where a step waits for
+the disk to be quiet, the shortest."""
 
 STOP_WITHIN_S = 1.0
 
@@ -51,7 +51,7 @@ MIB = 1 << 20
 
 
 class Pacer:
-    """One guest's archive. `start` it with the guest's backup, `stop` it when the account is made up."""
+    """One guest's archive. `start` it with the guest's backup, `stop` it when the summary is written."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Pacer:
             return self._pace(file)
 
     def _wait_for_the_file(self) -> GrowingFile | None:
-        assert self._file is not None  # noqa: S101  (decide_pacing asked)
+        assert self._file is not None  # noqa: S101  (decide_pacing has checked)
         directory, name = os.path.split(self._node.path(self._file))
         while not self._is_over():
             try:
@@ -159,7 +159,7 @@ class Pacer:
                 self._stopped.wait(shortest_s if due == "when-quiet" else wait_s)
         if not self._stopped.is_set():
             return "too-long", "it grew for longer than a day"
-        # The last phases may come before the last look: by then the archive is complete all the same.
+        # The last phases may come before the last sample: by then the archive is complete all the same.
         left_bytes = file.size_bytes() - done
         end: End = "complete" if file.place() == "elsewhere" else "stopped"
         return end, f"the last {left_bytes / MIB:.1f} MiB were left to the kernel" if left_bytes else ""
@@ -217,9 +217,9 @@ class Pacer:
 
 
 def in_words(record: PacerRecord) -> str:
-    """The account in one sentence, for people."""
+    """The record in one sentence, for people."""
     if not record.has_paced:
-        why = record.why or (record.pacing.why if record.pacing else "the disks were not looked up in time")
+        why = record.why or (record.pacing.why if record.pacing else "the disks were not found in time")
         return f"the archive's writeback was not paced: {why}"
     text = (
         f"the archive's writeback was paced: {record.paced_bytes / MIB:.0f} MiB in {record.steps} steps of "
@@ -231,15 +231,15 @@ def in_words(record: PacerRecord) -> str:
 
 
 def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | None, mode: PacerMode) -> Pacing:
-    """Looks the disks up, each within its time. `file` is the growing archive's path as Proxmox spells it."""
+    """Finds the disks, each within its time. `file` is the growing archive's path as Proxmox spells it."""
     if mode == "off" or file is None:
-        return judge_pacing(mode, file, "not looked up", "not looked up")
+        return judge_pacing(mode, file, "not read", "not read")
     volumes: Sequence[tuple[str, Location]] | str
     try:
         storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
-        dump = _asked(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
+        dump = _found(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
     except NodeError as error:
-        return judge_pacing(mode, file, str(error), "not looked up")
+        return judge_pacing(mode, file, str(error), "not read")
     try:
         volumes = _volumes(node, reader, backup, storages)
     except NodeError as error:
@@ -264,15 +264,15 @@ def _volumes(
         raise NodeError(f"{path} is not there")
     volumes = [(each.key, each.volume) for each in parse(text).volumes if not each.is_cdrom and each.volume != "none"]
 
-    def look() -> list[tuple[str, Location]]:
+    def find() -> list[tuple[str, Location]]:
         return [(key, locate_volume(node, volid, storages)) for key, volid in volumes]
 
-    return _asked(reader, f"the disks under guest {backup.vmid}", look)
+    return _found(reader, f"the disks under guest {backup.vmid}", find)
 
 
-def _asked(reader: TimelyReader, what: str, look: Callable[[], T]) -> T:
+def _found(reader: TimelyReader, what: str, find: Callable[[], T]) -> T:
     """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
     try:
-        return reader.within(LOOK_DEADLINE_S, what, look)
+        return reader.within(LOOK_DEADLINE_S, what, find)
     except (OSError, ValueError) as error:
         raise NodeError(f"{what}: {error}") from error
