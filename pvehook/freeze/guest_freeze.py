@@ -42,8 +42,8 @@ LEFT_BY_PVE_S = 900.0
 LEFT_OVER_HUNG_S = 2.0
 """A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
 
-REASONS_KEPT, REASON_CHARACTERS = 20, 300
-"""A guest can have any number of filesystems, and name them as it likes."""
+REASONS_KEPT, REASON_CHARACTERS, LIST_CHARACTERS = 20, 300, 8192
+"""In a guest's record: a guest can have any number of filesystems, and name them as it likes."""
 
 WINDOWS = "mswindows"
 
@@ -118,8 +118,9 @@ class GuestFreeze:
         self._on_begun = on_begun
         self._rendezvous: Rendezvous | None = None
         self._waited = False
-        self._mountpoints: tuple[str, ...] | None = None
-        """What is to be frozen; None: all, or nothing. Not in the guest's record: a restarted daemon arms nothing."""
+        kept = guest.freeze.mountpoints if guest.freeze is not None else None
+        self._mountpoints = tuple(kept) if kept is not None else None
+        """What is to be frozen; None: all, or nothing."""
         self.silent_agent: Absent | Broken | None = None
         """Known from pre-stop on. None: the agent answered, or was not asked because PVE does not freeze this guest."""
 
@@ -155,6 +156,10 @@ class GuestFreeze:
             is_windows=known.facts.os_id == WINDOWS,
         )
         self._mountpoints = verdict.mountpoints
+        if verdict.mountpoints is not None:
+            summary.has_list = True
+            is_short = sum(map(len, verdict.mountpoints)) <= LIST_CHARACTERS
+            summary.mountpoints = list(verdict.mountpoints) if is_short else None
         if verdict.action == "freeze" and config.pre_flush:
             flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
             summary.pre_flush_ms, summary.pre_flush = flushed.took_ms, flushed.text
@@ -178,11 +183,13 @@ class GuestFreeze:
             wait_for_pve_s=config.wait_for_pve_s,
             veto_hold_at_most_s=config.veto_hold_at_most_s,
         )
+        # A long list was lost with the daemon that knew it: whatever it left out must not be frozen now.
+        is_lost = summary.has_list and self._mountpoints is None
         rendezvous = Rendezvous(
             self._node,
             guest.vmid,
             self._worker,
-            veto=summary.action == "veto",
+            veto=summary.action == "veto" or is_lost,
             mountpoints=self._mountpoints,
             limits=limits,
             watchdog=self._freezes.watchdog,

@@ -19,6 +19,10 @@ class FreezeSummary:
     action: str
     """none, freeze or veto."""
     reasons: list[str]
+    has_list: bool = False
+    """Some filesystems are to be frozen, and not all."""
+    mountpoints: list[str] | None = None
+    """Which ones, for a restarted daemon; None where the list is too long to be kept."""
     alert: str | None = None
     was_thawed: bool = False
     """The agent said so before the backup: whatever is frozen later was frozen by this run."""

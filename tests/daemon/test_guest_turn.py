@@ -64,7 +64,7 @@ class Guest:
             reader,
         )
         fakes = {
-            "GuestFreeze": lambda *args: FakeFreeze(self, args[-1]),
+            "GuestFreeze": lambda *args: FakeFreeze(self, args[5]),
             "IdlePriority": lambda *_: Fake(self, "idle"),
             "WindowEnd": lambda *_: Fake(self, "window"),
             "GuestMonitor": lambda *_: Fake(self, "monitor"),
@@ -135,7 +135,7 @@ class FakeFreeze:
 def record(state: TurnState = "new", mode: str = "snapshot", vmtype: str = "qemu") -> GuestRecord:
     guest = GuestRecord(101, mode, vmtype, "web", started_s=0.0, state=state)
     if state not in ("new", "admitted", "refused"):
-        guest.freeze = FreezeSummary("freeze", [], None)
+        guest.freeze = FreezeSummary("freeze", [])
     known = {"over": "ok", "accounted": "ok", "refused": "refused"}
     guest.result = cast(Any, known.get(state, "running"))
     return guest

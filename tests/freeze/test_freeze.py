@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from pvehook.contract.guest_facts import Filesystem
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
@@ -138,3 +139,20 @@ def test_the_history_of_freezes_is_kept_and_bounded(node: NodeUnderTest) -> None
             node.wait_for_event("freeze-done", vmid="101")
     history = json.loads((node.root / "var/lib/pvehook/freezes/101.json").read_text())
     assert [each["outcome"] for each in history] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("mounts", [3, 400])
+def test_a_daemon_that_was_restarted_freezes_nothing_that_was_left_out(node: NodeUnderTest, mounts: int) -> None:
+    """A short list is in the run's recovery note. A long one is lost, and with it the freeze: not all is frozen."""
+    node.configure(ALWAYS + "freeze: {rules: [{guests: [101], mode: auto, except: [/mnt/0]}]}\n")
+    filesystems = [Filesystem(f"sd{each}", f"/mnt/{each}{'x' * 50 if each else ''}", "ext4") for each in range(mounts)]
+    with running_vm(node, filesystems=filesystems) as guest:
+        with Player(node.run(WEB, pauses=("before pre-restart 101",))) as player:
+            player.wait_for("before pre-restart 101")
+            node.kill_daemon()
+            node.start_daemon()
+            player.go_on()
+            assert player.finish().exit_code == 0
+        node.wait_for_event("freeze-done", vmid="101")
+        assert "guest-fsfreeze-freeze" not in commands(guest)
+        assert ("guest-fsfreeze-freeze-list" in commands(guest)) is (mounts == 3)
