@@ -104,11 +104,12 @@ def notes_on_job(
     where = f"line {job.id}" if job.is_cron else f"job {job.id}"
     if script != HOOK and "script" in job.options:
         remedy = "take --script out of it" if job.is_cron else f"pvesh set /cluster/backup/{job.id} --delete script"
-        notes.append(f"{where} has a script of its own: {script}; to let pvehook watch over it: {remedy}")
+        notes.append(f"{where} has a script of its own: {script}; to have pvehook run for it: {remedy}")
     elif script != HOOK:
         notes.append(f"/etc/vzdump.conf has {'script: ' + script if script else 'no script'}; run install.sh")
     elif options.get("ionice") != "8":
-        notes.append(f"vzdump sets ionice {options.get('ionice', '7')} first; pvehook sets idle at job-start")
+        ionice = options.get("ionice", "7")
+        notes.append(f"vzdump sets ionice {ionice} first; pvehook sets the idle I/O class at job-start")
     own, default = job.options.get("performance", ""), defaults.get("performance", "")
     if "max-workers" in own and "max-workers" in default and workers_of(own) != workers_of(default):
         notes.append(

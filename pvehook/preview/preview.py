@@ -258,7 +258,7 @@ def _when(
 
 def _notes_on_guest(guest: Guest, would: Would) -> list[str]:
     if not guest.running and guest.vmtype == "qemu" and would == "be-backed-up":
-        return ["it is off: vzdump starts its QEMU at idle priority, pvehook puts that back to normal"]
+        return ["it is off: vzdump starts its QEMU in the idle I/O class, pvehook restores it"]
     return []
 
 

@@ -475,7 +475,7 @@ def test_a_night_for_scripts(pvehook: Command) -> None:
         "notes": ...,
     }
     assert shown[101]["notes"] == []
-    assert any("puts that back to normal" in note for note in shown[102]["notes"])
+    assert any("pvehook restores it" in note for note in shown[102]["notes"])
 
 
 def test_a_refused_guest_is_exit_code_1_and_the_exempt_one_is_told(pvehook: Command, node_with_guests: Path) -> None:
