@@ -29,21 +29,24 @@ from tests.records.backups import NOW_S, a_nodes_backups, write_long_history  # 
 
 NIGHTS = 400
 
+PEAK = """
+print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
+"""
 REPORT = f"""
 import sys
 from datetime import UTC, datetime
 sys.path.insert(0, {str(TOP)!r})
 from pvehook.report.report import run_report
 history, options = sys.argv[1], eval(sys.argv[2])
-sys.exit(run_report(history, open('/dev/null', 'w'), datetime.fromtimestamp({NOW_S}, UTC), **options))
-"""
+run_report(history, open('/dev/null', 'w'), datetime.fromtimestamp({NOW_S}, UTC), **options)
+{PEAK}"""
 APPEND = f"""
 import sys
 sys.path.insert(0, {str(TOP)!r})
 from pvehook.records.history import append
 from tests.records.backups import NOW_S, charted
 append(sys.argv[1], charted(), now_s=NOW_S)
-"""
+{PEAK}"""
 
 
 TEXTFILE = f"""
@@ -64,14 +67,16 @@ def cost(rounds: int, code: str, *arguments: str) -> tuple[float, float, float]:
     took_s, cpu_s, most_kib = [], [], 0
     for _ in range(rounds):
         began_s = time.perf_counter()
-        running = subprocess.Popen([sys.executable, "-c", code, *arguments])
+        running = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+        assert running.stdout is not None
+        most_kib = max(most_kib, int(running.stdout.readlines()[-1]))  # getrusage's counts the parent before its exec
+        running.stdout.close()
         _, status, usage = os.wait4(running.pid, 0)
         running.returncode = os.waitstatus_to_exitcode(status)
         if running.returncode:
             raise SystemExit(f"a run failed: {arguments}")
         took_s.append(time.perf_counter() - began_s)
         cpu_s.append(usage.ru_utime + usage.ru_stime)
-        most_kib = max(most_kib, usage.ru_maxrss)
     return round(statistics.median(took_s), 3), round(statistics.median(cpu_s), 3), round(most_kib / 1024, 1)
 
 
