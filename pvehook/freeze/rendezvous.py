@@ -5,6 +5,7 @@
     freeze     on the held connection; released, we go to the end of the queue (socket_queue.py);
                PVE pings, sees "frozen", skips its own freeze, starts its backup
     thaw       as soon as the backup has begun (pve_watch.py), or the limit is reached; until the guest says "thawed"
+    (slow      an agent that answers late gives PVE its ping first: freeze between PVE's ping and its next command)
     veto       hold until PVE has given up, or its backup has begun; it backs up without a freeze
 
 From `arm` on there is no file I/O: everything is open, the record is mapped memory (rescue/freeze_record.py), waits are
