@@ -36,7 +36,7 @@ from pvehook.contract.text import printable
 
 LIST_COMMAND = "guest-fsfreeze-freeze-list"
 
-_NEVER_FROZEN = ("squashfs", "iso9660", "udf", "cdfs")
+_NEVER_FROZEN = ("squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf", "cdfs")
 """Read-only media. Linux answers their freeze with EOPNOTSUPP, which the agent passes over; VSS takes no CD."""
 
 _SHOWN = 5

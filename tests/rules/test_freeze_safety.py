@@ -265,6 +265,14 @@ def test_what_only_looks_like_a_veto_freezes_everything(changed: dict[str, Any],
     assert (seen.action, seen.mountpoints, seen.alert) == ("freeze", None, None)
 
 
+@pytest.mark.parametrize("kind", ["erofs", "cramfs", "romfs"])
+def test_a_root_that_is_read_only_by_its_kind_is_nothing_to_freeze(kind: str) -> None:
+    """An image-based guest: / on erofs, its data on ext4. The agent passes the root over."""
+    root, data = Filesystem("sda3", "/", kind), Filesystem("sda8", "/mnt/data", "ext4")
+    assert verdict(filesystems=(root, data)).action == "freeze"
+    assert "nothing-to-freeze" in verdict(filesystems=(root,)).reasons[0]
+
+
 def test_the_veto_of_a_hang_holds_for_the_next_run_of_a_weekly_job_and_then_ends() -> None:
     assert verdict(history=(past(7.02, None, "hung"),)).action == "veto"
     assert RETRY_AFTER_S == 7.5 * DAY_S
