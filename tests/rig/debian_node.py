@@ -237,9 +237,23 @@ def _cgroups(name: str, scratch: str) -> Iterator[dict[str, str]]:
                 break
             cgroup = os.path.join(hierarchy, name)
             os.mkdir(cgroup)
-            stack.callback(os.rmdir, cgroup)
+            stack.callback(_remove_cgroup, cgroup)
             binds[cgroup] = f"{CONTROLLERS_INSIDE}/{controller}"
         yield binds if len(binds) == len(CONTROLLERS) else {}
+
+
+def _remove_cgroup(cgroup: str) -> None:
+    """Once its last process is gone for the kernel too, which may be a moment after its system has ended."""
+    until = time.monotonic() + POWEROFF_DEADLINE_S
+    while True:
+        try:
+            os.rmdir(cgroup)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _hierarchy(controller: str) -> str:
