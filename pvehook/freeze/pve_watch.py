@@ -70,15 +70,10 @@ class PveWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_waiting()
+        self.leave_monitor()
         if self._queue is not None:
             self._queue.close()
         self._open.close()
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.close()
-            self._waiting = None
 
     def _waiters(self, path: str) -> WaiterWatch | None:
         try:
@@ -125,13 +120,14 @@ class PveWatch:
         """Remembers what QEMU shows before the backup begins. Raises GuestError."""
         deadline = Deadline.after(within_s)
         began_s = time.monotonic()
-        qmp = greet(connection := connect(self._qmp_path), deadline)
-        with connection:
+        with connect(self._qmp_path) as connection:
+            qmp = greet(connection, deadline)
             self._tracker.arm(qmp, deadline)
             self.monitor_latency_s = (time.monotonic() - began_s) / qmp.answers
 
     def backup_has_begun(self) -> bool | None:
-        """To be called every few milliseconds: polls now and then. None: no poll was due, or it was not answered.
+        """To be called every few milliseconds, and `leave_monitor` when it is not called any more: polls now and then.
+        None: no poll was due, or it was not answered.
 
         A poll waits for its turn in one connection: one that is closed and made anew takes two of the three places in
         QEMU's queue. Only when QEMU serves it something is sent."""
@@ -144,6 +140,13 @@ class PveWatch:
             return None
         return self._poll_waiting()
 
+    def leave_monitor(self) -> None:
+        """Gives up the place of a poll that has not had its turn. Once QEMU serves it, everybody else waits for what
+        nobody sends: PVE's `backup` too, for as long as a freeze hangs."""
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+
     def _poll_waiting(self) -> bool | None:
         connection, self._waiting = self._waiting, None
         assert connection is not None  # noqa: S101  (asked by the callers)
@@ -154,7 +157,6 @@ class PveWatch:
 
     def expect_start(self, agent_latency_s: float) -> None:
         """The guest is frozen, and PVE comes to the monitor when the agent has given it four answers."""
-        self._stop_waiting()
         if self._monitor is not None:
             self._queue = SocketQueue(self._qmp_path, self._monitor)
             self._queue.go_to_end()

@@ -191,6 +191,8 @@ class Rendezvous:
             not_met = self._wait_for_pve()
         except NodeError:
             not_met = "the VM ended"
+        finally:
+            self._pve.leave_monitor()
         if not_met:
             self._hold.close()
             return Outcome("left-to-pve", not_met)
@@ -311,6 +313,7 @@ class Rendezvous:
                 break
             if self._pve.backup_has_begun():
                 break
+        self._pve.leave_monitor()
         self._hold.close()
         return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 from pvehook.contract.guest_facts import Filesystem
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
+from pvehook.guest.qmp import open_qmp
+from pvehook.host.waiters import WaiterWatch
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
@@ -35,6 +38,13 @@ def commands(guest: SimulatedGuest) -> list[str]:
     """What PVE and we did to the guest that matters, in order."""
     telling = ("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "backup")
     return [each.command for each in guest.heard if each.command in telling]
+
+
+def wait_for_a_waiter(socket: WaiterWatch) -> None:
+    until_s = time.monotonic() + 10
+    while not socket.waiters_alive():
+        assert time.monotonic() < until_s, f"nobody waits at {socket.path}"
+        time.sleep(0.01)
 
 
 def test_a_safe_guest_is_frozen_when_its_backup_begins_and_thawed_after(node: NodeUnderTest) -> None:
@@ -91,6 +101,22 @@ def test_a_freeze_that_hangs_is_thawed_the_moment_it_can_be_and_vetoed_the_next_
         heard_before = len(guest.heard)
         play(node.run(WEB))
         assert "guest-fsfreeze-freeze" not in [each.command for each in guest.heard[heard_before:]]
+
+
+def test_a_freeze_that_hangs_keeps_nobody_from_the_monitor(node: NodeUnderTest) -> None:
+    """A poll of ours waits for its turn there when PVE comes to the agent, and gets it while the freeze hangs."""
+    run = replace(node.run(WEB, pauses=("before ping 101",)), ping_patience_s=0.4)
+    with running_vm(node) as guest, Player(run) as player:
+        guest.stick("freeze")
+        player.wait_for("before ping 101")
+        with open_qmp(guest.qmp_path, Deadline.after(10)), WaiterWatch(node.node, guest.qmp_path) as monitor:
+            wait_for_a_waiter(monitor)  # our poll: from here on the sampler leaves the monitor to PVE
+            player.go_on()
+            assert guest.wait_until(lambda: "guest-fsfreeze-freeze" in commands(guest), 10)
+        assert guest.wait_until(lambda: "backup" in commands(guest), 10)
+        assert player.finish().exit_code == 0
+        guest.unstick("freeze")
+        assert node.wait_for_event("freeze-done", vmid="101")["PVEHOOK_HUNG"] == "yes"
 
 
 def test_a_guest_that_somebody_else_froze_is_never_thawed_and_raises_an_alert(node: NodeUnderTest) -> None:
