@@ -48,7 +48,7 @@ class Vm(NamedTuple):
     flood: Callable[[], None]
     """It writes more of them than it keeps."""
     start_job: Callable[[QmpConnection, Deadline], None]
-    """A backup of scsi0 that takes its time; `end_job` ends it."""
+    """A backup of scsi0 that stays, at whatever speed, until `end_job` ends it."""
     end_job: Callable[[QmpConnection, Deadline], None]
 
 
@@ -102,6 +102,8 @@ def _real(guest: QemuGuest) -> Vm:
         backup = {"job-id": "drive-scsi0", "device": "drive-scsi0", "target": "target", "sync": "full"}
         qmp.execute("blockdev-add", target, deadline=deadline)
         qmp.execute("blockdev-backup", {**backup, "speed": 65536}, deadline=deadline)
+        # With the speed unlimited (0) it would be over before anybody looks.
+        qmp.execute("block-job-pause", {"device": "drive-scsi0"}, deadline=deadline)
 
     def end_job(qmp: QmpConnection, deadline: Deadline) -> None:
         qmp.execute("block-job-cancel", {"device": "drive-scsi0", "force": True}, deadline=deadline)
