@@ -66,8 +66,8 @@ class Tracked(NamedTuple):
     """What is known of the backups of one guest: what was there before ours, and whether ours was seen."""
 
     run: BackupRun | None
-    foreign_jobs: Mapping[str, int]
-    """Device and offset: one that is less far than it was is another job of the same name."""
+    foreign_jobs: Mapping[str, BlockJob]
+    """By device, as they were seen last; see `_may_be`."""
     access_nodes: frozenset[str]
     begun: bool = False
 
@@ -78,13 +78,13 @@ NOTHING_BEFORE = Tracked(None, {}, frozenset())
 
 def armed_with(seen: Seen) -> Tracked:
     """Whatever is there now is not ours."""
-    return Tracked(seen.run, {job.device: job.offset_bytes for job in seen.jobs}, seen.access_nodes or frozenset())
+    return Tracked(seen.run, {job.device: job for job in seen.jobs}, seen.access_nodes or frozenset())
 
 
 def progress(tracked: Tracked, seen: Seen) -> tuple[Tracked, Progress]:
     """What follows from what is seen now."""
-    offsets = {job.device: job.offset_bytes for job in seen.jobs}
-    foreign = {each: offsets[each] for each, was in tracked.foreign_jobs.items() if offsets.get(each, -1) >= was}
+    before = tracked.foreign_jobs
+    foreign = {job.device: job for job in seen.jobs if job.device in before and _may_be(before[job.device], job)}
     ours = tuple(job for job in seen.jobs if job.device not in foreign)
     has_provider, nodes = False, tracked.access_nodes
     if seen.access_nodes is not None:
@@ -104,6 +104,12 @@ def progress(tracked: Tracked, seen: Seen) -> tuple[Tracked, Progress]:
         return tracked, Over()
     is_foreign = bool(seen.jobs) or (seen.run is not None and seen.run.is_active)
     return tracked, Foreign() if is_foreign else NotYet()
+
+
+def _may_be(before: BlockJob, now: BlockJob) -> bool:
+    """Whether a job may be the one that had its name before. One that is less far is another one, and so is one of
+    another speed: the offset alone does not tell a quick new job from a slow old one."""
+    return now.offset_bytes >= before.offset_bytes and now.speed_bytes_per_s == before.speed_bytes_per_s
 
 
 def _has_changed(before: BackupRun | None, now: BackupRun) -> bool:
@@ -136,7 +142,8 @@ class BackupTracker:
             self.arm(qmp, deadline)
         assert self._tracked is not None  # noqa: S101  (armed)
         run, nodes = self._query_backup(qmp, deadline), None
-        jobs = qmp.query_backup_jobs(deadline) if with_jobs or run is None else ()
+        with_jobs = with_jobs or run is None
+        jobs = qmp.query_backup_jobs(deadline) if with_jobs else ()
         is_clear = _has_changed(self._tracked.run, run) if run is not None else bool(jobs)
         if not is_clear:
             nodes = qmp.query_access_nodes(deadline)

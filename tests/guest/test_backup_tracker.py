@@ -29,8 +29,8 @@ DONE = BackupRun("done", "b", 200)
 FAILED = BackupRun("error", "b", 200)
 
 
-def job(device: str = "drive-scsi0", offset: int = 5) -> BlockJob:
-    return BlockJob(device, "backup", offset, 100, 0)
+def job(device: str = "drive-scsi0", offset: int = 5, speed: int = 0) -> BlockJob:
+    return BlockJob(device, "backup", offset, 100, speed)
 
 
 def follow(*seen: Seen) -> Progress:
@@ -74,6 +74,10 @@ PLAYS: dict[str, tuple[tuple[Seen, ...], Progress]] = {
     "stock: a new job of the same name": (
         (Seen(None, (job(),)), Seen(None, (job(offset=0),))),
         Running((job(offset=0),)),
+    ),
+    "stock: a new job of the same name that is further already": (
+        (Seen(None, (job(speed=1),)), Seen(None, (job(offset=9),))),
+        Running((job(offset=9),)),
     ),
     "stock: a provider": ((Seen(None), Seen(None, (), ACCESS)), Running(())),
 }
