@@ -66,7 +66,7 @@ UNKNOWN_PHASE_DEADLINE_S = 8
 # A daemon takes a call up before it thinks about it. The first time it may have to be started for that; a run that has
 # waited once in vain only tries again.
 TAKEN_UP = b"taken-up\n"
-TAKEN_UP_S = 1.5
+TAKEN_UP_S = 2.5
 TAKEN_UP_AGAIN_S = 0.1
 
 LONGEST_EXTRA_S = 700  # a pre-flush that the configuration allows up to 600 s

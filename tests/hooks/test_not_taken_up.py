@@ -17,7 +17,7 @@ from tests.node_under_test import AS_WORKER, NodeUnderTest
 
 ALWAYS_OPEN = Config(window=WindowConfig(open=("00:00-24:00",)))
 NEVER_OPEN = Config(window=WindowConfig(open=()))
-FIRST = "the daemon does not answer (not taken up within 1.5 s)"
+FIRST = "the daemon does not answer (not taken up within 2.5 s)"
 AGAIN = "the daemon does not answer (not taken up within 0.1 s)"
 
 
@@ -40,7 +40,7 @@ def waits(node: NodeUnderTest) -> list[str]:
 
 
 def test_a_run_waits_once_and_then_only_tries(node_without_daemon: NodeUnderTest, listener: socket.socket) -> None:
-    """15 phases of two guests: 1.5 s and 14 times 0.1 s, where each waited 7 s."""
+    """15 phases of two guests: 2.5 s and 14 times 0.1 s, where each waited 7 s."""
     store_config(node_without_daemon.node, ALWAYS_OPEN)
     assert waits(node_without_daemon) == [FIRST] + [AGAIN] * 14
 
