@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-SLOW_AGENT_S: Final = 0.045
+SLOW_AGENT_S: Final = 0.09
 """From this latency on PVE's ping is answered before the freeze, or two late answers more are spent frozen. With a fast
 agent the ping comes after it: a freeze that hangs then keeps PVE from freezing, which costs PVE 3 s and not an hour."""
 

@@ -166,8 +166,9 @@ class PveWatch:
 
     def start_seen(self, within_s: float) -> bool:
         """To be called every few milliseconds after `expect_start`: whether the backup has begun."""
-        if self._queue is not None:
-            self._has_passed |= self._queue.yield_to_pve()
+        # Only once: PVE's next connection (`cont`) follows its backup command at once, and the guest is frozen.
+        if self._queue is not None and not self._has_passed:
+            self._has_passed = self._queue.yield_to_pve()
         is_our_turn = self._queue is not None and self._has_passed and self._queue.is_greeted
         if not is_our_turn and time.monotonic() < self._next_poll_s:
             return False

@@ -10,8 +10,9 @@ cover together counts once; of requests that completed between the same two samp
     a writer inside the guest        0.0 ......... 2.6 | 2.6 ....... 5.3 |        waited 2.6 s, then 2.7 s
     seen at 3.0 and 5.5                          2.6 s           2.7 s           stalled_s = 5.3
 
-When it was completed is known to half a second, so each stretch is right to that. What is still on its way when the
-backup ends is not seen, nor is a freeze: a frozen guest waits before its request reaches QEMU. `frozen_ms` has that.
+When it was completed is known to half a second, so each stretch is right to that. Requests still pending when the
+backup ends are not counted. A frozen guest waits before its requests reach QEMU, so time frozen, from FROZEN_MS on, is
+time stalled: `stalled_s` is at least that long. How far the two overlap is unknown, so they are not added.
 """
 
 from __future__ import annotations
@@ -215,12 +216,12 @@ class Seen(NamedTuple):
 
 def judge(seen: Seen) -> Verdict:
     """How bad it was, and why."""
-    stalled_s, slowed_s = _stalled_s(seen)
+    stalled_s, slowed_s = _with_freeze(seen, *_stalled_s(seen))
     causes = _causes(seen)
     severity: Severity = "none"
     if _lockups(seen):
         severity = "locked-up"
-    elif (stalled_s or 0.0) >= STALLED_AFTER_S or (seen.frozen_ms or 0) >= FROZEN_MS:
+    elif (stalled_s or 0.0) >= STALLED_AFTER_S:
         severity = "stalled"
     elif (slowed_s or 0.0) >= SLOWED_FROM_S or causes:
         severity = "slowed"
@@ -242,6 +243,14 @@ def _stalled_s(seen: Seen) -> tuple[float | None, float | None]:
         return hypervisor.stalled_s, hypervisor.slowed_s
     waited = value_of(host.guest_io) if host is not None else None
     return (waited.full_s, None) if waited is not None else (None, None)
+
+
+def _with_freeze(seen: Seen, stalled_s: float | None, slowed_s: float | None) -> tuple[float | None, float | None]:
+    """A freeze is known even where nothing else could be observed."""
+    if (seen.frozen_ms or 0) < FROZEN_MS:
+        return stalled_s, slowed_s
+    frozen_s = (seen.frozen_ms or 0) / 1000
+    return max(stalled_s or 0.0, frozen_s), max(slowed_s, frozen_s) if slowed_s is not None else None
 
 
 def _lockups(seen: Seen) -> list[KernelEvent]:

@@ -12,7 +12,7 @@ from tests.node_under_test import ALWAYS, NodeUnderTest
 AGENT_S = (0.0, 0.05, 0.1, 0.4, 1.0, 1.9, 3.0)
 MONITOR_S = (0.0, 0.05, 0.1, 0.3)
 
-MACHINE_S = 0.15
+MACHINE_S = 0.25
 """What a busy test machine adds to a freeze."""
 
 

@@ -106,6 +106,14 @@ def test_a_quiet_night() -> None:
     assert (verdict.severity, verdict.stalled_s, verdict.causes) == ("none", 0.0, ())
 
 
+def test_time_frozen_is_time_stalled_in_every_figure() -> None:
+    assert judge(seen(frozen_ms=999)).stalled_s == 0.0
+    frozen = judge(seen(frozen_ms=9700))
+    assert (frozen.severity, frozen.stalled_s, frozen.slowed_s) == ("stalled", 9.7, 9.7)
+    unseen = judge(seen(frozen_ms=9700, hypervisor=Broken("QMP did not answer")))
+    assert (unseen.severity, unseen.stalled_s, unseen.slowed_s) == ("stalled", 9.7, None)
+
+
 @pytest.mark.parametrize(
     ("changes", "severity"),
     [

@@ -66,6 +66,7 @@ _REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (r"\b(for|within) \d+\.\d+ s\b", r"\1 <T> s"),
     (r"archive file size: \d+KB", "archive file size: <N>KB"),
     (r" +\d+/\d+  ", "   all  "),
+    (r" \d\.\ds  ", " <T>s  "),
 )
 
 
