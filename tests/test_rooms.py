@@ -145,3 +145,8 @@ def test_the_hook_and_the_contract_agree() -> None:
     assert hook_call.TAKEN_UP == TAKEN_UP
     assert set(hook_call.DEADLINE_S) == set(PHASES)
     assert f'INSTALLED_UNDER = "{INSTALLED_UNDER}"\n' in (TOP / "hooks" / "vzdump-hook").read_text()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_grows_too_long_to_be_read_at_once(source: Path) -> None:
+    assert len(source.read_text().splitlines()) <= 400

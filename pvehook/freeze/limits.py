@@ -17,6 +17,12 @@ PVE_PING_S: Final = 3.0
 PVE_STATUS_S: Final = 5.0
 """PVE's patience with each, from its connect on."""
 
+PVE_NEXT_S: Final = 1.0
+"""Between two of PVE's commands there are some milliseconds."""
+
+VETO_ARM_S: Final = 0.1
+"""A veto needs the monitor for nothing but its end."""
+
 ANSWER_S: Final = 1.0
 """For answers around a freeze, of an agent that answers at once."""
 

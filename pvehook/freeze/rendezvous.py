@@ -27,7 +27,7 @@ from typing import Literal, get_args
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
-from pvehook.freeze.limits import ARM_ANSWERS_S, PVE_PING_S, Limits, Outcome
+from pvehook.freeze.limits import ARM_ANSWERS_S, PVE_NEXT_S, PVE_PING_S, VETO_ARM_S, Limits, Outcome
 from pvehook.freeze.locked_memory import lock_memory
 from pvehook.freeze.pve_watch import OnBegun, PveWatch
 from pvehook.freeze.watchdog import Watchdog
@@ -55,11 +55,6 @@ STEPS: tuple[Step, ...] = get_args(Step)
 """Every step that a freeze passes, in order. The kill matrix of the tests is made from this list."""
 
 POLL_EVERY_S = 0.002
-VETO_ARM_S = 0.1
-"""A veto needs the monitor for nothing but its end."""
-
-PVE_NEXT_S = 1.0
-"""Between two of PVE's commands lie some milliseconds."""
 
 
 class Rendezvous:
