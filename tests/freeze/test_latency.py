@@ -12,8 +12,8 @@ from tests.node_under_test import ALWAYS, NodeUnderTest
 AGENT_S = (0.0, 0.05, 0.1, 0.4, 1.0, 1.9, 3.0)
 MONITOR_S = (0.0, 0.05, 0.1, 0.3)
 
-MACHINE_S = 0.25
-"""What a busy test machine adds to a freeze."""
+MACHINE_S = 0.6
+"""What a test machine adds to a freeze that runs six tests at a time on two cores."""
 
 
 def frozen_s(node: NodeUnderTest, agent_s: float, monitor_s: float) -> tuple[float, Played]:
