@@ -17,7 +17,7 @@ from pvehook.rehearsal.vzdump.run import Guest
 WIDTH = 100
 _PRIORITIES = {"2": "crit", "3": "err", "4": "warning", "5": "notice", "6": "info", "7": "debug"}
 _COLUMNS = ("guest", "result", "window", "I/O priority", "effect of idle", "note")
-_WIDTHS = (13, 8, 12, 13, 22, 27)
+_WIDTHS = (13, 7, 13, 12, 22, 28)
 
 
 class Check(NamedTuple):
