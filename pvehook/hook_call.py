@@ -166,7 +166,8 @@ def without_daemon(
 
 def find_worker(proc: str) -> int:
     """vzdump's worker: the nearest ancestor whose command line is that of a backup task, as somebody's wrapper script
-    may stand between. Without one (`vzdump --stdout` has no task) it is the parent."""
+    may stand between. Without one it is the parent, whose priority nobody touches; 0 where that is process 1, which
+    inherits a hook whose worker was killed."""
     parent = pid = getppid()
     try:
         for _ in range(ANCESTORS_LIMIT):
@@ -176,7 +177,7 @@ def find_worker(proc: str) -> int:
             pid = int(read_file(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         pass
-    return parent
+    return parent if parent > 1 else 0
 
 
 def ask_daemon(

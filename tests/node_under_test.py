@@ -13,7 +13,7 @@ ALWAYS = 'window: {open: ["00:00-24:00"]}\n'
 NEVER = "window: {open: []}\n"
 
 AS_WORKER = ("/bin/sh", "-c", '"$0" "$@"; exit $?')
-"""A process of its own as the hook's parent: whoever that is goes to idle I/O priority, and it must not be pytest."""
+"""A process of its own as the hook's parent: the daemon keeps a run for it until it ends."""
 
 
 class NodeUnderTest(RehearsalNode):

@@ -70,8 +70,10 @@ def parse_call(line: bytes) -> HookCall:
         raise BadCall("argv is not a list of texts")
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
         raise BadCall("env is not a table of texts")
-    if not isinstance(worker_pid, int) or isinstance(worker_pid, bool) or worker_pid < 1:
+    if not isinstance(worker_pid, int) or isinstance(worker_pid, bool):
         raise BadCall("worker is not a process id")
+    if worker_pid <= 1:
+        raise BadCall("its worker has ended")
     return call_from(argv, env, worker_pid, _until_s(request.get("until")))
 
 

@@ -84,10 +84,15 @@ def vzdump_task_of(node: Node, pid: int) -> int | None:
         row = _read_row(node, pid)
         if row is None or not row.argv:
             return None
-        if row.argv[0].startswith("task UPID:") and ":vzdump:" in row.argv[0]:
+        if _is_vzdump_task(row):
             return pid
         pid = row.parent
     return None
+
+
+def _is_vzdump_task(row: _Row) -> bool:
+    """PVE runs every vzdump in a worker that takes its task's name, `--stdout` too (RESTEnvironment::fork_worker)."""
+    return bool(row.argv) and row.argv[0].startswith("task UPID:") and ":vzdump:" in row.argv[0]
 
 
 def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
@@ -108,7 +113,8 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
 
     `also` holds (command, text): a process whose name (comm or the last part of argv[0]) is the command and
     one of whose arguments contains the text, or names that path, something below it or a directory above it;
-    the text "" is any. A worker that is gone is left out.
+    the text "" is any. A worker that is gone is left out, and so is one that is no vzdump task: a hook that somebody
+    calls by hand must not leave his shell in the idle class, nor one whose worker was killed the node's first process.
     """
     rows = {row.process.pid: row for row in _read_table(node)}
     found: dict[int, Found] = {}
@@ -116,7 +122,7 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
     def is_guests(row: _Row) -> bool:
         return _has_vm_name(row) or _in_guest_cgroup(node, row)
 
-    if (first := rows.get(worker.pid)) and first.process == worker:
+    if (first := rows.get(worker.pid)) and first.process == worker and _is_vzdump_task(first):
         found[worker.pid] = Found(worker, first.comm, "the vzdump worker")
         for row in _descendants(rows.values(), worker.pid, leave_out=is_guests):
             found[row.process.pid] = Found(row.process, row.comm, "started by the vzdump worker")
@@ -244,9 +250,7 @@ def _descendants(
 
 def _is_younger(row: _Row, born_after: ProcessId | None) -> bool:
     # Equal counts as younger: a tick is 10 ms, a worker can start a VM within the tick of its own start.
-    return born_after is None or (
-        row.process.start_ticks >= born_after.start_ticks and row.process != born_after
-    )
+    return born_after is None or (row.process.start_ticks >= born_after.start_ticks and row.process != born_after)
 
 
 def _has_vm_name(row: _Row) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.ioprio import IDLE, restore_normal, set_all_threads
-from pvehook.host.processes import Found, ProcessId, backup_processes, guests_left_idle, vm_processes
+from pvehook.host.processes import Found, ProcessId, backup_processes, guests_left_idle, vm_processes, vzdump_task_of
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.journal import Log
@@ -126,6 +126,8 @@ def set_worker_idle(
     """Sets vzdump's worker itself; what it forks from now on inherits it. A line for the task log only for trouble."""
     if settings.mode == "off":
         return None, ()
+    if vzdump_task_of(context.node, run.worker.pid) != run.worker.pid:
+        return None, (f"the idle I/O class was not set: process {run.worker.pid}, which called, is no vzdump task",)
     try:
         done = set_all_threads(context.node, run.worker.pid, IDLE)
     except (NodeError, OSError) as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pvehook.host.ioprio import IDLE, read_all_threads, restore_normal
+from pvehook.host.node import Node
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
@@ -63,9 +66,7 @@ def test_a_chained_script_that_calls_the_hook_ends(node_without_daemon: NodeUnde
 
 @WITH_AND_WITHOUT
 @pytest.mark.parametrize("depth", [1, 3])
-def test_the_worker_is_found_behind_a_wrapper(
-    node_without_daemon: NodeUnderTest, has_daemon: bool, depth: int
-) -> None:
+def test_the_worker_is_found_behind_a_wrapper(node_without_daemon: NodeUnderTest, has_daemon: bool, depth: int) -> None:
     node = node_without_daemon
     store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
     if has_daemon:
@@ -99,3 +100,36 @@ def test_a_refusal_whose_exit_code_is_lost_is_reported_as_critical(
         assert node.wait_for_event("refusal-ignored")["PRIORITY"] == "2"
     else:
         assert "refusal-ignored" not in node.event_names()
+
+
+def open_window(node: NodeUnderTest, has_daemon: bool) -> None:
+    store_config(node.node, Config(window=WindowConfig(open=("00:00-24:00",))))
+    if has_daemon:
+        node.start_daemon()
+
+
+@WITH_AND_WITHOUT
+def test_a_shell_that_calls_the_hook_by_hand_keeps_its_priority(
+    node_without_daemon: NodeUnderTest, has_daemon: bool
+) -> None:
+    node = node_without_daemon
+    open_window(node, has_daemon)
+    shell = '"$0" job-init; "$0" job-start; ionice -p $$'
+    done = subprocess.run(["/bin/sh", "-c", shell, node.hook], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "none: prio 0"
+
+
+@WITH_AND_WITHOUT
+def test_a_hook_whose_worker_was_killed_leaves_the_nodes_first_process_alone(
+    node_without_daemon: NodeUnderTest, has_daemon: bool
+) -> None:
+    """It is process 1's child then, which every service and every guest inherits its priority from."""
+    node = node_without_daemon
+    open_window(node, has_daemon)
+    orphan = 'while test "$(ps -o ppid= -p $$)" -ne 1; do :; done; exec "$0" job-start'
+    killed = f"/bin/sh -c '{orphan}' \"$0\" &"
+    try:
+        subprocess.run(["/bin/sh", "-c", killed, node.hook], capture_output=True, check=True, timeout=60)
+        assert IDLE not in {state.priority for state in read_all_threads(Node("/"), 1).values()}
+    finally:
+        restore_normal(Node("/"), 1)

@@ -76,10 +76,10 @@ def test_the_directory_is_roots_alone_also_when_an_exception_came_first(node_wit
     assert stat.S_IMODE(os.stat(node_without_daemon.node.run_dir).st_mode) == 0o700
 
 
-@pytest.mark.parametrize("claimed", ["init", "itself", "nobody"])
+@pytest.mark.parametrize("claimed", ["itself", "nobody"])
 def test_who_is_not_a_child_of_its_worker_is_not_served(node: NodeUnderTest, claimed: str) -> None:
     node.configure(NEVER)  # were it served, it would be refused
-    worker = {"init": 1, "itself": os.getpid(), "nobody": 2**22 + 1}[claimed]
+    worker = {"itself": os.getpid(), "nobody": 2**22 + 1}[claimed]
     head, line = send(node, request("job-init", worker=worker)).decode().splitlines()
     assert head == "not-served"
     assert line.startswith("this call was not served: process ")

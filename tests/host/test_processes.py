@@ -118,7 +118,7 @@ def test_the_worker_and_all_it_forked_are_found(start: Callable[..., Player]) ->
 
 def test_grandchildren_are_found(node: Node, tmp_path: Path) -> None:
     tree = FakeProc(tmp_path / "other")
-    tree.process(10, parent=1, start=500, name="task UPID:pve")
+    tree.process(10, parent=1, start=500, name="task UPID:pve", argv0=UPID)
     tree.process(11, parent=10, start=501, name="sh")
     tree.process(12, parent=11, start=502, name="tar")
     tree.process(13, parent=1, start=503, name="tar")
@@ -132,9 +132,13 @@ def test_a_worker_whose_pid_is_used_again_is_not_touched(start: Callable[..., Pl
     assert backup_processes(REAL, earlier, []) == []
 
 
-def test_configured_processes_are_picked_by_name_and_argument(
-    tmp_path: Path, start: Callable[..., Player]
-) -> None:
+def test_a_caller_that_is_no_vzdump_task_is_not_the_backups(start: Callable[..., Player]) -> None:
+    shell = start("-bash")
+    shell.tell("start", argv("zstd"))
+    assert backup_processes(REAL, process(shell.pid), []) == []
+
+
+def test_configured_processes_are_picked_by_name_and_argument(tmp_path: Path, start: Callable[..., Player]) -> None:
     dump = f"{tmp_path}/dump"
     worker = start(UPID)
     copying = start("/usr/bin/rsync", "-a", f"{dump}/", "nas:backup")
@@ -180,7 +184,7 @@ def test_a_copy_is_recognised_by_the_path_that_it_copies(
     tmp_path: Path, arguments: str, directory: str, dump: str, named: bool
 ) -> None:
     tree = FakeProc(tmp_path)
-    tree.process(10, parent=1, start=500, name="task UPID:pve")
+    tree.process(10, parent=1, start=500, name="task UPID:pve", argv0=UPID)
     tree.process(11, parent=1, start=501, name="rsync")
     write(tree.node, "/proc/11/cmdline", "rsync\0" + arguments.replace(" ", "\0") + "\0")
     os.symlink(directory, tree.node.path("/proc/11/cwd"))
@@ -201,7 +205,7 @@ def test_a_guests_process_is_not_the_backups_though_the_worker_started_it(
 
 def test_what_is_in_a_guests_cgroup_is_not_the_backups(tmp_path: Path) -> None:
     tree = FakeProc(tmp_path)
-    tree.process(10, parent=1, start=500, name="task UPID:pve", cgroup="/system.slice/pvedaemon.service")
+    tree.process(10, parent=1, start=500, name="task", argv0=UPID, cgroup="/system.slice/pvedaemon.service")
     tree.process(11, parent=10, start=501, name="tar", cgroup="/system.slice/pvedaemon.service")
     tree.process(12, parent=10, start=501, name="task UPID:pve", cgroup="/qemu.slice/101.scope")
     tree.process(13, parent=12, start=502, name="ls", cgroup="/system.slice/pvedaemon.service")
@@ -214,7 +218,7 @@ def test_what_is_in_a_guests_cgroup_is_not_the_backups(tmp_path: Path) -> None:
 
 def test_odd_entries_of_proc_do_no_harm(tmp_path: Path) -> None:
     tree = FakeProc(tmp_path)
-    tree.process(10, parent=1, start=500, name="task (UPID) S 1 2")
+    tree.process(10, parent=1, start=500, name="task (UPID) S 1 2", argv0=UPID)
     tree.process(11, parent=10, start=501, name="gone by now", state="Z")
     tree.process(12, parent=10, start=501, name="half gone", state="Z", threads=2)
     Path(tree.node.path("/proc/13")).mkdir()  # vanished after the listing
@@ -227,9 +231,7 @@ def test_odd_entries_of_proc_do_no_harm(tmp_path: Path) -> None:
 # A VM's processes
 
 
-def test_a_vm_that_an_idle_worker_started_is_found_and_put_back(
-    node: Node, start: Callable[..., Player]
-) -> None:
+def test_a_vm_that_an_idle_worker_started_is_found_and_put_back(node: Node, start: Callable[..., Player]) -> None:
     worker = idle_worker(start)
     kvm = worker.tell("start", argv("/usr/bin/kvm", "-id", "101", "-pidfile", f"{node.root}/101.pid"))
     write(node, "/var/run/qemu-server/101.pid", f"{kvm}\n")
@@ -311,9 +313,7 @@ def test_a_virtiofsd_given_to_init_is_found_by_being_idle(node: Node, start: Cal
     assert virtiofsd not in pids(guests_left_idle(node, process(worker.pid)))
 
 
-def test_parentage_finds_this_vms_processes_and_not_another_vms(
-    node: Node, start: Callable[..., Player]
-) -> None:
+def test_parentage_finds_this_vms_processes_and_not_another_vms(node: Node, start: Callable[..., Player]) -> None:
     worker = start(UPID)
     mine = worker.tell("start", argv("kvm", "-id", "101"))
     beside = worker.tell("start", argv("virtiofsd", "--fd=20"))
@@ -332,9 +332,7 @@ def test_everything_in_a_vms_scope_is_the_vms(node: Node, start: Callable[..., P
     assert vm_processes(node, 102, process(worker.pid)) == []
 
 
-def test_a_rehearsals_tree_touches_no_process_that_does_not_name_it(
-    node: Node, start: Callable[..., Player]
-) -> None:
+def test_a_rehearsals_tree_touches_no_process_that_does_not_name_it(node: Node, start: Callable[..., Player]) -> None:
     """Its /proc is the machine's: a real VM there must not become part of the play."""
     worker = idle_worker(start)
     foreign = worker.tell("start_orphan", argv("/usr/bin/kvm", "-id", "101"))
@@ -381,9 +379,10 @@ class FakeProc:
         cgroup: str = "/",
         state: str = "S",
         threads: int = 1,
+        argv0: str = "",
     ) -> None:
         fields = ["0"] * 50
         fields[0], fields[1], fields[17], fields[19] = state, str(parent), str(threads), str(start)
         write(self.node, f"/proc/{pid}/stat", f"{pid} ({name}) {' '.join(fields)}\n")
-        write(self.node, f"/proc/{pid}/cmdline", f"{name}\0")
+        write(self.node, f"/proc/{pid}/cmdline", f"{argv0 or name}\0")
         write(self.node, f"/proc/{pid}/cgroup", f"0::{cgroup}\n")
