@@ -21,78 +21,55 @@ The hook's degraded path loads this module, so it imports no yaml. pvehook/confi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pvehook.errors import ConfigError
-
-T = TypeVar("T")
 
 JSON_LAYOUT = 3
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
+
+class Between(NamedTuple):
+    """The lowest and the highest value of a number."""
+
+    lowest: float
+    highest: float
+
+
+class Seconds(NamedTuple):
+    """The shortest and the longest of a time; in a file it carries its unit."""
+
+    lowest: float
+    highest: float
+
+
+ABSOLUTE = "/"
+"""A path must begin with it."""
+
+Vmid = Annotated[int, Between(100, 999_999_999)]
+"""Source: `pve-vmid` in pve-common's PVE/JSONSchema.pm."""
+
+Path = Annotated[str, ABSOLUTE]
+
 NextGuest = Literal["refuse", "allow"]
-NEXT_GUEST: tuple[NextGuest, ...] = ("refuse", "allow")
-
 RunningGuest = Literal["finish", "cancel"]
-RUNNING_GUEST: tuple[RunningGuest, ...] = ("finish", "cancel")
-
 IoMode = Literal["idle", "off"]
-IO_MODES: tuple[IoMode, ...] = ("idle", "off")
-
 FreezeMode = Literal["auto", "never", "off"]
-FREEZE_MODES: tuple[FreezeMode, ...] = ("auto", "never", "off")
-
 FreezeRuleMode = Literal["auto", "never", "mountpoints", "off"]
-FREEZE_RULE_MODES: tuple[FreezeRuleMode, ...] = ("auto", "never", "mountpoints", "off")
-
 WindowsFreeze = Literal["auto", "never"]
-WINDOWS_FREEZE: tuple[WindowsFreeze, ...] = ("auto", "never")
-
 MetricsMode = Literal["on", "off"]
-METRICS_MODES: tuple[MetricsMode, ...] = ("on", "off")
-
 GovernorMode = Literal["on", "observe", "off"]
-GOVERNOR_MODES: tuple[GovernorMode, ...] = ("on", "observe", "off")
-
 PacerMode = Literal["auto", "on", "off"]
-PACER_MODES: tuple[PacerMode, ...] = ("auto", "on", "off")
 
 DUMP_DIRECTORY = "dump-directory"
 """As `mentions`: the directory into which the job writes its archives."""
-
-VMIDS = (100, 999_999_999)
-"""Lowest and highest number of a guest. Source: `pve-vmid` in pve-common's PVE/JSONSchema.pm."""
-
-CHECK_EVERY_S = (0.5, 60.0)
-COMPRESSOR_NICE = (0, 19)
-
-FREEZE_TIMES_S = {
-    "reply_within_s": (0.2, 2.5),  # PVE waits 3 s for the agent, and must be released before
-    "frozen_at_most_s": (3.0, 60.0),  # from here on it is longer than any reply_within
-    "windows_frozen_at_most_s": (3.0, 9.0),  # VSS lets go by itself after 10 s
-    "wait_for_pve_s": (1.0, 300.0),
-    "veto_hold_at_most_s": (4.0, 30.0),  # longer than PVE's 3 s, or PVE freezes after all
-    "facts_within_s": (0.1, 5.0),
-    "pre_flush_within_s": (1.0, 600.0),
-    "slow_after_s": (0.1, 60.0),
-}
-"""Shortest and longest of each time of FreezeConfig."""
-
-SLOW_FREEZES = (1, 100)
-
-SAMPLE_EVERY_S = (0.2, 10.0)
-KEEP_DAYS = (1, 3650)
-LATENCY_FLOOR_S = (0.001, 1.0)
-LATENCY_FACTOR = (1.5, 20.0)
-STRETCH_AT_MOST = (1.1, 20.0)
-STEP_MIB = (1, 64)
 
 
 class Exempt(NamedTuple):
     """Who may be backed up while the window is closed."""
 
-    guests: tuple[int, ...] = ()
+    guests: tuple[Vmid, ...] = ()
     jobs: tuple[str, ...] = ()
     storages: tuple[str, ...] = ()
 
@@ -122,16 +99,16 @@ class IoPriorityConfig(NamedTuple):
     """Which processes get the idle class. `compressor_nice` 0 leaves the CPU niceness as it is."""
 
     mode: IoMode = "idle"
-    check_every_s: float = 2.0
+    check_every_s: Annotated[float, Seconds(0.5, 60.0)] = 2.0
     also: tuple[AlsoProcess, ...] = (AlsoProcess("rsync", DUMP_DIRECTORY),)
-    compressor_nice: int = 0
+    compressor_nice: Annotated[int, Between(0, 19)] = 0
 
 
 class FreezeRule(NamedTuple):
     """What counts for some guests instead of the section's `mode`. One match of `guests`, `tags` or `names` is enough;
     `names` are patterns for fnmatch. `leave_out` is `except` in YAML: filesystems that are never frozen."""
 
-    guests: tuple[int, ...] = ()
+    guests: tuple[Vmid, ...] = ()
     tags: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     mode: FreezeRuleMode = "auto"
@@ -144,34 +121,34 @@ class FreezeConfig(NamedTuple):
 
     mode: FreezeMode = "auto"
     windows: WindowsFreeze = "auto"
-    reply_within_s: float = 2.0
-    frozen_at_most_s: float = 10.0
-    windows_frozen_at_most_s: float = 8.0
-    wait_for_pve_s: float = 30.0
-    veto_hold_at_most_s: float = 8.0
-    facts_within_s: float = 2.0
+    reply_within_s: Annotated[float, Seconds(0.2, 2.5)] = 2.0  # PVE waits 3 s, and must be released before
+    frozen_at_most_s: Annotated[float, Seconds(3.0, 60.0)] = 10.0  # from here on it is longer than any reply_within
+    windows_frozen_at_most_s: Annotated[float, Seconds(3.0, 9.0)] = 8.0  # VSS lets go by itself after 10 s
+    wait_for_pve_s: Annotated[float, Seconds(1.0, 300.0)] = 30.0
+    veto_hold_at_most_s: Annotated[float, Seconds(4.0, 30.0)] = 8.0  # longer than PVE's 3 s, or PVE freezes after all
+    facts_within_s: Annotated[float, Seconds(0.1, 5.0)] = 2.0
     pre_flush: bool = False
-    pre_flush_within_s: float = 60.0
-    slow_after_s: float = 5.0
-    slow_freezes: int = 3
+    pre_flush_within_s: Annotated[float, Seconds(1.0, 600.0)] = 60.0
+    slow_after_s: Annotated[float, Seconds(0.1, 60.0)] = 5.0
+    slow_freezes: Annotated[int, Between(1, 100)] = 3
     rules: tuple[FreezeRule, ...] = ()
 
 
 class MetricsConfig(NamedTuple):
-    """What is looked at while a guest is backed up. Without it there is no governor either, which lives on what is
-    seen. `textfile` is where node_exporter's textfile collector finds the last night; None: nowhere."""
+    """What is sampled while a guest is backed up. Without it there is no governor either. `textfile` is where
+    node_exporter's textfile collector finds the last backups; None: nowhere."""
 
     mode: MetricsMode = "on"
-    sample_every_s: float = 0.5
+    sample_every_s: Annotated[float, Seconds(0.2, 10.0)] = 0.5
     guest_kernel_log: bool = True
-    keep_days: int = 400
-    textfile: str | None = None
+    keep_days: Annotated[int, Between(1, 3650)] = 400
+    textfile: Path | None = None
 
 
 class GovernorRule(NamedTuple):
     """What counts for some guests instead of the section's `mode`, matched as a FreezeRule is."""
 
-    guests: tuple[int, ...] = ()
+    guests: tuple[Vmid, ...] = ()
     tags: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     mode: GovernorMode = "on"
@@ -183,9 +160,9 @@ class GovernorConfig(NamedTuple):
     A busy guest's backup begins slowly in any case."""
 
     mode: GovernorMode = "on"
-    latency_floor_s: float = 0.01
-    latency_factor: float = 3.5
-    stretch_at_most: float = 1.9
+    latency_floor_s: Annotated[float, Seconds(0.001, 1.0)] = 0.01
+    latency_factor: Annotated[float, Between(1.5, 20.0)] = 3.5
+    stretch_at_most: Annotated[float, Between(1.1, 20.0)] = 1.9
     rules: tuple[GovernorRule, ...] = ()
 
 
@@ -193,7 +170,7 @@ class PacerConfig(NamedTuple):
     """Whether the archive is written back in small steps: `auto` where it shares a disk with the guest."""
 
     mode: PacerMode = "auto"
-    step_mib: int = 2
+    step_mib: Annotated[int, Between(1, 64)] = 2
 
 
 class Config(NamedTuple):
@@ -205,7 +182,7 @@ class Config(NamedTuple):
     metrics: MetricsConfig = MetricsConfig()
     governor: GovernorConfig = GovernorConfig()
     pacer: PacerConfig = PacerConfig()
-    chain: str | None = None
+    chain: Path | None = None
 
 
 DEFAULT = Config()
@@ -213,22 +190,13 @@ DEFAULT = Config()
 
 def to_json(config: Config) -> str:
     """The configuration as the text of a file; `from_json` gives it back."""
-    window = {**config.window._asdict(), "exempt": config.window.exempt._asdict()}
-    also = [process._asdict() for process in config.io_priority.also]
-    io_priority = {**config.io_priority._asdict(), "also": also}
-    freeze = {**config.freeze._asdict(), "rules": [rule._asdict() for rule in config.freeze.rules]}
-    governor = {**config.governor._asdict(), "rules": [rule._asdict() for rule in config.governor.rules]}
-    everything = {
-        "v": JSON_LAYOUT,
-        "window": window,
-        "io_priority": io_priority,
-        "freeze": freeze,
-        "metrics": config.metrics._asdict(),
-        "governor": governor,
-        "pacer": config.pacer._asdict(),
-        "chain": config.chain,
-    }
-    return json.dumps(everything, indent=1) + "\n"
+    return json.dumps({"v": JSON_LAYOUT, **_as_objects(config)}, indent=1) + "\n"
+
+
+def _as_objects(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {name: _as_objects(each) for name, each in value._asdict().items()}
+    return [_as_objects(each) for each in value] if isinstance(value, tuple) else value
 
 
 def from_json(text: str) -> Config:
@@ -246,146 +214,55 @@ def from_json(text: str) -> Config:
     if layout != JSON_LAYOUT:
         raise ConfigError(f"the last good configuration has layout {layout!r:.40}, expected {JSON_LAYOUT}")
     try:
-        return Config(
-            window=_window(stored["window"]),
-            io_priority=_io_priority(stored["io_priority"]),
-            freeze=_freeze(stored["freeze"]),
-            metrics=_monitor(stored["metrics"]),
-            governor=_governor(stored["governor"]),
-            pacer=PacerConfig(
-                mode=_one_of(stored["pacer"]["mode"], PACER_MODES),
-                step_mib=_whole(stored["pacer"]["step_mib"], STEP_MIB),
-            ),
-            chain=_absolute(stored["chain"]),
-        )
+        config: Config = _read(Config, stored)
     except KeyError as error:
         raise ConfigError(f"the last good configuration lacks {error}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the last good configuration has a wrong value: {error}") from error
+    return config
 
 
-def _window(stored: Any) -> WindowConfig:
-    exempt = stored["exempt"]
-    return WindowConfig(
-        open=_each(stored["open"], _text),
-        timezone=None if stored["timezone"] is None else _text(stored["timezone"]),
-        next_guest=_one_of(stored["next_guest"], NEXT_GUEST),
-        running_guest=_one_of(stored["running_guest"], RUNNING_GUEST),
-        exempt=Exempt(
-            guests=_each(exempt["guests"], lambda vmid: _whole(vmid, VMIDS)),
-            jobs=_each(exempt["jobs"], _text),
-            storages=_each(exempt["storages"], _text),
-        ),
-    )
+def _read(hint: Any, stored: Any) -> Any:
+    """The value of the annotated type that stands in the file. Raises ValueError, KeyError and TypeError."""
+    kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if hasattr(kind, "_fields"):
+        return kind(**{name: _read(each, stored[name]) for name, each in hints_of(kind).items()})
+    if get_origin(kind) in (Union, UnionType):
+        return None if stored is None else _read(get_args(kind)[0], stored)
+    if get_origin(kind) is tuple:
+        if not isinstance(stored, list):
+            raise ValueError(f"{stored!r:.40} is no list")
+        return tuple(_read(get_args(kind)[0], each) for each in stored)
+    if get_origin(kind) is Literal:
+        if stored not in get_args(kind):
+            raise ValueError(f"{stored!r:.40} is not one of {', '.join(get_args(kind))}")
+        return stored
+    if kind is bool:
+        if not isinstance(stored, bool):
+            raise ValueError(f"{stored!r:.40} is neither true nor false")
+        return stored
+    return _text(stored, limits) if kind is str else _number(kind, stored, limits[0])
 
 
-def _io_priority(stored: Any) -> IoPriorityConfig:
-    return IoPriorityConfig(
-        mode=_one_of(stored["mode"], IO_MODES),
-        check_every_s=_time_s(stored["check_every_s"], CHECK_EVERY_S),
-        also=_each(stored["also"], lambda also: AlsoProcess(_text(also["command"]), _text(also["mentions"]))),
-        compressor_nice=_whole(stored["compressor_nice"], COMPRESSOR_NICE),
-    )
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The fields of a class above, each with its annotation: type, and limits where it has some."""
+    return get_type_hints(kind, include_extras=True)
 
 
-def _freeze(stored: Any) -> FreezeConfig:
-    return FreezeConfig(
-        mode=_one_of(stored["mode"], FREEZE_MODES),
-        windows=_one_of(stored["windows"], WINDOWS_FREEZE),
-        pre_flush=_true_or_false(stored["pre_flush"]),
-        slow_freezes=_whole(stored["slow_freezes"], SLOW_FREEZES),
-        rules=_each(stored["rules"], _freeze_rule),
-        **{name: _time_s(stored[name], limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
-    )
+def _text(stored: object, limits: list[str]) -> str:
+    if not isinstance(stored, str):
+        raise ValueError(f"{stored!r:.40} is no text")
+    if limits and not stored.startswith(ABSOLUTE):
+        raise ValueError(f"{stored!r:.40} is no absolute path")
+    return stored
 
 
-def _freeze_rule(stored: Any) -> FreezeRule:
-    return FreezeRule(
-        guests=_each(stored["guests"], lambda vmid: _whole(vmid, VMIDS)),
-        tags=_each(stored["tags"], _text),
-        names=_each(stored["names"], _text),
-        mode=_one_of(stored["mode"], FREEZE_RULE_MODES),
-        mountpoints=_each(stored["mountpoints"], _text),
-        leave_out=_each(stored["leave_out"], _text),
-    )
-
-
-def _monitor(stored: Any) -> MetricsConfig:
-    return MetricsConfig(
-        mode=_one_of(stored["mode"], METRICS_MODES),
-        sample_every_s=_number(stored["sample_every_s"], SAMPLE_EVERY_S),
-        guest_kernel_log=_true_or_false(stored["guest_kernel_log"]),
-        keep_days=_whole(stored["keep_days"], KEEP_DAYS),
-        textfile=_absolute(stored["textfile"]),
-    )
-
-
-def _governor(stored: Any) -> GovernorConfig:
-    return GovernorConfig(
-        mode=_one_of(stored["mode"], GOVERNOR_MODES),
-        latency_floor_s=_number(stored["latency_floor_s"], LATENCY_FLOOR_S),
-        latency_factor=_number(stored["latency_factor"], LATENCY_FACTOR),
-        stretch_at_most=_number(stored["stretch_at_most"], STRETCH_AT_MOST),
-        rules=_each(stored["rules"], _governor_rule),
-    )
-
-
-def _governor_rule(stored: Any) -> GovernorRule:
-    return GovernorRule(
-        guests=_each(stored["guests"], lambda vmid: _whole(vmid, VMIDS)),
-        tags=_each(stored["tags"], _text),
-        names=_each(stored["names"], _text),
-        mode=_one_of(stored["mode"], GOVERNOR_MODES),
-    )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value
-
-
-def _absolute(value: object) -> str | None:
-    if value is None:
-        return None
-    path = _text(value)
-    if not path.startswith("/"):
-        raise ValueError(f"{path!r:.40} is no absolute path")
-    return path
-
-
-def _whole(value: object, limits: tuple[int, int]) -> int:
-    # In Python True is an int; in a configuration it is not a number.
-    if not isinstance(value, int) or isinstance(value, bool) or not limits[0] <= value <= limits[1]:
-        raise ValueError(f"{value!r:.40} is no whole number from {limits[0]} to {limits[1]}")
-    return value
-
-
-def _time_s(value: object, limits_s: tuple[float, float]) -> float:
-    return _number(value, limits_s, "time", " seconds")
-
-
-def _number(value: object, limits: tuple[float, float], what: str = "number", unit: str = "") -> float:
-    # Asked this way round NaN, which JSON readers take, is refused.
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not limits[0] <= value <= limits[1]:
-        raise ValueError(f"{value!r:.40} is no {what} from {limits[0]:g} to {limits[1]:g}{unit}")
-    return float(value)
-
-
-def _true_or_false(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.40} is neither true nor false")
-    return value
-
-
-def _one_of(value: object, allowed: tuple[T, ...]) -> T:
-    for one in allowed:
-        if one == value:
-            return one
-    raise ValueError(f"{value!r:.40} is not one of {', '.join(map(str, allowed))}")
-
-
-def _each(values: object, check: Callable[[Any], T]) -> tuple[T, ...]:
-    if not isinstance(values, list):
-        raise ValueError(f"{values!r:.40} is no list")
-    return tuple(check(value) for value in values)
+def _number(kind: type, stored: object, limits: Between | Seconds) -> float:
+    # In Python True is an int; in a configuration it is not a number. Asked this way round NaN, which JSON readers
+    # take, is refused.
+    allowed = (int,) if kind is int else (int, float)
+    if not isinstance(stored, allowed) or isinstance(stored, bool) or not limits.lowest <= stored <= limits.highest:
+        what = "time" if isinstance(limits, Seconds) else "whole number" if kind is int else "number"
+        unit = " seconds" if isinstance(limits, Seconds) else ""
+        raise ValueError(f"{stored!r:.40} is no {what} from {limits.lowest:.12g} to {limits.highest:.12g}{unit}")
+    return kind(stored)  # type: ignore[no-any-return]

@@ -84,7 +84,7 @@ def test_the_default_window_is_one_that_opens() -> None:
         ("freeze.rules", [{**RULE, "mode": "always"}], "'always' is not one of auto, never, mountpoints, off"),
         ("freeze.rules", [{**RULE, "guests": [99]}], "99 is no whole number from 100"),
         ("freeze.rules", [{**RULE, "leave_out": "/backup"}], "'/backup' is no list"),
-        ("metrics.sample_every_s", 0, "0 is no number from 0.2 to 10"),
+        ("metrics.sample_every_s", 0, "0 is no time from 0.2 to 10 seconds"),
         ("metrics.textfile", "a.prom", "'a.prom' is no absolute path"),
         ("governor.mode", "auto", "'auto' is not one of on, observe, off"),
         ("governor.latency_factor", float("nan"), "nan is no number"),

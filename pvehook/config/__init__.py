@@ -25,43 +25,13 @@ from typing import Any, NamedTuple
 
 from yaml.nodes import Node
 
-from pvehook.config.checks import CHECKS, duration_text, entries_of
+from pvehook.config.checks import CHECKS, duration_text, entries_of, key_of
 from pvehook.config.nodes import ConfigProblem, StopReading, Walk, compose, is_null
-from pvehook.settings import (
-    DEFAULT,
-    FREEZE_TIMES_S,
-    Config,
-    Exempt,
-    FreezeConfig,
-    FreezeRule,
-    GovernorConfig,
-    GovernorRule,
-    IoPriorityConfig,
-    MetricsConfig,
-    PacerConfig,
-    WindowConfig,
-)
+from pvehook.settings import DEFAULT, Config
 
 __all__ = ["ConfigProblem", "Leaf", "Loaded", "Parsed", "describe", "merge", "parse"]
 
 _MAX_PADDED = 40
-
-_FREEZE_FIELDS = {
-    f"freeze.{field.removesuffix('_s')}" if field in FREEZE_TIMES_S else f"freeze.{field}": field
-    for field in FreezeConfig._fields
-}
-"""The keys of the section `freeze` and the fields they set: a time in a file carries its unit, a field in its name."""
-
-_PLAIN_SECTIONS: dict[str, Any] = {"metrics": MetricsConfig, "governor": GovernorConfig, "pacer": PacerConfig}
-_PLAIN_FIELDS = {
-    f"{section}.{field.removesuffix('_s')}": (section, field)
-    for section, kind in _PLAIN_SECTIONS.items()
-    for field in kind._fields
-}
-"""The same for the sections without an exception."""
-
-_TIMES = {"io_priority.check_every"} | {key for key, field in _FREEZE_FIELDS.items() if field in FREEZE_TIMES_S}
-_TIMES |= {key for key, (_, field) in _PLAIN_FIELDS.items() if field.endswith("_s")}
 
 
 class Leaf(NamedTuple):
@@ -120,7 +90,7 @@ def _read_section(walk: Walk, node: Node, prefix: str, values: dict[str, Leaf]) 
 
 def merge(cluster: Parsed | None, node: Parsed | None) -> Loaded:
     """The node's file on top of the cluster's on top of the defaults, key by key. None stands for no file."""
-    values = _by_key(DEFAULT)
+    values = {key: value for key, (_, value) in _by_key(DEFAULT).items()}
     origins = dict.fromkeys(values, "default")
     problems: tuple[ConfigProblem, ...] = ()
     for parsed in (cluster, node):
@@ -130,7 +100,7 @@ def merge(cluster: Parsed | None, node: Parsed | None) -> Loaded:
         for key, leaf in parsed.values.items():
             values[key] = leaf.value
             origins[key] = f"{parsed.file_name}:{leaf.line}"
-    config = _from_keys(values)
+    config: Config = _with_values(DEFAULT, values)
     if not problems:
         return Loaded(config, (), origins)
     return Loaded(None, problems, origins, config if set(origins.values()) != {"default"} else None)
@@ -143,7 +113,7 @@ def describe(loaded: Loaded) -> list[str]:
     """
     if loaded.config is None:
         return [str(problem) for problem in loaded.problems]
-    values = {key: _as_yaml(key, value) for key, value in _by_key(loaded.config).items()}
+    values = {key: _as_yaml(field, value) for key, (field, value) in _by_key(loaded.config).items()}
     key_width = max(map(len, values)) + len(":")
     # One long list must not push the origins of all others off the screen.
     value_width = min(max(map(len, values.values())), _MAX_PADDED)
@@ -153,70 +123,38 @@ def describe(loaded: Loaded) -> list[str]:
     ]
 
 
-def _by_key(config: Config) -> dict[str, Any]:
-    window, io_priority = config.window, config.io_priority
-    return {
-        "window.open": window.open,
-        "window.timezone": window.timezone,
-        "window.next_guest": window.next_guest,
-        "window.running_guest": window.running_guest,
-        "window.exempt.guests": window.exempt.guests,
-        "window.exempt.jobs": window.exempt.jobs,
-        "window.exempt.storages": window.exempt.storages,
-        "io_priority.mode": io_priority.mode,
-        "io_priority.check_every": io_priority.check_every_s,
-        "io_priority.also": io_priority.also,
-        "io_priority.compressor_nice": io_priority.compressor_nice,
-        **{key: getattr(config.freeze, field) for key, field in _FREEZE_FIELDS.items()},
-        **{key: getattr(getattr(config, section), field) for key, (section, field) in _PLAIN_FIELDS.items()},
-        "chain": config.chain,
-    }
+def _by_key(section: Any, prefix: str = "") -> dict[str, tuple[str, Any]]:
+    """Each setting's field and value by its dotted key."""
+    settings: dict[str, tuple[str, Any]] = {}
+    for field, value in section._asdict().items():
+        key = key_of(prefix, field)
+        settings |= _by_key(value, f"{key}.") if hasattr(value, "_fields") else {key: (field, value)}
+    return settings
 
 
-def _from_keys(values: Mapping[str, Any]) -> Config:
-    return Config(
-        window=WindowConfig(
-            open=values["window.open"],
-            timezone=values["window.timezone"],
-            next_guest=values["window.next_guest"],
-            running_guest=values["window.running_guest"],
-            exempt=Exempt(
-                guests=values["window.exempt.guests"],
-                jobs=values["window.exempt.jobs"],
-                storages=values["window.exempt.storages"],
-            ),
-        ),
-        io_priority=IoPriorityConfig(
-            mode=values["io_priority.mode"],
-            check_every_s=values["io_priority.check_every"],
-            also=values["io_priority.also"],
-            compressor_nice=values["io_priority.compressor_nice"],
-        ),
-        freeze=FreezeConfig(**{field: values[key] for key, field in _FREEZE_FIELDS.items()}),
-        **{
-            section: kind(**{field: values[key] for key, (of, field) in _PLAIN_FIELDS.items() if of == section})
-            for section, kind in _PLAIN_SECTIONS.items()
-        },
-        chain=values["chain"],
-    )
+def _with_values(section: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The section, each of its settings with the value that stands under its dotted key."""
+    changed = {}
+    for field, default in section._asdict().items():
+        key = key_of(prefix, field)
+        changed[field] = _with_values(default, values, f"{key}.") if hasattr(default, "_fields") else values[key]
+    return section._replace(**changed)
 
 
-def _as_yaml(key: str, value: Any) -> str:
-    if key in _TIMES:
+def _as_yaml(field: str, value: Any) -> str:
+    if field.endswith("_s"):
         return duration_text(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if key in ("freeze.rules", "governor.rules"):
-        value = [_rule_as_yaml(rule) for rule in value]
-    if key == "io_priority.also":
-        value = [also._asdict() for also in value]
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w/.+-]*", value, re.ASCII):
         return value
+    if isinstance(value, tuple):
+        value = [_entry_as_yaml(each) if hasattr(each, "_fields") else each for each in value]
     return json.dumps(value, ensure_ascii=False)  # YAML reads what JSON can say
 
 
-def _rule_as_yaml(rule: FreezeRule | GovernorRule) -> dict[str, Any]:
-    """What a rule sets; its empty lists are left out, since not every mode takes every list."""
-    entries = rule._asdict()
-    entries["except"] = entries.pop("leave_out", ())
-    return {name: value for name, value in entries.items() if value}
+def _entry_as_yaml(entry: Any) -> dict[str, Any]:
+    """A rule without its empty lists, since not every mode takes every list."""
+    values = entry._asdict()
+    values["except"] = values.pop("leave_out", ())
+    return {name: value for name, value in values.items() if value != ()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin
 from zoneinfo import ZoneInfo, available_timezones
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -16,29 +17,16 @@ from pvehook.contract.text import printable
 from pvehook.errors import WindowSpecError
 from pvehook.rules.window import parse_span
 from pvehook.settings import (
-    CHECK_EVERY_S,
-    COMPRESSOR_NICE,
-    FREEZE_MODES,
-    FREEZE_RULE_MODES,
-    FREEZE_TIMES_S,
-    GOVERNOR_MODES,
-    IO_MODES,
-    KEEP_DAYS,
-    LATENCY_FACTOR,
-    LATENCY_FLOOR_S,
-    METRICS_MODES,
-    NEXT_GUEST,
-    PACER_MODES,
-    RUNNING_GUEST,
-    SAMPLE_EVERY_S,
-    SLOW_FREEZES,
-    STEP_MIB,
-    STRETCH_AT_MOST,
-    VMIDS,
-    WINDOWS_FREEZE,
     AlsoProcess,
+    Between,
+    Config,
     FreezeRule,
+    FreezeRuleMode,
+    GovernorMode,
     GovernorRule,
+    Seconds,
+    Vmid,
+    hints_of,
 )
 
 Check = Callable[[Walk, Node, str], Any]
@@ -88,10 +76,25 @@ def _nearest(found: str, names: Iterable[str], at_most: int = 1) -> tuple[str, .
     return tuple(by_lower[match] for match in matches)
 
 
+def key_of(prefix: str, field: str) -> str:
+    """A setting's key in a file: a time carries its unit there, and not in its name."""
+    return prefix + field.removesuffix("_s")
+
+
 def duration_text(seconds: float) -> str:
     """A time as one would write it: `500ms`, `2s`."""
     ms = round(seconds * 1000)
     return f"{ms}ms" if ms % 1000 else f"{ms // 1000}s"
+
+
+def _of_hint(hint: Any) -> Check:
+    """The check of a setting that is a choice, yes or no, a time or a number."""
+    if get_origin(hint) is Literal:
+        return _choice(get_args(hint))
+    if hint is bool:
+        return _yes_or_no
+    kind, limits = get_args(hint)
+    return _duration(limits) if isinstance(limits, Seconds) else _number(kind, limits)
 
 
 def _list_of(check: Check, expected: str) -> Check:
@@ -118,26 +121,17 @@ def _choice(allowed: tuple[str, ...]) -> Check:
     return check
 
 
-def _whole(limits: tuple[int, int]) -> Check:
-    expected = f"a whole number from {limits[0]} to {limits[1]}, without quotes"
+def _number(kind: type, limits: Between) -> Check:
+    whole = kind is int
+    pattern = "0|[1-9][0-9]{0,9}" if whole else r"[0-9]{1,4}(\.[0-9]{1,4})?"
+    lowest, highest = (f"{limit:.12g}" for limit in limits)
+    expected = f"a {'whole ' if whole else ''}number from {lowest} to {highest}"
+    expected += f"{'' if whole else f', such as {lowest}'}, without quotes"
 
-    def check(walk: Walk, node: Node, key: str) -> int:
+    def check(walk: Walk, node: Node, key: str) -> Any:
         word = word_of(node)
-        number = int(word) if re.fullmatch("0|[1-9][0-9]{0,9}", word) else -1
-        if not is_plain(node) or not limits[0] <= number <= limits[1]:
-            walk.bad(node, key, expected)
-        return number
-
-    return check
-
-
-def _number(limits: tuple[float, float]) -> Check:
-    expected = f"a number from {limits[0]:g} to {limits[1]:g}, such as {limits[0]:g}, without quotes"
-
-    def check(walk: Walk, node: Node, key: str) -> float:
-        word = word_of(node)
-        number = float(word) if re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})?", word) else -1.0
-        if not is_plain(node) or not limits[0] <= number <= limits[1]:
+        number = kind(word) if re.fullmatch(pattern, word) else -1
+        if not is_plain(node) or not limits.lowest <= number <= limits.highest:
             walk.bad(node, key, expected)
         return number
 
@@ -162,7 +156,7 @@ def _text(pattern: str, expected: str) -> Check:
     return check
 
 
-def _duration(limits_s: tuple[float, float]) -> Check:
+def _duration(limits_s: Seconds) -> Check:
     units = "|".join(_UNIT_MS)
     lowest, highest = map(duration_text, limits_s)
     expected = f"a whole number with its unit ({', '.join(_UNIT_MS)}), from {lowest} to {highest}"
@@ -171,7 +165,7 @@ def _duration(limits_s: tuple[float, float]) -> Check:
         word = word_of(node)
         match = re.fullmatch(f"([0-9]{{1,9}})({units})", word)
         seconds = int(match[1]) * _UNIT_MS[match[2]] / 1000 if match else -1.0
-        if not limits_s[0] <= seconds <= limits_s[1]:
+        if not limits_s.lowest <= seconds <= limits_s.highest:
             is_bare = re.fullmatch("[1-9][0-9]?", word)
             walk.bad(node, key, expected, (f"{word}s",) if is_bare else ())
         return seconds
@@ -236,37 +230,32 @@ def _textfile(walk: Walk, node: Node, key: str) -> str | None:
     return word
 
 
-def _governor_rule(walk: Walk, node: Node, key: str) -> GovernorRule:
-    entries = entries_of(walk, node, key, (*_WHOM_CHECKS, "mode"))
-    checks = {**_WHOM_CHECKS, "mode": _choice(GOVERNOR_MODES)}
+def _entries(
+    walk: Walk, node: Node, key: str, checks: dict[str, Check], needed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The checked entries of a list's item. `needed` are those that must be there, each with what is expected."""
+    entries = entries_of(walk, node, key, tuple(checks))
     values = {name: checks[name](walk, value, f"{key}.{name}") for name, (_, value) in entries.items()}
-    _is_for_somebody(walk, node, key, values)
-    if isinstance(node, MappingNode) and "mode" not in values:
-        walk.bad(node, f"{key}.mode", " or ".join(GOVERNOR_MODES), found="nothing")
-    return GovernorRule(**values)
-
-
-def _is_for_somebody(walk: Walk, node: Node, key: str, values: dict[str, Any]) -> None:
-    if isinstance(node, MappingNode) and not any(values.get(name) for name in _WHOM_CHECKS):
+    for name, expected in needed.items():
+        if isinstance(node, MappingNode) and name not in entries:
+            walk.bad(node, f"{key}.{name}", expected, found="nothing")
+    if isinstance(node, MappingNode) and "guests" in checks and not any(values.get(name) for name in _WHOM_CHECKS):
         walk.bad(node, key, "at least one of guests, tags, names: whom the rule is for", found="no guest at all")
+    return values
+
+
+def _governor_rule(walk: Walk, node: Node, key: str) -> GovernorRule:
+    checks = {**_WHOM_CHECKS, "mode": _choice(get_args(GovernorMode))}
+    return GovernorRule(**_entries(walk, node, key, checks, {"mode": " or ".join(get_args(GovernorMode))}))
 
 
 def _also(walk: Walk, node: Node, key: str) -> AlsoProcess:
-    entries = entries_of(walk, node, key, tuple(_ALSO_CHECKS))
-    values = {"command": "", "mentions": ""}
-    for name, check in _ALSO_CHECKS.items():
-        if name in entries:
-            values[name] = check(walk, entries[name][1], f"{key}.{name}")
-        elif isinstance(node, MappingNode):
-            walk.bad(node, f"{key}.{name}", _ALSO_EXPECTED[name], found="nothing")
-    return AlsoProcess(**values)
+    return AlsoProcess(**{"command": "", "mentions": "", **_entries(walk, node, key, _ALSO_CHECKS, _ALSO_EXPECTED)})
 
 
 def _freeze_rule(walk: Walk, node: Node, key: str) -> FreezeRule:
-    entries = entries_of(walk, node, key, tuple(_RULE_CHECKS))
-    values = {name: _RULE_CHECKS[name](walk, value, f"{key}.{name}") for name, (_, value) in entries.items()}
+    values = _entries(walk, node, key, _RULE_CHECKS)
     mode = values.get("mode", "auto")
-    _is_for_somebody(walk, node, key, values)
     if mode == "mountpoints" and not values.get("mountpoints"):
         walk.bad(node, f"{key}.mountpoints", "what to freeze, since the mode is mountpoints", found="nothing")
     if mode != "mountpoints" and "mountpoints" in values:
@@ -286,14 +275,15 @@ _ID = r"[^\s,]+"
 # As guest-get-fsinfo has them, for the agent compares letter by letter: it knows / and /home, but no /home/ .
 _MOUNTPOINT = _text(r"/|/.*[^/]|[A-Za-z]:\\.*", "a path such as /home, without a slash at its end, or C:\\")
 _MOUNTPOINTS = _list_of(_MOUNTPOINT, "a list of mountpoints such as [/, /home]")
+_GUESTS = _list_of(_of_hint(Vmid), "a list of guest numbers such as [101, 102]")
 _WHOM_CHECKS: dict[str, Check] = {
-    "guests": _list_of(_whole(VMIDS), "a list of guest numbers such as [101, 102]"),
+    "guests": _GUESTS,
     "tags": _list_of(_text(r"[^\s,;]+", "a tag"), "a list of tags"),
     "names": _list_of(_text(".+", "a name, or a pattern with * and ?"), "a list of names such as [web, db-*]"),
 }
 _RULE_CHECKS: dict[str, Check] = {
     **_WHOM_CHECKS,
-    "mode": _choice(FREEZE_RULE_MODES),
+    "mode": _choice(get_args(FreezeRuleMode)),
     "mountpoints": _MOUNTPOINTS,
     "except": _MOUNTPOINTS,
 }
@@ -306,36 +296,28 @@ _ALSO_CHECKS = {
     "mentions": _text(".*", _ALSO_EXPECTED["mentions"]),
 }
 
-CHECKS: dict[str, Check] = {
+_LISTS_AND_PATHS: dict[str, Check] = {
     "window.open": _spans,
     "window.timezone": _zone,
-    "window.next_guest": _choice(NEXT_GUEST),
-    "window.running_guest": _choice(RUNNING_GUEST),
-    "window.exempt.guests": _list_of(_whole(VMIDS), "a list of guest numbers such as [101, 102]"),
+    "window.exempt.guests": _GUESTS,
     "window.exempt.jobs": _list_of(_text(_ID, "the id of a job"), "a list of job ids"),
     "window.exempt.storages": _list_of(_text(_ID, "the id of a storage"), "a list of storage ids"),
-    "io_priority.mode": _choice(IO_MODES),
-    "io_priority.check_every": _duration(CHECK_EVERY_S),
     "io_priority.also": _list_of(_also, "a list of entries with command and mentions"),
-    "io_priority.compressor_nice": _whole(COMPRESSOR_NICE),
-    "freeze.mode": _choice(FREEZE_MODES),
-    "freeze.windows": _choice(WINDOWS_FREEZE),
-    "freeze.pre_flush": _yes_or_no,
-    "freeze.slow_freezes": _whole(SLOW_FREEZES),
     "freeze.rules": _list_of(_freeze_rule, "a list of rules, each with guests, tags or names"),
-    **{f"freeze.{name.removesuffix('_s')}": _duration(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
-    "metrics.mode": _choice(METRICS_MODES),
-    "metrics.sample_every": _duration(SAMPLE_EVERY_S),
-    "metrics.guest_kernel_log": _yes_or_no,
-    "metrics.keep_days": _whole(KEEP_DAYS),
     "metrics.textfile": _textfile,
-    "governor.mode": _choice(GOVERNOR_MODES),
-    "governor.latency_floor": _duration(LATENCY_FLOOR_S),
-    "governor.latency_factor": _number(LATENCY_FACTOR),
-    "governor.stretch_at_most": _number(STRETCH_AT_MOST),
     "governor.rules": _list_of(_governor_rule, "a list of rules, each with mode and guests, tags or names"),
-    "pacer.mode": _choice(PACER_MODES),
-    "pacer.step_mib": _whole(STEP_MIB),
     "chain": _chain,
 }
+
+
+def _checks_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Check]]:
+    for field, hint in hints_of(kind).items():
+        key = key_of(prefix, field)
+        if hasattr(hint, "_fields"):
+            yield from _checks_of(hint, f"{key}.")
+        else:
+            yield key, _LISTS_AND_PATHS.get(key) or _of_hint(hint)
+
+
+CHECKS: dict[str, Check] = dict(_checks_of(Config))
 """Every key that there is, by its dotted path."""

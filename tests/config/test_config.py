@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,11 +14,6 @@ from hypothesis import strategies as st
 from pvehook.config import Loaded, Parsed, describe, merge, nodes, parse
 from pvehook.settings import (
     DEFAULT,
-    FREEZE_TIMES_S,
-    KEEP_DAYS,
-    LATENCY_FLOOR_S,
-    SAMPLE_EVERY_S,
-    STEP_MIB,
     AlsoProcess,
     Config,
     Exempt,
@@ -31,6 +26,7 @@ from pvehook.settings import (
     PacerConfig,
     WindowConfig,
     from_json,
+    hints_of,
     to_json,
 )
 
@@ -677,25 +673,25 @@ CONFIGS = st.builds(
         pre_flush=st.booleans(),
         slow_freezes=st.integers(1, 100),
         rules=st.lists(st.one_of(FREEZE_RULES), max_size=3).map(tuple),
-        **{name: times(limits_s) for name, limits_s in FREEZE_TIMES_S.items()},
+        **{name: times(get_args(hint)[1]) for name, hint in hints_of(FreezeConfig).items() if name.endswith("_s")},
     ),
     metrics=st.builds(
         MetricsConfig,
         mode=st.sampled_from(["on", "off"]),
-        sample_every_s=times(SAMPLE_EVERY_S),
+        sample_every_s=times((0.2, 10.0)),
         guest_kernel_log=st.booleans(),
-        keep_days=st.integers(*KEEP_DAYS),
+        keep_days=st.integers(1, 3650),
         textfile=st.sampled_from([None, "/srv/a b.prom"]),
     ),
     governor=st.builds(
         GovernorConfig,
         mode=st.sampled_from(["on", "observe", "off"]),
-        latency_floor_s=times(LATENCY_FLOOR_S),
+        latency_floor_s=times((0.001, 1.0)),
         latency_factor=st.integers(15, 200).map(lambda tenths: tenths / 10),
         stretch_at_most=st.integers(11, 200).map(lambda tenths: tenths / 10),
         rules=st.lists(st.builds(GovernorRule, **WHOM, mode=st.sampled_from(["on", "observe", "off"]))).map(tuple),
     ),
-    pacer=st.builds(PacerConfig, mode=st.sampled_from(["auto", "on", "off"]), step_mib=st.integers(*STEP_MIB)),
+    pacer=st.builds(PacerConfig, mode=st.sampled_from(["auto", "on", "off"]), step_mib=st.integers(1, 64)),
     chain=st.one_of(st.none(), TEXTS.map(lambda text: "/" + text)),
 )
 
