@@ -22,6 +22,8 @@ class NodeUnderTest(RehearsalNode):
     def __init__(self, root: Path) -> None:
         super().__init__(str(root), {"/etc/pvehook.yaml": ALWAYS})
         self.root = root
+        self.vm_job = ""
+        """See `Run.vm_job`."""
 
     def configure(self, text: str) -> None:
         self.write("/etc/pvehook.yaml", text)
@@ -50,4 +52,5 @@ class NodeUnderTest(RehearsalNode):
             ionice=8,
             pauses=pauses,
             upid_id=upid_id,
+            vm_job=self.vm_job,
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pvehook.rehearsal.vzdump.player import Player, play
 from tests.freeze.test_freeze import VM_CONFIG, WEB, commands, running_vm
 from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.vm_jobs import PROVIDER
 
 FROZEN_AT_MOST_MS = 2000
 """Far less than the 10 s after which a guest is thawed without its backup having been seen."""
@@ -15,7 +16,7 @@ FROZEN_AT_MOST_MS = 2000
 
 def test_a_guest_of_a_backup_provider_is_thawed_when_its_backup_begins(node: NodeUnderTest) -> None:
     with running_vm(node) as guest:
-        assert play(replace(node.run(replace(WEB, archive_s=0.5)), to_provider=True)).exit_code == 0
+        assert play(replace(node.run(replace(WEB, archive_s=0.5)), vm_job=PROVIDER)).exit_code == 0
         done = node.wait_for_event("freeze-done", vmid="101")
         assert [each.command for each in guest.heard if each.command.startswith("backup-access")] == [
             "backup-access-setup",

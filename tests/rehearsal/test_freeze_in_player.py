@@ -20,6 +20,7 @@ from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest, Run
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
+from tests.vm_jobs import STOCK
 
 VM = Guest(101, name="web", agent=True)
 SHORT_S = 0.2
@@ -339,7 +340,7 @@ def block_jobs(real: QemuGuest) -> list[tuple[str, str]]:
 @pytest.mark.rig
 def test_a_real_guest_is_frozen_while_its_block_jobs_start(real: QemuGuest, make_run: MakeRun) -> None:
     real.run("echo before >/data/file")
-    with Player(make_run(root=real.root, pauses=("before backup 101", "archive 101"))) as player:
+    with Player(make_run(root=real.root, vm_job=STOCK, pauses=("before backup 101", "archive 101"))) as player:
         player.wait_for("before backup 101")
         real.run("(echo after >/data/file; echo done >/tmp/written) & echo $! >/tmp/writer")
         real.run("until grep -q '^State:.*D' /proc/$(cat /tmp/writer)/status; do usleep 1000; done")
@@ -361,13 +362,13 @@ def test_a_real_guest_is_frozen_while_its_block_jobs_start(real: QemuGuest, make
 
 @pytest.mark.rig
 def test_without_a_freeze_the_copy_of_a_real_guest_needs_its_journal(real: QemuGuest, make_run: MakeRun) -> None:
-    assert play(make_run(Guest(101), root=real.root)).exit_code == 0
+    assert play(make_run(Guest(101), root=real.root, vm_job=STOCK)).exit_code == 0
     assert "needs_recovery" in _debugfs(f"{real.root}/var/lib/vz/dump/vzdump-qemu-101.drive-scsi0.raw", "features")
 
 
 @pytest.mark.rig
 def test_stop_cancels_the_block_jobs_of_a_real_guest(real: QemuGuest, make_run: MakeRun) -> None:
-    with Player(make_run(root=real.root, pauses=("archive 101",))) as player:
+    with Player(make_run(root=real.root, vm_job=STOCK, pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
         player.send_signal(signal.SIGTERM)
         assert player.finish().exit_code == 255
@@ -377,12 +378,12 @@ def test_stop_cancels_the_block_jobs_of_a_real_guest(real: QemuGuest, make_run: 
 
 @pytest.mark.rig
 def test_the_night_after_a_killed_worker_is_a_night_like_any_other(real: QemuGuest, make_run: MakeRun) -> None:
-    with Player(make_run(root=real.root, pauses=("archive 101",))) as player:
+    with Player(make_run(root=real.root, vm_job=STOCK, pauses=("archive 101",))) as player:
         player.wait_for("archive 101")
         player.send_signal(signal.SIGKILL)
         player.finish()
     assert len(block_jobs(real)) == 2  # on a node they go on too
-    played = play(make_run(root=real.root))
+    played = play(make_run(root=real.root, vm_job=STOCK))
     assert played.exit_code == 0
     assert names(played) == FROZE_BY_ITSELF
 
@@ -390,7 +391,7 @@ def test_the_night_after_a_killed_worker_is_a_night_like_any_other(real: QemuGue
 @pytest.mark.rig
 def test_a_real_guests_agent_that_is_held_is_backed_up_without_a_freeze(real: QemuGuest, make_run: MakeRun) -> None:
     with open_agent(real.qga, Deadline.after(LONG_S)):
-        played = play(make_run(root=real.root, ping_patience_s=SHORT_S))
+        played = play(make_run(root=real.root, vm_job=STOCK, ping_patience_s=SHORT_S))
     assert played.exit_code == 0
     assert NOT_RUNNING in played.task_log
 

@@ -17,9 +17,9 @@ from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
 from pvehook.rehearsal.vm import fake_vm_process
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
-from pvehook.rehearsal.vzdump import monitor
 from pvehook.rehearsal.vzdump.kernel_ioprio import all_idle, io_priorities
 from pvehook.rehearsal.vzdump.player import Player, play
+from pvehook.rehearsal.vzdump.qmp_client import ask_monitor
 from pvehook.rehearsal.vzdump.run import Guest, Run
 
 VM = Guest(101, name="web")
@@ -309,7 +309,7 @@ def test_a_cancelled_backup_job_fails_its_guest_only(make_run: MakeRun, tmp_path
     sockets.mkdir(parents=True)
     with SimulatedGuest(str(sockets), 101), Player(run) as player:
         player.wait_for("archive 101")
-        monitor.ask(Node(str(tmp_path)), 101, "backup-cancel")
+        ask_monitor(Node(str(tmp_path)), 101, "backup-cancel")
         played = player.finish()
     assert any(line.startswith("ERROR: Backup of VM 101 failed - backup cancel") for line in played.task_log)
     assert phases(played, 101)[-2:] == ["backup-abort", "log-end"]

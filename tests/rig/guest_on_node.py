@@ -22,6 +22,7 @@ from pvehook.guest.sockets import Connection, connect, parse_document
 from pvehook.rehearsal.vzdump.run import Guest
 from tests.node_under_test import NodeUnderTest
 from tests.rig.qemu_guest import QemuGuest
+from tests.vm_jobs import STOCK
 
 WEB = Guest(101, name="web", agent=True)
 DISKS = ("/data", "/srv")
@@ -41,6 +42,7 @@ _ROUNDS = 20
 def put_on_node(vm: QemuGuest, node: NodeUnderTest) -> None:
     """From now on `vm` is VM 101 of `node`, which has no other."""
     sockets = node.root / "var/run/qemu-server"
+    node.vm_job = STOCK
     sockets.rmdir()
     sockets.symlink_to(Path(vm.root, "run/qemu-server"))
     (node.root / "etc/pve/qemu-server/101.conf").write_text(CONFIG)

@@ -22,6 +22,7 @@ import psutil
 
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest, Run
+from tests.vm_jobs import STOCK
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 UNIT = "pvehook.service"
@@ -31,7 +32,7 @@ LOOK_EVERY_S = 0.02
 
 def main() -> None:
     dumpdir, *kill = sys.argv[1:]
-    run = Run((Guest(101, name="web", agent=True),), hook=HOOK, root="/", dumpdir=dumpdir, ionice=8)
+    run = Run((Guest(101, name="web", agent=True),), hook=HOOK, root="/", dumpdir=dumpdir, ionice=8, vm_job=STOCK)
     with Player(run) as player:
         if kill:
             strike(kill[0], player.pid)

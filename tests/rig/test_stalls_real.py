@@ -19,18 +19,15 @@ from pvehook.contract.measured import value_of
 from pvehook.records.history import last_records, reading
 from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal.vzdump.player import Player
-from pvehook.rehearsal.vzdump.vm_job import SLOW_TARGET
 from pvehook.rules.stalls import HypervisorView
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.rig.guest_on_node import WEB, Span, ask, put_on_node
 from tests.rig.qemu_guest import Aio, CannotStart, QemuGuest, qemu_guest
+from tests.vm_jobs import SLOW_TARGET, STOCK_ONE_WORKER, STOCK_SLOW_TARGET
 
 pytestmark = pytest.mark.rig
 
 LOOKS = ALWAYS + "governor: {mode: off}\nfreeze: {mode: off}\n"
-SLOW_WRITES_PER_S = 1
-"""Of the target, and the background copy with its one worker has always one waiting: a guest's write takes 2 s."""
-
 WRITES = 14
 
 _WRITER = (
@@ -57,18 +54,19 @@ def writes(vm: QemuGuest) -> list[Span]:
     return [Span(*map(float, line.split())) for line in lines]
 
 
-def night(vm: QemuGuest, node: NodeUnderTest, target_writes_per_s: int) -> tuple[StallRecord, list[Span]]:
+def night(vm: QemuGuest, node: NodeUnderTest, is_target_slow: bool) -> tuple[StallRecord, list[Span]]:
     """The record of a backup, and the writes that began while the daemon looked."""
-    run = replace(node.run(WEB, pauses=("archive 101",)), target_writes_per_s=target_writes_per_s, max_workers=1)
+    vm_job = STOCK_SLOW_TARGET if is_target_slow else STOCK_ONE_WORKER
+    run = replace(node.run(WEB, pauses=("archive 101",)), vm_job=vm_job)
     with writing(vm):
         with Player(run) as player:
             player.wait_for("archive 101")
-            if target_writes_per_s:
+            if is_target_slow:
                 ask(vm.events, "block-job-set-speed", device="drive-scsi0", speed=0)
             before = len(writes(vm))
             while len(writes(vm)) < before + WRITES:
                 vm.run("usleep 100000")
-            if target_writes_per_s:
+            if is_target_slow:
                 path = f"/objects/{SLOW_TARGET}"
                 ask(vm.events, "qom-set", path=path, property="limits", value={"iops-write": 0})
             player.go_on()
@@ -107,7 +105,7 @@ def looking(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:
 def test_stalls_on_a_slow_target_are_what_a_writer_inside_measured(
     vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record, inside = night(vm, looking, SLOW_WRITES_PER_S)
+    record, inside = night(vm, looking, is_target_slow=True)
     view = record.hypervisor
     assert isinstance(view, HypervisorView)
     stalled_inside_s = sum(each.lasted_s for each in inside if each.lasted_s > 1)
@@ -125,7 +123,7 @@ def test_stalls_on_a_slow_target_are_what_a_writer_inside_measured(
 def test_without_a_slow_target_hardly_anything_is_seen(
     vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record, inside = night(vm, looking, 0)
+    record, inside = night(vm, looking, is_target_slow=False)
     view = record.hypervisor
     assert isinstance(view, HypervisorView)
     with capsys.disabled():

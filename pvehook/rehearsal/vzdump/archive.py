@@ -11,10 +11,10 @@ import time
 from itertools import count
 
 from pvehook.rehearsal.vm import fake_vm_process
-from pvehook.rehearsal.vzdump import monitor
 from pvehook.rehearsal.vzdump.commands import CommandError, InterruptError
 from pvehook.rehearsal.vzdump.native_freeze import NativeFreeze
 from pvehook.rehearsal.vzdump.pipeline import Pipeline
+from pvehook.rehearsal.vzdump.qmp_client import ask_monitor, has_monitor
 from pvehook.rehearsal.vzdump.session import Session, Task
 from pvehook.rehearsal.vzdump.vm_job import VmJob, vm_job
 
@@ -95,9 +95,9 @@ class Archive:
 
     def _prepared_job(self) -> VmJob | None:
         """None for a container, and for a VM that has no monitor in this play."""
-        if not self._is_vm or not monitor.is_there(self._node, self._guest.vmid):
+        if not self._is_vm or not has_monitor(self._node, self._guest.vmid):
             return None
-        job = vm_job(self._session.run, self._guest.vmid, self._guest.archive_s)
+        job = vm_job(self._session.run, self._guest)
         job.prepare()
         return job
 
@@ -119,7 +119,7 @@ class Archive:
                     job_runs = job.runs()
                 if not (held or job_runs or time.monotonic() < ends_s):
                     return
-                if self._session.wait(_STEP_S, for_word=held):
+                if self._session.wait(_STEP_S, self._session.player.words.fileno() if held else None):
                     self._session.take_word()
                     held = False
                     if job is not None:
@@ -163,12 +163,8 @@ class Archive:
             self._session.log("ERROR:", error, self._task)
 
     def _monitor(self, command: str) -> None:
-        if self._guest.state != "running" or not monitor.is_there(self._node, self._guest.vmid):
-            return
-        try:
-            monitor.ask(self._node, self._guest.vmid, command)
-        except monitor.MonitorError as error:
-            raise CommandError(str(error)) from error
+        if self._guest.state == "running" and has_monitor(self._node, self._guest.vmid):
+            ask_monitor(self._node, self._guest.vmid, command)
 
     def _log(self, message: str) -> None:
         self._session.log("INFO:", message, self._task)

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import time
 
-from pvehook.rehearsal.vzdump import agent_client
-from pvehook.rehearsal.vzdump.agent_client import AgentError, Answer, TimeUpError
+from pvehook.rehearsal.vzdump.qmp_client import AgentError, Answer, TimeUpError, ask_agent
 from pvehook.rehearsal.vzdump.session import Session, Task
 
 _STATUS_PATIENCE_S = 5.0
@@ -136,7 +135,7 @@ class NativeFreeze:
         raise AgentError(f"{failed}timeout after {patience_s * (_STATUS_POLLS + 1) / 60:g} minutes")
 
     def _ask(self, command: str, patience_s: float) -> Answer:
-        return agent_client.ask(self._session.node, self._guest.vmid, command, patience_s, self._session.signals)
+        return ask_agent(self._session, self._guest.vmid, command, patience_s)
 
     def _send(self, event: str, **fields: str) -> None:
         self._session.player.send(event, vmid=self._guest.vmid, at_s=time.monotonic(), **fields)

@@ -53,8 +53,6 @@ class Run:
     """"" is a run with `--dumpdir`: STOREID is then absent, and DUMPDIR is known from job-init on."""
     dumpdir: str = "/var/lib/vz/dump"
     to_pbs: bool = False
-    to_provider: bool = False
-    """A storage plugin that reads the disks itself (PVE 8.4 and later): QEMU runs no backup job."""
     ionice: int = 7
     """As in vzdump.conf: 0..7 best effort, 8 idle."""
     compress: Literal["", "zstd"] = ""
@@ -73,10 +71,8 @@ class Run:
     """A standing clock for names and log lines, epoch seconds; None: see `clock_file`."""
     clock_file: str = ""
     """A file with one number, seconds to add to the real clock; read anew each time. "": none."""
-    max_workers: int = 16
-    """`performance: max-workers`, for a stock QEMU's backup; 16 is PVE's own default."""
-    target_writes_per_s: int = 0
-    """How many writes a second a stock QEMU's backup target takes: a busy NAS, say. 0: as many as it can."""
+    vm_job: str = ""
+    """MODULE:CLASS of a VM's backup job, which is a VmJob; "": Proxmox's `backup`."""
     pauses: tuple[str, ...] = ()
     """Where the worker waits for a word: `before PHASE [VMID]`, `after PHASE [VMID]`, and in a guest's archive step:
 

@@ -133,15 +133,15 @@ class Session:
         if not self.player.words.readline():
             raise SystemExit(DIED)
 
-    def wait(self, seconds: float, for_word: bool = False) -> bool:
-        """Wait as PVE polls; True when the player's word has come. Raises InterruptError on a signal."""
+    def wait(self, seconds: float, descriptor: int | None = None) -> bool:
+        """Wait as PVE polls; True when `descriptor` can be read. Raises InterruptError on a signal."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.signals, selectors.EVENT_READ)
-            if for_word:
-                selector.register(self.player.words, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(seconds)]
+            if descriptor is not None:
+                selector.register(descriptor, selectors.EVENT_READ)
+            ready = [key.fd for key, _ in selector.select(max(0.0, seconds))]
         self.signals.check()
-        return self.player.words in ready
+        return descriptor in ready
 
     def now_s(self) -> float:
         return self.run.at_s if self.run.at_s is not None else self._clock.now_s()
