@@ -15,8 +15,6 @@ from pvehook.cli import allow, config, governor, guest, rehearse, report, serve,
 from pvehook.cli.arguments import UsageError
 from pvehook.errors import ConfigError, NodeError
 
-EXIT_ERROR = 2
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code."""
@@ -25,28 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except (ConfigError, NodeError, UsageError) as error:
-        print(f"pvehook: {error}", file=sys.stderr)
-        return EXIT_ERROR
     except BrokenPipeError:
         # `pvehook ... | head` is no error; keep Python from complaining when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # say, a file that only root may read: no code but 2 may mean an error
+    except (ConfigError, NodeError, UsageError, OSError) as error:
         print(f"pvehook: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return 2  # in all commands this, and nothing else, means an error
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--config", metavar="FILE", help="use this file instead of /etc/pve/pvehook.yaml and /etc/pvehook.yaml"
-    )
-    common.add_argument("--root", default="/", help="directory tree to use as the node (default: /)")
     words = argparse.ArgumentParser(prog="pvehook", description="Keeps Proxmox VE backups from freezing their guests.")
     words.add_argument("--version", action="version", version=f"pvehook {__version__}")
     commands = words.add_subparsers(required=True, metavar="COMMAND")
     for command in (serve, window, allow, config, guest, report, governor, thaw, rehearse):
-        command.add(commands, common)
+        command.add(commands)
     return words

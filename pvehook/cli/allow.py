@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import pwd
 import secrets
 from datetime import datetime
 
-from pvehook.cli.arguments import Commands, UsageError, duration_s, stamp, vmid
+from pvehook.cli.arguments import Arguments, Commands, UsageError, add_command, add_vmids, duration_s, stamp
 from pvehook.contract.text import printable
 from pvehook.host.clock import SystemClock, at, local_zone
 from pvehook.host.node import Node
+from pvehook.rescue import allowances
 from pvehook.rules.admission import Allowance
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
-    allow = commands.add_parser("allow", parents=[common], help="let backups run outside of the window for a while")
-    allow.add_argument(
-        "--vmid", type=vmid, action="append", default=[], metavar="N", help="only this guest (can be repeated)"
-    )
+def add(commands: Commands) -> None:
+    allow = add_command(commands, "allow", _allow, "let backups run outside of the window for a while")
+    add_vmids(allow)
     allow.add_argument("--for", dest="for_s", type=duration_s, metavar="TIME", help="for how long, such as 2h or 90m")
     allow.add_argument("--reason", metavar="TEXT", help="why; it is written to the journal")
     allow.add_argument("--list", action="store_true", help="show the exceptions in force")
     allow.add_argument("--revoke", metavar="ID", help="end an exception early (`all` ends every one)")
-    allow.set_defaults(run=_allow)
 
 
-def _allow(arguments: argparse.Namespace) -> int:
+def _allow(arguments: Arguments) -> int:
     from pvehook.records.journal import journal_log
-    from pvehook.rescue import allowances
 
-    node = Node(arguments.root)
-    log = journal_log(node.journal_socket)
+    node: Node = arguments.node
     now = at(SystemClock(), local_zone(node))
     allowances.drop_expired(node, now.timestamp())
     if arguments.list:
-        found = allowances.in_force(node, now.timestamp())
-        for each in found:
-            print(allowance_text(each, now))
-        if not found:
-            print("no exceptions; the window alone decides")
+        found = [allowance_text(each, now) for each in allowances.in_force(node, now.timestamp())]
+        print("\n".join(found) or "no exceptions; the window alone decides")
         return 0
     if arguments.revoke:
         return _revoke(node, arguments.revoke, now)
     if arguments.for_s is None or not (arguments.reason or "").strip():
-        raise UsageError(
-            "an exception needs --for TIME and --reason TEXT, such as: "
-            'pvehook allow --vmid 101 --for 2h --reason "restore test"'
-        )
+        example = 'pvehook allow --vmid 101 --for 2h --reason "restore test"'
+        raise UsageError(f"an exception needs --for TIME and --reason TEXT, such as: {example}")
     if arguments.for_s > allowances.LONGEST_S:
-        raise UsageError(
-            f"--for {arguments.for_s / 3600:.0f}h is longer than {allowances.LONGEST_S / 3600:.0f}h; "
-            "what is meant to last belongs into window: in /etc/pvehook.yaml"
-        )
+        too_long = f"--for {arguments.for_s / 3600:.0f}h is longer than {allowances.LONGEST_S / 3600:.0f}h"
+        raise UsageError(f"{too_long}; what is meant to last belongs into window: in /etc/pvehook.yaml")
     allowance = Allowance(
         id=secrets.token_hex(3),
         vmids=tuple(sorted(set(arguments.vmid))),
@@ -66,7 +54,7 @@ def _allow(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"the exception could not be written ({error}); this needs root") from None
     text = allowance_text(allowance, now)
-    log.warning(
+    journal_log(node.journal_socket).warning(
         "allowance-made",
         message=f"exception {text}",
         allowance=allowance.id,
@@ -82,7 +70,6 @@ def _allow(arguments: argparse.Namespace) -> int:
 
 def _revoke(node: Node, identifier: str, now: datetime) -> int:
     from pvehook.records.journal import journal_log
-    from pvehook.rescue import allowances
 
     found = allowances.in_force(node, now.timestamp())
     chosen = [each for each in found if identifier in ("all", each.id)]
@@ -108,10 +95,7 @@ def allowance_text(each: Allowance, now: datetime) -> str:
 
 def _who() -> str:
     """Who runs the command: behind sudo the person, else the user."""
-    name = os.environ.get("SUDO_USER")
-    if name:
-        return name
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return f"uid {os.getuid()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,40 +15,58 @@ from pvehook.host.node import Node
 if TYPE_CHECKING:
     from pvehook.config.in_force import InForce
 
+Arguments: TypeAlias = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-YEARS = (1970, 9000)
-"""Bounds of a time argument; far enough from the ends of Python's calendar to look ahead in any zone."""
+COMMON = argparse.ArgumentParser(add_help=False)
+"""What every command takes."""
+COMMON.add_argument(
+    "--config", metavar="FILE", help="use this file instead of /etc/pve/pvehook.yaml and /etc/pvehook.yaml"
+)
+COMMON.add_argument(
+    "--root", dest="node", type=Node, default="/", metavar="ROOT", help="directory tree to use as the node (default: /)"
+)
 
 
 class UsageError(Exception):
     """A command line that is well formed but cannot be done; the text says why."""
 
 
-def positive(text: str) -> int:
-    """A number of things. Raises argparse.ArgumentTypeError."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of guests; expected 1 or more")
+def add_command(
+    commands: Commands, name: str, run: Callable[[Arguments], int], purpose: str
+) -> argparse.ArgumentParser:
+    """A command that does its work in `run`, which returns the exit code."""
+    command = commands.add_parser(name, parents=[COMMON], help=purpose)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_vmids(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--vmid", type=vmid, action="append", default=[], metavar="N", help="only this guest (can be repeated)"
+    )
+
+
+def number(text: str, least: int = 1, most: int = 1_000_000, what: str = "number of guests; expected 1 or more") -> int:
+    """Raises argparse.ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}")
     return int(text)
 
 
 def duration_s(text: str) -> float:
     """`90s`, `30m`, `2h`, `1d` in seconds. Raises argparse.ArgumentTypeError."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    number, unit = text[:-1], text[-1:]
-    is_number = number.isascii() and number.isdigit() and len(number) <= 9
-    if unit not in units or not is_number or int(number) == 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a duration; expected a number with a unit such as 90s, 30m, 2h"
-        )
-    return float(int(number) * units[unit])
+    amount, unit = text[:-1], text[-1:]
+    if unit not in units or not (amount.isascii() and amount.isdigit() and len(amount) <= 9 and int(amount)):
+        expected = "a number with a unit such as 90s, 30m, 2h"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; expected {expected}")
+    return float(int(amount) * units[unit])
 
 
 def vmid(text: str) -> int:
     """A guest's number. Raises argparse.ArgumentTypeError."""
-    if not (text.isascii() and text.isdigit() and 100 <= int(text) <= 999_999_999):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a VMID; expected a number from 100 to 999999999")
-    return int(text)
+    return number(text, 100, 999_999_999, "VMID; expected a number from 100 to 999999999")
 
 
 def instant(text: str | None, in_force: InForce) -> datetime:
@@ -57,29 +76,26 @@ def instant(text: str | None, in_force: InForce) -> datetime:
         return at(SystemClock(), zone)
     try:
         asked = datetime.fromisoformat(text)
-        if not YEARS[0] <= asked.year <= YEARS[1]:
+        if not 1970 <= asked.year <= 9000:  # to look ahead in any zone, Python's calendar must not end there
             raise ValueError
     except ValueError:
-        raise UsageError(
-            f"{text!r} is not a time; expected something like 2026-03-29T02:30 or 2026-03-29T02:30+01:00"
-        ) from None
+        expected = "something like 2026-03-29T02:30 or 2026-03-29T02:30+01:00"
+        raise UsageError(f"{text!r} is not a time; expected {expected}") from None
     if asked.tzinfo is not None:
         return asked.astimezone(zone)
     real = asked.replace(tzinfo=zone).astimezone(UTC).astimezone(zone)
     if real.replace(tzinfo=None) != asked:
-        print(
-            f"pvehook: {text} does not exist on that day, the clocks are set forward; taken as {stamp(real)}",
-            file=sys.stderr,
-        )
+        said = f"{text} does not exist on that day, the clocks are set forward; taken as {stamp(real)}"
+        print(f"pvehook: {said}", file=sys.stderr)
     return real
 
 
-def configuration_in_force(arguments: argparse.Namespace) -> InForce:
+def configuration_in_force(arguments: Arguments) -> InForce:
     """The configuration by which the node acts now. Problems with the files are printed to stderr."""
     from pvehook.config.in_force import Configuration
     from pvehook.host.timely_files import TimelyReader
 
-    in_force = Configuration(Node(arguments.root), TimelyReader(), arguments.config, remembers=False).now()
+    in_force = Configuration(arguments.node, TimelyReader(), arguments.config, remembers=False).now()
     if in_force.problems and arguments.config is not None:
         raise ConfigError("\n".join(in_force.problems))
     for problem in in_force.problems:

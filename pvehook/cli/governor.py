@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from pvehook.cli.arguments import Commands, configuration_in_force
-from pvehook.host.node import Node
+from pvehook.cli.arguments import Arguments, Commands, add_command, configuration_in_force
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
+def add(commands: Commands) -> None:
     governor = commands.add_parser("governor", help="the governor of the backups that run now")
-    governor_commands = governor.add_subparsers(required=True, metavar="status")
-    status = governor_commands.add_parser(
-        "status", parents=[common], help="how fast each backup may run, and whether the governor throttles it"
-    )
+    purpose = "how fast each backup may run, and whether the governor throttles it"
+    status = add_command(governor.add_subparsers(required=True, metavar="status"), "status", _governor_status, purpose)
     status.add_argument("--json", action="store_true")
-    status.set_defaults(run=_governor_status)
 
 
-def _governor_status(arguments: argparse.Namespace) -> int:
+def _governor_status(arguments: Arguments) -> int:
     from pvehook.throttle.governor_status import running_backups
 
-    in_force = configuration_in_force(arguments)
-    backups = running_backups(Node(arguments.root), in_force.config.governor)
+    config = configuration_in_force(arguments).config.governor
+    backups = running_backups(arguments.node, config)
     if arguments.json:
         print(json.dumps([backup._asdict() for backup in backups]))
         return 0
-    print(f"governor: {in_force.config.governor.mode}")
-    for backup in backups:
-        print(backup.text)
-    if not backups:
-        print("pvehook knows of no running backup")
+    running = [backup.text for backup in backups] or ["pvehook knows of no running backup"]
+    print(f"governor: {config.mode}", *running, sep="\n")
     return 0

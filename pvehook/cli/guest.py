@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 
-from pvehook.cli.arguments import Commands, UsageError, configuration_in_force, vmid
+from pvehook.cli.arguments import Arguments, Commands, UsageError, add_command, configuration_in_force, vmid
 from pvehook.host.clock import SystemClock
-from pvehook.host.node import Node
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
+def add(commands: Commands) -> None:
     guest = commands.add_parser("guest", help="examine one running guest")
     guest.add_argument("vmid", type=vmid, metavar="VMID")
-    guest_commands = guest.add_subparsers(required=True, metavar="freeze-check")
-    freeze_check = guest_commands.add_parser(
-        "freeze-check",
-        parents=[common],
-        help="facts, verdict and reasons, without a freeze; exit 0 if it would be frozen",
-    )
+    purpose = "facts, verdict and reasons, without a freeze; exit 0 if it would be frozen"
+    checks = guest.add_subparsers(required=True, metavar="freeze-check")
+    freeze_check = add_command(checks, "freeze-check", _freeze_check, purpose)
     freeze_check.add_argument("--json", action="store_true")
     freeze_check.add_argument(
         "--forget", action="store_true", help="first forget slow and hung freezes, once their cause is fixed"
     )
-    freeze_check.set_defaults(run=_freeze_check)
 
 
-def _freeze_check(arguments: argparse.Namespace) -> int:
+def _freeze_check(arguments: Arguments) -> int:
     from pvehook.freeze.facts import CONFIG_S, gather, qmp_path
     from pvehook.freeze.history import forget_freezes
     from pvehook.host.timely_files import TimelyReader
@@ -36,8 +30,7 @@ def _freeze_check(arguments: argparse.Namespace) -> int:
     from pvehook.rules.freeze_policy import policy_for
     from pvehook.rules.freeze_safety import decide
 
-    node = Node(arguments.root)
-    in_force = configuration_in_force(arguments)
+    node, in_force = arguments.node, configuration_in_force(arguments)
     if arguments.forget:
         forgotten = forget_freezes(node, arguments.vmid)
         print("history: forgotten" if forgotten else "history: there was none", file=sys.stderr)

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from pvehook.cli.arguments import Commands, configuration_in_force, instant, vmid
-from pvehook.host.node import Node
+from pvehook.cli.arguments import Arguments, Commands, add_command, add_vmids, configuration_in_force, instant
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
-    rehearse = commands.add_parser(
-        "rehearse", parents=[common], help="preview tonight's run, without starting a backup"
-    )
+def add(commands: Commands) -> None:
+    rehearse = add_command(commands, "rehearse", _rehearse, "preview tonight's run, without starting a backup")
     rehearse.add_argument("--at", metavar="ISO-TIME", help="preview a run that begins then")
-    rehearse.add_argument(
-        "--vmid", type=vmid, action="append", default=[], metavar="N", help="only this guest (can be repeated)"
-    )
+    add_vmids(rehearse)
     rehearse.add_argument("--json", action="store_true")
     rehearse.add_argument(
         "--simulated", action="store_true", help="play a run with simulated guests; works on any Linux"
     )
-    rehearse.set_defaults(run=_rehearse)
 
 
-def _rehearse(arguments: argparse.Namespace) -> int:
+def _rehearse(arguments: Arguments) -> int:
     if arguments.simulated:
         from pvehook.rehearsal.demo import simulated_night
 
@@ -34,5 +27,5 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     in_force = configuration_in_force(arguments)
     when = instant(arguments.at, in_force) if arguments.at else None
     return rehearse_tonight(
-        Node(arguments.root), in_force, when, tuple(arguments.vmid), as_json=arguments.json, out=sys.stdout
+        arguments.node, in_force, when, tuple(arguments.vmid), as_json=arguments.json, out=sys.stdout
     )

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-
-from pvehook.cli.arguments import Commands, duration_s
+from pvehook.cli.arguments import Arguments, Commands, add_command, duration_s
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
-    serve = commands.add_parser("serve", parents=[common], help="answer vzdump's hook (systemd starts this)")
+def add(commands: Commands) -> None:
+    serve = add_command(commands, "serve", _serve, "answer vzdump's hook (systemd starts this)")
     serve.add_argument(
         "--idle-exit", type=duration_s, metavar="TIME", help="exit after this long without a run (default 60s)"
     )
     serve.add_argument("--clock", metavar="FILE", help="rehearsals only: add the seconds in FILE to the clock")
     serve.add_argument("--halt-at", metavar="STEP", help="rehearsals only: stop at this step of a freeze")
-    serve.set_defaults(run=_serve)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: Arguments) -> int:
     from pvehook.daemon.serve import IDLE_EXIT_S, serve
 
     return serve(
-        arguments.root,
+        arguments.node.root,
         idle_exit_s=arguments.idle_exit or IDLE_EXIT_S,
         clock_file=arguments.clock,
         config_file=arguments.config,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from pvehook.cli.arguments import Commands, UsageError, vmid
-from pvehook.host.node import Node
+from pvehook.cli.arguments import Arguments, Commands, UsageError, add_command, vmid
 
 
-def add(commands: Commands, common: argparse.ArgumentParser) -> None:
-    thaw = commands.add_parser(
-        "thaw", parents=[common], help="thaw guests that pvehook froze; exit 0 when they are thawed"
-    )
+def add(commands: Commands) -> None:
+    thaw = add_command(commands, "thaw", _thaw, "thaw guests that pvehook froze; exit 0 when they are thawed")
     thaw.add_argument("vmid", type=vmid, nargs="?", metavar="VMID")
     thaw.add_argument(
         "--left-over",
@@ -20,17 +16,15 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="every guest that pvehook left frozen, and the speed of every backup that it left slowed",
     )
     thaw.add_argument("--force", action="store_true", help="thaw VMID even if pvehook did not freeze it")
-    thaw.set_defaults(run=_thaw)
 
 
-def _thaw(arguments: argparse.Namespace) -> int:
+def _thaw(arguments: Arguments) -> int:
     from pvehook.rescue.left_over import undo_left_over
     from pvehook.rescue.thaw import thaw_guest
 
-    node = Node(arguments.root)
     if (arguments.vmid is None) is not arguments.left_over:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
-    guest = arguments.vmid
+    node, guest = arguments.node, arguments.vmid
     reports = undo_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
     if guest is None and not reports and sys.stdout.isatty():  # systemd runs this at every stop: silence is right then
         print("no guest is recorded as frozen by pvehook, no backup as slowed")
