@@ -16,6 +16,7 @@ drop-in of the unit moves the daemon there as soon as it is up (`ENFORCE_LIMITS`
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 REPO: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -146,17 +148,33 @@ class DebianNode:
         self.leader = leader
 
     def run(self, *command: str, timeout_s: float = 60, ok: tuple[int, ...] = (0,)) -> Result:
-        """Run a command inside. Raises RigError if its exit code is not one of `ok`."""
-        done = subprocess.run(
-            ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--",
-             "env", "-i", f"PATH={PATH_INSIDE}", "LC_ALL=C.UTF-8", "HOME=/root", *command],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", timeout=timeout_s, check=False,
-        )  # fmt: skip
+        """Run a command inside. Raises RigError if its exit code is not one of `ok`, or it does not end in time."""
+        try:
+            done = subprocess.run(
+                ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--",
+                 "env", "-i", f"PATH={PATH_INSIDE}", "LC_ALL=C.UTF-8", "HOME=/root", *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", timeout=timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            said = str(late.output)[-2000:]
+            raise RigError(f"{self.suite}: {late}\n{said}\nin the kernel:\n{self._blocked()}") from None
         if done.returncode not in ok:
             said = done.stdout[-6000:]
             raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{said}")
         return Result(done.returncode, done.stdout)
+
+    def _blocked(self) -> str:
+        """Where this machine's sleeping-in-the-kernel tasks and the system's PID 1 are, each with its kernel stack."""
+        shown = []
+        for task in sorted(glob.glob("/proc/[0-9]*/task/[0-9]*")):
+            try:
+                comm, _, state = Path(task, "stat").read_text().partition("(")[2].rpartition(")")
+                if state.split()[0] == "D" or task.startswith(f"/proc/{self.leader}/"):
+                    shown.append(f"{task} {comm}\n{Path(task, 'stack').read_text()}")
+            except OSError:
+                continue  # it has ended
+        return "\n".join(shown)
 
     def journal(self, *matches: str) -> list[dict[str, Any]]:
         """Entries of the system's journal, as `journalctl -o json` gives them."""
