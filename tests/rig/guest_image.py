@@ -62,14 +62,19 @@ for port in /sys/class/virtio-ports/*; do
     ln -s "../${{port##*/}}" "/dev/virtio-ports/$(cat "$port/name")"
 done
 
-# The kernel command line holds pvehook.disks=MOUNTPOINT,MOUNTPOINT for sda, sdb; disks appear a moment later.
+# The kernel command line holds pvehook.disks=MOUNTPOINT,MOUNTPOINT for scsi0, scsi1. Disks appear a moment later, and
+# sda may be scsi1: the kernel looks at them at the same time.
 disks=$(sed -n 's/.*pvehook\.disks=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
-letters="a b c d e f g h"
+number=0
 for mountpoint in $disks; do
-    letter=${{letters%% *}} letters=${{letters#* }} tries=0
-    while [ ! -b "/dev/sd$letter" ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.05; done
+    tries=0
+    until disk=$(ls /sys/class/scsi_disk/*:0:$number:0/device/block 2>/dev/null) || [ $tries -ge 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.05
+    done
     mkdir -p "$mountpoint"
-    mount -t ext4 "/dev/sd$letter" "$mountpoint" || echo "cannot mount /dev/sd$letter"
+    mount -t ext4 "/dev/$disk" "$mountpoint" || echo "cannot mount scsi$number"
+    number=$((number + 1))
 done
 
 qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run &
