@@ -16,12 +16,10 @@ import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
 
+from pvehook.contract.disks import Disk, Location
 from pvehook.host.mounts import Mount, follow_links, read_mounts
 from pvehook.host.node import Node
-
-Kind = Literal["disks", "network", "zfs", "unknown"]
 
 DeviceOf = Callable[[str], tuple[int, int]]
 
@@ -30,34 +28,6 @@ _ZPOOL_DEADLINE_S = 5.0  # a suspended pool makes zpool hang
 _MAX_LAYERS = 16  # of loop devices on files on loop devices; a bound against a circle
 
 _NETWORK_NAMES = {"rbd": "rbd", "nbd": "nbd", "drbd": "drbd"}  # block devices by the start of their names
-
-
-class Disk(NamedTuple):
-    """One block device with nothing local under it.
-
-    `scheduler` and `rotational` are None if unknown. `transport` is "local" or how the disk
-    is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol.
-    """
-
-    name: str
-    scheduler: str | None
-    rotational: bool | None
-    transport: str
-
-    @property
-    def kind(self) -> Kind:
-        """As `rules.io_effect` distinguishes disks."""
-        if self.transport == "zfs":
-            return "zfs"
-        return "disks" if self.transport == "local" else "network"
-
-
-class Location(NamedTuple):
-    """Where a path leads. `disks` may be empty with every kind but "disks"; `detail` says what was found."""
-
-    kind: Kind
-    disks: tuple[Disk, ...]
-    detail: str
 
 
 def device_of(path: str) -> tuple[int, int]:

@@ -10,15 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pvehook.contract.disks import Location
 from pvehook.contract.section_config import Section, find_section
-from pvehook.host.block import (
-    DeviceOf,
-    Location,
-    device_of,
-    locate,
-    locate_volume_group,
-    locate_zpool,
-)
+from pvehook.host.block import DeviceOf, device_of, locate, locate_volume_group, locate_zpool
 from pvehook.host.node import Node
 
 _NETWORK_TYPES = frozenset(

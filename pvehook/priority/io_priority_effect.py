@@ -34,13 +34,13 @@ def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOf
     try:
         storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
     except NodeError as error:
-        storages, dump = [], Effect(None, "unknown", str(error))
+        storages, dump = [], Effect("unknown", str(error))
     else:
         dump = _asked(reader, "the disks under the dump", lambda: _effect_on_dump(node, backup, storages))
     try:
         volids = _volumes(node, reader, backup)
     except NodeError as error:
-        disks = Effect(None, "unknown", str(error))
+        disks = Effect("unknown", str(error))
     else:
         what = f"the disks under guest {backup.vmid}"
         disks = _asked(reader, what, lambda: _effect_on_volumes(node, volids, storages))
@@ -65,7 +65,7 @@ def _asked(reader: TimelyReader, what: str, find: Callable[[], Effect]) -> Effec
     try:
         return reader.within(LOOK_DEADLINE_S, what, find)
     except (NodeError, OSError, ValueError) as error:
-        return Effect(None, "unknown", str(error))
+        return Effect("unknown", str(error))
 
 
 def _in_short(backup: Backup, to_pbs: bool, dump: Effect, disks: Effect) -> str:

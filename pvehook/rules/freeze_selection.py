@@ -28,11 +28,12 @@ What this cannot see: a loop device below another device (`dm-0` made of `loop0`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem, GuestInfo
 from pvehook.contract.text import printable
+from pvehook.rules.freeze_policy import FreezePolicy
 
 LIST_COMMAND = "guest-fsfreeze-freeze-list"
 
@@ -43,24 +44,6 @@ _SHOWN = 5
 """How many filesystems a reason names before it counts the rest."""
 
 
-class Guest(NamedTuple):
-    """What the guest has and can do."""
-
-    filesystems: tuple[Filesystem, ...]
-    """In the agent's order."""
-    info: GuestInfo
-
-
-class Wish(NamedTuple):
-    """What the administrator wants of this guest."""
-
-    only: tuple[str, ...] | None
-    """Mountpoints; None: all that is safe."""
-    leave_out: tuple[str, ...]
-    because: str
-    """Which entry of the configuration says so."""
-
-
 class Selection(NamedTuple):
     """`against` holds the reasons for no freeze at all; else `mountpoints` is what to freeze (None: all)."""
 
@@ -69,26 +52,31 @@ class Selection(NamedTuple):
     against: tuple[str, ...]
 
 
-class Narrowed(NamedTuple):
-    """What is still to be frozen after a row, and why."""
-
-    kept: tuple[Filesystem, ...]
-    reason: str
-
-
-def select(guest: Guest, wish: Wish) -> Selection:
-    """What to freeze: a list as soon as a row has something to say, even if nothing is left out tonight."""
-    everything = freezable(guest.filesystems)
-    kept, notes = everything, []
-    for row in NARROWING:
-        if narrowed := row.narrow(guest, wish, kept):
-            kept = narrowed.kept
-            notes.append(f"{row.name}: {narrowed.reason}")
+def select(filesystems: tuple[Filesystem, ...], info: GuestInfo, policy: FreezePolicy) -> Selection:
+    """What to freeze of `filesystems`, which are in the agent's order: a list as soon as a rule has something to say,
+    even if nothing is left out tonight."""
+    kept = everything = freezable(filesystems)
+    notes = []
+    if policy.mode == "mountpoints":
+        only = policy.mountpoints
+        kept = tuple(each for each in kept if each.mountpoint in only)
+        reason = f"{policy.because} freezes {_texts(only) or 'nothing'} and nothing else"
+        notes.append(f"mountpoints: {reason}{_unknown(only, filesystems)}")
+    if policy.leave_out:
+        # A filesystem is meant, so none of its mountpoints may stay: to freeze one of them is to freeze all of it.
+        without = {_device(each) for each in filesystems if each.mountpoint in policy.leave_out}
+        kept = tuple(each for each in kept if _device(each) not in without)
+        reason = f"{policy.because} leaves out {_texts(policy.leave_out)}"
+        notes.append(f"except: {reason}{_unknown(policy.leave_out, filesystems)}")
+    if loops := [each for each in filesystems if _is_loop(each)]:
+        kept, reason = _beside_loops(loops, kept, filesystems)
+        if reason:
+            notes.append(f"loops: {named(loops)}, agent {printable(info.version, 20)}: {reason}")
     if not notes:
         return Selection(None, (), ())
     if not kept:
         return Selection(None, (), (*notes, "none-left: no filesystem is left to be frozen"))
-    if fault := command_fault(guest.info, LIST_COMMAND):
+    if fault := command_fault(info, LIST_COMMAND):
         return Selection(None, (), (*notes, f"no-list: a list is needed, but {fault}"))
     frozen = {_device(each) for each in kept}
     if out := [each for each in everything if _device(each) not in frozen]:
@@ -96,40 +84,17 @@ def select(guest: Guest, wish: Wish) -> Selection:
     return Selection(tuple(dict.fromkeys(each.mountpoint for each in kept)), tuple(notes), ())
 
 
-# The rows
-
-
-def _only(guest: Guest, wish: Wish, so_far: tuple[Filesystem, ...]) -> Narrowed | None:
-    if wish.only is None:
-        return None
-    kept = tuple(each for each in so_far if each.mountpoint in wish.only)
-    reason = f"{wish.because} freezes {_texts(wish.only) or 'nothing'} and nothing else"
-    return Narrowed(kept, reason + _unknown(wish.only, guest))
-
-
-def _except(guest: Guest, wish: Wish, so_far: tuple[Filesystem, ...]) -> Narrowed | None:
-    if not wish.leave_out:
-        return None
-    # A filesystem is meant, so none of its mountpoints may stay: to freeze one of them is to freeze all of it.
-    out = {_device(each) for each in guest.filesystems if each.mountpoint in wish.leave_out}
-    kept = tuple(each for each in so_far if _device(each) not in out)
-    return Narrowed(kept, f"{wish.because} leaves out {_texts(wish.leave_out)}{_unknown(wish.leave_out, guest)}")
-
-
-def _loops(guest: Guest, _: Wish, so_far: tuple[Filesystem, ...]) -> Narrowed | None:
-    loops = [each for each in guest.filesystems if _is_loop(each)]
-    if not loops:
-        return None
-    seen = f"{named(loops)}, agent {printable(guest.info.version, 20)}"
+def _beside_loops(
+    loops: list[Filesystem], so_far: tuple[Filesystem, ...], everything: tuple[Filesystem, ...]
+) -> tuple[tuple[Filesystem, ...], str]:
+    """What can be frozen in spite of them, and why; no reason if nothing had to change."""
     first_mounts = _first_mounts(so_far)
-    if len({_device(each) for each in loops}) == 1 and _loop_is_first(first_mounts, guest.filesystems):
-        return Narrowed(first_mounts, f"{seen}: it is frozen first, and each device by its first mount only")
+    if len({_device(each) for each in loops}) == 1 and _loop_is_first(first_mounts, everything):
+        return first_mounts, "it is frozen first, and each device by its first mount only"
     places = {each.mountpoint.rstrip("/") for each in loops}
     others = [each for each in so_far if not _is_loop(each)]
     kept = tuple(each for each in others if places.isdisjoint(_path_and_parents(each.mountpoint)))
-    if kept == so_far:
-        return None
-    return Narrowed(kept, f"{seen}: left out, since what holds its file may be frozen before it")
+    return kept, "left out, since what holds its file may be frozen before it" if kept != so_far else ""
 
 
 def _first_mounts(filesystems: tuple[Filesystem, ...]) -> tuple[Filesystem, ...]:
@@ -156,21 +121,6 @@ def _path_and_parents(mountpoint: str) -> Iterator[str]:
         yield path
         path = path.rpartition("/")[0]
     yield ""
-
-
-class _Row(NamedTuple):
-    name: str
-    narrow: Callable[[Guest, Wish, tuple[Filesystem, ...]], Narrowed | None]
-
-
-NARROWING = (
-    _Row("mountpoints", _only),
-    _Row("except", _except),
-    _Row("loops", _loops),
-)
-
-
-# What was seen
 
 
 def freezable(filesystems: tuple[Filesystem, ...]) -> tuple[Filesystem, ...]:
@@ -204,8 +154,8 @@ def _device(filesystem: Filesystem) -> str:
     return filesystem.name or filesystem.mountpoint
 
 
-def _unknown(wanted: tuple[str, ...], guest: Guest) -> str:
-    known = {each.mountpoint for each in guest.filesystems}
+def _unknown(wanted: tuple[str, ...], filesystems: tuple[Filesystem, ...]) -> str:
+    known = {each.mountpoint for each in filesystems}
     missing = [each for each in wanted if each not in known]
     return f"; the guest has no mountpoint {_texts(missing)}" if missing else ""
 

@@ -8,11 +8,10 @@ VM backup in the idle I/O class changed nothing measurable for the guest, under 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
-Kind = Literal["disks", "network", "zfs", "unknown"]
-"""What is under a path: block devices with a scheduler here, another machine, ZFS, or unknown."""
+from pvehook.contract.disks import Disk, Kind, Location
 
 Verdict = Literal["honoured", "partly", "ignored", "not-applicable", "unknown"]
 
@@ -20,72 +19,45 @@ _MQ_DEADLINE_SINCE = (5, 16)
 
 
 class Effect(NamedTuple):
-    """`honoured`: True everywhere, False nowhere, None neither: see `verdict`."""
+    """Whether idle priority counts, and why."""
 
-    honoured: bool | None
     verdict: Verdict
     reason: str
 
 
 _SCHEDULERS = {
-    "bfq": Effect(True, "honoured", "bfq serves idle requests when no other process wants the disk"),
-    "none": Effect(False, "ignored", "without a scheduler (none) I/O priorities are ignored"),
-    "kyber": Effect(False, "ignored", "the scheduler kyber ignores I/O priorities"),
+    "bfq": Effect("honoured", "bfq serves idle requests when no other process wants the disk"),
+    "none": Effect("ignored", "without a scheduler (none) I/O priorities are ignored"),
+    "kyber": Effect("ignored", "the scheduler kyber ignores I/O priorities"),
 }
-
-
-class DiskLike(Protocol):
-    """What this rule needs of a disk; see `pvehook.host.block.Disk`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def scheduler(self) -> str | None: ...
-    @property
-    def transport(self) -> str: ...
-
-
-class LocationLike(Protocol):
-    """What this rule needs of a location; see `pvehook.host.block.Location`."""
-
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def disks(self) -> Sequence[DiskLike]: ...
-    @property
-    def detail(self) -> str: ...
 
 
 def idle_effect(scheduler: str | None, kernel: tuple[int, int] | None, kind: Kind) -> Effect:
     """Whether one disk serves idle requests last. None if the node does not tell."""
     if kind == "network":
-        return Effect(None, "not-applicable", "another machine decides which request is served first")
+        return Effect("not-applicable", "another machine decides which request is served first")
     if kind == "zfs":
-        return Effect(False, "ignored", "ZFS orders its I/O itself and submits it from kernel threads")
+        return Effect("ignored", "ZFS orders its I/O itself and submits it from kernel threads")
     if kind == "unknown" or scheduler is None:
-        return Effect(None, "unknown", "no disk with a known scheduler was found")
+        return Effect("unknown", "no disk with a known scheduler was found")
     if scheduler == "mq-deadline":
         return _mq_deadline(kernel)
-    return _SCHEDULERS.get(scheduler) or Effect(
-        None, "unknown", f"the scheduler {scheduler} is not known to pvehook"
-    )
+    return _SCHEDULERS.get(scheduler) or Effect("unknown", f"the scheduler {scheduler} is not known to pvehook")
 
 
 def _mq_deadline(kernel: tuple[int, int] | None) -> Effect:
     rule = "mq-deadline serves idle requests last from kernel 5.16 on"
     if kernel is None:
-        return Effect(None, "unknown", f"{rule}, this kernel's version is unknown")
+        return Effect("unknown", f"{rule}, this kernel's version is unknown")
     version = f"{kernel[0]}.{kernel[1]}"
     if kernel < _MQ_DEADLINE_SINCE:
-        return Effect(False, "ignored", f"{rule}, this is {version}")
+        return Effect("ignored", f"{rule}, this is {version}")
     # 10 s is the default of the disk's prio_aging_expire.
     reason = f"mq-deadline (kernel {version}) serves idle requests last, a starved one after 10 s"
-    return Effect(True, "honoured", reason)
+    return Effect("honoured", reason)
 
 
-def location_effect(location: LocationLike, kernel: tuple[int, int] | None) -> Effect:
+def location_effect(location: Location, kernel: tuple[int, int] | None) -> Effect:
     """The effect on everything under one place."""
     if location.kind != "disks" or not location.disks:
         kind: Kind = "unknown" if location.kind == "disks" else location.kind
@@ -111,37 +83,30 @@ def combined_effect(effects: Iterable[tuple[str, Effect]]) -> Effect:
         for (_, text), names in sorted(labels.items(), key=lambda item: item[1])
     )
     if not verdicts:
-        return Effect(None, "unknown", "no disk was found")
-    if verdicts == {"honoured"}:
-        return Effect(True, "honoured", reason)
-    if verdicts & {"honoured", "partly"}:
-        return Effect(None, "partly", reason)
-    if "unknown" in verdicts:
-        return Effect(None, "unknown", reason)
-    if "ignored" in verdicts:
-        return Effect(False, "ignored", reason)
-    return Effect(None, "not-applicable", reason)
+        return Effect("unknown", "no disk was found")
+    if len(verdicts) > 1 and verdicts & {"honoured", "partly"}:
+        return Effect("partly", reason)
+    by_weight: tuple[Verdict, ...] = ("honoured", "partly", "unknown", "ignored", "not-applicable")
+    return Effect(next(each for each in by_weight if each in verdicts), reason)
 
 
-def _disk_label(disk: DiskLike) -> str:
+def _disk_label(disk: Disk) -> str:
     return disk.name if disk.transport in ("local", "zfs") else f"{disk.name} ({disk.transport})"
 
 
-def idle_reach(
-    vmtype: str | None, mode_in_force: str, target_is_pbs: bool, compressed: bool | None = None
-) -> str:
-    """One or two sentences: what of this guest's backup idle I/O priority can reach at all.
+def idle_reach(vmtype: str | None, mode: str, target_is_pbs: bool) -> str:
+    """One or two sentences: what of this guest's backup in this mode idle I/O priority can reach at all.
 
-    `vmtype` is `qemu` or `lxc`, None if vzdump did not say; `compressed` None: not known.
+    `vmtype` is `qemu` or `lxc`, None if vzdump did not say.
     """
     if vmtype == "qemu":
-        return _reach_in_vm_backup(mode_in_force, target_is_pbs, compressed)
+        return _reach_in_vm_backup(mode, target_is_pbs)
     if vmtype == "lxc":
-        return _reach_in_container_backup(mode_in_force, target_is_pbs)
+        return _reach_in_container_backup(mode, target_is_pbs)
     return "What idle priority reaches is unknown: vzdump did not say whether this is a VM or a container."
 
 
-def _reach_in_vm_backup(mode: str, target_is_pbs: bool, compressed: bool | None) -> str:
+def _reach_in_vm_backup(mode: str, target_is_pbs: bool) -> str:
     reader = "The VM's disks are read by the VM's own QEMU, at the VM's normal priority"
     if mode == "stop":
         reader += " (vzdump starts it for the backup, pvehook puts its priority back)"
@@ -150,22 +115,17 @@ def _reach_in_vm_backup(mode: str, target_is_pbs: bool, compressed: bool | None)
             f"{reader}, and QEMU itself sends them to the backup server: "
             "idle priority reaches nothing of the data path."
         )
-    if compressed is False:
-        return f"{reader}, and QEMU writes the archive too: idle priority reaches nothing of the data path."
-    compressor = "the compressor, if there is one," if compressed is None else "the compressor"
     return (
-        f"{reader}; idle priority reaches only {compressor} and what else vzdump forks. The archive goes "
-        "through the page cache, and the kernel's write-back does not carry the priority."
+        f"{reader}; idle priority reaches only the compressor, if there is one, and what else vzdump forks. The "
+        "archive goes through the page cache, and the kernel's write-back does not carry the priority."
     )
 
 
 def _reach_in_container_backup(mode: str, target_is_pbs: bool) -> str:
     reader = "proxmox-backup-client" if target_is_pbs else "tar"
     if mode == "suspend":
-        readers = f"rsync, which copies the container's files first, and by {reader}, which reads the copy"
-    else:
-        readers = reader
-    reach = f"The container's files are read by {readers}: idle priority reaches all of the reading"
+        reader = f"rsync, which copies the container's files first, and by {reader}, which reads the copy"
+    reach = f"The container's files are read by {reader}: idle priority reaches all of the reading"
     if target_is_pbs:
         return f"{reach} and sending."
     return f"{reach} and writing, except what the kernel writes back from the page cache later."

@@ -17,19 +17,7 @@ kernels beside them, because guests are older than their nodes.
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
-
-Kind = Literal[
-    "soft-lockup",
-    "hard-lockup",
-    "rcu-stall",
-    "workqueue-lockup",
-    "hung-task",
-    "storage-timeout",
-    "storage-error",
-    "long-interrupt",
-    "clock-unstable",
-]
+from typing import Final
 
 MATCHED_CHARACTERS: Final = 512
 """A guest may write a line of any length; every message of the kernel shows its kind before this."""
@@ -41,7 +29,7 @@ _DRBD = r"(?:block )?drbd[^:]*: "
 _CEPH = r"(?:libceph(?: \([^)]*\))?|ceph: \[[^]]*\]|ceph): "
 _CLOCKSOURCE = r"clocksource: timekeeping watchdog on CPU\d+: "
 
-_MESSAGES: Final[dict[Kind, tuple[str, ...]]] = {
+_MESSAGES: Final[dict[str, tuple[str, ...]]] = {
     "soft-lockup": (r"(?:NMI )?(?:watchdog: )?BUG: soft lockup - CPU#",),
     "hard-lockup": (r"(?:NMI )?watchdog: (?:CPU\d+: )?Watchdog detected hard LOCKUP on cpu ",),
     "rcu-stall": (
@@ -120,7 +108,7 @@ _MESSAGES: Final[dict[Kind, tuple[str, ...]]] = {
 _PATTERNS: Final = tuple((kind, re.compile("|".join(messages))) for kind, messages in _MESSAGES.items())
 
 
-def classify(text: str) -> Kind | None:
+def classify(text: str) -> str | None:
     """The kind of event that the line (`KernelLine.text`) reports; None for all others, which are most."""
     start = text[:MATCHED_CHARACTERS]
     return next((kind for kind, pattern in _PATTERNS if pattern.match(start)), None)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from pvehook.rules.io_effect import LocationLike
+from pvehook.contract.disks import Location
 from pvehook.settings import PacerMode
 
 PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "bcachefs", "vfat", "exfat"})
@@ -68,7 +68,7 @@ class DumpPlace(NamedTuple):
     """The mount that the archive is written to, and the disks under it."""
 
     mount: MountLike
-    where: LocationLike
+    where: Location
 
 
 class Pacing(NamedTuple):
@@ -129,7 +129,7 @@ def is_due(ahead_bytes: int, step_bytes: int, is_complete: bool) -> Due:
 
 
 def judge_pacing(
-    mode: PacerMode, file: str | None, dump: DumpPlace | str, volumes: Sequence[tuple[str, LocationLike]] | str
+    mode: PacerMode, file: str | None, dump: DumpPlace | str, volumes: Sequence[tuple[str, Location]] | str
 ) -> Pacing:
     """`file` is `growing_file`'s; `volumes` are all that the guest uses, also those that are not backed up, each with
     its name. A text in place of the dump or the volumes says why nobody knows."""
@@ -148,7 +148,7 @@ def judge_pacing(
     return _judge_disks(dump.where, volumes)
 
 
-def _judge_disks(dump: LocationLike, volumes: Sequence[tuple[str, LocationLike]] | str) -> Pacing:
+def _judge_disks(dump: Location, volumes: Sequence[tuple[str, Location]] | str) -> Pacing:
     """Only a disk that is known to carry both is reason enough to act unasked."""
     if not dump.disks:
         return Pacing(False, "dump-unknown", f"the disks under the archive are unknown: {dump.detail}")
@@ -184,5 +184,5 @@ def _unpaced(dump: DumpPlace) -> Pacing | None:
     return None
 
 
-def _names(where: LocationLike) -> set[str]:
+def _names(where: Location) -> set[str]:
     return {disk.name for disk in where.disks}

@@ -112,11 +112,7 @@ def window_state(window: Window, at: datetime) -> WindowState:
     if holding:
         return WindowState(True, "inside " + _texts(holding), closes_at=changes_at, opens_at=None)
     # One second more: a window that closed this very second is part of the answer.
-    past = [
-        change
-        for change, opened in _changes(window, now - LOOK_BACK, now + timedelta(seconds=1))
-        if not opened
-    ]
+    past = [change for change, opened in _changes(window, now - LOOK_BACK, now + timedelta(seconds=1)) if not opened]
     return WindowState(
         False,
         "outside " + _texts(window.spans) if window.spans else "no span is configured",
@@ -159,9 +155,7 @@ def _holds(span: Span, wall: datetime) -> bool:
         return today in span.days and span.start_min <= minute < span.end_min
     # Over midnight the early part belongs to the day before.
     yesterday = (today - 1) % 7
-    return (today in span.days and minute >= span.start_min) or (
-        yesterday in span.days and minute < span.end_min
-    )
+    return (today in span.days and minute >= span.start_min) or (yesterday in span.days and minute < span.end_min)
 
 
 # Changes
@@ -230,8 +224,7 @@ def _same_offset_s(zone: tzinfo, low: datetime, high: datetime) -> int:
 
 def _no_span(text: str, what: str) -> WindowSpecError:
     return WindowSpecError(
-        f"{text!r} is no window: {what}; "
-        "expected e.g. '02:00-05:00', 'sat,sun 22:00-06:00' or 'mon..fri 01:30-04:00'"
+        f"{text!r} is no window: {what}; expected e.g. '02:00-05:00', 'sat,sun 22:00-06:00' or 'mon..fri 01:30-04:00'"
     )
 
 

@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pvehook.contract.disks import Location
 from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.section_config import Section
 from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
-from pvehook.host.block import Location
 from pvehook.host.mounts import follow_links, read_mounts
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader

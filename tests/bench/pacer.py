@@ -63,10 +63,10 @@ from unittest import mock
 TOP = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(TOP))
 
+from pvehook.contract.disks import Disk, Location  # noqa: E402
 from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.guest.qmp import open_qmp  # noqa: E402  (the path above is where it lies)
 from pvehook.guest.validate import items, mapping  # noqa: E402
-from pvehook.host.block import Disk, Location  # noqa: E402
 from pvehook.host.node import Node  # noqa: E402
 from pvehook.host.timely_files import TimelyReader  # noqa: E402
 from pvehook.host.volumes import Backup  # noqa: E402

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvehook.contract.disks import Disk, Location
 from pvehook.host import block
-from pvehook.host.block import Disk, Location, kernel_version, locate, locate_volume_group, locate_zpool
+from pvehook.host.block import kernel_version, locate, locate_volume_group, locate_zpool
 from pvehook.host.node import Node
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvehook.contract.disks import Location
 from pvehook.contract.section_config import parse_sections
-from pvehook.host.block import Location
 from pvehook.host.volumes import locate_dump, locate_volume
 
 if TYPE_CHECKING:

@@ -12,13 +12,15 @@ from pvehook.contract.guest_facts import Filesystem
 from pvehook.deadline import Deadline
 from pvehook.errors import TimedOut
 from pvehook.guest.agent import open_agent
-from pvehook.rules.freeze_selection import Guest, Selection, Wish, select
+from pvehook.rules.freeze_policy import FreezePolicy
+from pvehook.rules.freeze_selection import Selection, select
 from tests.rig.guest_image import AGENT_SUITES
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 
 pytestmark = pytest.mark.rig
 
 ANSWER_S = 30.0
+EVERYTHING = FreezePolicy("auto", (), (), "auto", 5000, 3, "freeze.mode")
 HANGS_S = 5.0
 """A freeze of this guest takes 0.2 s."""
 
@@ -59,7 +61,7 @@ def choose(guest: QemuGuest) -> tuple[Selection, tuple[Filesystem, ...]]:
     deadline = Deadline.after(ANSWER_S)
     with open_agent(guest.qga, deadline) as agent:
         filesystems = agent.get_fsinfo(deadline)
-        return select(Guest(filesystems, agent.guest_info(deadline)), Wish(None, (), "")), filesystems
+        return select(filesystems, agent.guest_info(deadline), EVERYTHING), filesystems
 
 
 def freeze(guest: QemuGuest, mountpoints: tuple[str, ...] | None, within_s: float = ANSWER_S) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.rules.freeze_policy import policy_for
-from pvehook.rules.freeze_safety import FreezePolicy
+from pvehook.rules.freeze_policy import FreezePolicy, policy_for
 from pvehook.settings import FreezeConfig, FreezeRule
 
 BY_GUEST = FreezeRule(guests=(101, 102), mode="mountpoints", mountpoints=("/",), leave_out=("/backup",))

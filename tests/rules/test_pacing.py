@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.host.block import Disk, Kind, Location
+from pvehook.contract.disks import Disk, Kind, Location
 from pvehook.host.mounts import Mount
 from pvehook.rules.pacing import Due, DumpPlace, PacerRecord, Pacing, Reason, growing_file, is_due, judge_pacing
 from pvehook.settings import PacerMode

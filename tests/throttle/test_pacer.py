@@ -17,7 +17,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from pvehook.host.block import Disk, Location
+from pvehook.contract.disks import Disk, Location
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup

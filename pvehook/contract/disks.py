@@ -1,0 +1,35 @@
+"""What is under a path: disks with an I/O scheduler, or something that has none here."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["disks", "network", "zfs", "unknown"]
+"""Block devices with a scheduler here, another machine, ZFS, or unknown."""
+
+
+class Disk(NamedTuple):
+    """One block device with nothing local under it.
+
+    `scheduler` and `rotational` are None if unknown. `transport` is "local" or how the disk
+    is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol.
+    """
+
+    name: str
+    scheduler: str | None
+    rotational: bool | None
+    transport: str
+
+    @property
+    def kind(self) -> Kind:
+        if self.transport == "zfs":
+            return "zfs"
+        return "disks" if self.transport == "local" else "network"
+
+
+class Location(NamedTuple):
+    """Where a path leads. `disks` may be empty with every kind but "disks"; `detail` says what was found."""
+
+    kind: Kind
+    disks: tuple[Disk, ...]
+    detail: str
