@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, get_args
 
 from pvehook.admission.gate import Gate
-from pvehook.admission.window_end import WindowEnd
+from pvehook.admission.window_end import check_window_end
 from pvehook.config.in_force import InForce
 from pvehook.contract.block_job import BlockJob
 from pvehook.daemon.beside import Beside
@@ -35,7 +35,6 @@ from pvehook.priority.io_priority_effect import effect_of_idle
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord, Result, TurnState
 from pvehook.records.guest_summary import guest_done_fields, is_good, summary_lines, summary_message
-from pvehook.records.journal import Log
 from pvehook.records.run_state import RunState
 from pvehook.watch.guest_monitor import GuestMonitor
 from pvehook.watch.run_records import RunRecords
@@ -123,7 +122,6 @@ class RunParts(NamedTuple):
 
     context: Context
     run: RunState
-    log: Log
     gate: Gate
     freezes: OpenFreezes
     records: RunRecords
@@ -140,14 +138,13 @@ class GuestTurn:
         self._parts = parts
         self.guest = guest
         self._in_force = in_force
-        self._log = parts.log
+        context = parts.context
+        self._log = context.log
         self._setting = threading.Lock()
-        context, run = parts.context, parts.run
         self._freeze = GuestFreeze(
-            context, parts.freezes, run.worker, guest, self._log, self._freeze_over, self._limit_backup
+            context, parts.freezes, parts.run.worker, guest, self._log, self._freeze_over, self._limit_backup
         )
-        self._idle = IdlePriority(context, run, guest, self._log)
-        self._window_end = WindowEnd(context, parts.gate, run, guest, self._log)
+        self._idle = IdlePriority(context, parts.run, guest)
         self._monitor: GuestMonitor | None = None
         self._beside = Beside(f"turn-{guest.vmid}", self._check_beside, self._log)
         self._effect_known = False
@@ -290,7 +287,7 @@ class GuestTurn:
         """Beside the phases, again and again: priorities, the window's end, once the disks. Seconds to the next."""
         settings = self._in_force.config.io_priority
         self._idle.check(settings)
-        self._window_end.check(self._in_force)
+        check_window_end(self._parts.context, self._parts.gate, self._parts.run, self.guest, self._in_force)
         if not self._effect_known:
             self._effect_known = True
             backup = self._parts.run.backup_of(self.guest)

@@ -51,17 +51,16 @@ class Run:
     """One vzdump worker's run, from `job-init` to its end."""
 
     def __init__(self, context: Context, configuration: Configuration, freezes: OpenFreezes, state: RunState) -> None:
-        self._context = context
+        self._log = context.log.bind(job=state.upid or None, worker=state.worker.pid)
+        self._context = context = context._replace(log=self._log)
         self._configuration = configuration
         self._state = state
-        self._log = context.log.bind(job=state.upid or None, worker=state.worker.pid)
         self._parts = RunParts(
             context,
             state,
-            self._log,
             Gate(context.node, context.clock, context.reader),
             freezes,
-            RunRecords(context, state, self._log),
+            RunRecords(context, state),
             effect_reader=TimelyReader(),
             pacer_reader=TimelyReader(),
         )
@@ -126,7 +125,7 @@ class Run:
         self._state.began = True
         if phase.in_force.config.metrics.mode == "on":
             self._parts.records.baselines.begin()
-        _, trouble = set_worker_idle(self._context, self._state, phase.in_force.config.io_priority, self._log)
+        _, trouble = set_worker_idle(self._context, self._state, phase.in_force.config.io_priority)
         return _reply(decision, *trouble)
 
     def job_end(self, _call: HookCall, phase: Phase) -> Reply:
@@ -207,7 +206,7 @@ class Run:
             return
         self._log.info("job-picked-up", message="the daemon was restarted; it goes on with the running job")
         if self._state.began:
-            set_worker_idle(self._context, self._state, phase.in_force.config.io_priority, self._log)
+            set_worker_idle(self._context, self._state, phase.in_force.config.io_priority)
         if self._turn is not None:
             self._handle(self._turn, "resumed", phase)
 
@@ -259,7 +258,7 @@ class Run:
             if not self.ended:
                 run_state.save(self._context.node, self._state)
                 return
-            restore_strays(self._context, self._state, self._log)
+            restore_strays(self._context, self._state)
             self._parts.records.end()
             self._parts.effect_reader.close()
             self._parts.pacer_reader.close()

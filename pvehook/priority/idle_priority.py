@@ -37,11 +37,10 @@ class _Seen(NamedTuple):
 class IdlePriority:
     """One guest's. `begin` and `finish` it with the guest's turn; in between `check` it now and then."""
 
-    def __init__(self, context: Context, run: RunState, guest: GuestRecord, log: Log) -> None:
+    def __init__(self, context: Context, run: RunState, guest: GuestRecord) -> None:
         self._context = context
         self._run = run
         self._guest = guest
-        self._log = log
         self._seen: dict[ProcessId, _Seen] = {}
         self._reported: set[str] = set()
         self._checking = threading.Lock()
@@ -49,7 +48,7 @@ class IdlePriority:
 
     def begin(self, settings: IoPriorityConfig) -> None:
         """The worker, at once: a backup may be over before the first check."""
-        worker, _ = set_worker_idle(self._context, self._run, settings, self._log)
+        worker, _ = set_worker_idle(self._context, self._run, settings)
         if worker is not None:
             self._seen[self._run.worker] = worker
             self._add_up()
@@ -94,7 +93,7 @@ class IdlePriority:
                 self._seen[found.process] = seen
             # The first sight of a process is an event, and so is one that somebody has set otherwise since.
             if before is None or done.changed:
-                _report_set(self._log, found, seen, self._guest.vmid)
+                _report_set(self._context.log, found, seen, self._guest.vmid)
         self._guest.not_idle = list(failed)
         self._add_up()
 
@@ -114,14 +113,14 @@ class IdlePriority:
         if guest.vmtype == "lxc" or guest.mode in ("snapshot", "suspend"):
             return
         for found in vm_processes(self._context.node, guest.vmid, self._run.worker):
-            _restore(self._context, found, guest, self._log, self._reported)
+            _restore(self._context, found, guest, self._reported)
         for found in guests_left_idle(self._context.node, self._run.worker):
             # This guest's QEMU is among them while its pid file is not written yet.
-            _restore(self._context, found, guest if found.vmid == guest.vmid else None, self._log, self._reported)
+            _restore(self._context, found, guest if found.vmid == guest.vmid else None, self._reported)
 
 
 def set_worker_idle(
-    context: Context, run: RunState, settings: IoPriorityConfig, log: Log
+    context: Context, run: RunState, settings: IoPriorityConfig
 ) -> tuple[_Seen | None, tuple[str, ...]]:
     """Sets vzdump's worker itself; what it forks from now on inherits it. A line for the task log only for trouble."""
     if settings.mode == "off":
@@ -134,20 +133,20 @@ def set_worker_idle(
         return None, (f"the idle I/O class was not set on vzdump: {error}",)
     seen = _Seen("vzdump", done.threads, done.confirmed)
     if done.changed:
-        _report_set(log, Found(run.worker, done.comm, "the vzdump worker"), seen, None)
+        _report_set(context.log, Found(run.worker, done.comm, "the vzdump worker"), seen, None)
     if done.confirmed == done.threads:
         return seen, ()
     failed = "; ".join(done.failed)
     return seen, (f"the idle I/O class is set on {done.confirmed} of {done.threads} threads of vzdump: {failed}",)
 
 
-def restore_strays(context: Context, run: RunState, log: Log) -> None:
+def restore_strays(context: Context, run: RunState) -> None:
     """What else was started below the worker, say by a chained script, gets its normal priority back too."""
     for found in guests_left_idle(context.node, run.worker):
-        _restore(context, found, None, log, set())
+        _restore(context, found, None, set())
 
 
-def _restore(context: Context, found: Found, guest: GuestRecord | None, log: Log, reported: set[str]) -> None:
+def _restore(context: Context, found: Found, guest: GuestRecord | None, reported: set[str]) -> None:
     """Restores one process, and says so in the summary of the guest whose it is."""
     done = restore_normal(context.node, found.process.pid)
     if not done.changed and not done.failed:
@@ -163,7 +162,7 @@ def _restore(context: Context, found: Found, guest: GuestRecord | None, log: Log
     if not done.changed and text in reported:
         return  # refused again, as at the last check
     reported.add(text)
-    write = log.error if done.failed else log.info
+    write = context.log.error if done.failed else context.log.info
     write(
         "io-priority-restored",
         message=text,

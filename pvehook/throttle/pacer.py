@@ -82,14 +82,19 @@ class Pacer:
         return record
 
     def start(self) -> None:
-        """Returns at once: which disks lie under guest and archive is found out by the thread."""
+        """Returns at once: which disks lie under guest and archive is found out by the thread. Where none can be
+        started, the kernel writes back as it always did."""
         self._until_s = time.monotonic() + DEADLINE_S
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._log.error("fault", message=f"pacer: {error}; the backup goes on", vmid=self._backup.vmid)
 
     def stop(self) -> None:
         """No step is begun any more. Waits for the one that is, but not for long: the kernel may hold it."""
         self._stopped.set()
-        self._thread.join(STOP_WITHIN_S)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_WITHIN_S)
 
     # The thread
 

@@ -17,18 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pvehook.contract.block_job import DiskSample
-from pvehook.contract.latency import DiskCounters, RequestCounters
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.latency import DiskCounters
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.deadline import Deadline
-from pvehook.guest.qmp import QmpConnection
-from pvehook.host.pressure import guest_pressure
 from pvehook.host.processes import qemu_of
-from pvehook.records.chart_points import ChartPoints
 from pvehook.records.context import Context
 from pvehook.records.encoding import decode, encode
 from pvehook.records.guest_record import GuestRecord
-from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorSummary, Point
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
 from pvehook.settings import MetricsConfig
@@ -53,8 +48,6 @@ PVE_STARTS_S = 10.0
 """From the archive's begin on: PVE freezes and starts its backup in milliseconds, or in seconds on a slow host."""
 FREEZE_AT_MOST_S = 70.0
 """For so long agent and monitor are left to PVE and the freeze; a freeze that hangs longer must not blind the rest."""
-
-_NOTHING = RequestCounters(0, 0, 0, None)
 
 
 class Seen(NamedTuple):
@@ -89,30 +82,24 @@ class BackupSampler:
         config: MetricsConfig,
         governor: Governor | None,
         baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
-        archive_shares_disk: Callable[[], bool | None],
         pve_may_freeze: Callable[[], bool],
-        log: Log,
     ) -> None:
         self._context = context
         self._guest = guest
         self._config = config
-        self._log = log
         self._governor = governor
         self._baseline_of = baseline_of
-        self._archive_shares_disk = archive_shares_disk
         self._pve_may_freeze = pve_may_freeze
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen = _seen_before(guest)
-        self._host = HostSampler(context.node, context.clock, guest.vmid, guest.vmtype, seen.host if seen else None)
+        self._host = HostSampler(context, guest, seen.host if seen else None)
         self._disks: DiskSampler | None = None
         self._inside: GuestSampler | None = None
         if guest.vmtype != "lxc":
             qmp = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qmp")
-            self._disks = DiskSampler(qmp, context.clock.steady_s, self._act, seen.disks if seen else None)
-            self._inside = GuestSampler(
-                context, guest.vmid, guest.mode, config.guest_kernel_log, seen.inside if seen else None
-            )
-        self._container = _ContainerChart(context, guest)
+            act = governor.act if governor is not None else None
+            self._disks = DiskSampler(qmp, context.clock.steady_s, act, seen.disks if seen else None)
+            self._inside = GuestSampler(context, guest, config.guest_kernel_log, seen.inside if seen else None)
         self._noted: Start | None = None
         self._archive_since_s: float | None = None
         self._job_since_s: float | None = None
@@ -185,7 +172,7 @@ class BackupSampler:
             self._host.close()
 
     def _report_fault(self, fault: Exception) -> None:
-        self._log.error(
+        self._context.log.error(
             "fault",
             message=f"sampling guest {self._guest.vmid}: {fault!r}; the backup goes on",
             vmid=self._guest.vmid,
@@ -203,7 +190,7 @@ class BackupSampler:
             if self._finishing:
                 return
             if self._disks is None:
-                self._container.sample()
+                self._host.chart_container()
             elif self._disks.waits or not self._is_left_to_pve():
                 self._disks.sample(pve_comes=self._pve_comes())
                 self._note_start(self._disks)
@@ -250,7 +237,6 @@ class BackupSampler:
         deadline = Deadline.after(LAST_SAMPLE_S)
         guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
         if self._governor is not None:
-            self._governor.know_archive(self._archive_shares_disk())
             self._governor.release(RELEASE_S)
         answers = True
         if self._disks is not None:
@@ -272,7 +258,7 @@ class BackupSampler:
             hypervisor=hypervisor,
             host=self._host.view(slowest_ms),
             baseline=self._baseline,
-            points=self._container.points() if self._disks is None else self._disks.points(),
+            points=(self._host if self._disks is None else self._disks).chart.points(),
             backup_bytes=self._disks.backup_bytes if self._disks is not None else None,
             disks=self._disks.start if self._disks is not None else None,
             governor=self._governor.summary() if self._governor is not None else None,
@@ -285,41 +271,11 @@ class BackupSampler:
             return self._config.sample_every_s
         return min(self._config.sample_every_s, self._governor.sample_every_s)
 
-    def _act(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
-        """On the connection of one sample."""
-        if self._governor is not None:
-            self._governor.act(qmp, sample, deadline)
-
     def _keep(self) -> None:
         """What a restarted daemon would go on from; the next phase writes it down."""
         disks = self._disks.start if self._disks is not None else None
-        inside = self._inside.start if self._inside is not None else None
+        inside = value_of(self._inside.start) if self._inside is not None else None
         self._guest.seen = encode(Seen(self._host.start, disks, inside))
-
-
-class _ContainerChart:
-    """A container has no QEMU to ask: its chart is the time in which all of it waited for a disk."""
-
-    def __init__(self, context: Context, guest: GuestRecord) -> None:
-        self._context = context
-        self._guest = guest
-        self._points = ChartPoints()
-        self._last: tuple[float, int] | None = None
-
-    def sample(self) -> None:
-        """One sample of its cgroup."""
-        now_s = self._context.clock.steady_s()
-        io = guest_pressure(self._context.node, self._guest.vmid, "lxc")["io"]
-        if isinstance(io, (Absent, Broken)):
-            return
-        if self._last is not None:
-            last_s, last_us = self._last
-            waited_s = max(io.full_us - last_us, 0) / 1e6
-            self._points.add(now_s - self._guest.started_steady_s, now_s - last_s, _NOTHING, waited_s, 0)
-        self._last = now_s, io.full_us
-
-    def points(self) -> tuple[Point, ...]:
-        return self._points.points()
 
 
 def _seen_before(guest: GuestRecord) -> Seen | None:

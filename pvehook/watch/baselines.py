@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Measured
@@ -34,19 +34,14 @@ ANSWER_S = 1.0
 MOST_VMS = 200
 
 
-class _Before(NamedTuple):
-    at_s: float
-    """On the monotonic clock."""
-    disks: tuple[DiskCounters, ...]
-
-
 class Baselines:
     """The running VMs of one run's node. `begin` it with the run, `end` it with the run."""
 
     def __init__(self, node: Node, run: RunState) -> None:
         self._node = node
         self._run = run
-        self._before: dict[int, _Before] = {}
+        self._before: dict[int, tuple[float, tuple[DiskCounters, ...]]] = {}
+        """When each VM was armed, on the monotonic clock, and its counters then."""
         self._waiting = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,10 +61,10 @@ class Baselines:
 
     def of(self, vmid: int, disks: Sequence[DiskCounters], past: Sequence[Baseline]) -> Measured[Baseline]:
         """How this VM was before `disks`, the first reading of its backup, was made. `past` are its last backups'."""
-        before = self._before.get(vmid)
-        if before is not None:
-            lasted_s = time.monotonic() - before.at_s
-            completed = disks_between(before.disks, disks)
+        if vmid in self._before:
+            armed_s, before = self._before[vmid]
+            lasted_s = time.monotonic() - armed_s
+            completed = disks_between(before, disks)
             if lasted_s >= LEAST_S and any(each.operations for each in completed.values()):
                 return _baseline(lasted_s, "before", completed)
         if past:
@@ -95,28 +90,24 @@ class Baselines:
             if self._run.guest is not None and self._run.guest.vmid == vmid:
                 continue  # its turn has come already
             deadline = Deadline.after(ANSWER_S)
-            try:
-                with open_qmp(self._path(vmid), deadline) as qmp:
-                    disks = read_disks(qmp, deadline)
-                    arm_histograms(qmp, disks, deadline)
-                    known = [disk.qdev for disk in disks]
-                    self._before[vmid] = _Before(time.monotonic(), read_disks(qmp, deadline, known))
-                    with self._waiting:
-                        self._run.waiting = [*self._run.waiting, vmid]
-            except GuestError:
-                continue  # a VM that does not answer has no baseline
+            # A VM that does not answer has no baseline.
+            with contextlib.suppress(GuestError), open_qmp(self._path(vmid), deadline) as qmp:
+                disks = read_disks(qmp, deadline)
+                arm_histograms(qmp, disks, deadline)
+                known = [disk.qdev for disk in disks]
+                self._before[vmid] = time.monotonic(), read_disks(qmp, deadline, known)
+                with self._waiting:
+                    self._run.waiting = [*self._run.waiting, vmid]
 
     def _disarm_all(self) -> None:
         if self._thread is not None:
             self._thread.join()
         for vmid in self._run.waiting:
             deadline = Deadline.after(ANSWER_S)
-            try:
-                with open_qmp(self._path(vmid), deadline) as qmp:
-                    known = [disk.qdev for disk in read_disks(qmp, deadline)]
-                    disarm_histograms(qmp, known, deadline)
-            except GuestError:
-                continue  # gone, or hangs: its histograms cost nothing, and the next backup takes them for its own
+            # One that is gone, or hangs: its histograms cost nothing, and the next backup takes them for its own.
+            with contextlib.suppress(GuestError), open_qmp(self._path(vmid), deadline) as qmp:
+                known = [disk.qdev for disk in read_disks(qmp, deadline)]
+                disarm_histograms(qmp, known, deadline)
 
     def _path(self, vmid: int) -> str:
         return self._node.path(f"/var/run/qemu-server/{vmid}.qmp")

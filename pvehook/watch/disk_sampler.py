@@ -25,7 +25,6 @@ from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_di
 from pvehook.guest.qmp import QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
 from pvehook.records.chart_points import ChartPoints
-from pvehook.records.stall_record import Point
 from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
 
@@ -62,7 +61,7 @@ class Start(NamedTuple):
 class DiskSampler:
     """One guest's disks. Used by one thread."""
 
-    def __init__(self, path: str, steady_s: Callable[[], float], act: Act, start: Start | None) -> None:
+    def __init__(self, path: str, steady_s: Callable[[], float], act: Act | None, start: Start | None) -> None:
         self._path = path
         self._steady_s = steady_s
         self._act = act
@@ -71,7 +70,7 @@ class DiskSampler:
         self._last_s: float | None = None
         self._stalled = Count(STALLED_AFTER_S)
         self._slowed = Count(SLOWED_AFTER_S)
-        self._points = ChartPoints()
+        self.chart = ChartPoints()
         self._samples = 0
         self._silence_s = 0.0
         self._silent_since_s: float | None = None
@@ -79,7 +78,8 @@ class DiskSampler:
         self._fault: GuestError | None = None
         self._run_state = "unknown"
         self._tracker = BackupTracker(picked_up=start is not None)
-        self._has_begun = False
+        self.job_seen = False
+        """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
         self._copied: dict[str, int] = {}
         self._to_copy: dict[str, int] = {}
 
@@ -87,11 +87,6 @@ class DiskSampler:
     def backup_bytes(self) -> int | None:
         """What the backup's jobs had to read; None: no job was seen."""
         return sum(self._to_copy.values()) if self._to_copy else None
-
-    @property
-    def job_seen(self) -> bool:
-        """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
-        return self._has_begun
 
     @property
     def waits(self) -> bool:
@@ -102,31 +97,25 @@ class DiskSampler:
         """Takes one sample, or goes on waiting for its turn. `pve_comes`: the monitor is needed for the verdict and by
         PVE's freeze, so a slow one is left alone; what runs at the first sample after that is our backup."""
         asked_s = time.monotonic()
+        qmp: QmpConnection | None = None
+        waits_on = False
         try:
             if self._waiting is None:
                 self._waiting = connect(self._path)
             qmp = greet(self._waiting, Deadline.after(turn_s))
-            if pve_comes and time.monotonic() - asked_s >= SLOW_MONITOR_S:
-                if self.start is None:
-                    self._tracker = BackupTracker(picked_up=True)
-                self._hang_up()
-                return
-        except TimedOut as error:
-            self._not_answered(asked_s, error)
-            return
+            if not (pve_comes and time.monotonic() - asked_s >= SLOW_MONITOR_S):
+                self._sample_on(qmp, Deadline.after(ANSWER_S))
+                self._silence_s = max(self._silence_s, time.monotonic() - (self._silent_since_s or asked_s))
+                self._silent_since_s = None
+            elif self.start is None:
+                self._tracker = BackupTracker(picked_up=True)
         except GuestError as error:
-            self._not_answered(asked_s, error)
-            self._hang_up()
-            return
-        try:
-            self._sample_on(qmp, Deadline.after(ANSWER_S))
-        except GuestError as error:
-            self._not_answered(asked_s, error)
-        else:
-            self._silence_s = max(self._silence_s, time.monotonic() - (self._silent_since_s or asked_s))
-            self._silent_since_s = None
+            self._fault = error
+            self._silent_since_s = self._silent_since_s or asked_s
+            waits_on = qmp is None and isinstance(error, TimedOut)
         finally:
-            self._hang_up()
+            if not waits_on:
+                self._hang_up()
 
     def _sample_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
         if self.start is None:
@@ -137,11 +126,12 @@ class DiskSampler:
             self.start = self._begin(qmp, deadline)
             self._last, self._last_s, disks = self.start.disks, None, self.start.disks
         progress = self._tracker.poll(qmp, deadline)
-        self._has_begun |= isinstance(progress, Running)
+        self.job_seen |= isinstance(progress, Running)
         jobs = progress.jobs if isinstance(progress, Running) else ()
         at_s = time.monotonic()
         self._take(at_s, disks, jobs)
-        self._act(qmp, DiskSample(at_s, disks, jobs), deadline)
+        if self._act is not None:
+            self._act(qmp, DiskSample(at_s, disks, jobs), deadline)
 
     def _hang_up(self) -> None:
         if self._waiting is not None:
@@ -184,10 +174,6 @@ class DiskSampler:
             not_armed=self.start.not_armed,
         )
 
-    def points(self) -> tuple[Point, ...]:
-        """The backup's chart."""
-        return self._points.points()
-
     def _begin(self, qmp: QmpConnection, deadline: Deadline) -> Start:
         before = read_disks(qmp, deadline)
         arming = arm_histograms(qmp, before, deadline)
@@ -213,7 +199,7 @@ class DiskSampler:
             copied, completed = 0, {}
         self._stalled = count_stall(self._stalled, at_s, since_s, completed)
         self._slowed = count_stall(self._slowed, at_s, since_s, completed)
-        self._points.add(
+        self.chart.add(
             self._steady_s() - self.start.at_s,
             at_s - since_s,
             sum_of(completed.values()),
@@ -231,11 +217,6 @@ class DiskSampler:
             self._copied[job.device] = job.offset_bytes
             self._to_copy[job.device] = job.length_bytes
         return forward
-
-    def _not_answered(self, asked_s: float, error: GuestError) -> None:
-        self._fault = error
-        if self._silent_since_s is None:
-            self._silent_since_s = asked_s
 
 
 def _went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that watches one guest's backup, and what acts on what it sees.
+"""Everything that watches one guest's backup, what acts on what it sees, and the record that is made of it.
 
 begin                   the sampler's thread, the pacer's thread, the governor on the sampler's connection
 read_guest_counters     pre-stop, while nobody needs the agent
@@ -9,27 +9,31 @@ record                  log-end: judged and kept
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
 
 from pvehook.config.in_force import InForce
 from pvehook.contract.block_job import BlockJob
-from pvehook.contract.measured import Absent, Broken
+from pvehook.contract.measured import Absent, Broken, value_of
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
+from pvehook.host.versions import Versions as NodeVersions
 from pvehook.records.context import Context
-from pvehook.records.guest_record import GuestRecord
-from pvehook.records.stall_record import StallRecord
+from pvehook.records.guest_record import FreezeSummary, GuestRecord
+from pvehook.records.stall_record import FreezeOutcome, IdlePriority, PacerSummary, StallRecord, Versions
 from pvehook.rules.admission import WINDOW_OPEN
+from pvehook.rules.pacing import PacerRecord
+from pvehook.rules.stalls import Seen, judge
 from pvehook.rules.window import window_state
 from pvehook.throttle.governor import Governor
 from pvehook.throttle.governor_setup import look_up
 from pvehook.throttle.pacer import Pacer
-from pvehook.watch.backup_record import backup_record, shares_disk
-from pvehook.watch.backup_sampler import BackupSampler
+from pvehook.throttle.pacer import in_words as pacer_in_words
+from pvehook.watch.backup_sampler import BackupSampler, Views
 from pvehook.watch.run_records import RunRecords
 
 LAST_SAMPLE_S = 4.5
@@ -55,37 +59,25 @@ class GuestMonitor:
         self._records = records
         self._guest = guest
         self._metrics = in_force.config.metrics
-        pacer = self._pacer = Pacer(
-            context.node,
-            disks,
-            records.log,
-            records.run.backup_of(guest),
-            guest.target,
-            in_force.config.pacer.mode,
-            in_force.config.pacer.step_mib,
-        )
-        self._has_pacer = True
-        self._governor = self._governor_of(in_force) if self._metrics.mode == "on" else None
+        pacer = in_force.config.pacer
+        backup = records.run.backup_of(guest)
+        self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, pacer.mode, pacer.step_mib)
+        self._governor: Governor | None = None
         self._sampler: BackupSampler | None = None
         if self._metrics.mode == "on":
+            self._governor = self._governor_of(in_force)
             self._sampler = BackupSampler(
                 context,
                 guest,
                 self._metrics,
                 self._governor,
                 lambda counters: records.baseline_of(guest.vmid, counters),
-                lambda: shares_disk(pacer.record),
                 pve_may_freeze,
-                records.log,
             )
 
     def begin(self) -> None:
         """Also for a daemon that was restarted in the middle of it. Returns at once."""
-        try:
-            self._pacer.start()
-        except RuntimeError as error:  # no thread could be started; the kernel writes back as it always did
-            self._has_pacer = False
-            self._records.log.error("fault", message=f"pacer: {error}; the backup goes on", vmid=self._guest.vmid)
+        self._pacer.start()
         if self._sampler is not None:
             self._records.baselines.taken(self._guest.vmid)
             self._sampler.begin()
@@ -108,25 +100,26 @@ class GuestMonitor:
         except GuestError:
             pass  # the sampler sets it, after the thaw
         except Exception as fault:  # a fault of ours costs the first limit, never the thaw
-            self._records.log.error("fault", message=f"first limit: {fault!r}", vmid=self._guest.vmid)
+            self._context.log.error("fault", message=f"first limit: {fault!r}", vmid=self._guest.vmid)
 
     def finish(self) -> None:
         """The backup is over. Returns at once."""
+        if self._governor is not None:
+            self._governor.know_archive(shares_disk(self._pacer.record))
         if self._sampler is not None:
             self._sampler.finish()
 
     def record(self, deadline: Deadline) -> StallRecord | None:
         """The guest's record, kept in the history. None: metrics are off."""
         self._guest.seen = None
-        if self._has_pacer:
-            self._pacer.stop()
+        self._pacer.stop()
         if self._sampler is None:
             return None
         views = self._sampler.views(min(deadline.left_s() - KEEP_S, LAST_SAMPLE_S))
         if views is None:
             return None
         versions = self._records.versions(deadline)
-        record = backup_record(self._records.run, self._guest, views, self._pacer.record, versions)
+        record = _record(self._records.run.upid, self._guest, views, self._pacer.record, versions)
         self._records.keep(record, self._metrics, deadline)
         return record
 
@@ -135,8 +128,7 @@ class GuestMonitor:
         restored."""
         if self._sampler is not None:
             self._sampler.leave()
-        if self._has_pacer:
-            self._pacer.stop()
+        self._pacer.stop()
 
     def _governor_of(self, in_force: InForce) -> Governor | None:
         """None for a container, whose reading has no speed that could be set."""
@@ -155,9 +147,81 @@ class GuestMonitor:
             guest.vmid,
             mode,
             config,
-            self._records.log,
+            self._context.log,
             setup=setup,
             window_closes_s=closes_s,
             since_start_s=max(self._context.clock.steady_s() - guest.started_steady_s, 0.0),
             picked_up=guest.seen is not None,
         )
+
+
+def shares_disk(paced: PacerRecord) -> bool | None:
+    """Whether archive and guest are on one disk, as far as the pacer knows."""
+    known = {"shared-disk": True, "no-shared-disk": False, "network": False}
+    return known.get(paced.pacing.reason) if paced.pacing is not None else None
+
+
+def _record(upid: str, guest: GuestRecord, views: Views, paced: PacerRecord, versions: NodeVersions) -> StallRecord:
+    """What was sampled and what was done, with the verdict on it. `guest` has ended."""
+    ended_s = guest.ended_s if guest.ended_s is not None else guest.started_s
+    baseline = value_of(views.baseline)
+    verdict = judge(
+        Seen(
+            duration_s=ended_s - guest.started_s,
+            vcpus=len(views.disks.vcpus) if views.disks is not None else 1,
+            guest=views.guest,
+            hypervisor=views.hypervisor,
+            host=views.host,
+            frozen_ms=guest.freeze.frozen_ms if guest.freeze is not None else None,
+            shares_disk=shares_disk(paced),
+            baseline_write_ms=baseline.write.mean_ms if baseline is not None else None,
+        )
+    )
+    return StallRecord(
+        node=os.uname().nodename,
+        job=upid,
+        vmid=guest.vmid,
+        name=guest.name,
+        vmtype=guest.vmtype,
+        mode=guest.mode,
+        result=guest.result,
+        started_s=guest.started_s,
+        ended_s=ended_s,
+        backup_bytes=views.backup_bytes,
+        verdict=verdict,
+        guest=views.guest,
+        hypervisor=views.hypervisor,
+        host=views.host,
+        baseline=views.baseline,
+        points=views.points,
+        freeze=_freeze(guest.freeze, guest.started_s),
+        idle=IdlePriority(
+            threads=sum(each[1] for each in guest.idle.values()),
+            confirmed=sum(each[2] for each in guest.idle.values()),
+            effect=guest.effect_in_short,
+        ),
+        governor=views.governor,
+        pacer=PacerSummary(
+            mode=paced.mode,
+            state="paced" if paced.has_paced and paced.end == "complete" else pacer_in_words(paced),
+            paced_bytes=paced.paced_bytes,
+            step_bytes=paced.step_bytes,
+            waited_s=paced.blocked_s,
+        ),
+        admitted_by=guest.admitted_by,
+        versions=Versions(
+            pve_manager=value_of(versions.pve_manager),
+            qemu=views.disks.qemu if views.disks is not None else None,
+            kernel=value_of(versions.kernel),
+        ),
+        sampler_cpu_s=views.cpu_s,
+    )
+
+
+def _freeze(freeze: FreezeSummary | None, started_s: float) -> FreezeOutcome | None:
+    if freeze is None:
+        return None
+    at_s = freeze.frozen_at_s - started_s if freeze.frozen_at_s is not None else None
+    if at_s is not None and at_s < 0:
+        at_s = None  # the clock was set
+    return FreezeOutcome(freeze.action, freeze.consistency, freeze.frozen_ms, freeze.why, at_s)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from pvehook.contract.agent_option import parse_agent_option
 from pvehook.contract.guest_config import parse_vm
 from pvehook.contract.measured import Absent, Broken, Measured
-from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut, Unreachable
 from pvehook.guest.agent import AgentConnection, open_agent
@@ -23,9 +22,9 @@ from pvehook.guest.guest_counters import GuestCounters, read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, close_kernel_log, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import open_qmp
 from pvehook.records.context import Context
-from pvehook.rules.kernel_lines import classify
-from pvehook.rules.stalls import GuestView, KernelEvent
-from pvehook.watch.host_sampler import EVENTS_KEPT, seconds_between
+from pvehook.records.guest_record import GuestRecord
+from pvehook.rules.stalls import GuestView
+from pvehook.watch.host_sampler import EVENTS_KEPT, KernelEvents, seconds_between
 
 BEGIN_S = 2.0
 VIEW_S = 2.0
@@ -34,8 +33,6 @@ as well, so little is left for the end."""
 CLOSE_S = 0.5
 PING_S = 5.0
 CONFIG_S = 1.0
-
-_NOT_ASKED = "its agent was not asked before its backup"
 
 
 class CountersStart(NamedTuple):
@@ -49,45 +46,28 @@ class GuestSampler:
     """One guest's own view. The phases call `begin`, the sampler's thread the others."""
 
     def __init__(
-        self, context: Context, vmid: int, mode: str, with_kernel_log: bool, start: CountersStart | None
+        self, context: Context, guest: GuestRecord, with_kernel_log: bool, start: CountersStart | None
     ) -> None:
         self._context = context
-        self._mode = mode
-        self._path = context.node.path(f"/var/run/qemu-server/{vmid}.qga")
-        self._vmid = vmid
+        self._mode = guest.mode
+        self._vmid = guest.vmid
+        self._path = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qga")
         self._with_kernel_log = with_kernel_log
-        self.start = start
-        self._not_begun: Absent | Broken = Absent(_NOT_ASKED)
-        self._slowest_s: float | None = None
-        self._slowest_fault: GuestError | None = None
-        self._events: list[KernelEvent] = []
+        self.start: Measured[CountersStart] = start or Absent("its agent was not asked before its backup")
+        self._slowest_ms: Measured[float] | None = None
+        self._events = KernelEvents()
         self._missing: list[str] = []
-        self._not_kept = 0
         self._log_fault: Absent | Broken | None = None
 
     def begin(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
         """Reads the counters and opens the kernel's log. Never raises. An agent that was silent a moment ago, or that
         cannot answer, is not asked a second time."""
-        if self.start is not None:
+        if isinstance(self.start, CountersStart):
             return
         why_not = self._why_not_asked(deadline)
-        if why_not is not None:
-            self._not_begun = why_not
-            return
-        if silent_agent is not None:
-            no_agent = isinstance(silent_agent, Broken) and self._no_agent_runs(deadline)
-            self._not_begun = Absent("no agent runs in it") if no_agent else silent_agent
-            return
-        deadline = deadline.within(BEGIN_S)
-        try:
-            with open_agent(self._path, deadline) as agent:
-                inside = read_guest_counters(agent, deadline)
-                log: Measured[KernelLogHandle] = Absent("switched off (metrics.guest_kernel_log)")
-                if self._with_kernel_log:
-                    log = open_kernel_log(agent, deadline)
-                self.start = CountersStart(inside, log)
-        except GuestError as error:
-            self._not_begun = Absent("no agent runs in it") if self._no_agent_runs(deadline) else _fault(error)
+        self.start = why_not or silent_agent or self._read_start(deadline.within(BEGIN_S))
+        if why_not is None and isinstance(self.start, Broken) and self._no_agent_runs(deadline):
+            self.start = Absent("no agent runs in it")
 
     def ping(self) -> None:
         """Asks for a sign of life, and takes what the kernel has logged: its ring and the time at the end are short."""
@@ -96,29 +76,28 @@ class GuestSampler:
             deadline = Deadline.after(PING_S)
             with open_agent(self._path, deadline) as agent:
                 agent.ping(deadline)
-                self._slowest_s = max(self._slowest_s or 0.0, time.monotonic() - asked_s)
+                self._note_wait(asked_s)
                 self._read_log(agent, Deadline.after(VIEW_S))
-        except GuestError as error:
-            # No answer is one that took at least this long; a socket that is gone is none.
-            if isinstance(error, TimedOut):
-                self._slowest_s = max(self._slowest_s or 0.0, time.monotonic() - asked_s)
-            else:
-                self._slowest_fault = error
+        except TimedOut:  # no answer is one that took at least this long
+            self._note_wait(asked_s)
+        except GuestError as error:  # a socket that is gone is none
+            if not isinstance(self._slowest_ms, float):
+                self._slowest_ms = _fault(error)
 
     @property
     def slowest_ms(self) -> Measured[float]:
         """The longest that its agent let a ping wait."""
-        if self._slowest_s is not None:
-            return self._slowest_s * 1000
-        if self._slowest_fault is not None:
-            return _fault(self._slowest_fault)
-        return self._not_begun if self.start is None else Absent("its backup was over before the first ping")
+        if self._slowest_ms is not None:
+            return self._slowest_ms
+        if isinstance(self.start, CountersStart):
+            return Absent("its backup was over before the first ping")
+        return self.start
 
     def view(self, deadline: Deadline) -> Measured[GuestView]:
         """What was seen from `begin` until now. The log in the guest is closed."""
-        if self.start is None:
-            return self._not_begun
-        before = self.start.inside
+        if not isinstance(self.start, CountersStart):
+            return self.start
+        before, log = self.start
         deadline = deadline.within(VIEW_S)
         try:
             with open_agent(self._path, deadline) as agent:
@@ -127,22 +106,40 @@ class GuestSampler:
                 if isinstance(self.start.log, KernelLogHandle):
                     close_kernel_log(agent, self.start.log, Deadline.after(CLOSE_S))
         except GuestError as error:
-            if not self._events:
+            if not self._events.kept:
                 return _fault(error)
             # Its own counters are lost, but what its kernel has logged is the more important part.
             lost = Broken(str(error))
             now = GuestCounters(lost, lost, lost, lost, lost)
+        log_fault = log if isinstance(log, (Absent, Broken)) else self._log_fault
+        log_ended = [log_fault.why] if log_fault is not None and self._events.kept else []
         return GuestView(
             cpu=seconds_between(before.cpu, now.cpu),
             io=seconds_between(before.io, now.io),
             memory=seconds_between(before.memory, now.memory),
             steal_s=_grown(before.steal_s, now.steal_s),
-            kernel=self._kernel(),
-            kernel_missing=tuple(self._all_missing()),
+            kernel=self._events.seen(log_fault),
+            kernel_missing=(*self._missing[:EVENTS_KEPT], *self._events.not_kept(), *log_ended),
         )
 
+    def _read_start(self, deadline: Deadline) -> Measured[CountersStart]:
+        try:
+            with open_agent(self._path, deadline) as agent:
+                inside = read_guest_counters(agent, deadline)
+                if not self._with_kernel_log:
+                    return CountersStart(inside, Absent("switched off (metrics.guest_kernel_log)"))
+                return CountersStart(inside, open_kernel_log(agent, deadline))
+        except GuestError as error:
+            return _fault(error)
+
+    def _note_wait(self, asked_s: float) -> None:
+        waited_ms = (time.monotonic() - asked_s) * 1000
+        self._slowest_ms = max(self._slowest_ms if isinstance(self._slowest_ms, float) else 0.0, waited_ms)
+
     def _read_log(self, agent: AgentConnection, deadline: Deadline) -> None:
-        if self.start is None or not isinstance(self.start.log, KernelLogHandle) or self._log_fault is not None:
+        if not isinstance(self.start, CountersStart) or not isinstance(self.start.log, KernelLogHandle):
+            return
+        if self._log_fault is not None:
             return
         read = read_kernel_log(agent, self.start.log, deadline)
         if isinstance(read, (Absent, Broken)):
@@ -151,25 +148,7 @@ class GuestSampler:
         self.start = self.start._replace(log=read.handle)
         self._missing += read.missing
         for line in read.lines:
-            kind = classify(line.text)
-            if kind is not None and len(self._events) < EVENTS_KEPT:
-                self._events.append(KernelEvent(line.at_s, kind, printable(line.text)))
-            elif kind is not None:
-                self._not_kept += 1
-
-    def _all_missing(self) -> list[str]:
-        more = [f"{self._not_kept} more lines of these kinds"] if self._not_kept else []
-        if self._log_fault is not None and self._events:
-            more.append(self._log_fault.why)
-        return [*self._missing[:EVENTS_KEPT], *more]
-
-    def _kernel(self) -> Measured[tuple[KernelEvent, ...]]:
-        assert self.start is not None  # noqa: S101  (asked by the caller)
-        if not isinstance(self.start.log, KernelLogHandle):
-            return self.start.log
-        if self._log_fault is not None and not self._events:
-            return self._log_fault
-        return tuple(self._events)
+            self._events.add(line.at_s, line.text)
 
     def _no_agent_runs(self, deadline: Deadline) -> bool:
         """Whether QEMU says so: an agent that hangs and one that is not there are silent alike."""
@@ -199,9 +178,8 @@ def _fault(error: GuestError) -> Absent | Broken:
 
 def _grown(before: Measured[float], after: Measured[float]) -> Measured[float]:
     """Seconds more than before; absent or broken where one of them is."""
-    for reading in (after, before):
-        if isinstance(reading, (Absent, Broken)):
-            return reading
-    assert isinstance(before, float)  # noqa: S101  (neither absent nor broken)
-    assert isinstance(after, float)  # noqa: S101
+    if isinstance(after, (Absent, Broken)):
+        return after
+    if isinstance(before, (Absent, Broken)):
+        return before
     return after - before if after >= before else Absent("the guest was started anew during its backup")

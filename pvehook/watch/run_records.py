@@ -6,10 +6,13 @@ phase its time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Broken, Measured
@@ -22,12 +25,13 @@ from pvehook.host.versions import Versions, read_versions
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import append, last_records, last_samples, past_baselines, reading
-from pvehook.records.journal import Log
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, guest_samples, write_textfile
 from pvehook.settings import MetricsConfig
 from pvehook.watch.baselines import Baselines
+
+T = TypeVar("T")
 
 HISTORY_S = 1.0
 """How long a phase waits for the history's disk. What is not there by then is written all the same, if it can be."""
@@ -43,9 +47,8 @@ def history_file(node: Node) -> str:
 class RunRecords:
     """One run's. No method raises."""
 
-    def __init__(self, context: Context, run: RunState, log: Log) -> None:
+    def __init__(self, context: Context, run: RunState) -> None:
         self.run = run
-        self.log = log
         self._context = context
         self._path = history_file(context.node)
         self._files = TimelyReader()  # its own: the history's disk may hang, and configuration must not wait for it
@@ -57,19 +60,16 @@ class RunRecords:
     def baseline_of(self, vmid: int, disks: Sequence[DiskCounters]) -> Measured[Baseline]:
         """How this VM was before its backup began with these counters."""
         past: list[Baseline] = []
-        try:
-            past = self._files.within(HISTORY_S, self._path, lambda: past_baselines(self._path, vmid))
-        except (NodeError, OSError):
-            pass  # a history that cannot be read is reported where it is written
+        with contextlib.suppress(NodeError):  # a history that cannot be read is reported where it is written
+            past = self._within(Deadline.after(HISTORY_S), self._path, lambda: past_baselines(self._path, vmid))
         return self.baselines.of(vmid, disks, past)
 
     def versions(self, deadline: Deadline) -> Versions:
         """Of Proxmox VE and the kernel; read once, they are the same for all guests of a run."""
         if self._versions is None:
-            wait_s = deadline.within(HISTORY_S).left_s()
             try:
-                self._versions = self._files.within(wait_s, "dpkg's status", lambda: read_versions(self._context.node))
-            except (NodeError, OSError) as error:
+                self._versions = self._within(deadline, "dpkg's status", lambda: read_versions(self._context.node))
+            except NodeError as error:
                 return Versions(kernel=Broken(str(error)), pve_manager=Broken(str(error)))
         return self._versions
 
@@ -78,36 +78,31 @@ class RunRecords:
         records = dict(self._records)
         if all(guest.vmid in records or guest.result == "refused" for guest in guests):
             return records
-        wait_s = deadline.within(HISTORY_S).left_s()
         # The clock may have been set back since the run began.
         since_s = min((self.run.started_s, *(guest.started_s for guest in guests)))
         try:
-            kept = self._files.within(wait_s, self._path, lambda: _records_since(self._path, since_s))
-        except (NodeError, OSError):
+            kept = self._within(deadline, self._path, lambda: _records_since(self._path, since_s))
+        except NodeError:
             return records  # then the table has no figures for them
         return {each.vmid: each for each in kept if each.job == self.run.upid} | records
 
     def keep(self, record: StallRecord, config: MetricsConfig, deadline: Deadline) -> None:
         """In the history, and for Prometheus. Losing either costs a log line."""
         self._records[record.vmid] = replace(record, points=())  # the chart is for the history alone
-        now_s = self._context.clock.now_s()
+        log, now_s = self._context.log, self._context.clock.now_s()
         try:
-            news = self._files.within(
-                deadline.within(HISTORY_S).left_s(), self._path, lambda: self._append(record, now_s, config.keep_days)
-            )
+            news = self._within(deadline, self._path, lambda: self._append(record, now_s, config.keep_days))
             if news is not None:
-                self.log.warning("history-moved", message=news, vmid=record.vmid)
-        except (NodeError, OSError) as error:
-            self.log.error("history-not-kept", message=str(error), vmid=record.vmid)
+                log.warning("history-moved", message=news, vmid=record.vmid)
+        except NodeError as error:
+            log.error("history-not-kept", message=str(error), vmid=record.vmid)
         if config.textfile is None:
             return
         target = self._context.node.path(config.textfile)
         try:
-            self._files.within(
-                deadline.within(HISTORY_S).left_s(), target, lambda: self._write_textfile(target, record, now_s)
-            )
-        except (NodeError, OSError) as error:
-            self.log.error(
+            self._within(deadline, target, lambda: self._write_textfile(target, record, now_s))
+        except NodeError as error:
+            log.error(
                 "textfile-not-written",
                 message=f"{config.textfile} was not written: {error}; the service may write below "
                 "/var/lib/prometheus/node-exporter, for another directory see the comment at metrics.textfile",
@@ -119,7 +114,12 @@ class RunRecords:
         self.baselines.end()
         self._files.close()
 
-    # In the files' thread
+    def _within(self, deadline: Deadline, what: str, question: Callable[[], T]) -> T:
+        """In the files' thread. Raises NodeError for whatever fails or takes too long."""
+        try:
+            return self._files.within(deadline.within(HISTORY_S).left_s(), what, question)
+        except OSError as error:
+            raise NodeError(str(error)) from error
 
     def _append(self, record: StallRecord, now_s: float, keep_days: int) -> str | None:
         os.makedirs(self._context.node.state_dir, mode=0o700, exist_ok=True)
@@ -132,7 +132,8 @@ class RunRecords:
             kept = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
         except NodeError:
             kept = {}
-        write_textfile(target, kept | self._samples, _guests_of(self._context.node), _replace_readable)
+        replace_readable = partial(replace_file, mode=0o644)  # node_exporter runs as a user of its own
+        write_textfile(target, kept | self._samples, _guests_of(self._context.node), replace_readable)
 
 
 def _records_since(path: str, since_s: float) -> list[StallRecord]:
@@ -144,7 +145,3 @@ def _guests_of(node: Node) -> set[int]:
     """The guests that this node has, by their configurations' names. May hang, as all of /etc/pve may."""
     names = [name for kind in ("qemu-server", "lxc") for name in os.listdir(node.path(f"/etc/pve/{kind}"))]
     return {int(name.removesuffix(".conf")) for name in names if re.fullmatch(r"[1-9][0-9]{2,8}\.conf", name)}
-
-
-def _replace_readable(path: str, text: str) -> None:
-    replace_file(path, text, mode=0o644)  # node_exporter runs as a user of its own

@@ -46,9 +46,7 @@ def sampled(
         context = Context(node, clock, TimelyReader(), log)
         guest = GuestRecord(VMID, "snapshot", "qemu", None, clock.now_s())
         governor = Governor(node, VMID, "on", GovernorConfig(), log)
-        sampler = BackupSampler(
-            context, guest, MetricsConfig(), governor, baseline_of, lambda: None, is_left_to_pve, log
-        )
+        sampler = BackupSampler(context, guest, MetricsConfig(), governor, baseline_of, is_left_to_pve)
         found = Sampled()
         sampler.begin()
         try:

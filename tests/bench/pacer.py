@@ -205,7 +205,7 @@ def before(guest: LoadedGuest) -> Baseline:
     watch.end(Deadline.after(RUN_AT_MOST_S))
     view = watch.view()
     assert isinstance(view, HypervisorView), view
-    (point,) = watch.points()[-1:]  # from the one look to the other
+    (point,) = watch.chart.points()[-1:]  # from the one look to the other
     return Baseline(BEFORE_S, "before", view.read, view.write, view.flush, point.p99_ms)
 
 

@@ -56,7 +56,6 @@ class Guest:
         parts = RunParts(
             Context(node, SystemClock(), reader, cast(Any, self.log)),
             run,
-            cast(Any, self.log),
             cast(Any, None),
             cast(Any, None),
             cast(Any, None),
@@ -66,7 +65,6 @@ class Guest:
         fakes = {
             "GuestFreeze": lambda *args: FakeFreeze(self, args[5]),
             "IdlePriority": lambda *_: Fake(self, "idle"),
-            "WindowEnd": lambda *_: Fake(self, "window"),
             "GuestMonitor": lambda *_: Fake(self, "monitor"),
             "Beside": lambda *_: Fake(self, "beside"),
         }

@@ -36,9 +36,8 @@ def test_a_relative_dump_directory_names_no_rsync(
 
     monkeypatch.setattr(idle_priority, "backup_processes", found)
     node = Node(str(tmp_path))
-    log = journal_log(node.journal_socket)
-    context = Context(node, SystemClock(), TimelyReader(), log)
+    context = Context(node, SystemClock(), TimelyReader(), journal_log(node.journal_socket))
     run = RunState(ProcessId(4711, 1), "", 0.0, dumpdir=dumpdir)
     guest = GuestRecord(vmid=101, mode="snapshot", vmtype="qemu", name=None, started_s=0.0)
-    IdlePriority(context, run, guest, log).check(DEFAULT.io_priority)
+    IdlePriority(context, run, guest).check(DEFAULT.io_priority)
     assert asked == wanted

@@ -14,6 +14,7 @@ from pvehook.deadline import Deadline
 from pvehook.host.clock import SystemClock
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.context import Context
+from pvehook.records.guest_record import GuestRecord
 from pvehook.watch.guest_sampler import GuestSampler
 from tests.node_under_test import NodeUnderTest
 
@@ -33,7 +34,8 @@ def was_asked(agent: socket.socket) -> bool:
 
 def sampler(node: NodeUnderTest) -> GuestSampler:
     context = Context(node.node, SystemClock(), TimelyReader(), cast(Any, None))
-    return GuestSampler(context, 101, "snapshot", with_kernel_log=True, start=None)
+    guest = GuestRecord(101, "snapshot", "qemu", None, started_s=0.0)
+    return GuestSampler(context, guest, with_kernel_log=True, start=None)
 
 
 @pytest.mark.parametrize("known", [Broken("it does not answer"), Absent("the VM does not run: it is paused")])
