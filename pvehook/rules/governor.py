@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.rules import governor_constants as c
-from pvehook.rules.governor_law import advance, first_state, is_throttled, released
-from pvehook.rules.governor_readings import Sample, in_mb_per_s
-from pvehook.rules.governor_state import Action, Bounds, Culprit, Kind, Lessons, Resting, Starting, State, Watching
+from pvehook.rules.governor_law import advance, first_state, released
+from pvehook.rules.governor_readings import Bounds, Culprit, Sample, in_mb_per_s
+from pvehook.rules.governor_state import Action, Lessons, Resting, Starting, State, Watching
 from pvehook.rules.latency import disks_between
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
@@ -38,29 +38,14 @@ class Speeds(NamedTuple):
 NOTHING_SET: Final = Speeds(_NO_JOBS)
 
 
-class SpeedChange(NamedTuple):
-    """What is to be set on one job."""
-
-    device: str
-    bytes_per_s: int
-
-
-class Report(NamedTuple):
-    """What an administrator is told."""
-
-    kind: Kind | Literal["left-alone", "observe"]
-    reason: str
-    bytes_per_s: int | None
-    culprit: Culprit | None = None
-
-
 class Ready(NamedTuple):
     """What to do, in this order."""
 
     persist: Speeds | None = None
     """To be written before anything is set; NOTHING_SET: the record is to be removed; None: it stays as it is."""
-    set: tuple[SpeedChange, ...] = ()
-    report: tuple[Report, ...] = ()
+    set: Mapping[str, int] = _NO_JOBS
+    """Bytes per second by device."""
+    report: tuple[Action, ...] = ()
 
 
 class Tally(NamedTuple):
@@ -107,22 +92,33 @@ class Governor(NamedTuple):
 def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Speeds) -> tuple[Governor, Ready]:
     """One more sample. `inherited` is the record that an earlier daemon may have left."""
     governor, jobs, reports = _recognised(governor._replace(at_s=sample.at_s), sample.jobs, inherited)
+    law, last = governor.law, governor.last
     if not jobs:
-        if governor.last is not None:
-            governor = governor._replace(last=None, jobs_changed_s=sample.at_s)
-        return governor, Ready(report=reports)
+        changed_s = governor.jobs_changed_s if last is None else sample.at_s
+        return governor._replace(last=None, jobs_changed_s=changed_s), Ready(report=reports)
     # A transaction's jobs run one after the other: what counts is the limit of the one that runs now.
     running = next((job for job in jobs if job.offset_bytes < job.length_bytes), jobs[0])
     bounds = bounds._replace(original_bytes_per_s=governor.speeds.original[running.device])
-    law, last = governor.law, governor.last
-    if law is None or last is None:
-        law = _first(governor, bounds)
-        governor = governor._replace(jobs_changed_s=sample.at_s)
+    if law is None:
+        law = first_state(bounds if governor.acts else bounds._replace(starts_slowly=False))
+    elif last is None:  # seen again after samples were lost, or the next disk's
+        law = State(bounds.original_bytes_per_s, lessons=Lessons(cut=law.lessons.cut, rest_s=law.lessons.rest_s))
     elif sample.at_s > last.at_s:
-        governor, law, more = _advanced(governor, law, _since(last, governor.offsets, sample, jobs), bounds)
+        seen = Sample(
+            at_s=sample.at_s,
+            period_s=sample.at_s - last.at_s,
+            completed=disks_between(last.disks, sample.disks),
+            copied_bytes=sum(max(job.offset_bytes - governor.offsets.get(job.device, 0), 0) for job in jobs),
+            remaining_bytes=sum(max(job.length_bytes - job.offset_bytes, 0) for job in jobs),
+        )
+        governor, law, more = _advanced(governor, law, seen, bounds)
         reports += more
-    offsets = {job.device: job.offset_bytes for job in jobs}
-    governor = governor._replace(law=law, last=sample, offsets=offsets)
+    governor = governor._replace(
+        law=law,
+        last=sample,
+        offsets={job.device: job.offset_bytes for job in jobs},
+        jobs_changed_s=sample.at_s if last is None else governor.jobs_changed_s,
+    )
     governor, persist, changes = _changes(governor, law, jobs, bounds)
     return governor, Ready(persist, changes, reports)
 
@@ -132,94 +128,62 @@ def stopped(governor: Governor) -> Governor:
     return governor._replace(acts=False, has_observed=True)
 
 
-# Which jobs
-
-
 def _recognised(
     governor: Governor, jobs: Sequence[BlockJob], inherited: Speeds
-) -> tuple[Governor, list[BlockJob], tuple[Report, ...]]:
+) -> tuple[Governor, list[BlockJob], tuple[Action, ...]]:
+    """Which of the jobs are to be set."""
     anew = {job.device for job in jobs if job.offset_bytes < governor.offsets.get(job.device, 0)}
     original = {device: speed for device, speed in governor.speeds.original.items() if device not in anew}
     set_by_us = list(governor.speeds.ours)
     known = governor.speeds if governor.is_recorded else inherited
+    manually_limited = set(governor.manually_limited - anew)
+    reports = []
     for job in jobs:
         device, now = job.device, job.speed_bytes_per_s
-        if device in original:
-            continue
-        original[device] = now
-        if device in known.original and now in known.ours:
-            original[device] = known.original[device]
-            set_by_us.append(now)
-    manually_limited = governor.manually_limited - anew
-    newly_limited = [
-        job
-        for job in jobs
-        if job.device not in manually_limited and job.speed_bytes_per_s not in (original[job.device], *set_by_us)
-    ]
-    manually_limited |= {job.device for job in newly_limited}
+        if device not in original:
+            original[device] = now
+            if device in known.original and now in known.ours:
+                original[device] = known.original[device]
+                set_by_us.append(now)
+    for job in jobs:
+        device, now = job.device, job.speed_bytes_per_s
+        if device not in manually_limited and now not in (original[device], *set_by_us):
+            manually_limited.add(device)
+            was_set = f"the speed of {device} was set to {in_mb_per_s(now)}"
+            reports.append(Action("left-alone", now, f"{was_set} by somebody else: the governor leaves it alone"))
     governor = governor._replace(
         last=None if anew else governor.last,
         speeds=Speeds(original, tuple(set_by_us)),
-        manually_limited=manually_limited,
+        manually_limited=frozenset(manually_limited),
     )
-    reports = tuple(_left_alone(job) for job in newly_limited)
-    return governor, [job for job in jobs if job.device not in manually_limited], reports
-
-
-def _left_alone(job: BlockJob) -> Report:
-    speed = in_mb_per_s(job.speed_bytes_per_s)
-    reason = f"the speed of {job.device} was set to {speed} by somebody else: the governor leaves it alone"
-    return Report("left-alone", reason, job.speed_bytes_per_s)
-
-
-# How fast
-
-
-def _first(governor: Governor, bounds: Bounds) -> State:
-    """The job has appeared, or is seen again after samples were lost."""
-    if governor.law is not None:
-        lessons = Lessons(cut=governor.law.lessons.cut, rest_s=governor.law.lessons.rest_s)
-        return State(bounds.original_bytes_per_s, lessons=lessons)
-    return first_state(bounds if governor.acts else bounds._replace(starts_slowly=False))
-
-
-def _since(last: DiskSample, offsets: Mapping[str, int], sample: DiskSample, jobs: Sequence[BlockJob]) -> Sample:
-    return Sample(
-        at_s=sample.at_s,
-        period_s=sample.at_s - last.at_s,
-        completed=disks_between(last.disks, sample.disks),
-        copied_bytes=sum(max(job.offset_bytes - offsets.get(job.device, 0), 0) for job in jobs),
-        remaining_bytes=sum(max(job.length_bytes - job.offset_bytes, 0) for job in jobs),
-    )
+    return governor, [job for job in jobs if job.device not in manually_limited], tuple(reports)
 
 
 def _advanced(
     governor: Governor, law: State, sample: Sample, bounds: Bounds
-) -> tuple[Governor, State, tuple[Report, ...]]:
+) -> tuple[Governor, State, tuple[Action, ...]]:
     is_free = not governor.acts or isinstance(law.phase, (Watching, Resting))
     if is_free and law.bytes_per_s != bounds.original_bytes_per_s:
         law = released(law, bounds)  # it was stopped, or the next disk's job runs and has another limit
     after, action = advance(law, sample, bounds)
-    if action is None:
-        return governor._replace(tally=_tallied(governor.tally, law, after, None, sample)), after, ()
-    reports = (Report(action.kind, action.reason, action.bytes_per_s, action.culprit),) if action.reason else ()
-    if action.kind == "slow" and not governor.acts:
+    reports = (action,) if action is not None and action.reason else ()
+    if action is not None and action.kind == "slow" and not governor.acts:
         # What would have come of it cannot be seen, so it stays at the first step and is reported once.
-        observed = Report("observe", f"observed only, nothing is set: {action.reason}", None)
+        observed = Action("observe", law.bytes_per_s, f"observed only, nothing is set: {action.reason}")
         reports = () if governor.has_observed else (observed,)
         governor, after = governor._replace(has_observed=True), law._replace(phase=Watching())
     return governor._replace(tally=_tallied(governor.tally, law, after, action, sample)), after, reports
 
 
 def _tallied(tally: Tally, law: State, after: State, action: Action | None, sample: Sample) -> Tally:
-    if is_throttled(law):
+    if law.is_throttled:
         free = law.pace.free_per_s
         cost_s = sample.period_s * max(1 - sample.copied_bytes / sample.period_s / free, 0.0) if free else 0.0
         tally = tally._replace(slowed_s=tally.slowed_s + sample.period_s, cost_s=tally.cost_s + cost_s)
     if action is None:
         return tally
-    if is_throttled(after):
-        lowest = min(tally.lowest_bytes_per_s or action.bytes_per_s, action.bytes_per_s)
+    if after.is_throttled:
+        lowest = min(tally.lowest_bytes_per_s or after.bytes_per_s, after.bytes_per_s)
         tally = tally._replace(lowest_bytes_per_s=lowest)
     suffered = tally.suffered or action.kind in ("slow", "deadline")
     return tally._replace(suffered=suffered, culprit=action.culprit or tally.culprit)
@@ -227,21 +191,19 @@ def _tallied(tally: Tally, law: State, after: State, action: Action | None, samp
 
 def _changes(
     governor: Governor, law: State, jobs: Sequence[BlockJob], bounds: Bounds
-) -> tuple[Governor, Speeds | None, tuple[SpeedChange, ...]]:
+) -> tuple[Governor, Speeds | None, Mapping[str, int]]:
     original, ours = governor.speeds
     is_slowed = governor.acts and law.bytes_per_s != bounds.original_bytes_per_s
     wanted = {
         job.device: min(law.bytes_per_s, original[job.device] or law.bytes_per_s) if is_slowed else original[job.device]
         for job in jobs
     }
-    changes = tuple(
-        SpeedChange(job.device, wanted[job.device]) for job in jobs if job.speed_bytes_per_s != wanted[job.device]
-    )
+    changes = {job.device: wanted[job.device] for job in jobs if job.speed_bytes_per_s != wanted[job.device]}
     if is_slowed and changes:
         in_force = {job.speed_bytes_per_s for job in jobs} & set(ours)
         speeds = Speeds(original, tuple(in_force | set(wanted.values())))
         return governor._replace(speeds=speeds, is_recorded=True), speeds, changes
     if governor.is_recorded and not is_slowed and not changes:
         governor = governor._replace(speeds=Speeds(original), is_recorded=False)
-        return governor, NOTHING_SET, ()
+        return governor, NOTHING_SET, {}
     return governor, None, changes

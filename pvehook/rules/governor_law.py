@@ -43,21 +43,8 @@ from __future__ import annotations
 import math
 
 from pvehook.rules import governor_constants as c
-from pvehook.rules.governor_judgement import culprit_of, evidence, pays, suffers
-from pvehook.rules.governor_readings import Reading, Sample, in_mb_per_s, in_ms, reading_of, together
-from pvehook.rules.governor_state import (
-    Action,
-    Bounds,
-    Resting,
-    Starting,
-    State,
-    Throttling,
-    Trying,
-    Watching,
-    lowest_speed,
-    measured,
-    within_bounds,
-)
+from pvehook.rules.governor_readings import Bounds, Culprit, Reading, Sample, in_mb_per_s, in_ms, reading_of, together
+from pvehook.rules.governor_state import Action, Resting, Starting, State, Throttling, Trying, Watching
 
 Next = tuple[State, Action | None]
 """The state after a sample, and the change of speed that it asks for."""
@@ -75,7 +62,7 @@ def advance(state: State, sample: Sample, bounds: Bounds) -> Next:
     """One more sample."""
     if sample.period_s > c.LOST_AFTER_S:
         return _lost(state, sample, bounds)
-    state = measured(state, sample)
+    state = state.measured(sample)
     if isinstance(state.phase, Starting):
         return _start(state, state.phase, sample, bounds)
     state, reading = _read(state, sample, bounds)
@@ -86,7 +73,7 @@ def advance(state: State, sample: Sample, bounds: Bounds) -> Next:
         return _hold(state, phase, sample, bounds, reading)
     if isinstance(phase, Resting) and sample.at_s < phase.until_s:
         return state, None
-    return _watch(state, phase if isinstance(phase, Watching) else Watching(), sample, bounds, reading)
+    return _watch(state, sample, bounds, reading)
 
 
 def released(state: State, bounds: Bounds) -> State:
@@ -101,15 +88,9 @@ def _release(state: State, bounds: Bounds, reason: str) -> Next:
 
 
 def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
-    reason = f"no sample for {sample.period_s:.0f} s"
-    action = Action("lost", bounds.original_bytes_per_s, reason) if is_throttled(state) else None
+    action = Action("lost", bounds.original_bytes_per_s, f"no sample for {sample.period_s:.0f} s")
     activity = state.activity._replace(silent_s=0.0, requests_per_s=0.0)
-    return released(state._replace(activity=activity), bounds), action
-
-
-def is_throttled(state: State) -> bool:
-    """Slowed because its guest suffers; a backup that starts slowly is not."""
-    return isinstance(state.phase, (Trying, Throttling))
+    return released(state._replace(activity=activity), bounds), action if state.is_throttled else None
 
 
 # Reading
@@ -121,8 +102,8 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     if sample.operations:
         weight = min(sample.period_s / c.LONGEST_READING_S, 1.0)
         per_s = sample.operations / max(sample.period_s, 1e-3)
-        busy = activity.requests_per_s + weight * (per_s - activity.requests_per_s)
-        activity = activity._replace(silent_s=0.0, requests_per_s=busy)
+        lately = activity.requests_per_s + weight * (per_s - activity.requests_per_s)
+        activity = activity._replace(silent_s=0.0, requests_per_s=lately)
     else:
         silent_s = activity.silent_s + sample.period_s
         activity = activity._replace(silent_s=silent_s)
@@ -132,17 +113,17 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
             reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.pace.copied_per_s, None, None, is_silence=True)
             return state._replace(gathered=(), activity=activity._replace(idle_s=0.0)), reading
     state = state._replace(activity=activity)
-    phase = state.phase
-    if not state.has_settled or not _has_come_down(state):
-        # What is completed now was sent before the change, so it tells more of how it was.
-        if isinstance(phase, Trying):
-            state = state._replace(phase=phase._replace(settling=(*phase.settling, sample)[-c.COME_DOWN_SAMPLES :]))
-        return state, None
-    gathered = (*state.gathered, sample)
-    reading = reading_of(gathered)
-    wanted_s = 0.0
+    phase, has_settled, wanted_s = state.phase, state.has_settled, 0.0
     if isinstance(phase, Trying):
         wanted_s = c.TRIAL_S if state.lessons.cut == c.FIRST_CUT else c.LATER_TRIAL_S
+        if state.since_change_s <= c.LONGEST_SETTLING_S:  # what its workers had sent still keeps a slow disk busy
+            has_settled = has_settled and _copied_slowly(state, phase.settling)
+        if not has_settled:
+            state = state._replace(phase=phase._replace(settling=(*phase.settling, sample)[-c.COME_DOWN_SAMPLES :]))
+    if not has_settled:
+        return state, None  # what is completed now was sent before the change, so it tells more of how it was
+    gathered = (*state.gathered, sample)
+    reading = reading_of(gathered)
     enough = reading.operations >= c.MIN_REQUESTS and reading.seconds >= wanted_s
     if not enough and reading.seconds < max(c.LONGEST_READING_S, wanted_s):
         return state._replace(gathered=gathered), None
@@ -150,13 +131,6 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     idle_s = activity.idle_s + reading.seconds if is_idle else 0.0
     activity = activity._replace(idle_s=idle_s, latency_ms=reading.latency_ms)
     return state._replace(gathered=(), activity=activity), reading
-
-
-def _has_come_down(state: State) -> bool:
-    """Whether a backup on trial runs at its limit by now. What its workers had sent still keeps a slow disk busy."""
-    if not isinstance(state.phase, Trying) or state.since_change_s > c.LONGEST_SETTLING_S:
-        return True
-    return _copied_slowly(state, state.phase.settling)
 
 
 def _copied_slowly(state: State, samples: tuple[Sample, ...]) -> bool:
@@ -183,7 +157,7 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
         return state, None
     state = state._replace(gathered=(), activity=state.activity._replace(latency_ms=reading.latency_ms))
     original = bounds.original_bytes_per_s
-    if not suffers(reading, bounds):
+    if not reading.suffers(bounds):
         speed = int(_growth(state, reading, bounds) * state.bytes_per_s)
         gets_no_more = reading.copied_per_s < c.NOT_REACHED * state.bytes_per_s
         if gets_no_more or 0 < original <= speed:
@@ -191,7 +165,7 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
     elif not phase.suffering and reading.latency_ms < max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS):
         return state._replace(phase=phase._replace(suffering=(reading,))), None  # once may be chance
     elif is_restart or state.bytes_per_s > c.START_BYTES_PER_S:
-        return _slow_on_trial(state, sample, bounds, reading, from_start=True)
+        return _slow_on_trial(state, sample, bounds, reading)
     elif state.since_change_s < c.START_SETTLING_S:
         return state, None  # it may be the burst that it still feels
     else:
@@ -209,7 +183,7 @@ def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
 def _start_again(state: State, bounds: Bounds) -> Next:
     """A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until the
     guest suffers again; each time it waits longer."""
-    speed = within_bounds(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S, bounds)
+    speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
     lessons = state.lessons._replace(restart_s=c.RESTART_FACTOR * state.lessons.restart_s)
     return state.changed(speed, Starting(True))._replace(lessons=lessons), Action("start", speed)
 
@@ -217,18 +191,20 @@ def _start_again(state: State, bounds: Bounds) -> Next:
 # Watching
 
 
-def _watch(state: State, phase: Watching, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
-    suffering = (*phase.suffering, reading)[-c.SUFFERING_KEPT :] if suffers(reading, bounds) else ()
+def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
+    before = state.phase.suffering if isinstance(state.phase, Watching) else ()
+    suffering = (*before, reading)[-c.SUFFERING_KEPT :] if reading.suffers(bounds) else ()
     state = state._replace(phase=Watching(suffering))
-    if sum(evidence(each, bounds) for each in suffering) >= 1:
-        return _slow_on_trial(state, sample, bounds, together(suffering), from_start=False)
+    if sum(each.evidence(bounds) for each in suffering) >= 1:
+        return _slow_on_trial(state, sample, bounds, together(suffering))
     return state, None
 
 
-def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading, *, from_start: bool) -> Next:
+def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading) -> Next:
     """The guest suffers: the backup is cut, unless it has no time for that."""
     pace, lessons, reached = state.pace, state.lessons, before.copied_per_s
-    lowest, why = lowest_speed(state, sample, bounds)
+    from_start = isinstance(state.phase, Starting)
+    lowest, why = state.lowest_speed(sample, bounds)
     seen = f"{before}, target {in_ms(bounds.target_ms)}, with its backup at {in_mb_per_s(reached)}"
     if lowest >= c.NEARLY * max(reached, pace.free_per_s or 0.0):
         original = bounds.original_bytes_per_s
@@ -242,9 +218,9 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
         # The burst was faster than the backup will be beside the guest, and while it starts it is slowed.
         burst = (pace.free_per_s if from_start else None) or reached
         pace = pace.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
-    elif isinstance(state.phase, Starting):
+    elif from_start:
         pace = pace.with_free(((pace.free_per_s or reached) + reached) / 2)
-    speed = within_bounds(lessons.cut * reached, c.MIN_BYTES_PER_S, bounds)  # a moment below the lowest does no harm
+    speed = bounds.limited(lessons.cut * reached, c.MIN_BYTES_PER_S)  # a moment below the lowest does no harm
     state = state.changed(speed, Trying(before, from_start))
     state = state._replace(pace=pace, lessons=lessons._replace(has_tried=True))
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
@@ -257,7 +233,7 @@ def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Boun
     """Unless there is no more reason or no more time for it."""
     if state.activity.idle_s >= c.IDLE_AFTER_S:
         return _release(state, bounds, f"the guest has been idle for {state.activity.idle_s:.0f} s")
-    lowest, why = lowest_speed(state, sample, bounds)
+    lowest, why = state.lowest_speed(sample, bounds)
     free = state.pace.free_per_s
     if math.isinf(lowest) or (free is not None and lowest >= c.NEARLY * free):
         state = released(state._replace(lessons=state.lessons._replace(deadline_reported=True)), bounds)
@@ -270,15 +246,15 @@ def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Boun
 def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
     before = phase.before
     # What is still in QEMU's queue may go through in the trial, so it counts as slowed by no more than the cut.
-    if not pays(phase, reading.latency_ms, reading.copied_per_s, bounds, at_least=state.lessons.cut):
+    if not _pays(phase, reading.latency_ms, reading.copied_per_s, bounds, at_least=state.lessons.cut):
         is_falling = reading.latency_ms < c.STILL_FALLING * (phase.tried or before).latency_ms
         # Where reads wait too, what the guest has queued up has to go through first. A slow target shows at once.
-        is_open = is_falling or culprit_of(before, reading, bounds) == "other-load"
+        is_open = is_falling or _culprit_of(before, reading, bounds) == "other-load"
         if is_open and state.since_change_s < c.LONGEST_TRIAL_S:
             return state._replace(phase=phase._replace(tried=reading)), None
         return _give_up(state, phase, sample, bounds, reading)
     error = _error(reading, bounds)
-    speed = within_bounds(_controlled(state, reading, error, error), lowest, bounds)
+    speed = bounds.limited(_controlled(state, reading, error, error), lowest)
     throttling = Throttling(before, phase.from_start, error, c.TRIAL_SATURATION_PART * before.copied_per_s)
     return state.changed(speed, throttling), Action("throttle", speed)
 
@@ -288,7 +264,7 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
     phase = _averaged(phase, reading)
     if phase.from_start and phase.lasted_s >= state.lessons.restart_s:
         return _start_again(state, bounds)
-    if phase.lasted_s >= c.JUDGED_AFTER_S and not pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
+    if phase.lasted_s >= c.JUDGED_AFTER_S and not _pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
         return _give_up(state, phase, sample, bounds, reading)
     reached, seconds = reading.copied_per_s, reading.seconds
     error = _error(reading, bounds)
@@ -306,7 +282,7 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
     phase = phase._replace(error=error, unbound_s=unbound_s, short_s=short_s)
     phase, wanted = _below_saturation(state, phase, reading, wanted, bounds)
     state = state._replace(phase=phase)
-    speed = within_bounds(min(wanted, max(c.HEADROOM * reached, float(c.MIN_BYTES_PER_S))), lowest, bounds)
+    speed = bounds.limited(min(wanted, max(c.HEADROOM * reached, float(c.MIN_BYTES_PER_S))), lowest)
     if abs(speed - state.bytes_per_s) < c.MIN_CHANGE * state.bytes_per_s:
         return state, None
     return state._replace(bytes_per_s=speed, gathered=()), Action("throttle", speed)
@@ -353,6 +329,20 @@ def _below_saturation(
     return phase._replace(saturation_speed=saturation_speed), min(wanted, max(saturation_speed, state.bytes_per_s))
 
 
+def _pays(
+    phase: Trying | Throttling, latency_ms: float, copied_per_s: float, bounds: Bounds, at_least: float = 0.0
+) -> bool:
+    """Whether the guest is better off by more than the backup lasts longer. `at_least`: the part of its speed that the
+    backup is taken to have kept."""
+    before = phase.before
+    # Slowed since its start it was never seen at its worst, so what is near the target is good enough.
+    good_ms = bounds.target_ms * (c.SUFFERS_ABOVE if phase.from_start else 1.0)
+    if latency_ms <= min(good_ms, c.NEVER_GOOD_MS):
+        return True
+    part = max(copied_per_s / before.copied_per_s if before.copied_per_s > 0 else 1.0, at_least)
+    return part < 1 and latency_ms <= before.latency_ms * part
+
+
 def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
     before, lessons = phase.before, state.lessons
     seen = f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)}"
@@ -360,7 +350,7 @@ def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: B
         return _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
     did_pay = isinstance(phase, Throttling) and phase.lasted_s > c.FIRST_REST_S
     rest_s = c.FIRST_REST_S if did_pay else lessons.rest_s
-    culprit = culprit_of(before, reading, bounds)
+    culprit = _culprit_of(before, reading, bounds)
     why = {
         "slow-target": "its reads are quick and its writes wait, so it is the backup's target that is slow",
         "other-load": "there is other load on the same disks, or they are slow by themselves",
@@ -370,3 +360,14 @@ def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: B
     lessons = lessons._replace(rest_s=min(2 * rest_s, c.LONGEST_REST_S), cut=c.LATER_CUT)
     state = released(state._replace(phase=Resting(sample.at_s + rest_s), lessons=lessons), bounds)
     return state, Action("give-up", state.bytes_per_s, reason, culprit)
+
+
+def _culprit_of(before: Reading, now: Reading, bounds: Bounds) -> Culprit:
+    """Copy-before-write holds up writes alone; disks that are shared hold up reads as well. Others who use them pause
+    now and then, so both readings have to say the same."""
+    for reading in (before, now):
+        quick_reads = reading.read_ms is not None and reading.read_ms <= bounds.target_ms
+        slow_writes = reading.write_ms is not None and reading.write_ms > bounds.target_ms
+        if not (quick_reads and slow_writes):
+            return "other-load"
+    return "slow-target"

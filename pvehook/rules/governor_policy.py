@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from pvehook.rules.governor_state import Culprit
+from pvehook.rules.governor_readings import Culprit
 from pvehook.rules.guest_match import match
 from pvehook.settings import GovernorConfig, GovernorMode
 

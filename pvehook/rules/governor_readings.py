@@ -1,13 +1,42 @@
-"""What the governor decides by: samples of QEMU's counters, and readings made of several samples."""
+"""What the governor decides by: samples of QEMU's counters, readings made of several, and whether a guest suffers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, RequestCounters
-from pvehook.rules.governor_constants import TAIL_PART
-from pvehook.rules.latency import NS_PER_MS, NS_PER_S, latency_of, sum_of
+from pvehook.rules import governor_constants as c
+from pvehook.rules.latency import NS_PER_S, latency_of, sum_of
+
+Culprit = Literal["slow-target", "other-load"]
+
+
+class Bounds(NamedTuple):
+    """What the guest and the administrator set."""
+
+    target_ms: float
+    original_bytes_per_s: int
+    """The administrator's `bwlimit`, UNLIMITED without one: the upper bound, and what is restored."""
+    stretch_at_most: float
+    starts_slowly: bool = True
+    was_idle: bool = False
+    """The guest sent its disks hardly any requests before: a few slow ones are no suffering yet."""
+    window_closes_s: float | None = None
+    """On the samples' clock; None: it does not close, or does not matter."""
+
+    def with_activity(self, operations: int, total_ms: float, seconds: float) -> Bounds:
+        """By what the guest asked of its disks before its backup. One that asked for little is not kept waiting by a
+        slow start. On quick disks it may be busy all the same; only with few requests as well it was idle."""
+        is_busy = total_ms / 1000 / seconds >= c.IDLE_IN_FLIGHT  # requests in flight, on average (Little's law)
+        was_idle = not is_busy and operations / seconds < c.IDLE_REQUESTS_PER_S
+        return self._replace(starts_slowly=is_busy, was_idle=was_idle)
+
+    def limited(self, speed: float, lowest: float) -> int:
+        """A speed that may be set."""
+        speed = max(speed, lowest, float(c.MIN_BYTES_PER_S))
+        return int(min(speed, float(self.original_bytes_per_s or math.inf)))
 
 
 class Sample(NamedTuple):
@@ -46,16 +75,26 @@ class Reading(NamedTuple):
             return f"nothing of a busy guest was completed for {self.latency_ms / 1000:.1f} s"
         return f"its requests took {in_ms(self.latency_ms)} ({self.operations} in {self.seconds:.1f} s)"
 
+    def suffers(self, bounds: Bounds) -> bool:
+        return self.latency_ms > c.SUFFERS_ABOVE * bounds.target_ms and self.in_flight >= c.SUFFERS_IN_FLIGHT
+
+    def evidence(self, bounds: Bounds) -> float:
+        """If the guest suffers. Three requests per second that take 0.3 s each are one in flight, by chance for some
+        seconds: of a guest that was idle a reading counts for less."""
+        is_clear = self.latency_ms > c.CLEARLY_ABOVE * bounds.target_ms and self.in_flight >= c.CLEARLY_IN_FLIGHT
+        if bounds.was_idle:
+            return c.IDLE_CLEAR_EVIDENCE if is_clear else c.IDLE_EVIDENCE
+        return c.CLEAR_EVIDENCE if is_clear else c.EVIDENCE
+
 
 def effective_latency_ms(mean_ms: float, p99_ms: float | None) -> float:
     """One figure for how long requests took: the mean, or a third of the p99 where that is more, so that a few which
     take a second among many quick ones are not lost."""
-    return max(mean_ms, TAIL_PART * (p99_ms or 0.0))
+    return max(mean_ms, c.TAIL_PART * (p99_ms or 0.0))
 
 
 def target_ms(baseline_ms: float | None, floor_ms: float, factor: float) -> float:
-    """The latency that a guest is to keep: a multiple of what it had before. Without a baseline its disks are taken to
-    be as slow as the floor."""
+    """The latency that a guest is to keep. Without a baseline its disks are taken to be as slow as the floor."""
     return max(floor_ms, factor * (floor_ms if baseline_ms is None else baseline_ms))
 
 
@@ -70,8 +109,8 @@ def reading_of(samples: Sequence[Sample]) -> Reading:
         latency_ms=0.0 if latency.mean_ms is None else effective_latency_ms(latency.mean_ms, latency.p99_ms),
         in_flight=total.total_time_ns / NS_PER_S / max(seconds, 1e-3),
         copied_per_s=sum(each.copied_bytes for each in samples) / max(seconds, 1e-3),
-        read_ms=_mean_ms(kinds["read"]),
-        write_ms=_mean_ms(sum_of((kinds["write"], kinds["flush"]))),
+        read_ms=latency_of(kinds["read"]).mean_ms,
+        write_ms=latency_of(sum_of((kinds["write"], kinds["flush"]))).mean_ms,
     )
 
 
@@ -85,10 +124,6 @@ def together(readings: Sequence[Reading]) -> Reading:
         copied_per_s=sum(each.copied_per_s * each.seconds for each in readings) / seconds,
         is_silence=all(each.is_silence for each in readings),
     )
-
-
-def _mean_ms(counters: RequestCounters) -> float | None:
-    return counters.total_time_ns / counters.operations / NS_PER_MS if counters.operations else None
 
 
 def in_ms(milliseconds: float) -> str:

@@ -23,8 +23,8 @@ from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record,
 from pvehook.rules import governor as rule
 from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, UNLIMITED
 from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice
-from pvehook.rules.governor_readings import effective_latency_ms, in_mb_per_s, target_ms
-from pvehook.rules.governor_state import Bounds, with_activity
+from pvehook.rules.governor_readings import Bounds, effective_latency_ms, in_mb_per_s, target_ms
+from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import NS_PER_MS, disks_between
 from pvehook.settings import GovernorConfig, GovernorMode
 
@@ -142,9 +142,9 @@ class Governor:
         if ready.persist is not None and not self._persist(ready.persist):
             self._governor = self._governor._replace(is_recorded=was.is_recorded)
             return
-        for change in ready.set:
+        for device, bytes_per_s in ready.set.items():
             try:
-                qmp.set_job_speed(change.device, change.bytes_per_s, deadline)
+                qmp.set_job_speed(device, bytes_per_s, deadline)
             except NotActive:
                 continue  # it has ended since the sample: the normal end
             except Refused as refusal:
@@ -192,7 +192,7 @@ class Governor:
 
     def _know_activity(self, operations: int, total_ms: float, seconds: float) -> None:
         if not self._picked_up:
-            self._bounds = with_activity(self._bounds, operations, total_ms, seconds)
+            self._bounds = self._bounds.with_activity(operations, total_ms, seconds)
 
     def _note_activity(self, sample: DiskSample) -> None:
         """The first guest of a run has no baseline that tells how often it asked: then the samples until its backup
@@ -237,7 +237,7 @@ class Governor:
 
     # Report
 
-    def _report(self, report: rule.Report) -> None:
+    def _report(self, report: Action) -> None:
         self._keep(report.reason)
         self._events += 1
         if self._events <= EVENTS_KEPT:
@@ -246,7 +246,7 @@ class Governor:
                 message=f"VM {self._vmid}: {report.reason}",
                 vmid=self._vmid,
                 action=report.kind,
-                bytes_per_s=report.bytes_per_s,
+                bytes_per_s=None if report.kind == "observe" else report.bytes_per_s,
                 target_ms=round(self._bounds.target_ms, 1),
                 culprit=report.culprit,
             )

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
 from pvehook.rules.governor_constants import IDLE_IN_FLIGHT, IDLE_REQUESTS_PER_S, UNLIMITED
 from pvehook.rules.governor_law import advance, first_state
-from pvehook.rules.governor_readings import Sample, reading_of, target_ms
-from pvehook.rules.governor_state import Action, Bounds, Starting, State
+from pvehook.rules.governor_readings import Bounds, Sample, reading_of, target_ms
+from pvehook.rules.governor_state import Action, Starting, State
 from tests.bench.disk_models import MIB, DiskModel, Kind, Queue, stalled_s
 
 CLUSTER = 64 * 1024
@@ -299,7 +299,7 @@ def night(
         state, action = advance(state, sample, bounds)
         if action is not None:
             actions.append((play.now_s - BEFORE_S, action))
-            play.set_limit(action.bytes_per_s)
+            play.set_limit(state.bytes_per_s)
         speeds.append(state.bytes_per_s)
     return Night(
         duration_s=(play.done_at_s or play.now_s) - BEFORE_S,

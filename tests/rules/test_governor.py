@@ -19,18 +19,8 @@ from pvehook.rules.governor_constants import (
     UNLIMITED,
 )
 from pvehook.rules.governor_law import advance, first_state
-from pvehook.rules.governor_readings import Sample, effective_latency_ms, reading_of, target_ms
-from pvehook.rules.governor_state import (
-    Bounds,
-    Culprit,
-    Resting,
-    Starting,
-    State,
-    Throttling,
-    Trying,
-    Watching,
-    lowest_speed,
-)
+from pvehook.rules.governor_readings import Bounds, Culprit, Sample, effective_latency_ms, reading_of, target_ms
+from pvehook.rules.governor_state import Resting, Starting, State, Throttling, Trying, Watching
 from tests.bench.disk_models import MIB
 
 BOUNDS = Bounds(target_ms=30.0, original_bytes_per_s=UNLIMITED, stretch_at_most=2.5)
@@ -421,7 +411,7 @@ def test_the_least_speed_is_what_is_left_over_the_time_that_is_left() -> None:
     for _ in range(20):
         watch.look(5.0)
     sample = Sample(watch.at_s, 0.5, {}, 0, watch.remaining)
-    floor, why = lowest_speed(watch.state, sample, watch.bounds)
+    floor, why = watch.state.lowest_speed(sample, watch.bounds)
     left_s = 2.5 * REMAINING / FAST - 10
     assert math.isclose(floor, watch.remaining / left_s, rel_tol=0.02)
     assert why == "it would take more than 2.5 times the 200 s that it takes alone"
@@ -445,7 +435,7 @@ def test_a_window_that_closes_sooner_raises_it_and_says_so() -> None:
     watch = Watch(BOUNDS._replace(window_closes_s=1250.0))
     for _ in range(20):
         watch.look(5.0)
-    floor, why = lowest_speed(watch.state, Sample(watch.at_s, 0.5, {}, 0, watch.remaining), watch.bounds)
+    floor, why = watch.state.lowest_speed(Sample(watch.at_s, 0.5, {}, 0, watch.remaining), watch.bounds)
     assert why == "the window closes in 240 s"
     assert floor > 0.8 * FAST
 
