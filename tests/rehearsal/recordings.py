@@ -37,6 +37,8 @@ def run_for(recording: Recording, hook: Path, root: Path) -> Run:
     """The run that was recorded. Facts about guests come from the recording, the job's mode from its name."""
     found = re.search(r"snapshot|suspend|stop", recording.case)
     mode: Mode = found.group() if found else "snapshot"  # type: ignore[assignment]  # one of these words
+    clock = root / "recorded-clock"
+    clock.write_text(f"@{RECORDED_AT_S}")
     vmids = sorted({int(call["argv"][2]) for call in recording.calls if len(call["argv"]) == 3})
     return Run(
         guests=tuple(_guest(recording, mode, vmid) for vmid in vmids) or (Guest(101),),
@@ -44,7 +46,7 @@ def run_for(recording: Recording, hook: Path, root: Path) -> Run:
         root=str(root),
         mode=mode,
         storeid="" if recording.case == "dumpdir" else "local",
-        at_s=RECORDED_AT_S,
+        clock_file=str(clock),
     )
 
 

@@ -97,8 +97,10 @@ def test_the_worker_bears_its_upid(make_run: MakeRun) -> None:
         assert player.finish().upid == upid.text
 
 
-def test_a_backup_to_a_pbs_has_no_file(make_run: MakeRun) -> None:
-    played = play(make_run(storeid="pbs", to_pbs=True, at_s=1795373786.0))
+def test_a_backup_to_a_pbs_has_no_file(make_run: MakeRun, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("@1795373786")
+    played = play(make_run(storeid="pbs", to_pbs=True, clock_file=str(clock)))
     env = next(call.env for call in played.calls if call.argv[0] == "backup-end")
     assert env["TARGET"] == "vm/101/2026-11-22T18:56:26Z"
     assert "LOGFILE" not in env

@@ -55,7 +55,7 @@ class Signals:
 
 def run_command(
     argv: Sequence[str],
-    to_line: Callable[[bytes], None],
+    to_line: Callable[[bytes], object],
     signals: Signals,
     env: Mapping[str, str] | None = None,
 ) -> int:
@@ -76,43 +76,30 @@ def run_command(
             pass_fds=(LEAKED_DESCRIPTOR,),
         )
     except OSError as error:
-        raise CommandError(f"{failed_text(argv)}unable to run it - {error.strerror}") from error
+        raise _failed(argv, f"unable to run it - {error.strerror}") from error
     assert process.stdout is not None  # noqa: S101 - both are pipes, as requested above
     assert process.stderr is not None  # noqa: S101
     try:
         _listen((process.stdout, process.stderr), to_line, signals)
     except InterruptError as interrupted:
-        raise CommandError(f"{failed_text(argv)}{interrupted}") from interrupted
+        raise _failed(argv, str(interrupted)) from interrupted
     finally:
         process.stdout.close()
         process.stderr.close()
     return process.wait()
 
 
-def run_checked(
-    argv: Sequence[str],
-    to_line: Callable[[bytes], None],
-    signals: Signals,
-    env: Mapping[str, str] | None = None,
-) -> None:
-    """The same, and CommandError when it ends other than with 0."""
-    check(argv, run_command(argv, to_line, signals, env))
-
-
 def check(argv: Sequence[str], code: int) -> None:
     """Raises CommandError with PVE's text, unless `code` is 0."""
-    if code < 0:
-        raise CommandError(f"{failed_text(argv)}got signal {-code}")
-    if code > 0:
-        raise CommandError(f"{failed_text(argv)}exit code {code}")
+    if code != 0:
+        raise _failed(argv, f"got signal {-code}" if code < 0 else f"exit code {code}")
 
 
-def failed_text(argv: Sequence[str]) -> str:
-    """The beginning of every such message."""
-    return f"command '{' '.join(argv)}' failed: "
+def _failed(argv: Sequence[str], why: str) -> CommandError:
+    return CommandError(f"command '{' '.join(argv)}' failed: {why}")
 
 
-def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
+def _split_lines(data: bytes) -> tuple[list[bytes], bytes]:
     """Complete lines, and the rest that waits for its end. CR and BS end a line like LF does."""
     lines, end = [], 0
     for found in _LINE_END.finditer(data):
@@ -121,7 +108,7 @@ def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
     return lines, data[end:]
 
 
-def _listen(pipes: Sequence[IO[bytes]], to_line: Callable[[bytes], None], signals: Signals) -> None:
+def _listen(pipes: Sequence[IO[bytes]], to_line: Callable[[bytes], object], signals: Signals) -> None:
     begun: dict[IO[bytes], list[bytes]] = {pipe: [] for pipe in pipes}
     """The pieces of each stream's last line, joined once: a line of 2 MB comes in hundreds."""
     with selectors.DefaultSelector() as selector:
@@ -136,7 +123,7 @@ def _listen(pipes: Sequence[IO[bytes]], to_line: Callable[[bytes], None], signal
                 if pipe is None:
                     continue
                 data = os.read(pipe.fileno(), 65536)
-                lines, rest = split_lines(data)
+                lines, rest = _split_lines(data)
                 for line in lines:
                     to_line(b"".join([*begun[pipe], line]))
                     begun[pipe].clear()

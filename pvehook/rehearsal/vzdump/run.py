@@ -58,8 +58,6 @@ class Run:
     compress: Literal["", "zstd"] = ""
     """With "" no compressor runs, and the names end in .vma and .tar."""
     upid_id: str = ""
-    upid_user: str = "root@pam"
-    node_name: str = "pve"
     qemu_server: QemuServer = "9.1.10"
     ping_patience_s: float = 3.0
     """PVE's own, for `guest-ping`."""
@@ -67,10 +65,8 @@ class Run:
     """For the freeze, then five times for its status. PVE has 10 min, for which a rehearsal has no time."""
     thaw_patience_s: float = 20.0
     """For the thaw. PVE has 3 min."""
-    at_s: float | None = None
-    """A standing clock for names and log lines, epoch seconds; None: see `clock_file`."""
     clock_file: str = ""
-    """A file with one number, seconds to add to the real clock; read anew each time. "": none."""
+    """What sets vzdump's clock, see RehearsalClock; "": the real clock."""
     vm_job: str = ""
     """MODULE:CLASS of a VM's backup job, which is a VmJob; "": Proxmox's `backup`."""
     pauses: tuple[str, ...] = ()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import selectors
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 from pvehook.host.clock import RehearsalClock, local_zone
 from pvehook.host.node import Node
-from pvehook.rehearsal.vzdump.commands import CommandError, Signals, check, run_command
+from pvehook.rehearsal.vzdump.commands import Signals, check, run_command
 from pvehook.rehearsal.vzdump.run import Guest, Mode, Run
 
 DIED = 255
@@ -25,68 +27,45 @@ class TaskError(Exception):
     """PVE's `die` in one guest's backup or in the job; the text is what it prints."""
 
 
-@dataclass(slots=True)
-class Task:
-    """One guest's backup: what PVE keeps in `$task`."""
+class Session:
+    """What the job and each guest's backup share."""
 
-    guest: Guest
-    mode: Mode
-    env: dict[str, str]
-    """VMTYPE, TARGET, LOGFILE, HOSTNAME as far as they are known."""
-    log: list[str]
-    """The guest's own task log."""
-    to_resume: bool = False
-    to_restart: bool = False
-
-
-class PlayerPipes:
-    """The worker's end of the two pipes."""
-
-    def __init__(self, words: int, events: int) -> None:
-        self.words = os.fdopen(words, "rb", buffering=0)
+    def __init__(self, run: Run, words: BinaryIO, events: int) -> None:
+        """`words` and `events`: the worker's ends of the two pipes."""
+        self.run = run
+        self.words = words
         self._events = events
+        self.node = Node(run.root)
+        self.signals = Signals()
+        self.zone = local_zone(self.node)
+        self.now_s = RehearsalClock(run.clock_file).now_s
 
     def send(self, event: str, **fields: Any) -> None:
-        """One event."""
+        """One event to the player."""
         data = json.dumps({"event": event, **fields}).encode() + b"\n"
         while data:
             data = data[os.write(self._events, data) :]
 
-
-class Session:
-    """What the job and each guest's backup share."""
-
-    def __init__(self, run: Run, player: PlayerPipes) -> None:
-        self.run = run
-        self.player = player
-        self.node = Node(run.root)
-        self.signals = Signals()
-        self.zone = local_zone(self.node)
-        self._clock = RehearsalClock(run.clock_file)
+    def log(self, prefix: str, message: object) -> str:
+        """PVE's `debugmsg`: the line in the task log. Empty messages and a lone 0 vanish, and return ""."""
+        text = str(message).rstrip("\n")
+        if text in {"", "0"}:
+            return ""
+        line = f"{prefix} {text}".lstrip()
+        self.send("log", line=line)
+        return line
 
     def job_hook(self, phase: str) -> None:
-        def forward(line: bytes) -> None:
-            text = self.log("INFO:", os.fsdecode(line))
-            if text:
-                self.player.send("notify", line=f"{self.time()} {text}")
+        """A phase of the job; what the hook prints is in the notification too. Raises CommandError."""
 
-        self._hook([phase], {}, forward)
+        def forward(text: str) -> None:
+            if line := self.log("INFO:", text):
+                self.send("notify", line=f"{self.time_text()} {line}")
 
-    def guest_hook(self, phase: str, task: Task, into_guest_log: bool = True) -> None:
-        owner = task if into_guest_log else None
-        argv = [phase, task.mode, str(task.guest.vmid)]
-        self._hook(argv, task.env, lambda line: self.log("INFO:", os.fsdecode(line), owner))
+        self.hook([phase], {}, forward)
 
-    def tolerated(self, phase: str, task: Task, into_guest_log: bool = True) -> int:
-        """A phase whose failure is a warning: 1 if it failed."""
-        try:
-            self.guest_hook(phase, task, into_guest_log)
-        except CommandError as error:
-            self.log("WARN:", error)
-            return 1
-        return 0
-
-    def _hook(self, argv: list[str], guest_env: dict[str, str], forward: Any) -> None:
+    def hook(self, argv: list[str], guest_env: dict[str, str], forward: Callable[[str], object]) -> None:
+        """One call; each line that the hook prints goes to `forward`. Raises CommandError."""
         run = self.run
         env = {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
         if run.storeid:
@@ -98,39 +77,26 @@ class Session:
 
         def collect(line: bytes) -> None:
             lines.append(os.fsdecode(line))
-            forward(line)
+            forward(lines[-1])
 
         where = " ".join([argv[0], *argv[2:]])
         self.pause(f"before {where}")
-        self.player.send("calling", argv=argv, env=env)
+        self.send("calling", argv=argv, env=env)
         command = [run.hook, *argv]
         code = run_command(command, collect, self.signals, env)
-        self.player.send("called", argv=argv, env=env, exit=code, lines=lines)
+        self.send("called", argv=argv, env=env, exit=code, lines=lines)
         self.pause(f"after {where}")
         check(command, code)
-
-    # What it stands on
-
-    def log(self, prefix: str, message: object, task: Task | None = None) -> str:
-        """PVE's `debugmsg`: to the task log, and to `task`'s own. Empty messages and a lone 0 vanish."""
-        text = str(message).rstrip("\n")
-        if text in {"", "0"}:
-            return ""
-        line = f"{prefix} {text}".lstrip()
-        self.player.send("log", line=line)
-        if task is not None:
-            task.log.append(f"{self.time()} {line}")
-        return line
 
     def pause(self, at: str) -> None:
         """Wait for the player, if the run wants that. A signal does not end this; it counts where PVE polls."""
         if at in self.run.pauses:
-            self.player.send("pause", at=at)
+            self.send("pause", at=at)
             self.take_word()
 
     def take_word(self) -> None:
         """Take the player's `go`. A player that is gone ends this process: nobody would ever end it."""
-        if not self.player.words.readline():
+        if not self.words.readline():
             raise SystemExit(DIED)
 
     def wait(self, seconds: float, descriptor: int | None = None) -> bool:
@@ -143,8 +109,43 @@ class Session:
         self.signals.check()
         return descriptor in ready
 
-    def now_s(self) -> float:
-        return self.run.at_s if self.run.at_s is not None else self._clock.now_s()
-
-    def time(self) -> str:
+    def time_text(self) -> str:
         return datetime.fromtimestamp(self.now_s(), self.zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@dataclass(slots=True)
+class Task:
+    """One guest's backup: what PVE keeps in `$task`."""
+
+    session: Session
+    guest: Guest
+    mode: Mode
+    env: dict[str, str] = field(default_factory=dict)
+    """VMTYPE, TARGET, LOGFILE, HOSTNAME as far as they are known."""
+    lines: list[str] = field(default_factory=list)
+    """The guest's own task log."""
+    to_resume: bool = False
+    to_restart: bool = False
+
+    def log(self, prefix: str, message: object) -> None:
+        """To the task log, and to the guest's own."""
+        if line := self.session.log(prefix, message):
+            self.lines.append(f"{self.session.time_text()} {line}")
+
+    def info(self, message: str) -> None:
+        self.log("INFO:", message)
+
+    def send(self, event: str, **fields: Any) -> None:
+        """One event about this guest to the player."""
+        self.session.send(event, vmid=self.guest.vmid, **fields)
+
+    def moment(self, event: str, **fields: str) -> None:
+        """A moment around the start of the backup job, to the player."""
+        self.send(event, at_s=time.monotonic(), **fields)
+
+    def hook(self, phase: str) -> None:
+        """A phase of this guest. Raises CommandError."""
+        # the guest's own log is complete, and written, before `log-end`
+        forward = self.session.log if phase == "log-end" else self.log
+        argv = [phase, self.mode, str(self.guest.vmid)]
+        self.session.hook(argv, self.env, lambda text: forward("INFO:", text))

@@ -32,116 +32,26 @@ import signal
 import sys
 import time
 
-from pvehook.rehearsal.vzdump.commands import LEAKED_DESCRIPTOR, CommandError, InterruptError, run_checked
+from pvehook.rehearsal.vzdump.commands import LEAKED_DESCRIPTOR, CommandError, InterruptError, check, run_command
 from pvehook.rehearsal.vzdump.guest_backup import GuestBackup
 from pvehook.rehearsal.vzdump.proc_title import set_title, start_ticks
 from pvehook.rehearsal.vzdump.run import from_json
-from pvehook.rehearsal.vzdump.session import DIED, PlayerPipes, Session, TaskError
+from pvehook.rehearsal.vzdump.session import DIED, Session, TaskError
 
-LOCK_FILE = "/var/run/vzdump.lock"
+_LOCK_FILE = "/var/run/vzdump.lock"
 _LOCK_POLL_S = 0.05
-
-
-class Worker:
-    """One run of vzdump."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._run = session.run
-        self._lock: int | None = None
-
-    def work(self) -> int:
-        """The whole run; returns the worker's exit code. The last line of the task log says how it went."""
-        warnings = 0
-        try:
-            self._init()
-            self._take_lock()
-            self._set_ionice()
-            warnings = self._job()
-        except (TaskError, CommandError, InterruptError) as error:
-            self._session.log("TASK ERROR:", error)
-            return DIED
-        self._session.log("TASK", f"WARNINGS: {warnings}" if warnings else "OK")
-        return 0
-
-    # The job
-
-    def _init(self) -> None:
-        hook = self._run.hook
-        if not os.path.isfile(hook):
-            raise TaskError(f"The hook script '{hook}' does not exist.")
-        if not os.access(hook, os.X_OK):
-            raise TaskError(f"The hook script '{hook}' is not executable.")
-        try:
-            self._session.job_hook("job-init")
-        except CommandError as error:
-            self._session.player.send("notify", line=str(error))
-            raise
-
-    def _take_lock(self) -> None:
-        path = self._session.node.path(LOCK_FILE)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        waited = False
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waited:
-                    self._session.log("INFO:", "trying to get global lock - waiting...")
-                waited = True
-                self._session.wait(_LOCK_POLL_S)
-            else:
-                break
-        if waited:
-            self._session.log("INFO:", "got global lock")
-
-    def _set_ionice(self) -> None:
-        level = ["-c3"] if self._run.ionice > 7 else ["-c2", f"-n{self._run.ionice}"]
-        command = ["ionice", *level, "-p", str(os.getpid())]
-        run_checked(command, self._log_line, self._session.signals)
-
-    def _log_line(self, line: bytes) -> None:
-        self._session.log("INFO:", os.fsdecode(line))
-
-    def _job(self) -> int:
-        run = self._run
-        numbers = " ".join(str(guest.vmid) for guest in run.guests)
-        where = f"--storage {run.storeid}" if run.storeid else f"--dumpdir {run.dumpdir}"
-        self._session.log("INFO:", f"starting new backup job: vzdump {numbers} --mode {run.mode} {where}")
-        errors = warnings = 0
-        try:
-            self._session.job_hook("job-start")
-            for guest in sorted(run.guests, key=lambda guest: guest.vmid):
-                failed, warned = GuestBackup(self._session, guest).run()
-                errors += failed
-                warnings += warned
-            self._session.job_hook("job-end")
-        except (CommandError, InterruptError) as error:
-            with contextlib.suppress(CommandError):
-                self._session.job_hook("job-abort")
-            self._session.log("ERROR:", f"Backup job failed - {error}")
-            raise
-        if errors:
-            self._session.log("INFO:", "Backup job finished with errors")
-            raise TaskError("job errors")
-        self._session.log("INFO:", "Backup job finished successfully")
-        return warnings
 
 
 def main() -> None:
     """`main WORDS EVENTS`: the numbers of the two pipes. The first line of WORDS is the run."""
     # away from the small numbers, of which one is leaked on purpose; and no child inherits them
-    words, events = (fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 16) for number in sys.argv[1:3])
+    words_end, events = (fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 16) for number in sys.argv[1:3])
     for number in sys.argv[1:3]:
         os.close(int(number))
-    player = PlayerPipes(words, events)
-    run = from_json(player.words.readline().decode())
+    words = os.fdopen(words_end, "rb", buffering=0)
+    run = from_json(words.readline().decode())
     pid = os.getpid()
-    upid = (
-        f"UPID:{run.node_name}:{pid:08X}:{start_ticks(pid):08X}:{int(time.time()):08X}"
-        f":vzdump:{run.upid_id}:{run.upid_user}:"
-    )
+    upid = f"UPID:pve:{pid:08X}:{start_ticks(pid):08X}:{int(time.time()):08X}:vzdump:{run.upid_id}:root@pam:"
     set_title([f"task {upid}"], f"task {upid}")
     os.chdir("/")
     os.umask(0o022)
@@ -150,5 +60,86 @@ def main() -> None:
     if null != LEAKED_DESCRIPTOR:
         os.dup2(null, LEAKED_DESCRIPTOR)
         os.close(null)
-    player.send("started", pid=pid, upid=upid)
-    sys.exit(Worker(Session(run, player)).work())
+    session = Session(run, words, events)
+    session.send("started", pid=pid, upid=upid)
+    sys.exit(_work(session))
+
+
+def _work(session: Session) -> int:
+    """The whole run; returns the worker's exit code. The last line of the task log says how it went."""
+    try:
+        _init(session)
+        _take_lock(session)
+        _set_ionice(session)
+        warnings = _job(session)
+    except (TaskError, CommandError, InterruptError) as error:
+        session.log("TASK ERROR:", error)
+        return DIED
+    session.log("TASK", f"WARNINGS: {warnings}" if warnings else "OK")
+    return 0
+
+
+def _init(session: Session) -> None:
+    hook = session.run.hook
+    if not os.path.isfile(hook):
+        raise TaskError(f"The hook script '{hook}' does not exist.")
+    if not os.access(hook, os.X_OK):
+        raise TaskError(f"The hook script '{hook}' is not executable.")
+    try:
+        session.job_hook("job-init")
+    except CommandError as error:
+        session.send("notify", line=str(error))
+        raise
+
+
+def _take_lock(session: Session) -> None:
+    """Held until this process ends."""
+    path = session.node.path(_LOCK_FILE)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    waited = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                session.log("INFO:", "trying to get global lock - waiting...")
+            waited = True
+            session.wait(_LOCK_POLL_S)
+        else:
+            break
+    if waited:
+        session.log("INFO:", "got global lock")
+
+
+def _set_ionice(session: Session) -> None:
+    ionice = session.run.ionice
+    level = ["-c3"] if ionice > 7 else ["-c2", f"-n{ionice}"]
+    command = ["ionice", *level, "-p", str(os.getpid())]
+    check(command, run_command(command, lambda line: session.log("INFO:", os.fsdecode(line)), session.signals))
+
+
+def _job(session: Session) -> int:
+    """The number of warnings. Raises TaskError, CommandError, InterruptError."""
+    run = session.run
+    numbers = " ".join(str(guest.vmid) for guest in run.guests)
+    where = f"--storage {run.storeid}" if run.storeid else f"--dumpdir {run.dumpdir}"
+    session.log("INFO:", f"starting new backup job: vzdump {numbers} --mode {run.mode} {where}")
+    errors = warnings = 0
+    try:
+        session.job_hook("job-start")
+        for guest in sorted(run.guests, key=lambda guest: guest.vmid):
+            failed, warned = GuestBackup(session, guest).run()
+            errors += failed
+            warnings += warned
+        session.job_hook("job-end")
+    except (CommandError, InterruptError) as error:
+        with contextlib.suppress(CommandError):
+            session.job_hook("job-abort")
+        session.log("ERROR:", f"Backup job failed - {error}")
+        raise
+    if errors:
+        session.log("INFO:", "Backup job finished with errors")
+        raise TaskError("job errors")
+    session.log("INFO:", "Backup job finished successfully")
+    return warnings
