@@ -43,10 +43,10 @@ HUNG_MIB = 16
 
 def native_ms(node: NodeUnderTest) -> float:
     node.configure(LEFT_TO_PVE)
-    froze_s = play(node.run(WEB)).pve_froze_for_s(101)
-    if froze_s is None:
+    at_s = {event.name: event.at_s for event in play(node.run(WEB)).freeze_events}
+    if not {"pve-froze", "pve-thawed"} <= at_s.keys():
         raise SystemExit("PVE did not freeze by itself")
-    return froze_s * 1000
+    return (at_s["pve-thawed"] - at_s["pve-freezes"]) * 1000  # from the command to the answer to the thaw
 
 
 def frozen_ms(node: NodeUnderTest) -> float:

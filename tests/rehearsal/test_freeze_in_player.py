@@ -114,9 +114,7 @@ def test_the_moments_are_told_on_the_clock_of_the_guest(guest: SimulatedGuest, m
     assert frozen.until_s is not None
     assert at_s["pve-freezes"] < frozen.asked_at_s <= frozen.since_s < at_s["pve-froze"]
     assert at_s["pve-thaws"] < frozen.until_s < at_s["pve-thawed"]
-    froze_for_s = played.pve_froze_for_s(101)
-    assert froze_for_s == at_s["pve-thawed"] - at_s["pve-freezes"]
-    assert froze_for_s > frozen.until_s - frozen.asked_at_s
+    assert at_s["pve-thawed"] - at_s["pve-freezes"] > frozen.until_s - frozen.asked_at_s
 
 
 def test_the_compressor_runs_before_the_freeze(guest: SimulatedGuest, make_run: MakeRun) -> None:

@@ -288,7 +288,7 @@ def test_stop_in_the_gui_reaches_the_hook_too(make_run: MakeRun, tmp_path: Path)
     body = f'[ "$1" = pre-stop ] || exit 0; echo $$ > {tmp_path}/hook-pid; read word < {tmp_path}/never'
     with Player(make_run(body)) as player:
         hook_pid = int((tmp_path / "hook-pid").read_text())
-        player.send_signal(signal.SIGTERM, to_group=True)
+        os.killpg(player.pid, signal.SIGTERM)
         wait_for_exit(hook_pid)
         played = player.finish()
     assert phases(played, 101)[-2:] == ["backup-abort", "log-end"]

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,13 +67,6 @@ class Played:
     upid: str
     freeze_events: tuple[FreezeEvent, ...] = ()
 
-    def pve_froze_for_s(self, vmid: int) -> float | None:
-        """Seconds from PVE's freeze command to the answer to its thaw; None unless it did both."""
-        at_s = {event.name: event.at_s for event in self.freeze_events if event.vmid == vmid}
-        if not {"pve-froze", "pve-thawed"} <= at_s.keys():
-            return None
-        return at_s["pve-thawed"] - at_s["pve-freezes"]
-
 
 class Player:
     """One run in play. Leaving the `with` block ends everything that it started."""
@@ -84,67 +75,63 @@ class Player:
         self.run = run
         self.pid = 0
         """The worker's."""
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._words = -1
         self._events: list[dict[str, Any]] = []
         self._news = threading.Condition()
-        self._reader: threading.Thread | None = None
         self._at_end = False
-        self._ran_before: frozenset[int] = frozenset()
-        """Fake VMs that somebody else started."""
 
     def __enter__(self) -> Player:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
         """Start the worker; returns when its title is its UPID."""
         node = Node(self.run.root)
         os.makedirs(node.path(self.run.dumpdir), exist_ok=True)
         vms = (guest.vmid for guest in self.run.guests if guest.kind == "qemu")
+        # fake VMs that somebody else started
         self._ran_before = frozenset(vmid for vmid in vms if fake_vm_process.running_pid(node, vmid) is not None)
-        words, self._words = os.pipe()
-        events, events_in = os.pipe()
         code = f"import sys; sys.path.insert(0, {PROGRAM!r}); from pvehook.rehearsal.vzdump.worker import main; main()"
         # -S: the worker needs the standard library only, and starts before a hook's deadline matters
         self._worker = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code, str(words), str(events_in)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-I", "-S", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env={"PATH": _PATH},
-            pass_fds=(words, events_in),
             start_new_session=True,
         )
-        os.close(words)
-        os.close(events_in)
         self.pid = self._worker.pid
-        self._reader = threading.Thread(target=self._read, args=(events,), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
             self._write(to_json(self.run))
             self.wait_until(lambda event: event["event"] == "started", "the worker's start")
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the worker and the VMs that it started, if they still run."""
+        with self._worker as worker:
+            worker.kill()
+            self._reader.join(WAIT_S)
+        node = Node(self.run.root)
+        started_here = {event["vmid"] for event in self._events if event["event"] == "vm"}
+        for guest in self.run.guests:
+            # a worker that was killed may have started one without sending it
+            if guest.kind == "qemu" and (guest.vmid in started_here or guest.vmid not in self._ran_before):
+                fake_vm_process.stop(node, guest.vmid)
 
     def wait_until(self, is_it: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         """The first event, past or to come, for which `is_it` holds. Raises TimeoutError, EOFError."""
-        seen, deadline_s = 0, time.monotonic() + WAIT_S
+
+        def found() -> dict[str, Any] | None:
+            return next((event for event in self._events if is_it(event)), None)
+
         with self._news:
-            while True:
-                for event in self._events[seen:]:
-                    if is_it(event):
-                        return event
-                seen = len(self._events)
-                if self._at_end:
-                    raise EOFError(f"the run ended before {what}; its last events: {self._events[-3:]}")
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise TimeoutError(f"no {what} within {WAIT_S:g} s; the last events: {self._events[-3:]}")
-                self._news.wait(left_s)
+            self._news.wait_for(lambda: found() is not None or self._at_end, WAIT_S)
+            event = found()
+            if event is not None:
+                return event
+            if self._at_end:
+                raise EOFError(f"the run ended before {what}; its last events: {self._events[-3:]}")
+            raise TimeoutError(f"no {what} within {WAIT_S:g} s; the last events: {self._events[-3:]}")
 
     def wait_for(self, pause: str) -> None:
         """Wait until the worker stands at `pause`, one of `run.pauses`."""
@@ -152,27 +139,21 @@ class Player:
             raise ValueError(f"{pause!r} is not among the pauses of this run: {', '.join(self.run.pauses)}")
         self.wait_until(lambda event: event["event"] == "pause" and event["at"] == pause, pause)
 
-    def wait_for_event(self, name: str, vmid: int) -> FreezeEvent:
-        """Wait until this moment of `vmid`'s freeze has come, one of worker.py's list."""
-        return _freeze_event(
-            self.wait_until(lambda event: event["event"] == name and event["vmid"] == vmid, f"{name} of {vmid}")
-        )
+    def wait_for_event(self, name: str, vmid: int) -> dict[str, Any]:
+        """Wait until `vmid` has this event, one of worker.py's list."""
+        return self.wait_until(lambda event: event["event"] == name and event["vmid"] == vmid, f"{name} of {vmid}")
 
     def go_on(self) -> None:
         """Let the worker go on from where it stands."""
         self._write("go")
 
-    def send_signal(self, number: int, to_group: bool = False) -> None:
-        """A signal to the worker; to its whole process group as Stop in the GUI does."""
-        if to_group:
-            os.killpg(self.pid, number)
-        else:
-            self._process().send_signal(number)
+    def send_signal(self, number: int) -> None:
+        """A signal to the worker."""
+        self._worker.send_signal(number)
 
     def finish(self) -> Played:
-        """Wait for the end of the run. Raises TimeoutError."""
-        code = self._process().wait(WAIT_S)
-        assert self._reader is not None  # noqa: S101 - there is one since start()
+        """Wait for the end of the run. Raises TimeoutExpired."""
+        code = self._worker.wait(WAIT_S)
         self._reader.join(WAIT_S)
         return self.so_far(code)
 
@@ -190,7 +171,11 @@ class Player:
             tuple(event["line"] for event in events if event["event"] == "notify"),
             exit_code,
             next((event["upid"] for event in events if event["event"] == "started"), ""),
-            tuple(_freeze_event(event) for event in events if "at_s" in event),
+            tuple(
+                FreezeEvent(event["vmid"], event["event"], event["at_s"], event.get("why", ""))
+                for event in events
+                if "at_s" in event
+            ),
         )
 
     def events(self) -> list[dict[str, Any]]:
@@ -200,60 +185,25 @@ class Player:
 
     def children(self, vmid: int) -> dict[str, int]:
         """The archive's processes of `vmid`, name to pid, once they run."""
-        event = self.wait_until(
-            lambda event: event["event"] == "children" and event["vmid"] == vmid,
-            f"children of {vmid}'s archive",
-        )
-        return dict(event["pids"])
+        return dict(self.wait_for_event("children", vmid)["pids"])
 
     def started_vm(self, vmid: int) -> int:
         """The pid of the VM that vzdump started for `vmid`."""
-        event = self.wait_until(
-            lambda event: event["event"] == "vm" and event["vmid"] == vmid, f"a VM {vmid} started by vzdump"
-        )
-        return int(event["pid"])
-
-    def close(self) -> None:
-        """End the worker and the VMs that it started, if they still run."""
-        worker = self._worker
-        if worker is None:
-            return
-        if worker.poll() is None:
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(WAIT_S)
-        if self._words >= 0:
-            os.close(self._words)
-            self._words = -1
-        if self._reader is not None:
-            self._reader.join(WAIT_S)
-        node = Node(self.run.root)
-        started_here = {event["vmid"] for event in self._events if event["event"] == "vm"}
-        for guest in self.run.guests:
-            # a worker that was killed may have started one without sending it
-            if guest.kind == "qemu" and (guest.vmid in started_here or guest.vmid not in self._ran_before):
-                fake_vm_process.stop(node, guest.vmid)
-
-    def _process(self) -> subprocess.Popen[bytes]:
-        if self._worker is None:
-            raise RuntimeError("this run was not started")
-        return self._worker
+        return int(self.wait_for_event("vm", vmid)["pid"])
 
     def _write(self, line: str) -> None:
-        os.write(self._words, line.encode() + b"\n")
+        assert self._worker.stdin is not None  # noqa: S101 - both are pipes, as requested above
+        os.write(self._worker.stdin.fileno(), line.encode() + b"\n")
 
-    def _read(self, events: int) -> None:
-        with os.fdopen(events, "rb") as stream:
-            for line in stream:
-                with self._news:
-                    self._events.append(json.loads(line))
-                    self._news.notify_all()
+    def _read(self) -> None:
+        assert self._worker.stdout is not None  # noqa: S101
+        for line in self._worker.stdout:
+            with self._news:
+                self._events.append(json.loads(line))
+                self._news.notify_all()
         with self._news:
             self._at_end = True
             self._news.notify_all()
-
-
-def _freeze_event(event: dict[str, Any]) -> FreezeEvent:
-    return FreezeEvent(event["vmid"], event["event"], event["at_s"], event.get("why", ""))
 
 
 def play(run: Run) -> Played:

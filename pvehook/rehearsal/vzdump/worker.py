@@ -4,7 +4,7 @@ The order of phases, the environment and what a failing hook does are PVE::VZDum
 `exec_backup_task`, `run_hook_script`), held to 40 recordings of the real one. What is not played: locks of
 guests' configurations, pruning, rsync of a suspended container.
 
-It talks to the player on two pipes: one JSON event a line to it, one word a line from it.
+It talks to the player by stdout and stdin: one JSON event a line to it, one word a line from it.
 
     {"event":"calling","argv":["job-init"],"env":{...}}     a hook is about to be started
     {"event":"called","argv":["job-init"],"env":{...},"exit":0,"lines":["..."]}
@@ -43,11 +43,12 @@ _LOCK_POLL_S = 0.05
 
 
 def main() -> None:
-    """`main WORDS EVENTS`: the numbers of the two pipes. The first line of WORDS is the run."""
+    """The process itself. The first line of stdin is the run."""
     # away from the small numbers, of which one is leaked on purpose; and no child inherits them
-    words_end, events = (fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 16) for number in sys.argv[1:3])
-    for number in sys.argv[1:3]:
-        os.close(int(number))
+    words_end, events = (fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 16) for number in (0, 1))
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, LEAKED_DESCRIPTOR):
+        os.dup2(null, number)
     words = os.fdopen(words_end, "rb", buffering=0)
     run = from_json(words.readline().decode())
     pid = os.getpid()
@@ -56,10 +57,6 @@ def main() -> None:
     os.chdir("/")
     os.umask(0o022)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDONLY)
-    if null != LEAKED_DESCRIPTOR:
-        os.dup2(null, LEAKED_DESCRIPTOR)
-        os.close(null)
     session = Session(run, words, events)
     session.send("started", pid=pid, upid=upid)
     sys.exit(_work(session))
