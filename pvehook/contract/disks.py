@@ -9,16 +9,13 @@ Kind = Literal["disks", "network", "zfs", "unknown"]
 
 
 class Disk(NamedTuple):
-    """One block device with nothing local under it.
-
-    `scheduler` and `rotational` are None if unknown. `transport` is "local" or how the disk
-    is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol.
-    """
+    """One block device with nothing local under it."""
 
     name: str
     scheduler: str | None
-    rotational: bool | None
+    """None: unknown."""
     transport: str
+    """"local" or how it is reached: iscsi, fc, nvme-tcp, nvme-rdma, nvme-fc, rbd, nbd, drbd; "zfs" for a zvol."""
 
     @property
     def kind(self) -> Kind:

@@ -23,7 +23,7 @@ from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection, connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, sockets_of
-from pvehook.host.waiters import WaiterWatch
+from pvehook.host.waiters import WaiterWatch, watch_waiters
 
 POLL_S = 1.0
 """One poll of the monitor, for a monitor that answers at once. A slow one has as much longer as it showed."""
@@ -77,7 +77,7 @@ class PveWatch:
 
     def _waiters(self, path: str) -> WaiterWatch | None:
         try:
-            return self._open.enter_context(WaiterWatch(self._node, path))
+            return self._open.enter_context(watch_waiters(self._node, path))
         except NodeError:
             return None
 

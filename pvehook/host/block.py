@@ -39,7 +39,7 @@ def device_of(path: str) -> tuple[int, int]:
 
 def kernel_version(node: Node) -> tuple[int, int] | None:
     """(6, 8) of `6.8.12-4-pve`; None if unknown."""
-    match = re.match(r"(\d+)\.(\d+)", _read(node.path("/proc/sys/kernel/osrelease")))
+    match = re.match(r"(\d+)\.(\d+)", _read(node, "/proc/sys/kernel/osrelease"))
     return (int(match[1]), int(match[2])) if match else None
 
 
@@ -66,7 +66,7 @@ def locate_volume_group(node: Node, group: str) -> Location:
     For a volume that is not active: a stopped guest's often has no device node until its backup starts.
     """
     prefix = group.replace("-", "--") + "-"  # how LVM spells its names for the device mapper
-    volumes = {name: _read(node.path(f"/sys/block/{name}/dm/name")) for name in _list(node.path("/sys/block"))}
+    volumes = {name: _read(node, f"/sys/block/{name}/dm/name") for name in _list(node, "/sys/block")}
     # A volume's name never begins with a hyphen: `pve--ssd-root` is of the group `pve-ssd`, not of `pve`.
     names = [
         name
@@ -111,12 +111,12 @@ def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
 
 def _locate_by_device(node: Node, path: str, mount: Mount, device_of: DeviceOf, layers: int) -> Location:
     major, minor = device_of(path)
-    device = os.path.realpath(node.path(f"/sys/dev/block/{major}:{minor}"))
-    name = os.path.basename(device)
-    if not os.path.isdir(device):
+    device = f"/sys/dev/block/{major}:{minor}"
+    name = os.path.basename(os.path.realpath(node.path(device)))
+    if not os.path.isdir(node.path(device)):
         where = f"{mount.fs_type} at {mount.mount_point}" if mount.fs_type else f"the file system of {path}"
         return Location("unknown", (), f"{where} has no block device of its own")
-    if backing := _read(f"{device}/loop/backing_file"):
+    if backing := _read(node, f"{device}/loop/backing_file"):
         if not layers:
             return Location("unknown", (), f"{name}: too many loop devices one upon the other")
         below = _locate(node, backing, device_of, layers - 1)
@@ -130,8 +130,8 @@ def _locate_btrfs(node: Node, mount: Mount) -> Location:
     """Example: /sys/fs/btrfs/UUID/devices/ holds one link per device of the file system, sda3 and sdb3."""
     name = os.path.basename(os.path.realpath(node.path(mount.source)))
     names = [name]
-    for uuid in _list(node.path("/sys/fs/btrfs")):
-        devices = _list(node.path(f"/sys/fs/btrfs/{uuid}/devices"))
+    for uuid in _list(node, "/sys/fs/btrfs"):
+        devices = _list(node, f"/sys/fs/btrfs/{uuid}/devices")
         if name in devices:
             names = devices
     return _located(_disks_under(node, names), f"btrfs on {mount.source}")
@@ -150,32 +150,26 @@ def _disks_under(node: Node, names: Iterable[str]) -> tuple[Disk, ...]:
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        real = os.path.realpath(node.path(f"/sys/class/block/{name}"))
+        device = f"/sys/class/block/{name}"
+        real = os.path.realpath(node.path(device))
         if not os.path.isdir(real):
             continue
-        slaves = _list(f"{real}/slaves")
+        slaves = _list(node, f"{device}/slaves")
         if os.path.exists(f"{real}/partition"):
             waiting.append(os.path.basename(os.path.dirname(real)))
-        elif slaves and _read(f"{real}/dm/uuid").startswith("mpath-"):
-            # Multipath hands whole requests to its paths, past their schedulers: its own queue decides.
-            transport = _transport(node, slaves[0])
-            leaves[name] = Disk(name, _scheduler(real), _rotational(real), transport)
-        elif slaves:
+        elif slaves and not _read(node, f"{device}/dm/uuid").startswith("mpath-"):
             waiting.extend(slaves)
         else:
-            leaves[name] = Disk(name, _scheduler(real), _rotational(real), _transport(node, name))
+            # Multipath hands whole requests to its paths, past their schedulers: its own queue decides.
+            leaves[name] = Disk(name, _scheduler(node, device), _transport(node, slaves[0] if slaves else name))
     return tuple(leaves[name] for name in sorted(leaves))
 
 
-def _scheduler(real: str) -> str | None:
+def _scheduler(node: Node, device: str) -> str | None:
     """The name in brackets of a line like `none [mq-deadline] kyber bfq`, or the only name."""
-    text = _read(f"{real}/queue/scheduler")
+    text = _read(node, f"{device}/queue/scheduler")
     chosen = text.partition("[")[2].partition("]")[0] or text
     return chosen if chosen and " " not in chosen else None
-
-
-def _rotational(real: str) -> bool | None:
-    return {"1": True, "0": False}.get(_read(f"{real}/queue/rotational"))
 
 
 def _transport(node: Node, name: str) -> str:
@@ -184,8 +178,8 @@ def _transport(node: Node, name: str) -> str:
             return transport
     if name.startswith("zd") and name[2:].isdecimal():
         return "zfs"
-    real = os.path.realpath(node.path(f"/sys/class/block/{name}"))
-    parts = real.split("/")
+    device = f"/sys/class/block/{name}"
+    parts = os.path.realpath(node.path(device)).split("/")
     # .../host3/session1/target3:0:0/3:0:0:0/block/sdb, and with Fibre Channel rport-3:0-1 in that place
     if any(part.startswith("session") for part in parts):
         return "iscsi"
@@ -193,9 +187,9 @@ def _transport(node: Node, name: str) -> str:
         return "fc"
     if name.startswith("nvme"):
         # With native multipath `device` is a subsystem that holds links to its controllers.
-        controllers = [entry for entry in _list(f"{real}/device") if entry.startswith("nvme")]
-        for place in (f"{real}/device", *(f"{real}/device/{entry}" for entry in controllers)):
-            if (transport := _read(f"{place}/transport")) in ("tcp", "rdma", "fc"):
+        controllers = [entry for entry in _list(node, f"{device}/device") if entry.startswith("nvme")]
+        for place in (".", *controllers):
+            if (transport := _read(node, f"{device}/device/{place}/transport")) in ("tcp", "rdma", "fc"):
                 return f"nvme-{transport}"
     return "local"
 
@@ -224,17 +218,13 @@ def _zpool_list(node: Node, pool: str) -> list[str] | None:
     return output.decode(errors="replace").splitlines() if process.returncode == 0 else None
 
 
-def _read(path: str) -> str:
+def _read(node: Node, path: str) -> str:
     """One short text of /proc or /sys without its newline; "" if it is not there."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return node.read(path).decode(errors="replace").strip()
 
 
-def _list(path: str) -> list[str]:
+def _list(node: Node, path: str) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return sorted(os.listdir(node.path(path)))
     except OSError:
         return []

@@ -5,15 +5,15 @@ children born later inherit it, threads that exist keep what they have. psutil's
 ioprio_set for the one thread whose id is the pid, so the workers of `zstd -T2` or the I/O threads of a QEMU
 would stay as they were. So this walks /proc/PID/task, and reads back what it wrote.
 
-Imports only os and ctypes: the hook uses this without the daemon, while vzdump waits.
+Imports little: the hook uses this without the daemon, while vzdump waits.
 
 Numbers: Linux include/uapi/linux/ioprio.h; the system call numbers from the kernel's two tables.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,9 +45,6 @@ class Priority(NamedTuple):
 NONE = Priority(0, 0)
 """Not set: the kernel derives a best-effort level from the niceness. What every process starts with."""
 
-BEST_EFFORT = Priority(2, 4)
-"""Best effort in the middle: what NONE amounts to at niceness 0."""
-
 IDLE = Priority(3, 0)
 """Served only when no other thread wants the disk, if the disk's scheduler honours classes at all."""
 
@@ -60,30 +57,17 @@ class ThreadState(NamedTuple):
 
 
 class ThreadsSet(NamedTuple):
-    """What `set_all_threads` found at its end.
+    """What was found at the end of setting a process's threads; one that has ended has no threads and the comm ""."""
 
-    `threads` were seen in the last pass, `confirmed` of them read back with the wanted values, `changed`
-    were written to. `failed` has one text per kind of refusal. A process that has ended has
-    0 threads and the comm "".
-    """
-
-    pid: int
     comm: str
     threads: int
+    """In the last pass."""
     confirmed: int
+    """Of them, read back with the wanted values."""
     failed: tuple[str, ...]
+    """One text per kind of refusal."""
     changed: int
-
-
-class Restored(NamedTuple):
-    """What `restore_normal` left, as `ThreadsSet`; and how many threads were idle or nice before."""
-
-    pid: int
-    comm: str
-    threads: int
-    confirmed: int
-    failed: tuple[str, ...]
-    changed: int
+    """Threads that were written to, and how many of those were idle or nice before."""
     was_idle: int
     was_nice: int
 
@@ -95,11 +79,8 @@ def read_all_threads(node: Node, pid: int) -> dict[int, ThreadState]:
     """
     states = {}
     for tid in _thread_ids(node, pid):
-        try:
+        with contextlib.suppress(ProcessLookupError):  # the thread ended since the listing
             states[tid] = ThreadState(_read_priority(tid), os.getpriority(os.PRIO_PROCESS, tid))
-        except OSError as error:
-            if error.errno != errno.ESRCH:  # ESRCH: the thread ended since the listing
-                raise
     return states
 
 
@@ -110,48 +91,24 @@ def set_all_threads(node: Node, pid: int, priority: Priority, nice: int | None =
     Only threads that differ are written to. What the kernel refuses is in `failed`, not raised.
     Raises NodeError on a machine whose system call numbers are not known.
     """
-
-    def wanted(now: ThreadState) -> ThreadState:
-        return ThreadState(priority, now.nice if nice is None else max(now.nice, nice))
-
-    outcome = _settle(node, pid, wanted)
-    return ThreadsSet(
-        pid, outcome.comm, outcome.threads, outcome.confirmed, outcome.failed, len(outcome.before)
+    return _settle(
+        node, pid, lambda now: ThreadState(priority, now.nice if nice is None else max(now.nice, nice))
     )
 
 
-def restore_normal(node: Node, pid: int) -> Restored:
+def restore_normal(node: Node, pid: int) -> ThreadsSet:
     """Sets every thread of `pid` to the I/O priority and niceness that processes start with.
 
     Niceness goes back to 0 where it was above. That needs CAP_SYS_NICE; without it the I/O priority is
     restored all the same and `failed` says what is left. Raises NodeError as `set_all_threads`.
     """
-    outcome = _settle(node, pid, lambda now: ThreadState(NONE, min(now.nice, 0)))
-    return Restored(
-        pid,
-        outcome.comm,
-        outcome.threads,
-        outcome.confirmed,
-        outcome.failed,
-        changed=len(outcome.before),
-        was_idle=sum(state.priority == IDLE for state in outcome.before.values()),
-        was_nice=sum(state.nice > 0 for state in outcome.before.values()),
-    )
+    return _settle(node, pid, lambda now: ThreadState(NONE, min(now.nice, 0)))
 
 
-class _Outcome(NamedTuple):
-    comm: str
-    threads: int
-    confirmed: int
-    failed: tuple[str, ...]
-    before: dict[int, ThreadState]
-    """The threads that were written to, as they were first seen."""
-
-
-def _settle(node: Node, pid: int, wanted: Callable[[ThreadState], ThreadState]) -> _Outcome:
+def _settle(node: Node, pid: int, wanted: Callable[[ThreadState], ThreadState]) -> ThreadsSet:
     """Writes to the threads of `pid` until one whole pass finds nothing left to write."""
-    comm = _comm(node, pid)
-    before: dict[int, ThreadState] = {}
+    comm = node.read(f"/proc/{pid}/comm").decode(errors="replace").rstrip("\n")
+    before: dict[int, ThreadState] = {}  # the threads that were written to, as they were first seen
     refused: dict[int, str] = {}
     states = read_all_threads(node, pid)
     for _ in range(_MAX_PASSES):
@@ -174,12 +131,14 @@ def _settle(node: Node, pid: int, wanted: Callable[[ThreadState], ThreadState]) 
     wrong_and_alive = {tid for tid in wrong if not _has_ended(node, pid, tid)}
     texts = [refused.get(tid, "the kernel took the value but does not show it") for tid in wrong_and_alive]
     threads = len(states) - len(wrong) + len(wrong_and_alive)
-    return _Outcome(
+    return ThreadsSet(
         comm,
         threads,
         confirmed=threads - len(wrong_and_alive),
         failed=tuple(f"{texts.count(text)} of {threads} threads: {text}" for text in sorted(set(texts))),
-        before=before,
+        changed=len(before),
+        was_idle=sum(state.priority == IDLE for state in before.values()),
+        was_nice=sum(state.nice > 0 for state in before.values()),
     )
 
 
@@ -211,36 +170,30 @@ def _text(priority: Priority) -> str:
 
 def _read_priority(tid: int) -> Priority:
     """Raises OSError; ESRCH if there is no such thread."""
-    value = int(_libc.syscall(_syscall_numbers()[1], _WHO_PROCESS, tid))
-    if value < 0:
-        raise _os_error()
+    value = _ioprio_call(1, tid)
     io_class = value >> _CLASS_SHIFT & 0b111
     # The kernel keeps a level for every class but reads it only in two of them; ionice stores 7 with idle,
     # older kernels show 4 for a thread that was never set. Without this such threads would never be equal.
-    level = value & _LEVEL_MASK if io_class in (1, 2) else 0
-    return Priority(io_class, level)
+    return Priority(io_class, value & _LEVEL_MASK if io_class in (1, 2) else 0)
 
 
 def _write_priority(tid: int, priority: Priority) -> None:
-    value = priority.io_class << _CLASS_SHIFT | priority.level
-    if _libc.syscall(_syscall_numbers()[0], _WHO_PROCESS, tid, value) < 0:
-        raise _os_error()
+    _ioprio_call(0, tid, priority.io_class << _CLASS_SHIFT | priority.level)
 
 
-def _os_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))  # Python makes it a ProcessLookupError if it is ESRCH
-
-
-def _syscall_numbers() -> tuple[int, int]:
+def _ioprio_call(which: int, tid: int, *value: int) -> int:
+    """`which` of the machine's two system calls, for one thread."""
     machine = os.uname().machine
-    numbers = _SYSCALLS.get(machine)
-    if numbers is None:
+    if machine not in _SYSCALLS:
         raise NodeError(
             f"I/O priority cannot be set on this machine: it is {machine}, "
             f"pvehook knows the system calls of {' and '.join(_SYSCALLS)}"
         )
-    return numbers
+    result = int(_libc.syscall(_SYSCALLS[machine][which], _WHO_PROCESS, tid, *value))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))  # Python makes it a ProcessLookupError if it is ESRCH
+    return result
 
 
 def _thread_ids(node: Node, pid: int) -> list[int]:
@@ -255,18 +208,5 @@ def _has_ended(node: Node, pid: int, tid: int) -> bool:
 
     Such a first thread stays listed as a zombie; the kernel dropped its I/O priority and takes no new one.
     """
-    try:
-        with open(node.path(f"/proc/{pid}/task/{tid}/stat"), "rb") as file:
-            stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    state = stat[stat.rfind(b")") + 2 :][:1]
-    return state in (b"Z", b"X")
-
-
-def _comm(node: Node, pid: int) -> str:
-    try:
-        with open(node.path(f"/proc/{pid}/comm"), encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    stat = node.read(f"/proc/{pid}/task/{tid}/stat")
+    return stat[stat.rfind(b")") + 2 :][:1] in (b"", b"Z", b"X")

@@ -24,6 +24,14 @@ class Node:
             return absolute
         return self.root + absolute
 
+    def read(self, absolute: str) -> bytes:
+        """A whole file of /proc or /sys; b"" where it cannot be read: what it describes has gone, or is not for us."""
+        try:
+            with open(self.path(absolute), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
     @property
     def is_real(self) -> bool:
         """Whether this is the running system itself and not a tree of a test or a rehearsal."""

@@ -55,9 +55,14 @@ class _Row(NamedTuple):
     argv: tuple[str, ...]
 
     @property
+    def title(self) -> str:
+        """The first word of its command line, which a vzdump worker has replaced by its task's name."""
+        return self.argv[0] if self.argv else ""
+
+    @property
     def names(self) -> tuple[str, str]:
         """What the process is called: by the kernel (15 bytes at most) and by its own argv[0]."""
-        return self.comm, os.path.basename(self.argv[0]) if self.argv else ""
+        return self.comm, os.path.basename(self.title)
 
 
 def identify(node: Node, pid: int) -> ProcessId | None:
@@ -73,16 +78,16 @@ def parent_of(node: Node, pid: int) -> int | None:
 
 
 def command_line(node: Node, pid: int) -> str:
-    """The first word of the process's command line, which a vzdump worker has replaced by its UPID; "" if gone."""
+    """The first word of the process's command line, a vzdump worker's UPID; "" if gone."""
     row = _read_row(node, pid)
-    return row.argv[0] if row and row.argv else ""
+    return row.title if row else ""
 
 
 def vzdump_task_of(node: Node, pid: int) -> int | None:
     """The nearest vzdump task from this process upwards: a wrapper script may stand between a hook and its worker."""
     for _ in range(_ANCESTORS_LIMIT):
         row = _read_row(node, pid)
-        if row is None or not row.argv:
+        if row is None:
             return None
         if _is_vzdump_task(row):
             return pid
@@ -92,7 +97,7 @@ def vzdump_task_of(node: Node, pid: int) -> int | None:
 
 def _is_vzdump_task(row: _Row) -> bool:
     """PVE runs every vzdump in a worker that takes its task's name, `--stdout` too (RESTEnvironment::fork_worker)."""
-    return bool(row.argv) and row.argv[0].startswith("task UPID:") and ":vzdump:" in row.argv[0]
+    return row.title.startswith("task UPID:") and ":vzdump:" in row.title
 
 
 def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
@@ -294,21 +299,21 @@ def _read_row(node: Node, pid: int) -> _Row | None:
     `4711 (task UPID:pve) S 1 4711 4711 0 -1 ...`; from the state on, the parent is the 2nd field, the number
     of threads the 18th, the start time in ticks the 20th.
     """
-    stat = _read(node, f"/proc/{pid}/stat")
+    stat = node.read(f"/proc/{pid}/stat")
     fields = stat[stat.rfind(b")") + 1 :].split()
     if len(fields) < 20:
         return None
     if fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1):
         return None  # a zombie with more threads is only a first thread that ended early
     comm = stat[stat.find(b"(") + 1 : stat.rfind(b")")].decode(errors="replace")
-    cmdline = _read(node, f"/proc/{pid}/cmdline").rstrip(b"\0")  # empty for a kernel thread
+    cmdline = node.read(f"/proc/{pid}/cmdline").rstrip(b"\0")  # empty for a kernel thread
     argv = tuple(os.fsdecode(part) for part in cmdline.split(b"\0")) if cmdline else ()
     return _Row(ProcessId(pid, int(fields[19])), int(fields[1]), comm, argv)
 
 
 def _read_cgroup(node: Node, pid: int) -> str:
     """Lines like `0::/qemu.slice/101.scope`; "" for a process that is gone."""
-    return _read(node, f"/proc/{pid}/cgroup").decode(errors="replace")
+    return node.read(f"/proc/{pid}/cgroup").decode(errors="replace")
 
 
 def _read_pid(node: Node, path: str) -> int:
@@ -317,7 +322,7 @@ def _read_pid(node: Node, path: str) -> int:
 
 
 def _read_pids(node: Node, path: str) -> Iterator[int]:
-    return (int(word) for word in _read(node, path).split() if word.isdigit() and len(word) <= _PID_DIGITS)
+    return (int(word) for word in node.read(path).split() if word.isdigit() and len(word) <= _PID_DIGITS)
 
 
 def _link(path: str) -> str:
@@ -325,12 +330,3 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""  # closed since the listing
-
-
-def _read(node: Node, path: str) -> bytes:
-    """The whole file, b"" if it cannot be read: in /proc that is a process which ended, or another user's."""
-    try:
-        with open(node.path(path), "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

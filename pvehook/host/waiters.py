@@ -22,14 +22,11 @@ import re
 import socket
 import struct
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from io import FileIO
+from typing import NamedTuple, Self
 
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
-
-Way = Literal["sock_diag", "/proc/net/unix"]
-WAYS: tuple[Way, ...] = ("sock_diag", "/proc/net/unix")
 
 # linux/netlink.h, linux/sock_diag.h
 _NETLINK_SOCK_DIAG = 4
@@ -38,8 +35,7 @@ _NLMSG_ERROR = 2
 _SOCK_DIAG_BY_FAMILY = 20
 # linux/unix_diag.h: what to show (bits of the question), and the attribute that shows it (in the answer)
 _SHOW_VFS, _VFS = 0x02, 1
-_SHOW_WAITING_INODES, _WAITING_INODES = 0x08, 3
-_SHOW_QUEUE_LENGTH, _QUEUE_LENGTH = 0x10, 4
+_SHOW_WAITING, _WAITING = 0x08, 3
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _REQUEST = struct.Struct("=BBHIII8s")  # struct unix_diag_req: family, protocol, pad, states, inode, show, cookie
@@ -51,8 +47,6 @@ _ANY_COOKIE = b"\xff" * 8
 _ALL_STATES = 0xFFFFFFFF
 _ANSWER_BYTES = 8192  # the kernel gives up at one page
 
-_READ_BYTES = 64 * 1024
-
 
 class _Listener(NamedTuple):
     inode: int
@@ -60,88 +54,41 @@ class _Listener(NamedTuple):
 
 
 class WaiterWatch:
-    """Watches the accept queue of the listener at `path`.
+    """The accept queue of the listener at `path`. Use it from one thread.
 
     Create it before it matters: finding the listener reads files, watching it does not (by sock_diag). `path` is what
     `connect` takes, so it lies under the node's root already; another spelling than the listener's owner used
-    (/run for /var/run) will do. `ways` are tried in order. Use it from one thread.
+    (/run for /var/run) will do. Raises NodeError when nobody listens there.
 
     A connection just made, also one's own, waits until the listener's owner has accepted it (up to 15 ms with
     QEMU). So connect, wait for the agent's answer to a sync, and only then count: whoever waits now is somebody else.
-
-    Raises NodeError when nobody listens there and when no way works. /proc/net/unix knows listeners by name only, so
-    without sock_diag it is also raised when two listen under one name (a QEMU that was replaced but is not gone)
-    and when the name is indirect (/proc/self/fd/N/101.qga).
     """
 
-    via: Way
+    via: str
     """The way in use."""
-    refusal: str | None
-    """Why sock_diag was tried but is not used; None when it is used."""
 
-    def __init__(self, node: Node, path: str, *, ways: Sequence[Way] = WAYS) -> None:
+    def __init__(self, path: str, source: socket.socket | FileIO) -> None:
         self.path = path
-        self.refusal = None
-        table = _SocketTable(node.path("/proc/net/unix"))
-        try:
-            listeners = table.listeners_called(os.path.basename(path))
-            if "sock_diag" in ways:
-                try:
-                    self._way: _SockDiag | _SocketTable = _SockDiag(path, listeners)
-                except OSError as error:
-                    self.refusal = f"sock_diag does not answer: {error.strerror}"
-                else:
-                    table.close()
-                    self.via = "sock_diag"
-                    return
-            if "/proc/net/unix" not in ways:
-                raise NodeError(f"{path}: cannot see who waits there: {self.refusal}; no other way was allowed")
-            table.watch(_the_one_listener(path, [each for each in listeners if _is_same_file(each, path)]))
-        except BaseException:
-            table.close()
-            raise
-        self._way = table
-        self.via = "/proc/net/unix"
+        self._source = source
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        self._way.close()
-
-    def waiters(self) -> int:
-        """How many connections wait to be accepted, including those whose client has closed.
-
-        Raises NodeError when the listener is gone: the VM was stopped or restarted.
-        """
-        try:
-            return self._way.waiters()
-        except OSError as error:
-            raise self._lost(error) from error
+        self._source.close()
 
     def waiters_alive(self) -> int:
-        """How many connections wait whose client has not closed: it still wants to be served.
-
-        sock_diag lists the inode of each waiting client, 0 for one that has closed; in /proc/net/unix the connection
-        of a client that has closed has RefCount 2. Raises NodeError as `waiters` does.
-        """
-        try:
-            return self._way.waiters_alive()
-        except OSError as error:
-            raise self._lost(error) from error
+        """How many connections wait to be accepted whose client has not closed: it still wants to be served.
+        Raises NodeError when the listener is gone: the VM was stopped or restarted."""
+        raise NotImplementedError
 
     def waiting_sockets(self) -> frozenset[int] | None:
-        """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd. None: unknown
-        (/proc/net/unix does not show them). Raises NodeError as `waiters` does."""
-        try:
-            return self._way.waiting_sockets()
-        except OSError as error:
-            raise self._lost(error) from error
+        """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd; None: unknown. Raises
+        NodeError as `waiters_alive` does."""
+        raise NotImplementedError
 
     def _lost(self, error: OSError) -> NodeError:
         if error.errno in (errno.ENOENT, errno.ESTALE):
@@ -149,38 +96,38 @@ class WaiterWatch:
         return NodeError(f"{self.path}: cannot see who waits there: {self.via}: {error.strerror}")
 
 
-class _SockDiag:
-    """Queries the kernel about one listener. Every method raises OSError when the kernel refuses."""
+class SockDiagWatch(WaiterWatch):
+    """Queries the kernel about one listener. Raises OSError when the kernel refuses that."""
 
-    def __init__(self, path: str, listeners: Sequence[_Listener]) -> None:
+    via = "sock_diag"
+
+    def __init__(self, node: Node, path: str) -> None:
+        listeners = _listeners_called(node, os.path.basename(path))
         # The kernel answers within send(), so an answer is there or never comes: nothing here can wait.
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
+        super().__init__(path, self._socket)
         self._answer = bytearray(_ANSWER_BYTES)
         try:
             inode = self._choose(path, listeners).inode
-            self._ask(_question(inode, _SHOW_QUEUE_LENGTH, _ANY_COOKIE), _QUEUE_LENGTH)
+            self._ask(_question(inode, _SHOW_WAITING, _ANY_COOKIE), _WAITING)
             # An inode's number may be given to another socket later, a cookie is not: the kernel says ESTALE.
             cookie = _MESSAGE.unpack_from(self._answer, _HEADER.size)[5]
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
-        self._how_many = _question(inode, _SHOW_QUEUE_LENGTH, cookie)
-        self._which = _question(inode, _SHOW_WAITING_INODES, cookie)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def waiters(self) -> int:
-        at, _ = self._ask(self._how_many, _QUEUE_LENGTH)
-        return int(_U32.unpack_from(self._answer, at)[0])
+        self._which = _question(inode, _SHOW_WAITING, cookie)
 
     def waiters_alive(self) -> int:
         return len(self.waiting_sockets())
 
     def waiting_sockets(self) -> frozenset[int]:
-        at, size = self._ask(self._which, _WAITING_INODES)
+        try:
+            at, size = self._ask(self._which, _WAITING)
+        except OSError as error:
+            raise self._lost(error) from error
+        # 0 is a client that has closed.
         return frozenset(inode for (inode,) in _U32.iter_unpack(self._answer[at : at + size]) if inode != 0)
 
     def _choose(self, path: str, listeners: Sequence[_Listener]) -> _Listener:
@@ -225,58 +172,66 @@ def _question(inode: int, show: int, cookie: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request
 
 
-class _SocketTable:
-    """/proc/net/unix, kept open. It shows the sockets of this process's network namespace."""
+class SocketTableWatch(WaiterWatch):
+    """Reads /proc/net/unix, kept open: the sockets of this process's network namespace. It knows listeners by name
+    only, so NodeError is also raised when two listen under one name (a QEMU that was replaced but is not gone) and when
+    the name is indirect (/proc/self/fd/N/101.qga)."""
 
-    def __init__(self, path: str) -> None:
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NodeError(f"{path}: cannot be read: {error.strerror}; no waiting client can be seen") from error
-        self._listener = self._waiting = self._closed = b""
+    via = "/proc/net/unix"
 
-    def close(self) -> None:
-        os.close(self._file)
-
-    def listeners_called(self, name: str) -> list[_Listener]:
-        """The stream sockets that listen under a path with `name` as its last part. Raises NodeError."""
-        line = rb"^\w+: \w+ \w+ 00010000 0001 01 +(\d+) (.*/)?%b$" % re.escape(os.fsencode(name))
-        try:
-            table = bytes(self._read())
-        except OSError as error:
-            raise NodeError(f"/proc/net/unix cannot be read: {error.strerror}") from error
-        found = re.finditer(line, table, re.MULTILINE)
-        return [_Listener(int(each[1]), (each[2] or b"") + os.fsencode(name)) for each in found]
-
-    def watch(self, listener: _Listener) -> None:
-        """From now on `waiters` and `waiters_alive` are about this one."""
+    def __init__(self, node: Node, path: str) -> None:
+        found = [each for each in _listeners_called(node, os.path.basename(path)) if _is_same_file(each, path)]
+        listener = _the_one_listener(path, found)
         self._listener = b" 0001 01 %5d %b\n" % listener
         self._waiting = b" 00000000 00000000 0001 02     0 %b\n" % listener.shown_as
-        self._closed = b": 00000002" + self._waiting
-
-    def waiters(self) -> int:
-        return self._read_while_it_listens().count(self._waiting)
+        self._closed = b": 00000002" + self._waiting  # the connection of a client that has closed has RefCount 2
+        self._table = _open_table(node)
+        super().__init__(path, self._table)
 
     def waiters_alive(self) -> int:
-        table = self._read_while_it_listens()
+        try:
+            table = _read_table(self._table)
+            if self._listener not in table:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        except OSError as error:
+            raise self._lost(error) from error
         return table.count(self._waiting) - table.count(self._closed)
 
     def waiting_sockets(self) -> None:
-        """It shows inode 0 for every client that waits."""
-        return
+        return None  # it shows inode 0 for every client that waits
 
-    def _read_while_it_listens(self) -> bytearray:
-        table = self._read()
-        if self._listener not in table:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return table
 
-    def _read(self) -> bytearray:
-        # The kernel hands out about a page a read, however much is asked for. Its end is an empty read.
-        table = bytearray()
-        while part := os.pread(self._file, _READ_BYTES, len(table)):
-            table += part
-        return table
+def watch_waiters(node: Node, path: str) -> WaiterWatch:
+    """Watches who waits at `path`, by the better way that works here. Raises NodeError."""
+    try:
+        return SockDiagWatch(node, path)
+    except OSError:
+        return SocketTableWatch(node, path)
+
+
+def _listeners_called(node: Node, name: str) -> list[_Listener]:
+    """The stream sockets that listen under a path with `name` as its last part. Raises NodeError."""
+    with _open_table(node) as file:
+        try:
+            table = bytes(_read_table(file))
+        except OSError as error:
+            raise NodeError(f"/proc/net/unix cannot be read: {error.strerror}") from error
+    line = rb"^\w+: \w+ \w+ 00010000 0001 01 +(\d+) (.*/)?%b$" % re.escape(os.fsencode(name))
+    found = re.finditer(line, table, re.MULTILINE)
+    return [_Listener(int(each[1]), (each[2] or b"") + os.fsencode(name)) for each in found]
+
+
+def _open_table(node: Node) -> FileIO:
+    path = node.path("/proc/net/unix")
+    try:
+        return FileIO(path)
+    except OSError as error:
+        raise NodeError(f"{path}: cannot be read: {error.strerror}; no waiting client can be seen") from error
+
+
+def _read_table(file: FileIO) -> bytes:
+    file.seek(0)
+    return file.readall()
 
 
 def _is_same_file(listener: _Listener, path: str) -> bool:

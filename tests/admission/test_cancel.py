@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.host.ioprio import BEST_EFFORT, set_all_threads
+from pvehook.host.ioprio import Priority, set_all_threads
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player
 from pvehook.rehearsal.vzdump.run import Guest
@@ -49,7 +49,7 @@ def wait_for_looks(node: NodeUnderTest, player: Player) -> None:
     node.wait_for_event("io-priority-set", process=str(zstd))
     for _ in range(2):
         before = len(node.journal.events)
-        set_all_threads(node.node, zstd, BEST_EFFORT)
+        set_all_threads(node.node, zstd, Priority(2, 4))
         node.wait_for_event("io-priority-set", after=before, process=str(zstd))
 
 

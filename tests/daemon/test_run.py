@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from pvehook.host.ioprio import BEST_EFFORT, IDLE, NONE, read_all_threads, set_all_threads
+from pvehook.host.ioprio import IDLE, NONE, Priority, read_all_threads, set_all_threads
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue import allowances
@@ -58,7 +58,7 @@ def test_a_compressor_that_lost_its_priority_gets_it_back(node: NodeUnderTest) -
         zstd = player.children(101)["zstd"]
         node.wait_for_event("io-priority-set", process=str(zstd))
         before = len(node.journal.events)
-        set_all_threads(node.node, zstd, BEST_EFFORT)
+        set_all_threads(node.node, zstd, Priority(2, 4))
         node.wait_for_event("io-priority-set", after=before, process=str(zstd))
         assert priorities(node, zstd) == {tuple(IDLE)}
         player.go_on()

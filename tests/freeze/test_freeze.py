@@ -15,7 +15,7 @@ from pvehook.contract.guest_facts import Filesystem
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
-from pvehook.host.waiters import WaiterWatch
+from pvehook.host.waiters import WaiterWatch, watch_waiters
 from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
@@ -109,7 +109,7 @@ def test_a_freeze_that_hangs_keeps_nobody_from_the_monitor(node: NodeUnderTest) 
     with running_vm(node) as guest, Player(run) as player:
         guest.stick("freeze")
         player.wait_for("before ping 101")
-        with open_qmp(guest.qmp_path, Deadline.after(10)), WaiterWatch(node.node, guest.qmp_path) as monitor:
+        with open_qmp(guest.qmp_path, Deadline.after(10)), watch_waiters(node.node, guest.qmp_path) as monitor:
             wait_for_a_waiter(monitor)  # our poll: from here on the sampler leaves the monitor to PVE
             player.go_on()
             assert guest.wait_until(lambda: "guest-fsfreeze-freeze" in commands(guest), 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from pvehook.freeze.socket_queue import SocketQueue
 from pvehook.host.node import Node
-from pvehook.host.waiters import WaiterWatch, Way
+from pvehook.host.waiters import SockDiagWatch, SocketTableWatch, WaiterWatch
 
 QUEUE = 2
 """Connections that can wait at QEMU's socket."""
@@ -39,8 +39,8 @@ class Served:
         served.setblocking(False)
         return served
 
-    def watch(self, way: Way = "sock_diag") -> WaiterWatch:
-        return self._stack.enter_context(WaiterWatch(Node(), self.path, ways=[way]))
+    def watch(self, way: Callable[[Node, str], WaiterWatch] = SockDiagWatch) -> WaiterWatch:
+        return self._stack.enter_context(way(Node(), self.path))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_we_wait_behind_pve_and_yield_to_its_next_command(served: Served) -> Non
     queue.go_to_end()
     assert heard(served.serve()) == b"ping"
     queue.yield_to_pve()  # we wait ourselves: whoever is being served is not behind us
-    assert watch.waiters() == 1
+    assert watch.waiters_alive() == 1
     ping.close()
     ours = served.serve()
     queue.yield_to_pve()  # nobody is behind us
@@ -73,7 +73,7 @@ def test_we_wait_behind_pve_and_yield_to_its_next_command(served: Served) -> Non
     queue.yield_to_pve()
     assert heard(ours) == b""
     assert heard(served.serve()) == b"status"
-    assert watch.waiters() == 1
+    assert watch.waiters_alive() == 1
     queue.close()
     assert watch.waiters_alive() == 0
 
@@ -102,10 +102,10 @@ def test_nobody_yields_to_a_waiter_that_has_closed(served: Served) -> None:
 
 
 def test_where_pve_cannot_be_told_from_us_we_do_not_queue(served: Served) -> None:
-    watch = served.watch("/proc/net/unix")
+    watch = served.watch(SocketTableWatch)
     queue = SocketQueue(served.path, watch)
     queue.go_to_end()
-    assert watch.waiters() == 0
+    assert watch.waiters_alive() == 0
     assert queue.take() is None
 
 

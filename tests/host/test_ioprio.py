@@ -15,7 +15,7 @@ import pytest
 
 from pvehook.errors import NodeError
 from pvehook.host import ioprio
-from pvehook.host.ioprio import BEST_EFFORT, IDLE, NONE, Priority, restore_normal, set_all_threads
+from pvehook.host.ioprio import IDLE, NONE, Priority, restore_normal, set_all_threads
 from pvehook.host.node import Node
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_a_process_that_makes_threads_faster_than_we_walk_ends_the_walk_and_is_t
     really_write = ioprio._write_priority
 
     def write_nothing(tid: int, priority: Priority) -> None:
-        really_write(tid, BEST_EFFORT)  # the kernel says yes each time, and it is not what was asked
+        really_write(tid, Priority(2, 4))  # the kernel says yes each time, and it is not what was asked
 
     monkeypatch.setattr(ioprio, "_write_priority", write_nothing)
     done = set_all_threads(NODE, player.pid, IDLE)
@@ -158,8 +158,8 @@ def wait_for_zombie(tid: int) -> None:
 def test_a_process_that_is_gone_has_no_threads(start: Callable[..., Player]) -> None:
     player = start()
     player.end()
-    assert set_all_threads(NODE, player.pid, IDLE) == (player.pid, "", 0, 0, (), 0)
-    assert restore_normal(NODE, player.pid) == (player.pid, "", 0, 0, (), 0, 0, 0)
+    assert set_all_threads(NODE, player.pid, IDLE) == ("", 0, 0, (), 0, 0, 0)
+    assert restore_normal(NODE, player.pid) == ("", 0, 0, (), 0, 0, 0)
 
 
 def test_niceness_is_only_ever_raised(start: Callable[..., Player]) -> None:

@@ -37,9 +37,9 @@ LOOK_AT_WAITERS = """\
 import sys
 sys.path.insert(0, "/usr/local/lib/pvehook")
 from pvehook.host.node import Node
-from pvehook.host.waiters import WaiterWatch
-with WaiterWatch(Node("/"), "/var/run/qemu-server/101.qga") as watch:
-    print(f"sees {watch.waiters()} waiters via {watch.via}")
+from pvehook.host.waiters import watch_waiters
+with watch_waiters(Node("/"), "/var/run/qemu-server/101.qga") as watch:
+    print(f"sees {watch.waiters_alive()} waiters via {watch.via}")
 """
 
 
