@@ -16,7 +16,6 @@ import errno
 import os
 import stat
 import time
-from types import TracebackType
 from typing import Self
 
 from pvehook.contract.kernel_line import KernelLine, parse_kernel_line
@@ -83,9 +82,7 @@ class HostKernelLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

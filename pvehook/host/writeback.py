@@ -20,7 +20,6 @@ import ctypes
 import errno
 import os
 import stat
-from types import TracebackType
 from typing import Literal, Self
 
 from pvehook.host.node import Node
@@ -52,7 +51,10 @@ class GrowingFile:
         try:
             self._fd = _open(self._directory_fd, name)
             self._status = os.fstat(self._fd)
-            _check(self._status, name)
+            if not stat.S_ISREG(self._status.st_mode):
+                raise NotTheFile(errno.EINVAL, f"{name} is no plain file")
+            if (owner := self._status.st_uid) not in (0, os.geteuid()):
+                raise NotTheFile(errno.EPERM, f"{name} belongs to user {owner}, vzdump's belong to root")
         except OSError:
             self.close()
             raise
@@ -60,9 +62,7 @@ class GrowingFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -103,11 +103,7 @@ class GrowingFile:
 
 def requests_in_flight(node: Node, disk: str) -> int:
     """All requests in flight of a disk, by its name in /sys/block. 0 if unknown."""
-    try:
-        with open(node.path(f"/sys/block/{disk}/inflight"), encoding="ascii") as file:
-            return sum(int(each) for each in file.read(100).split())
-    except (OSError, ValueError):
-        return 0
+    return sum(int(each) for each in node.read(f"/sys/block/{disk}/inflight").split())
 
 
 def _open(directory_fd: int, name: str) -> int:
@@ -119,13 +115,6 @@ def _open(directory_fd: int, name: str) -> int:
         if error.errno == errno.ELOOP:
             raise NotTheFile(error.errno, f"{name} is a symbolic link") from error
         raise
-
-
-def _check(status: os.stat_result, name: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise NotTheFile(errno.EINVAL, f"{name} is no plain file")
-    if status.st_uid not in (0, os.geteuid()):
-        raise NotTheFile(errno.EPERM, f"{name} belongs to user {status.st_uid}, vzdump's belong to root")
 
 
 def _sync(fd: int, offset: int, length: int, flags: int) -> None:

@@ -311,7 +311,7 @@ def rig_of(volume_mib: int, cache_mib: int, step_mib: int) -> Iterator[Rig]:
         dump.mkdir()
         subprocess.run(["mount", f"{disk.device}p1", str(dump)], check=True)
         stack.callback(subprocess.run, ["umount", str(dump)], check=True)
-        shared = Location("disks", (Disk(os.path.basename(disk.device), None, None, "local"),), "the bench's disk")
+        shared = Location("disks", (Disk(os.path.basename(disk.device), None, "local"),), "the bench's disk")
         stack.enter_context(mock.patch("pvehook.throttle.pacer.locate_dump", return_value=shared))
         volume = stack.enter_context(served_volume(work, f"{disk.device}p2"))
         yield Rig(work, dump, volume, volume_mib * MIB, step_mib)

@@ -38,7 +38,7 @@ def test_a_file_system_on_a_partition_is_on_that_partitions_disk(tree: BlockTree
     tree.mount("/var/lib/vz", "ext4", "/dev/sda1")
     tree.place("/var/lib/vz/dump", (8, 1))
     where = look(tree, "/var/lib/vz/dump")
-    assert where == Location("disks", (Disk("sda", "mq-deadline", True, "local"),), "ext4 on sda1")
+    assert where == Location("disks", (Disk("sda", "mq-deadline", "local"),), "ext4 on sda1")
     assert where.disks[0].kind == "disks"
 
 
@@ -67,14 +67,14 @@ def test_an_encrypted_nvme_disk_without_a_scheduler(tree: BlockTree) -> None:
         "nvme0n1", (259, 0), under="pci0000:00/0000:01:00.0/nvme/nvme0", scheduler="[none] mq-deadline", rotational="0"
     )
     tree.device("dm-0", (253, 0), slaves=["nvme0n1"])
-    assert look(tree, tree.place("/srv", (253, 0))).disks == (Disk("nvme0n1", "none", False, "local"),)
+    assert look(tree, tree.place("/srv", (253, 0))).disks == (Disk("nvme0n1", "none", "local"),)
 
 
 def test_a_scheduler_file_without_brackets_and_none_at_all(tree: BlockTree) -> None:
     tree.device("sdc", (8, 32), scheduler="none")
     tree.device("sdd", (8, 48))
     assert look(tree, tree.place("/c", (8, 32))).disks[0].scheduler == "none"
-    assert look(tree, tree.place("/d", (8, 48))).disks == (Disk("sdd", None, None, "local"),)
+    assert look(tree, tree.place("/d", (8, 48))).disks == (Disk("sdd", None, "local"),)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_disk_of_another_machine_is_network(tree: BlockTree, name: str, under:
     tree.mount("/san", "ext4", f"/dev/{name}")
     where = look(tree, tree.place("/san", (8, 16)))
     assert where.kind == "network"
-    assert where.disks == (Disk(name, "mq-deadline", None, transport),)
+    assert where.disks == (Disk(name, "mq-deadline", transport),)
 
 
 def test_nvme_over_tcp_is_network_with_and_without_native_multipath(tree: BlockTree) -> None:
@@ -120,7 +120,7 @@ def test_a_multipath_device_schedules_itself_and_keeps_its_paths_transport(tree:
         tree.device(name, (8, 16 * number), under=session, scheduler="[none]")
     tree.device("dm-0", (253, 0), slaves=["sdb", "sdc"], scheduler="[mq-deadline] none")
     tree.write("/sys/block/dm-0/dm/uuid", "mpath-36001405\n")
-    assert look(tree, tree.place("/lun", (253, 0))).disks == (Disk("dm-0", "mq-deadline", None, "iscsi"),)
+    assert look(tree, tree.place("/lun", (253, 0))).disks == (Disk("dm-0", "mq-deadline", "iscsi"),)
 
 
 def test_a_volume_over_a_local_and_a_remote_disk_keeps_both(tree: BlockTree) -> None:

@@ -85,8 +85,8 @@ def test_the_combined_reason_groups_disks_that_are_alike() -> None:
 
 
 def test_a_place_on_two_kinds_of_disks_names_each_with_its_reason() -> None:
-    hard_disk = Disk("sda", "mq-deadline", True, "local")
-    far_disk = Disk("sdb", "bfq", False, "iscsi")
+    hard_disk = Disk("sda", "mq-deadline", "local")
+    far_disk = Disk("sdb", "bfq", "iscsi")
     effect = location_effect(Location("disks", (hard_disk, far_disk), "ext4 on dm-0"), (6, 8))
     assert effect.verdict == "partly"
     assert "sda: mq-deadline (kernel 6.8)" in effect.reason
@@ -97,7 +97,7 @@ def test_a_place_on_two_kinds_of_disks_names_each_with_its_reason() -> None:
     ("location", "verdict", "said"),
     [
         (Location("network", (), "nfs4 from nas:/export"), "not-applicable", "nfs4 from nas:/export"),
-        (Location("zfs", (Disk("sda", "bfq", True, "local"),), "ZFS pool rpool"), "ignored", "ZFS pool rpool"),
+        (Location("zfs", (Disk("sda", "bfq", "local"),), "ZFS pool rpool"), "ignored", "ZFS pool rpool"),
         (Location("unknown", (), "tmpfs at /dump"), "unknown", "tmpfs at /dump"),
         (Location("disks", (), "dm-0"), "unknown", "dm-0"),
     ],

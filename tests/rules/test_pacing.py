@@ -14,7 +14,7 @@ FILE = "/var/lib/vz/dump/vzdump-qemu-101-2026_11_22-02_10_00.vma.dat"
 
 
 def disk(name: str, transport: str = "local") -> Disk:
-    return Disk(name, "mq-deadline", True, transport)
+    return Disk(name, "mq-deadline", transport)
 
 
 def on(*names: str, kind: Kind = "disks", detail: str = "ext4 on sda1") -> Location:

@@ -231,7 +231,7 @@ class Queue:
 def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     """Of a disk that the archive is known to lie on."""
     queue = Queue()
-    where = Location("disks", (Disk("sda", None, None, "local"),), "ext4 on sda")
+    where = Location("disks", (Disk("sda", None, "local"),), "ext4 on sda")
     monkeypatch.setattr("pvehook.throttle.pacer.locate_dump", lambda *_: where)
     monkeypatch.setattr("pvehook.throttle.pacer.requests_in_flight", queue)
     return queue
