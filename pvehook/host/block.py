@@ -3,10 +3,8 @@
     path ── mount table ──▶ network file system | ZFS pool | device number
     device number ── /sys/dev/block ──▶ partition's disk ── slaves (LVM, dm-crypt, md, bcache) ──▶ disks
 
-Nothing on a network file system is touched: see host/mounts.py.
-
-Sources: Linux Documentation/ABI/stable/sysfs-block; the transports: where the SCSI and
-NVMe drivers hang their devices in /sys/devices. Nothing here opens a device.
+Nothing on a network file system is touched (host/mounts.py), and no device is opened. Sources: Linux
+Documentation/ABI/stable/sysfs-block; the transports: where the SCSI and NVMe drivers put devices in /sys/devices.
 """
 
 from __future__ import annotations
@@ -45,9 +43,7 @@ def kernel_version(node: Node) -> tuple[int, int] | None:
 
 def locate(node: Node, path: str, device_of: DeviceOf = device_of, if_missing: str | None = None) -> Location:
     """The disks under a file, a directory or a block device's node, "unknown" where that cannot be found out.
-
-    `if_missing` is used instead when there is nothing at `path`.
-    """
+    When there is nothing at `path`, under `if_missing`."""
     if path.startswith("/dev/zvol/"):  # the only name of a zvol that contains its pool
         return locate_zpool(node, path.split("/")[3])
     try:
@@ -61,18 +57,12 @@ def locate(node: Node, path: str, device_of: DeviceOf = device_of, if_missing: s
 
 
 def locate_volume_group(node: Node, group: str) -> Location:
-    """The disks under all active logical volumes of an LVM volume group.
-
-    For a volume that is not active: a stopped guest's often has no device node until its backup starts.
-    """
+    """The disks under all active logical volumes of an LVM volume group: for a volume that is not active, as a stopped
+    guest's often has no device node until its backup starts."""
     prefix = group.replace("-", "--") + "-"  # how LVM spells its names for the device mapper
     volumes = {name: _read(node, f"/sys/block/{name}/dm/name") for name in _list(node, "/sys/block")}
     # A volume's name never begins with a hyphen: `pve--ssd-root` is of the group `pve-ssd`, not of `pve`.
-    names = [
-        name
-        for name, volume in volumes.items()
-        if volume.startswith(prefix) and not volume.startswith(prefix + "-")
-    ]
+    names = [name for name, volume in volumes.items() if re.match(re.escape(prefix) + "(?!-)", volume)]
     if not names:
         return Location("unknown", (), f"volume group {group} has no active volume on this node")
     return _located(_disks_under(node, names), f"disks of the active volumes of volume group {group}")
@@ -104,8 +94,7 @@ def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
     if mount.fs_type == "autofs":
         return Location("unknown", (), f"{mount.mount_point} is not mounted now (autofs)")
     if mount.is_fuse:
-        detail = f"{mount.fs_type} at {mount.mount_point}: a process of its own does the I/O"
-        return Location("unknown", (), detail)
+        return Location("unknown", (), f"{mount.fs_type} at {mount.mount_point}: a process of its own does the I/O")
     return None
 
 
@@ -199,12 +188,9 @@ def _zpool_list(node: Node, pool: str) -> list[str] | None:
     command = [node.path(_ZPOOL), "list", "-vHPL", "--", pool]
     try:
         # The pool's name is Proxmox's or the kernel's and goes through no shell.
+        null = subprocess.DEVNULL
         process = subprocess.Popen(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C"},
+            command, stdin=null, stdout=subprocess.PIPE, stderr=null, env={"LC_ALL": "C"}
         )
     except OSError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -43,41 +44,32 @@ class RehearsalClock:
 
     def __init__(self, clock_file: str) -> None:
         self._clock_file = clock_file
-        self._stands_at_s: tuple[float, ...] = ()
+        self._stands_at_s: list[float] = []
         self._offset_s = 0.0
 
     def now_s(self) -> float:
-        self._read()
-        return self._stands_at_s[0] if self._stands_at_s else time.time() + self._offset_s
+        return self._times_s()[0]
 
     def steady_s(self) -> float:
-        self._read()
-        return self._stands_at_s[-1] if self._stands_at_s else time.time() + self._offset_s
+        return self._times_s()[-1]
 
-    def _read(self) -> None:
-        try:
-            with open(self._clock_file, encoding="ascii") as file:
-                text = file.read(64)
+    def _times_s(self) -> list[float]:
+        with suppress(OSError, ValueError), open(self._clock_file, encoding="ascii") as file:
+            text = file.read(64)
             if text.startswith("@"):
                 now, *steady = map(float, text[1:].split())
-                self._stands_at_s = (now, *steady)
+                self._stands_at_s = [now, *steady]
             else:
-                self._offset_s, self._stands_at_s = float(text), ()
-        except (OSError, ValueError):
-            pass
+                self._offset_s, self._stands_at_s = float(text), []
+        return self._stands_at_s or [time.time() + self._offset_s]
 
 
 def local_zone(node: Node) -> tzinfo:
-    """The node's own time zone from /etc/localtime; UTC when it has none.
-
-    The link is read rather than followed where it can be: so the zone has a name to show.
-    """
+    """The node's own time zone from /etc/localtime; UTC when it has none."""
     localtime = node.path("/etc/localtime")
-    try:
-        target = os.readlink(localtime)
-        return ZoneInfo(target.partition("zoneinfo/")[2])
-    except (OSError, ValueError, ZoneInfoNotFoundError):
-        pass
+    with suppress(OSError, ValueError, ZoneInfoNotFoundError):
+        # The link is read rather than followed where it can be: so the zone has a name to show.
+        return ZoneInfo(os.readlink(localtime).partition("zoneinfo/")[2])
     try:
         with open(localtime, "rb") as file:
             return ZoneInfo.from_file(file, key=None)

@@ -1,12 +1,11 @@
 """I/O priority of every thread of a process, read from and written to the kernel.
 
-A kernel I/O priority belongs to a thread (`struct io_context` of one task), not to a process: threads and
-children born later inherit it, threads that exist keep what they have. psutil's `Process.ionice()` calls
-ioprio_set for the one thread whose id is the pid, so the workers of `zstd -T2` or the I/O threads of a QEMU
-would stay as they were. So this walks /proc/PID/task, and reads back what it wrote.
+A kernel I/O priority belongs to a thread (`struct io_context` of one task), not to a process: threads and children born
+later inherit it, threads that exist keep what they have. psutil's `Process.ionice()` sets the one thread whose id is
+the pid, so the workers of `zstd -T2` or the I/O threads of a QEMU would stay as they were. So this walks
+/proc/PID/task, and reads back what it wrote.
 
 Imports little: the hook uses this without the daemon, while vzdump waits.
-
 Numbers: Linux include/uapi/linux/ioprio.h; the system call numbers from the kernel's two tables.
 """
 
@@ -29,8 +28,7 @@ _CLASS_SHIFT = 13
 _LEVEL_MASK = 0b111  # bits 3..12 are hints since Linux 6.5, no part of the level
 
 _MAX_PASSES = 8
-"""A thread that is not set yet may create another while we walk. Two passes usually do; the limit is for a
-process that creates threads faster than we can walk them."""
+"""A thread that is not set yet may create another while we walk; two passes usually do."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,21 +85,16 @@ def read_all_threads(node: Node, pid: int) -> dict[int, ThreadState]:
 def set_all_threads(node: Node, pid: int, priority: Priority, nice: int | None = None) -> ThreadsSet:
     """Sets every thread of `pid` to the I/O priority, and to at least the niceness `nice` (None: leave it alone).
 
-    A thread that is nicer already stays so: backup processes are never favoured.
-    Only threads that differ are written to. What the kernel refuses is in `failed`, not raised.
-    Raises NodeError on a machine whose system call numbers are not known.
+    A thread that is nicer already stays so: backup processes are never favoured. What the kernel refuses is in
+    `failed`, not raised. Raises NodeError on a machine whose system call numbers are not known.
     """
-    return _settle(
-        node, pid, lambda now: ThreadState(priority, now.nice if nice is None else max(now.nice, nice))
-    )
+    least = -20 if nice is None else nice
+    return _settle(node, pid, lambda now: ThreadState(priority, max(now.nice, least)))
 
 
 def restore_normal(node: Node, pid: int) -> ThreadsSet:
-    """Sets every thread of `pid` to the I/O priority and niceness that processes start with.
-
-    Niceness goes back to 0 where it was above. That needs CAP_SYS_NICE; without it the I/O priority is
-    restored all the same and `failed` says what is left. Raises NodeError as `set_all_threads`.
-    """
+    """Sets every thread of `pid` to the I/O priority that processes start with, and a niceness above 0 to 0. The latter
+    needs CAP_SYS_NICE; without it `failed` says what is left. Raises NodeError as `set_all_threads`."""
     return _settle(node, pid, lambda now: ThreadState(NONE, min(now.nice, 0)))
 
 
@@ -204,9 +197,7 @@ def _thread_ids(node: Node, pid: int) -> list[int]:
 
 
 def _has_ended(node: Node, pid: int, tid: int) -> bool:
-    """Whether the thread does no I/O any more: it ended, or it is a first thread that ended before the others.
-
-    Such a first thread stays listed as a zombie; the kernel dropped its I/O priority and takes no new one.
-    """
+    """Whether the thread does no I/O any more: it ended, or it is a first thread that ended before the others. That one
+    stays listed as a zombie; the kernel dropped its I/O priority and takes no new one."""
     stat = node.read(f"/proc/{pid}/task/{tid}/stat")
     return stat[stat.rfind(b")") + 2 :][:1] in (b"", b"Z", b"X")

@@ -4,8 +4,6 @@ Each read returns one whole record, in order, independently of other readers; wi
 the end, and once with EPIPE when records were overwritten before they were read (the next read continues with the
 oldest one left; the numbers show how many are missing). Source: Documentation/ABI/testing/dev-kmsg of Linux.
 
-A line that the kernel has not ended with a newline yet is no record: it appears once it is complete.
-
 A record's time is the kernel's `local_clock`, which is never adjusted: `dmesg -T` is minutes off after months. Here a
 record was written between two reads, which corrects its time.
 """
@@ -24,7 +22,7 @@ from pvehook.host.clock import Clock
 from pvehook.host.node import Node
 
 _RECORD_BYTES = 8192  # CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX: with a smaller buffer a long record gives EINVAL
-_KMSG_NUMBER = (1, 11)  # Documentation/admin-guide/devices.txt of Linux
+_KMSG_DEVICE = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt of Linux
 
 LINES_LIMIT = 1000
 """Per read, which is 4 ms of work. The rest stays in the kernel for the next one, or is overwritten and counted."""
@@ -51,7 +49,7 @@ def open_kernel_log(node: Node, clock: Clock) -> Measured[HostKernelLog]:
     try:
         status = os.fstat(fd)
         # systemd-nspawn puts a FIFO there, others a link to /dev/null or the console.
-        if not stat.S_ISCHR(status.st_mode) or (os.major(status.st_rdev), os.minor(status.st_rdev)) != _KMSG_NUMBER:
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _KMSG_DEVICE:
             os.close(fd)
             return Absent(_NO_LOG)
         os.lseek(fd, 0, os.SEEK_END)

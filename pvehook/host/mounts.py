@@ -1,8 +1,7 @@
 """The mount table, and how to follow a path without touching what may never answer.
 
-A stat on a dead NFS server, or on a FUSE file system whose process hangs, waits for ever; under autofs it
-mounts something. So symbolic links are followed one component at a time, and the table is checked before
-each.
+A stat on a dead NFS server, or on a FUSE file system whose process hangs, waits for ever; under autofs it mounts
+something. So symbolic links are followed one component at a time, and the table is checked before each.
 
 Source: proc_pid_mountinfo(5). Mount points are paths of this process, not of a tree under a root.
 """
@@ -11,14 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import NamedTuple
 
 from pvehook.host.node import Node
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "beegfs"})
 _NETWORK_FUSE = frozenset({"sshfs", "glusterfs", "ceph", "ceph-fuse", "s3fs", "rclone", "mfs", "davfs"})
-_IN_MEMORY = frozenset({"tmpfs", "devtmpfs", "ramfs"})
-_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 _MAX_LINKS = 40  # as the kernel's own limit for one path
 
 
@@ -41,7 +39,7 @@ class Mount(NamedTuple):
 
     @property
     def is_in_memory(self) -> bool:
-        return self.fs_type in _IN_MEMORY
+        return self.fs_type in ("tmpfs", "devtmpfs", "ramfs")
 
     @property
     def may_hang(self) -> bool:
@@ -55,13 +53,8 @@ def read_mounts(node: Node) -> list[Mount]:
     Example of one line; the part up to the single `-` has a varying number of fields:
     `36 35 98:0 / /mnt/nas rw,noatime shared:1 - nfs4 nas:/export rw,hard`. Blanks in names are `\\040`.
     """
-    try:
-        with open(node.path("/proc/self/mountinfo"), encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
     mounts = []
-    for line in lines:
+    for line in node.read("/proc/self/mountinfo").decode(errors="surrogateescape").split("\n"):
         left, dash, right = line.partition(" - ")
         fields, types = left.split(), right.split()
         if dash and len(fields) >= 5 and len(types) >= 2:
@@ -115,6 +108,4 @@ def _mount_of(path: str, mounts: list[Mount]) -> Mount:
 
 
 def _unescape(text: str) -> str:
-    for code, character in _ESCAPES:
-        text = text.replace(code, character)
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text)

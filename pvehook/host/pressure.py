@@ -23,7 +23,6 @@ from pvehook.contract.pressure import RESOURCES, PressureTotals, Resource, parse
 from pvehook.host.node import Node
 
 _LIMIT_BYTES = 4096  # two lines of some 60 bytes
-_NOT_OF_A_VM = "a VM's cgroup does not see what QEMU waits for its disks"
 
 
 def host_pressure(node: Node) -> dict[Resource, Measured[PressureTotals]]:
@@ -39,12 +38,9 @@ def guest_pressure(node: Node, vmid: int, vmtype: str | None) -> dict[Resource, 
     directory = node.path(cgroup)
     if not os.path.isdir(directory):
         return dict.fromkeys(RESOURCES, Absent(f"guest {vmid} has no cgroup {cgroup}: it does not run"))
-    found: dict[Resource, Measured[PressureTotals]] = {}
-    for each in RESOURCES:
-        if each == "io" and vmtype != "lxc":
-            found[each] = Absent(_NOT_OF_A_VM)
-        else:
-            found[each] = _read_totals(f"{directory}/{each}.pressure")
+    found = {each: _read_totals(f"{directory}/{each}.pressure") for each in RESOURCES}
+    if vmtype != "lxc":
+        found["io"] = Absent("a VM's cgroup does not see what QEMU waits for its disks")
     return found
 
 

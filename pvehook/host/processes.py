@@ -1,8 +1,7 @@
 """Which processes belong to the backup, and which to a guest.
 
-/proc is read directly, once per call. psutil would keep its own table per process object, gives no
-start time in the kernel's own ticks, and reads one fixed /proc; we need the ticks as an identity and the
-root for tests. Processes come and go while we read: one that ends is left out, never an error.
+/proc is read directly, once per call: psutil gives no start time in the kernel's own ticks, which are an identity, and
+reads one fixed /proc. Processes come and go while we read: one that ends is left out, never an error.
 
 What belongs to a guest (source: QemuServer.pm and Virtiofs.pm of qemu-server, LXC.pm of pve-container):
   kvm          /var/run/qemu-server/ID.pid, cmdline `/usr/bin/kvm -id ID ...`, cgroup qemu.slice/ID.scope
@@ -116,10 +115,10 @@ def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
 def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, str]]) -> list[Found]:
     """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
 
-    `also` holds (command, text): a process whose name (comm or the last part of argv[0]) is the command and
-    one of whose arguments contains the text, or names that path, something below it or a directory above it;
-    the text "" is any. A worker that is gone is left out, and so is one that is no vzdump task: a hook that somebody
-    calls by hand must not leave his shell in the idle class, nor one whose worker was killed the node's first process.
+    `also` holds (command, text): a process whose name is the command and one of whose arguments contains the text, or
+    names that path, something below it or a directory above it; the text "" is any. A worker that is gone is left out,
+    and so is one that is no vzdump task: a hook that somebody calls by hand must not leave his shell in the idle class,
+    nor one whose worker was killed the node's first process.
     """
     rows = {row.process.pid: row for row in _read_table(node)}
     found: dict[int, Found] = {}
@@ -144,24 +143,21 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
 def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Found]:
     """QEMU of one VM and what runs beside it (swtpm, virtiofsd, all of its scope), QEMU first.
 
-    With `born_after`, the vzdump worker, only what was started after it: a VM that ran before has whatever
-    priority its administrator gave it. Descendants of that worker count as well, as far as they are not
-    known to be another VM's.
+    With `born_after`, the vzdump worker, only what was started after it: a VM that ran before has whatever priority its
+    administrator gave it. Descendants of that worker count as well, unless they are known to be another VM's.
     """
     rows = {row.process.pid: row for row in _read_table(node)}
     found: dict[int, Found] = {}
 
-    def add(row: _Row | None, why: str) -> None:
-        if row and row.process.pid not in found and _is_younger(row, born_after):
+    def add(row: _Row, why: str) -> None:
+        if row.process.pid not in found and _is_younger(row, born_after):
             found[row.process.pid] = Found(row.process, row.comm, why)
 
     # A pid file outlives its process, and the pid may be another process's by now: the cmdline must agree.
-    qemu = rows.get(_read_pid(node, f"/var/run/qemu-server/{vmid}.pid"))
-    if qemu and _vmid_of_qemu(qemu) == vmid:
-        add(qemu, f"QEMU of VM {vmid}, by its pid file")
-    swtpm = rows.get(_read_pid(node, f"/var/run/qemu-server/{vmid}.swtpm.pid"))
-    if swtpm and _vmid_of_swtpm(swtpm) == vmid:
-        add(swtpm, f"swtpm of VM {vmid}, by its pid file")
+    for what, file, vmid_of in (("QEMU", f"{vmid}.pid", _vmid_of_qemu), ("swtpm", f"{vmid}.swtpm.pid", _vmid_of_swtpm)):
+        row = rows.get(_read_pid(node, f"/var/run/qemu-server/{file}"))
+        if row and vmid_of(row) == vmid:
+            add(row, f"{what} of VM {vmid}, by its pid file")
     for pid in _read_pids(node, f"/sys/fs/cgroup/qemu.slice/{vmid}.scope/cgroup.procs"):
         if (row := rows.get(pid)) and _is_of(node, row):
             add(row, f"in the scope of VM {vmid}")
@@ -190,12 +186,9 @@ def running_vms(node: Node) -> dict[int, ProcessId]:
 
 
 def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
-    """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker.
-
-    This finds what `vm_processes` cannot: a virtiofsd, which nothing ties to its VM. With None: started
-    at any time. Processes inside containers are left out: what is idle there was set so by its user.
-    Raises NodeError where I/O priorities cannot be read.
-    """
+    """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker (None: at any
+    time). This finds what `vm_processes` cannot: a virtiofsd, which nothing ties to its VM. Processes inside containers
+    are left out: what is idle there was set so by its user. Raises NodeError where I/O priorities cannot be read."""
     found = []
     for row in _read_table(node):
         if not _is_younger(row, born_after) or not _is_of(node, row):
@@ -233,8 +226,8 @@ def _contains(directory: str, path: str) -> bool:
 
 
 def _is_of(node: Node, row: _Row) -> bool:
-    """Whether the process belongs to this node. A rehearsal sees every process of the machine that it runs on,
-    perhaps real VMs: its own are those that name its tree."""
+    """Whether the process is this node's. A rehearsal sees every process of the machine, perhaps real VMs: its own are
+    those that name its tree."""
     return not node.borrows_processes or any(node.root in argument for argument in row.argv)
 
 
@@ -296,8 +289,8 @@ def _read_row(node: Node, pid: int) -> _Row | None:
     """One process, None if it is gone or has ended and only waits for its parent.
 
     Example of /proc/PID/stat, whose second field may itself hold blanks and brackets (proc(5)):
-    `4711 (task UPID:pve) S 1 4711 4711 0 -1 ...`; from the state on, the parent is the 2nd field, the number
-    of threads the 18th, the start time in ticks the 20th.
+    `4711 (task UPID:pve) S 1 4711 4711 0 -1 ...`; from the state on, the parent is the 2nd field, the number of threads
+    the 18th, the start time in ticks the 20th.
     """
     stat = node.read(f"/proc/{pid}/stat")
     fields = stat[stat.rfind(b")") + 1 :].split()

@@ -82,18 +82,17 @@ class TimelyReader:
     def text(self, path: str, deadline_s: float) -> str | None:
         """The file's text, or None when there is no such file; bytes that are no UTF-8 become lone surrogates. Raises
         NodeError when it cannot be read in time, or is over 1 MiB."""
+
+        def read() -> bytes:
+            with open(path, "rb") as file:
+                return file.read(FILE_LIMIT_BYTES + 1)
+
         try:
-            return self.within(deadline_s, path, lambda: _read(path))
+            data = self.within(deadline_s, path, read)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise NodeError(f"{path} cannot be read: {error}") from error
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_LIMIT_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    if len(data) > FILE_LIMIT_BYTES:
-        raise OSError(f"larger than {FILE_LIMIT_BYTES} bytes")
-    return data.decode("utf-8", "surrogateescape")  # somebody else's file is bytes: PVE's own readers take any
+        if len(data) > FILE_LIMIT_BYTES:
+            raise NodeError(f"{path} cannot be read: larger than {FILE_LIMIT_BYTES} bytes")
+        return data.decode("utf-8", "surrogateescape")  # somebody else's file is bytes: PVE's own readers take any

@@ -1,8 +1,7 @@
 """Which kernel and which Proxmox VE this node runs: an upgrade of either is the first suspect when backups get worse.
 
-pve-manager's version is taken from dpkg's status file, whose format is documented (deb822(5)) and the same in every
-release; PVE/pvecfg.pm has changed its shape between releases. dpkg replaces the file by rename, so it is always whole.
-No process is started: dpkg-query takes 7 ms, this 1.
+pve-manager's version is taken from dpkg's status file (deb822(5)), which dpkg replaces by rename; PVE/pvecfg.pm has
+changed its shape between releases. No process is started: dpkg-query takes 7 ms, this 1.
 
     Package: pve-manager
     Status: install ok installed
@@ -38,13 +37,8 @@ def read_versions(node: Node) -> Versions:
 
 
 def _kernel(node: Node) -> Measured[str]:
-    path = node.path("/proc/sys/kernel/osrelease")
-    try:
-        with open(path, "rb") as file:
-            text = file.read(_VERSION_CHARACTERS).decode("ascii", errors="replace").strip()
-    except OSError as error:
-        return Broken(f"{path} cannot be read: {error.strerror}")
-    return printable(text, _VERSION_CHARACTERS) if text else Broken(f"{path} is empty")
+    text = node.read("/proc/sys/kernel/osrelease").decode("ascii", errors="replace").strip()
+    return printable(text, _VERSION_CHARACTERS) if text else Broken("/proc/sys/kernel/osrelease cannot be read")
 
 
 def _pve_manager(node: Node) -> Measured[str]:

@@ -8,10 +8,7 @@ when they are clean. Nothing here writes to the file, changes it or delays its w
     posix_fadvise(DONTNEED)    drops the clean pages of a range; what is dirty or in writeback stays.
 
 Both calls can wait for the disk for as long as it takes, and no signal ends that: whoever calls them does so in a
-thread that nobody joins without a bound.
-
-Flags: Linux include/uapi/linux/fs.h. Requests in flight: Linux Documentation/ABI/stable/sysfs-block,
-/sys/block/sda/inflight holds `       1        4`, reads and writes.
+thread that nobody joins without a bound. Flags: Linux include/uapi/linux/fs.h.
 """
 
 from __future__ import annotations
@@ -102,8 +99,12 @@ class GrowingFile:
 
 
 def requests_in_flight(node: Node, disk: str) -> int:
-    """All requests in flight of a disk, by its name in /sys/block. 0 if unknown."""
-    return sum(int(each) for each in node.read(f"/sys/block/{disk}/inflight").split())
+    """All requests in flight of a disk, by its name in /sys/block: `       1        4`, reads and writes (Linux
+    Documentation/ABI/stable/sysfs-block). 0 if unknown."""
+    try:
+        return sum(int(each) for each in node.read(f"/sys/block/{disk}/inflight").split())
+    except ValueError:
+        return 0
 
 
 def _open(directory_fd: int, name: str) -> int:
