@@ -22,7 +22,6 @@ import re
 import socket
 import struct
 from collections.abc import Sequence
-from io import FileIO
 from typing import NamedTuple, Self
 
 from pvehook.errors import NodeError
@@ -34,8 +33,8 @@ _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _SOCK_DIAG_BY_FAMILY = 20
 # linux/unix_diag.h: what to show (bits of the question), and the attribute that shows it (in the answer)
-_SHOW_VFS, _VFS = 0x02, 1
-_SHOW_WAITING, _WAITING = 0x08, 3
+_VFS = 0x02, 1
+_WAITING = 0x08, 3
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _REQUEST = struct.Struct("=BBHIII8s")  # struct unix_diag_req: family, protocol, pad, states, inode, show, cookie
@@ -43,7 +42,6 @@ _MESSAGE = struct.Struct("=BBBBI8s")  # struct unix_diag_msg: family, type, stat
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type; the next one starts at 4 bytes
 _ERROR = struct.Struct("=i")  # struct nlmsgerr: minus errno, then the question
 _U32 = struct.Struct("=I")
-_ANY_COOKIE = b"\xff" * 8
 _ALL_STATES = 0xFFFFFFFF
 _ANSWER_BYTES = 8192  # the kernel gives up at one page
 
@@ -64,12 +62,9 @@ class WaiterWatch:
     QEMU). So connect, wait for the agent's answer to a sync, and only then count: whoever waits now is somebody else.
     """
 
+    path: str
     via: str
     """The way in use."""
-
-    def __init__(self, path: str, source: socket.socket | FileIO) -> None:
-        self.path = path
-        self._source = source
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +73,7 @@ class WaiterWatch:
         self.close()
 
     def close(self) -> None:
-        self._source.close()
+        """Ends it."""
 
     def waiters_alive(self) -> int:
         """How many connections wait to be accepted whose client has not closed: it still wants to be served.
@@ -90,10 +85,8 @@ class WaiterWatch:
         NodeError as `waiters_alive` does."""
         raise NotImplementedError
 
-    def _lost(self, error: OSError) -> NodeError:
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or restarted?")
-        return NodeError(f"{self.path}: cannot see who waits there: {self.via}: {error.strerror}")
+    def _gone(self) -> NodeError:
+        return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or restarted?")
 
 
 class SockDiagWatch(WaiterWatch):
@@ -102,99 +95,94 @@ class SockDiagWatch(WaiterWatch):
     via = "sock_diag"
 
     def __init__(self, node: Node, path: str) -> None:
+        self.path = path
         listeners = _listeners_called(node, os.path.basename(path))
         # The kernel answers within send(), so an answer is there or never comes: nothing here can wait.
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
-        super().__init__(path, self._socket)
-        self._answer = bytearray(_ANSWER_BYTES)
         try:
-            inode = self._choose(path, listeners).inode
-            self._ask(_question(inode, _SHOW_WAITING, _ANY_COOKIE), _WAITING)
+            self._inode = self._choose(listeners).inode
             # An inode's number may be given to another socket later, a cookie is not: the kernel says ESTALE.
-            cookie = _MESSAGE.unpack_from(self._answer, _HEADER.size)[5]
+            self._cookie, _ = self._ask(self._inode, _WAITING)
         except BaseException:
             self.close()
             raise
-        self._which = _question(inode, _SHOW_WAITING, cookie)
+
+    def close(self) -> None:
+        self._socket.close()
 
     def waiters_alive(self) -> int:
         return len(self.waiting_sockets())
 
     def waiting_sockets(self) -> frozenset[int]:
         try:
-            at, size = self._ask(self._which, _WAITING)
+            _, inodes = self._ask(self._inode, _WAITING, self._cookie)
         except OSError as error:
-            raise self._lost(error) from error
-        # 0 is a client that has closed.
-        return frozenset(inode for (inode,) in _U32.iter_unpack(self._answer[at : at + size]) if inode != 0)
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                raise self._gone() from error
+            raise NodeError(f"{self.path}: cannot see who waits there: {self.via}: {error.strerror}") from error
+        return frozenset(inode for (inode,) in _U32.iter_unpack(inodes) if inode != 0)  # 0: a client that has closed
 
-    def _choose(self, path: str, listeners: Sequence[_Listener]) -> _Listener:
-        found = [each for each in listeners if _is_same_file(each, path)]
+    def _choose(self, listeners: Sequence[_Listener]) -> _Listener:
+        found = [each for each in listeners if _is_same_file(each, self.path)]
         if len(found) != 1:
             # The name is ambiguous: bound again while the old one still listens, or by way of /proc/self/fd. The
             # kernel knows the inode of the file each is bound to, and keeps it from being given away meanwhile.
             try:
-                file_inode = os.stat(path).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows
+                file_inode = os.stat(self.path).st_ino & 0xFFFFFFFF  # as many bits as unix_diag shows
             except OSError as error:
-                raise NodeError(f"{path}: no such socket ({error.strerror}); is the VM running?") from error
+                raise NodeError(f"{self.path}: no such socket ({error.strerror}); is the VM running?") from error
             found = [each for each in listeners if self._file_inode(each.inode) == file_inode]
-        return _the_one_listener(path, found)
+        return _the_one_listener(self.path, found)
 
     def _file_inode(self, inode: int) -> int | None:
         """The inode of the file that the socket is bound to, its low 32 bits; None when it is gone."""
         try:
-            at, _ = self._ask(_question(inode, _SHOW_VFS, _ANY_COOKIE), _VFS)
+            return int(_U32.unpack_from(self._ask(inode, _VFS)[1])[0])
         except FileNotFoundError:
             return None
-        return int(_U32.unpack_from(self._answer, at)[0])
 
-    def _ask(self, question: bytes, attribute: int) -> tuple[int, int]:
-        """Where in `_answer` the attribute's bytes begin, and how many they are."""
-        self._socket.send(question)
-        received = self._socket.recv_into(self._answer)
-        kind = _HEADER.unpack_from(self._answer)[1]
+    def _ask(self, inode: int, what: tuple[int, int], cookie: bytes = b"\xff" * 8) -> tuple[bytes, bytes]:
+        """The socket's cookie, and the bytes of one attribute; with the default any cookie will do."""
+        show, attribute = what
+        request = _REQUEST.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, inode, show, cookie)
+        length = _HEADER.size + len(request)
+        self._socket.send(_HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request)
+        answer = self._socket.recv(_ANSWER_BYTES)
+        kind = _HEADER.unpack_from(answer)[1]
         if kind == _NLMSG_ERROR:
-            number = -_ERROR.unpack_from(self._answer, _HEADER.size)[0]
+            number = -_ERROR.unpack_from(answer, _HEADER.size)[0]
             raise OSError(number, os.strerror(number))
         at = _HEADER.size + _MESSAGE.size
-        while at + _ATTRIBUTE.size <= received:
-            size, shown = _ATTRIBUTE.unpack_from(self._answer, at)
+        while at + _ATTRIBUTE.size <= len(answer):
+            size, shown = _ATTRIBUTE.unpack_from(answer, at)
             if shown == attribute:
-                return at + _ATTRIBUTE.size, size - _ATTRIBUTE.size
+                return _MESSAGE.unpack_from(answer, _HEADER.size)[5], answer[at + _ATTRIBUTE.size : at + size]
             at += max(_ATTRIBUTE.size, (size + 3) & ~3)
-        raise OSError(errno.ENODATA, f"an answer of {received} bytes without attribute {attribute}")
-
-
-def _question(inode: int, show: int, cookie: bytes) -> bytes:
-    request = _REQUEST.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, inode, show, cookie)
-    return _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request
+        raise OSError(errno.ENODATA, f"an answer of {len(answer)} bytes without attribute {attribute}")
 
 
 class SocketTableWatch(WaiterWatch):
-    """Reads /proc/net/unix, kept open: the sockets of this process's network namespace. It knows listeners by name
-    only, so NodeError is also raised when two listen under one name (a QEMU that was replaced but is not gone) and when
-    the name is indirect (/proc/self/fd/N/101.qga)."""
+    """Reads /proc/net/unix: the sockets of this process's network namespace. It knows listeners by name only, so
+    NodeError is also raised when two listen under one name (a QEMU that was replaced but is not gone) and when the name
+    is indirect (/proc/self/fd/N/101.qga)."""
 
     via = "/proc/net/unix"
 
     def __init__(self, node: Node, path: str) -> None:
+        self._node = node
+        self.path = path
         found = [each for each in _listeners_called(node, os.path.basename(path)) if _is_same_file(each, path)]
         listener = _the_one_listener(path, found)
         self._listener = b" 0001 01 %5d %b\n" % listener
         self._waiting = b" 00000000 00000000 0001 02     0 %b\n" % listener.shown_as
         self._closed = b": 00000002" + self._waiting  # the connection of a client that has closed has RefCount 2
-        self._table = _open_table(node)
-        super().__init__(path, self._table)
 
     def waiters_alive(self) -> int:
-        try:
-            table = _read_table(self._table)
-            if self._listener not in table:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        except OSError as error:
-            raise self._lost(error) from error
+        table = _read_table(self._node)
+        if self._listener not in table:
+            raise self._gone()
         return table.count(self._waiting) - table.count(self._closed)
 
     def waiting_sockets(self) -> None:
@@ -211,27 +199,18 @@ def watch_waiters(node: Node, path: str) -> WaiterWatch:
 
 def _listeners_called(node: Node, name: str) -> list[_Listener]:
     """The stream sockets that listen under a path with `name` as its last part. Raises NodeError."""
-    with _open_table(node) as file:
-        try:
-            table = bytes(_read_table(file))
-        except OSError as error:
-            raise NodeError(f"/proc/net/unix cannot be read: {error.strerror}") from error
     line = rb"^\w+: \w+ \w+ 00010000 0001 01 +(\d+) (.*/)?%b$" % re.escape(os.fsencode(name))
-    found = re.finditer(line, table, re.MULTILINE)
+    found = re.finditer(line, _read_table(node), re.MULTILINE)
     return [_Listener(int(each[1]), (each[2] or b"") + os.fsencode(name)) for each in found]
 
 
-def _open_table(node: Node) -> FileIO:
+def _read_table(node: Node) -> bytes:
     path = node.path("/proc/net/unix")
     try:
-        return FileIO(path)
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise NodeError(f"{path}: cannot be read: {error.strerror}; no waiting client can be seen") from error
-
-
-def _read_table(file: FileIO) -> bytes:
-    file.seek(0)
-    return file.readall()
 
 
 def _is_same_file(listener: _Listener, path: str) -> bool:

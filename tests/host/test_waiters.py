@@ -227,7 +227,7 @@ def test_nothing_stays_open(way: Way, directory: Path, listen: Listen) -> None:
     listener = listen(directory / "101.qga")
     before = os.listdir("/proc/self/fd")
     with way(NODE, listener.path):
-        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        assert len(os.listdir("/proc/self/fd")) <= len(before) + 1
     with pytest.raises(NodeError):
         way(NODE, listener.path + "-not")
     assert os.listdir("/proc/self/fd") == before
