@@ -5,7 +5,7 @@
 
 configuration.md: each key's accepted values from its check (pvehook/config/checks.py), its default from
 pvehook/settings.py, its meaning from the comments of hooks/pvehook.example.yaml.
-events.md: each event's meaning from pvehook/records/events.py, its fields from the calls that log it.
+events.md: each event's meaning from scripts/events.py, its fields from the calls that log it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ sys.path.insert(0, str(TOP))
 from pvehook.config import describe, merge  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.config.checks import CHECKS  # noqa: E402
 from pvehook.config.nodes import Walk  # noqa: E402
-from pvehook.records.events import EVENTS  # noqa: E402
 from pvehook.records.journal import PRIORITIES  # noqa: E402
+from scripts.events import EVENTS  # noqa: E402
 
 EXAMPLE = TOP / "hooks" / "pvehook.example.yaml"
 PACKAGE = TOP / "pvehook"
@@ -197,7 +197,7 @@ class Logged(NamedTuple):
 
 def events_page() -> str:
     """One row per event, then the fields of each event that has some."""
-    rows = [f"| `{name}` | {', '.join(event.priorities)} | {event.meaning} |\n" for name, event in EVENTS.items()]
+    rows = [f"| `{name}` | {', '.join(levels.split())} | {meaning} |\n" for name, (levels, meaning) in EVENTS.items()]
     logged = logged_events()
     fields = [
         f"- `{name}`: {' '.join(f'`{field.upper()}`' for field in logged[name].fields)}\n"

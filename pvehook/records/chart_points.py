@@ -13,8 +13,11 @@ from pvehook.records.stall_record import POINTS_KEPT, Point
 from pvehook.rules.latency import quantile_ms, sum_of
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
+    """One sample, or several joined."""
+
     at_s: float
+    """Its end, in seconds since the backup's start."""
     lasted_s: float
     completed: RequestCounters
     stalled_s: float
@@ -25,27 +28,24 @@ class ChartPoints:
     """Add each sample; take `points` at the end."""
 
     def __init__(self) -> None:
-        self._pieces: list[_Piece] = []
-        self._looks_a_piece = 1
-        self._looks_in_last = 0
+        self._pieces: list[Piece] = []
+        self._samples_a_piece = 1
+        self._samples_in_last = 0
 
-    def add(
-        self, at_s: float, lasted_s: float, completed: RequestCounters, stalled_s: float, backup_bytes: int
-    ) -> None:
-        """One sample at `at_s` seconds since the backup's start, over the `lasted_s` seconds before it."""
-        piece = _Piece(at_s, lasted_s, completed, stalled_s, backup_bytes)
-        if 0 < self._looks_in_last < self._looks_a_piece:
+    def add(self, piece: Piece) -> None:
+        """One sample."""
+        if 0 < self._samples_in_last < self._samples_a_piece:
             self._pieces[-1] = _joined(self._pieces[-1], piece)
-            self._looks_in_last += 1
+            self._samples_in_last += 1
             return
         self._pieces.append(piece)
-        self._looks_in_last = 1
+        self._samples_in_last = 1
         if len(self._pieces) > POINTS_KEPT:
             # An odd one at the end stays alone: half a piece, which the next samples fill.
             whole = len(self._pieces) // 2 * 2
             pairs = zip(self._pieces[:whole:2], self._pieces[1:whole:2], strict=True)
             self._pieces = [_joined(one, other) for one, other in pairs] + self._pieces[whole:]
-            self._looks_a_piece *= 2
+            self._samples_a_piece *= 2
 
     def points(self) -> tuple[Point, ...]:
         """The chart so far."""
@@ -62,8 +62,8 @@ class ChartPoints:
         )
 
 
-def _joined(one: _Piece, other: _Piece) -> _Piece:
-    return _Piece(
+def _joined(one: Piece, other: Piece) -> Piece:
+    return Piece(
         other.at_s,
         one.lasted_s + other.lasted_s,
         sum_of((one.completed, other.completed)),

@@ -49,8 +49,12 @@ def _read(kind: Any, plain: Any) -> Any:  # noqa: PLR0911  (a line for each kind
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _read_one_of(get_args(kind), plain)
-    if origin is tuple:
-        return tuple(_read(get_args(kind)[0], each) for each in plain)
+    if kind is Any:
+        return plain
+    if origin in (tuple, list):
+        if not isinstance(plain, list):
+            raise ValueError(f"{plain!r:.40} is no list")
+        return origin(_read(get_args(kind)[0], each) for each in plain)
     if origin is dict:
         return {key: _read(get_args(kind)[1], each) for key, each in plain.items()}
     if origin is Literal:

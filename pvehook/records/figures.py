@@ -10,14 +10,15 @@ for one character only, `-` and `?`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.rules.latency import Latency
-from pvehook.rules.stalls import LOCKUPS, SEVERITIES, GuestView, HypervisorView, KernelEvent, PressureSeconds
+from pvehook.rules.stalls import LOCKUPS, SEVERITIES, HypervisorView, KernelEvent
 
 V = TypeVar("V")
 
@@ -38,7 +39,7 @@ _ABSENT, _BROKEN = "absent: ", "broken: "
 
 def figures(record: StallRecord) -> dict[str, Measured[float]]:
     """All of them; the names carry their units."""
-    guest, hypervisor, host = record.guest, record.hypervisor, record.host
+    hypervisor, baseline = record.hypervisor, record.baseline
     return {
         "stalled_s": _stall(record, record.verdict.stalled_s),
         "slowed_s": _stall(record, record.verdict.slowed_s),
@@ -47,46 +48,29 @@ def figures(record: StallRecord) -> dict[str, Measured[float]]:
         "flush_p99_ms": _from(hypervisor, lambda view: _p99(view, view.flush, "flush")),
         "over_1s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_1s)),
         "over_10s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_10s)),
-        "baseline_read_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.read, "read")),
-        "baseline_write_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.write, "write")),
-        "baseline_flush_p99_ms": _from(record.baseline, lambda before: _p99_before(before, before.flush, "flush")),
-        "qmp_silence_ms": _from(hypervisor, lambda view: view.silence_ms),
-        "guest_io_some_s": _pressure(guest, lambda view: view.io, lambda waited: waited.some_s),
-        "guest_io_full_s": _pressure(guest, lambda view: view.io, lambda waited: waited.full_s),
-        "guest_cpu_some_s": _pressure(guest, lambda view: view.cpu, lambda waited: waited.some_s),
-        "guest_memory_full_s": _pressure(guest, lambda view: view.memory, lambda waited: waited.full_s),
-        "guest_steal_s": _from(guest, lambda view: view.steal_s),
-        "guest_lockups": _from(guest, lambda view: _from(view.kernel, lambda lines: float(len(lockups(lines))))),
-        "run_delay_s": _from(host, lambda view: view.run_delay_s),
-        "worst_vcpu_s": _from(host, lambda view: view.worst_vcpu_s),
-        "host_io_full_s": _from(host, lambda view: view.io_full_s),
-        "host_cpu_some_s": _from(host, lambda view: view.cpu_some_s),
-        "host_memory_full_s": _from(host, lambda view: view.memory_full_s),
-        "host_perf_lines": _from(host, lambda view: _from(view.kernel, _long_interrupts)),
-        "agent_slowest_ms": _from(host, lambda view: view.agent_slowest_ms),
+        "baseline_read_p99_ms": _from(baseline, lambda before: _p99_before(before, before.read, "read")),
+        "baseline_write_p99_ms": _from(baseline, lambda before: _p99_before(before, before.write, "write")),
+        "baseline_flush_p99_ms": _from(baseline, lambda before: _p99_before(before, before.flush, "flush")),
+        "qmp_silence_ms": _at(record, "hypervisor.silence_ms"),
+        "guest_io_some_s": _at(record, "guest.io.some_s"),
+        "guest_io_full_s": _at(record, "guest.io.full_s"),
+        "guest_cpu_some_s": _at(record, "guest.cpu.some_s"),
+        "guest_memory_full_s": _at(record, "guest.memory.full_s"),
+        "guest_steal_s": _at(record, "guest.steal_s"),
+        "guest_lockups": _from(_at(record, "guest.kernel"), lambda lines: _number_of(LOCKUPS, lines)),
+        "run_delay_s": _at(record, "host.run_delay_s"),
+        "worst_vcpu_s": _at(record, "host.worst_vcpu_s"),
+        "host_io_full_s": _at(record, "host.io_full_s"),
+        "host_cpu_some_s": _at(record, "host.cpu_some_s"),
+        "host_memory_full_s": _at(record, "host.memory_full_s"),
+        "host_perf_lines": _from(_at(record, "host.kernel"), lambda lines: _number_of({"long-interrupt"}, lines)),
+        "agent_slowest_ms": _at(record, "host.agent_slowest_ms"),
         "frozen_ms": _frozen_ms(record),
-        "governor_slowed_s": _governor(record, lambda slowed_s, _: slowed_s),
-        "governor_cost_s": _governor(record, lambda _, cost_s: cost_s),
+        "governor_slowed_s": Absent("no governor") if record.governor is None else record.governor.slowed_s,
+        "governor_cost_s": Absent("no governor") if record.governor is None else record.governor.cost_s,
         "backup_bytes": _or_absent(record.backup_bytes, "no block job was seen"),
         "sampler_cpu_s": record.sampler_cpu_s,
     }
-
-
-def lockups(lines: tuple[KernelEvent, ...]) -> list[KernelEvent]:
-    """Those that report a lockup."""
-    return [line for line in lines if line.kind in LOCKUPS]
-
-
-def lockups_of(record: StallRecord) -> list[KernelEvent]:
-    """The guest's own; also none where its log could not be read."""
-    guest = record.guest
-    if isinstance(guest, (Absent, Broken)) or isinstance(guest.kernel, (Absent, Broken)):
-        return []
-    return lockups(guest.kernel)
-
-
-def _long_interrupts(lines: tuple[KernelEvent, ...]) -> float:
-    return float(sum(line.kind == "long-interrupt" for line in lines))
 
 
 # As one value, for a journal field, JSON and a column of the history
@@ -106,10 +90,9 @@ def decode_figure(value: object) -> Measured[float]:
     """The inverse of `encode_figure`. Raises ValueError for any other value."""
     if isinstance(value, (int, float)):
         return float(value)
-    if isinstance(value, str) and value.startswith(_ABSENT):
-        return Absent(value.removeprefix(_ABSENT))
-    if isinstance(value, str) and value.startswith(_BROKEN):
-        return Broken(value.removeprefix(_BROKEN))
+    for prefix, kind in ((_ABSENT, Absent), (_BROKEN, Broken)):
+        if isinstance(value, str) and value.startswith(prefix):
+            return kind(value.removeprefix(prefix))
     raise ValueError(f"{value!r:.40} is no figure")
 
 
@@ -162,9 +145,8 @@ def short_duration(seconds: float) -> str:
 
 def causes_in_short(severity: str, kinds: Iterable[str]) -> str:
     """`lockup, slow target`; empty without a cause."""
-    return ", ".join(
-        (["lockup"] if severity == "locked-up" else []) + [_SHORT_CAUSES.get(kind, kind) for kind in kinds]
-    )
+    lockup = ["lockup"] if severity == "locked-up" else []
+    return ", ".join(lockup + [_SHORT_CAUSES.get(kind, kind) for kind in kinds])
 
 
 def severity_key(severity: str, stalled_s: Measured[float], slowed_s: Measured[float]) -> tuple[int, float, float]:
@@ -181,21 +163,25 @@ def severity_key(severity: str, stalled_s: Measured[float], slowed_s: Measured[f
 # Reaching in
 
 
+def _at(record: StallRecord, path: str) -> Measured[Any]:
+    """What the record has at `guest.io.some_s`; what a view lacks, its figures lack."""
+    found: Any = record
+    for name in path.split("."):
+        found = _from(found, attrgetter(name))
+    return found
+
+
 def _from(measured: Measured[V], get: Callable[[V], Measured[float]]) -> Measured[float]:
     """A figure of a view; what the view lacks, its figures lack."""
     return measured if isinstance(measured, (Absent, Broken)) else get(measured)
 
 
+def _number_of(kinds: Collection[str], lines: tuple[KernelEvent, ...]) -> float:
+    return float(sum(line.kind in kinds for line in lines))
+
+
 def _or_absent(value: float | None, why: str) -> Measured[float]:
     return Absent(why) if value is None else float(value)
-
-
-def _pressure(
-    guest: Measured[GuestView],
-    which: Callable[[GuestView], Measured[PressureSeconds]],
-    get: Callable[[PressureSeconds], float],
-) -> Measured[float]:
-    return _from(guest, lambda view: _from(which(view), get))
 
 
 def _p99(view: HypervisorView, latency: Latency, kind: str) -> Measured[float]:
@@ -230,9 +216,9 @@ def _stall(record: StallRecord, seen: float | None) -> Measured[float]:
     if record.vmtype == "lxc":
         if record.verdict.stalled_s is not None:
             return Absent("of a container only the seconds in which all of it waited are seen")
-        reason = _from(record.host, lambda view: _from(view.guest_io, lambda waited: waited.full_s))
+        reason = _at(record, "host.guest_io.full_s")
     else:
-        reason = _from(record.hypervisor, lambda view: view.stalled_s)
+        reason = _at(record, "hypervisor.stalled_s")
     return reason if isinstance(reason, (Absent, Broken)) else Absent("it could not be observed")
 
 
@@ -240,9 +226,3 @@ def _frozen_ms(record: StallRecord) -> Measured[float]:
     if record.freeze is None:
         return Absent("freezing was not applicable")
     return _or_absent(record.freeze.frozen_ms, "pvehook did not freeze it")
-
-
-def _governor(record: StallRecord, get: Callable[[float, float], float]) -> Measured[float]:
-    if record.governor is None:
-        return Absent("no governor")
-    return get(record.governor.slowed_s, record.governor.cost_s)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.text import printable
-from pvehook.records.figures import encode_figure, figures, lockups_of, short_number
+from pvehook.records.figures import encode_figure, figures, short_number
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
+from pvehook.rules.stalls import lockups_of
 
 LOCKUPS_SHOWN = 3
 """In a task log; the record has all that were kept."""
@@ -35,7 +36,7 @@ def idle_in_words(guest: GuestRecord) -> str:
         return "not begun"
     if not guest.idle:
         return "no backup process was set to the idle I/O class"
-    processes, threads, confirmed = (sum(each[i] for each in guest.idle.values()) for i in range(3))
+    processes, threads, confirmed = idle_counts(guest)
     names = ", ".join(sorted(guest.idle, key=lambda comm: (comm != "vzdump", comm)))
     return (
         f"idle I/O priority on {names} ({processes} process{'es' if processes != 1 else ''}, "
@@ -43,12 +44,17 @@ def idle_in_words(guest: GuestRecord) -> str:
     )
 
 
+def idle_counts(guest: GuestRecord) -> tuple[int, int, int]:
+    """Its backup's processes that were to be idle, their threads, and those that were read back as idle."""
+    processes, threads, confirmed = (sum(each[i] for each in guest.idle.values()) for i in range(3))
+    return processes, threads, confirmed
+
+
 def summary_message(guest: GuestRecord, stall: StallRecord | None = None) -> str:
     """One sentence: the guest, how it ended, what was done, whether it had an effect, what the guest suffered."""
     if guest.result == "refused":
         return f"{guest_title(guest)}: refused, the window is closed"
-    parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest)]
-    parts.append(f"effect: {guest.effect_in_short}")
+    parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest), f"effect: {guest.effect_in_short}"]
     if guest.freeze is not None and guest.freeze.consistency is not None:
         parts.append(guest.freeze.in_words())
     if guest.restored:
@@ -71,7 +77,8 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
     lines += [f"{title}: {text}" for text in guest.restored]
     if stall is not None:
         lines.append(f"{title}: {stall_in_words(stall)}")
-        lines += [f"{title}: its kernel logged: {printable(line.text)}" for line in lockups_of(stall)[:LOCKUPS_SHOWN]]
+        found = lockups_of(stall.guest)[:LOCKUPS_SHOWN]
+        lines += [f"{title}: its kernel logged: {printable(line.text)}" for line in found]
     if guest.closed_at_s is not None and guest.ended_s is not None:
         minutes = max(guest.ended_s - guest.closed_at_s, 0.0) / 60
         lines.append(
@@ -98,7 +105,7 @@ def stall_in_words(stall: StallRecord) -> str:
         if not isinstance(before, (Absent, Broken)):
             text += f"{short_number(before)} ms before and "
         text += f"{short_number(during)} ms during"
-    if found := lockups_of(stall):
+    if found := lockups_of(stall.guest):
         text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
     return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
 
@@ -109,9 +116,10 @@ def is_good(guest: GuestRecord, stall: StallRecord | None) -> bool:
 
 
 def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str, object]:
-    """The journal's fields of a guest whose turn is over."""
+    """The journal's fields of a guest whose turn is over; a missing figure is `absent: why` or `broken: why`."""
     freeze = guest.freeze
-    return {
+    processes, threads, confirmed = idle_counts(guest)
+    fields: dict[str, object] = {
         "vmid": guest.vmid,
         "guest": guest.name,
         "vmtype": guest.vmtype,
@@ -119,9 +127,9 @@ def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str
         "result": guest.result,
         "duration_s": round((guest.ended_s or guest.started_s) - guest.started_s, 1),
         "admitted_by": guest.admitted_by,
-        "idle_processes": sum(each[0] for each in guest.idle.values()),
-        "idle_threads": sum(each[1] for each in guest.idle.values()),
-        "idle_threads_confirmed": sum(each[2] for each in guest.idle.values()),
+        "idle_processes": processes,
+        "idle_threads": threads,
+        "idle_threads_confirmed": confirmed,
         "idle_commands": ", ".join(sorted(guest.idle)) or None,
         "idle_failed": guest.not_idle or None,
         "idle_effect": guest.effect_in_short,
@@ -129,18 +137,13 @@ def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str
         "put_back_to_normal": guest.restored or None,
         "freeze": freeze.action if freeze else None,
         "consistency": freeze.consistency if freeze else None,
-        **(stall_fields(stall) if stall is not None else {"frozen_ms": freeze.frozen_ms if freeze else None}),
     }
-
-
-def stall_fields(record: StallRecord) -> dict[str, object]:
-    """The journal's fields of a guest's record; a figure that is missing is the text `absent: why` or `broken: why`."""
-    return {
-        "severity": record.verdict.severity,
-        "causes": [f"{cause.kind}: {cause.evidence}" for cause in record.verdict.causes],
-        **{name: encode_figure(figure) for name, figure in figures(record).items()},
-        "kernel_lines": [printable(line.text) for line in lockups_of(record)],
-        "pve_manager": record.versions.pve_manager,
-        "qemu": record.versions.qemu,
-        "kernel": record.versions.kernel,
+    if stall is None:
+        return fields | {"frozen_ms": freeze.frozen_ms if freeze else None}
+    return fields | {
+        "severity": stall.verdict.severity,
+        "causes": [f"{cause.kind}: {cause.evidence}" for cause in stall.verdict.causes],
+        **{name: encode_figure(figure) for name, figure in figures(stall).items()},
+        "kernel_lines": [printable(line.text) for line in lockups_of(stall.guest)],
+        **stall.versions._asdict(),
     }

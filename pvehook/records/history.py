@@ -88,9 +88,6 @@ class PastBackup(NamedTuple):
     frozen_ms: Measured[float]
 
 
-_FIRST_FIGURE: Final = len(PastBackup._fields) - len(FIGURE_COLUMNS)
-
-
 # Writing
 
 
@@ -102,16 +99,14 @@ def append(path: str, *records: StallRecord, now_s: float, keep_days: int = KEEP
     """
     with _writing:
         try:
-            _append(path, records, now_s, keep_days)
-            return None
-        except _NotOurs as not_ours:
-            aside = _move_aside(path, not_ours)
             try:
                 _append(path, records, now_s, keep_days)
-            except (_NotOurs, sqlite3.Error, OSError) as error:
-                raise NodeError(f"history {path}: {error}; tonight's record is not kept") from error
-            return f"history {path}: {not_ours}; it is now {aside}, and a new one was begun"
-        except (sqlite3.Error, OSError) as error:
+                return None
+            except _NotOurs as not_ours:
+                news = f"{not_ours}; it is now {_move_aside(path, not_ours)}, and a new one was begun"
+            _append(path, records, now_s, keep_days)
+            return f"history {path}: {news}"
+        except (_NotOurs, sqlite3.Error, OSError) as error:
             raise NodeError(f"history {path}: {error}; tonight's record is not kept") from error
 
 
@@ -241,8 +236,20 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
     while it is read."""
     with ExitStack() as stack:
         try:
-            history = stack.enter_context(_to_read(path))
-            version = _version(history)
+            history = stack.enter_context(closing(_connect_to_read(path)))
+            try:
+                version = _version(history)
+            except sqlite3.OperationalError as error:
+                if _primary_code(error) not in _NO_ROOM_FOR_SHM or not os.path.exists(path):
+                    raise
+                # A database in WAL mode is read with the help of its -shm file, which cannot be made on a medium that
+                # is full or read-only. So a copy is read, with the journal that belongs to it.
+                copy = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="pvehook-history-")), "db")
+                for journal in ("", "-wal"):
+                    if os.path.exists(path + journal):
+                        shutil.copyfile(path + journal, copy + journal)
+                history = stack.enter_context(closing(_connect_to_read(copy)))
+                version = _version(history)
         except (sqlite3.Error, OSError) as error:
             raise NodeError(f"history {path}: {error}") from error
         if version > len(SCHEMA):
@@ -255,28 +262,6 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
             raise NodeError(f"history {path}: {error}") from error
 
 
-@contextmanager
-def _to_read(path: str) -> Iterator[sqlite3.Connection]:
-    with closing(_connect_to_read(path)) as history:
-        try:
-            _version(history)
-        except sqlite3.OperationalError as error:
-            if _primary_code(error) not in _NO_ROOM_FOR_SHM or not os.path.exists(path):
-                raise
-        else:
-            yield history
-            return
-    # A database in WAL mode is read with the help of its -shm file, which cannot be made on a medium that is full or
-    # read-only. So a copy is read, with the journal that belongs to it.
-    with tempfile.TemporaryDirectory(prefix="pvehook-history-") as directory:
-        copy = os.path.join(directory, "history.db")
-        for journal in ("", "-wal"):
-            if os.path.exists(path + journal):
-                shutil.copyfile(path + journal, copy + journal)
-        with closing(_connect_to_read(copy)) as history:
-            yield history
-
-
 def _connect_to_read(path: str) -> sqlite3.Connection:
     url = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
     return sqlite3.connect(url, uri=True, timeout=BUSY_S, isolation_level=None)
@@ -284,16 +269,10 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
 
 def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[PastBackup]:
     """The backups that began at `since_s` or later, of one guest or of all, the oldest first."""
-    sql = f"SELECT {', '.join(PastBackup._fields)} FROM backups WHERE started_s >= ?"  # noqa: S608  (names are ours)
-    if vmid is None:
-        rows = history.execute(f"{sql} ORDER BY started_s", (since_s,))
-    else:
-        rows = history.execute(f"{sql} AND vmid = ? ORDER BY started_s", (since_s, vmid))
-    return [_backup(row) for row in rows]
-
-
-def _backup(row: tuple[Any, ...]) -> PastBackup:
-    return PastBackup._make((*row[:_FIRST_FIGURE], *map(decode_column, row[_FIRST_FIGURE:])))
+    columns, first_figure = ", ".join(PastBackup._fields), len(PastBackup._fields) - len(FIGURE_COLUMNS)
+    which, values = ("started_s >= ?", [since_s]) if vmid is None else ("vmid = ? AND started_s >= ?", [vmid, since_s])
+    rows = history.execute(f"SELECT {columns} FROM backups WHERE {which} ORDER BY started_s", values)  # noqa: S608
+    return [PastBackup._make((*row[:first_figure], *map(decode_column, row[first_figure:]))) for row in rows]
 
 
 def decode_column(value: object) -> Measured[float]:

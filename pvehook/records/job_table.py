@@ -24,15 +24,15 @@ from pvehook.records.figures import (
     before_and_during,
     causes_in_short,
     figures,
-    lockups_of,
     marked,
     severity_key,
     short_duration,
     short_number,
 )
 from pvehook.records.guest_record import GuestRecord
-from pvehook.records.guest_summary import guest_number
+from pvehook.records.guest_summary import guest_number, idle_counts
 from pvehook.records.stall_record import StallRecord
+from pvehook.rules.stalls import lockups_of
 
 WIDTH = 80
 _ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11} {idle:>6}  {cause}"
@@ -73,9 +73,12 @@ def _goodness(shown: Told) -> tuple[float, ...]:
 
 def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
     begun = guest.result != "refused"
-    threads = sum(each[1] for each in guest.idle.values())
-    confirmed = sum(each[2] for each in guest.idle.values())
+    _, threads, confirmed = idle_counts(guest)
     known = figures(stall) if stall is not None else {}
+    cause = "window closed"
+    if begun:
+        verdict = stall.verdict if stall is not None else None
+        cause = causes_in_short(verdict.severity, (each.kind for each in verdict.causes)) if verdict else ""
     nothing: Measured[float] = Absent("not observed")
     return _ROW.format(
         guest=_title(guest),
@@ -84,14 +87,8 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
         stalled=marked(known.get("stalled_s", nothing), lambda seconds: f"{short_number(seconds)}s"),
         p99=before_and_during(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
         idle=f"{confirmed}/{threads}" if begun and threads else ABSENT_MARK,
-        cause=_short_cause(stall) if begun else "window closed",
+        cause=cause or ABSENT_MARK,
     )
-
-
-def _short_cause(stall: StallRecord | None) -> str:
-    if stall is None:
-        return ABSENT_MARK
-    return causes_in_short(stall.verdict.severity, (cause.kind for cause in stall.verdict.causes)) or ABSENT_MARK
 
 
 def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
@@ -99,7 +96,7 @@ def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
     if stall is None or stall.verdict.severity not in ("stalled", "locked-up"):
         return []
     texts = [f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes[:1]]
-    if found := lockups_of(stall):
+    if found := lockups_of(stall.guest):
         number = f"{len(found)} line{'s' if len(found) > 1 else ''}"
         texts.append(f"{number} of its kernel about a lockup: {printable(found[0].text, 100)}")
     what = stall.verdict.severity.replace("-", " ")

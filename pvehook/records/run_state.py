@@ -1,7 +1,8 @@
 """What must survive the daemon: one recovery note per run, written at each phase.
 
     /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
-        {"worker": [4711, 8812345], "upid": "UPID:...", "started_s": 1795312800.0, "began": true, "admitted": true,
+        {"worker": {"pid": 4711, "start_ticks": 8812345}, "upid": "UPID:...", "started_s": 1795312800.0,
+         "began": true, "admitted": true,
          "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [102],
          "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
 
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
 
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
 from pvehook.host.regular_file import replace_file
 from pvehook.host.volumes import Backup
-from pvehook.records.guest_record import FreezeSummary, GuestRecord, Result, TurnState
+from pvehook.records.encoding import decode, encode
+from pvehook.records.guest_record import GuestRecord
 
 
 @dataclass(slots=True)
@@ -50,8 +51,8 @@ class RunState:
 
 def save(node: Node, run: RunState) -> None:
     """Writes the run's note. Raises OSError."""
-    run.encoded += [json.dumps(asdict(guest)) for guest in run.done[len(run.encoded) :]]
-    rest = asdict(replace(run, done=[], encoded=[]))
+    run.encoded += [json.dumps(encode(guest)) for guest in run.done[len(run.encoded) :]]
+    rest = encode(replace(run, done=[], encoded=[]))
     del rest["done"], rest["encoded"]
     text = f'{json.dumps(rest)[:-1]}, "done": [{", ".join(run.encoded)}]}}\n'
     replace_file(_path(node, run.worker), text)
@@ -80,8 +81,8 @@ def load_all(node: Node, *, tidy: bool = True) -> list[RunState]:
             if not name.endswith(".json"):
                 raise ValueError("a new file that was not yet put in place of the old one")
             with open(path, encoding="utf-8") as file:
-                runs.append(_from_json(json.load(file)))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                runs.append(decode(RunState, json.load(file)))
+        except (OSError, ValueError, RecursionError):
             if tidy:
                 try:
                     os.unlink(path)
@@ -92,23 +93,3 @@ def load_all(node: Node, *, tidy: bool = True) -> list[RunState]:
 
 def _path(node: Node, worker: ProcessId) -> str:
     return os.path.join(node.run_dir, "jobs", f"{worker.pid}-{worker.start_ticks}.json")
-
-
-def _from_json(body: dict[str, Any]) -> RunState:
-    pid, start_ticks = body["worker"]
-    guest = body["guest"]
-    return RunState(
-        **{
-            **body,
-            "worker": ProcessId(int(pid), int(start_ticks)),
-            "guest": _guest(guest) if guest is not None else None,
-            "done": [_guest(each) for each in body["done"]],
-        }
-    )
-
-
-def _guest(body: dict[str, Any]) -> GuestRecord:
-    if body["state"] not in get_args(TurnState) or body["result"] not in get_args(Result):
-        raise ValueError("another version's state or result")
-    freeze = body["freeze"]
-    return GuestRecord(**{**body, "freeze": FreezeSummary(**freeze) if freeze is not None else None})

@@ -1,6 +1,6 @@
 """Prometheus: each guest's last night as a file for node_exporter's textfile collector.
 
-    # HELP pvehook_stalled_seconds Seconds in which a disk request that took over 1 s was on its way, a lower bound.
+    # HELP pvehook_stalled_seconds Seconds in which a disk request that took over 1 s was in flight, a lower bound.
     # TYPE pvehook_stalled_seconds gauge
     pvehook_stalled_seconds{vmid="101"} 3.4
     pvehook_view_up{vmid="101",view="guest"} 0
@@ -15,8 +15,9 @@ Format: prometheus.io/docs/instrumenting/exposition_formats, text 0.0.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
+from pvehook.contract.latency import REQUEST_KINDS
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
 from pvehook.records.figures import figures
@@ -29,22 +30,7 @@ Sample = tuple[dict[str, str], float]
 Figures = Mapping[str, Measured[float]]
 GuestSamples = dict[str, list[str]]
 """One guest's lines of the file, by metric."""
-
-
-class _Metric(NamedTuple):
-    name: str
-    help: str
-    samples: Callable[[StallRecord, Figures], Iterable[Sample]]
-
-
-def write_textfile(
-    path: str, samples: Mapping[int, GuestSamples], existing: Collection[int], replace_file: Callable[[str, str], None]
-) -> None:
-    """Replaces the file by way of `replace_file(path, text)`, which does it atomically.
-
-    node_exporter runs as a user of its own: `replace_file` has to make a file that it may read. Raises OSError.
-    """
-    replace_file(path, exposition(samples, existing))
+Samples = Callable[[StallRecord, Figures], Iterable[Sample]]
 
 
 def guest_samples(record: StallRecord) -> GuestSamples:
@@ -52,19 +38,19 @@ def guest_samples(record: StallRecord) -> GuestSamples:
     known = figures(record)
     vmid = {"vmid": str(record.vmid)}
     return {
-        metric.name: [_line(metric.name, vmid | labels, value) for labels, value in metric.samples(record, known)]
-        for metric in METRICS
+        name: [_line(name, vmid | labels, value) for labels, value in samples(record, known)]
+        for name, (_, samples) in METRICS.items()
     }
 
 
 def exposition(samples: Mapping[int, GuestSamples], existing: Collection[int]) -> str:
-    """The text. A guest whose number is not among `existing` is gone."""
+    """The file's text. A guest whose number is not among `existing` is gone."""
     here = [samples[vmid] for vmid in sorted(samples) if vmid in existing]
     lines = []
-    for metric in METRICS:
-        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} gauge"]
+    for name, (meaning, _) in METRICS.items():
+        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge"]
         for guest in here:
-            lines += guest.get(metric.name, ())
+            lines += guest.get(name, ())
     return "\n".join(lines) + "\n"
 
 
@@ -80,37 +66,20 @@ def _escaped(text: str) -> str:
 # What a record gives
 
 
-def _figure(name: str, scale: float = 1.0) -> Callable[[StallRecord, Figures], Iterator[Sample]]:
-    """One figure of records/figures.py: nothing where it is absent or broken."""
+def _figures(labelled: Mapping[str, dict[str, str]], scale: float = 1.0) -> Samples:
+    """Figures of records/figures.py, each with its labels: nothing where one is absent or broken."""
 
     def samples(_: StallRecord, known: Figures) -> Iterator[Sample]:
-        value = known[name]
-        if not isinstance(value, (Absent, Broken)):
-            yield {}, value * scale
+        for name, labels in labelled.items():
+            value = known[name]
+            if not isinstance(value, (Absent, Broken)):
+                yield labels, value * scale
 
     return samples
 
 
-def _requests(_: StallRecord, known: Figures) -> Iterator[Sample]:
-    for when, prefix in (("during", ""), ("before", "baseline_")):
-        for kind in ("read", "write", "flush"):
-            value = known[f"{prefix}{kind}_p99_ms"]
-            if not isinstance(value, (Absent, Broken)):
-                yield {"kind": kind, "when": when}, value / 1000
-
-
-def _slow_requests(_: StallRecord, known: Figures) -> Iterator[Sample]:
-    for name, over_s in (("over_1s", "1"), ("over_10s", "10")):
-        value = known[name]
-        if not isinstance(value, (Absent, Broken)):
-            yield {"over_seconds": over_s}, value
-
-
-def _pressure(_: StallRecord, known: Figures) -> Iterator[Sample]:
-    for resource, kind in (("io", "some"), ("io", "full"), ("cpu", "some"), ("memory", "full")):
-        value = known[f"guest_{resource}_{kind}_s"]
-        if not isinstance(value, (Absent, Broken)):
-            yield {"resource": resource, "kind": kind}, value
+def _figure(name: str, scale: float = 1.0) -> Samples:
+    return _figures({name: {}}, scale)
 
 
 def _severity(record: StallRecord, _: Figures) -> Iterator[Sample]:
@@ -133,69 +102,65 @@ def _views(record: StallRecord, _: Figures) -> Iterator[Sample]:
         yield {"view": name}, float(not is_broken)
 
 
-def _info(record: StallRecord, _: Figures) -> Iterator[Sample]:
-    yield {"name": printable(record.name or "", NAME_LIMIT), "type": record.vmtype or ""}, 1.0
+_REQUESTS: Final = {
+    f"{prefix}{kind}_p99_ms": {"kind": kind, "when": when}
+    for when, prefix in (("during", ""), ("before", "baseline_"))
+    for kind in REQUEST_KINDS
+}
+_PRESSURE: Final = {
+    f"guest_{resource}_{kind}_s": {"resource": resource, "kind": kind}
+    for resource, kind in (("io", "some"), ("io", "full"), ("cpu", "some"), ("memory", "full"))
+}
 
-
-METRICS: Final = (
-    _Metric("pvehook_guest_info", "The guest's name and type; always 1.", _info),
-    _Metric(
-        "pvehook_backup_start_timestamp_seconds",
+METRICS: Final[dict[str, tuple[str, Samples]]] = {
+    "pvehook_guest_info": (
+        "The guest's name and type; always 1.",
+        lambda record, _: [({"name": printable(record.name or "", NAME_LIMIT), "type": record.vmtype or ""}, 1.0)],
+    ),
+    "pvehook_backup_start_timestamp_seconds": (
         "When the guest's last backup began.",
         lambda record, _: [({}, record.started_s)],
     ),
-    _Metric("pvehook_backup_duration_seconds", "How long it took.", lambda record, _: [({}, record.duration_s)]),
-    _Metric("pvehook_backup_ok", "1 if it succeeded, else 0.", lambda record, _: [({}, float(record.result == "ok"))]),
-    _Metric("pvehook_backup_size_bytes", "What the backup had to read.", _figure("backup_bytes")),
-    _Metric("pvehook_severity", "1 for how bad the guest's night was, 0 for the other severities.", _severity),
-    _Metric(
-        "pvehook_view_up",
+    "pvehook_backup_duration_seconds": ("How long it took.", lambda record, _: [({}, record.duration_s)]),
+    "pvehook_backup_ok": ("1 if it succeeded, else 0.", lambda record, _: [({}, float(record.result == "ok"))]),
+    "pvehook_backup_size_bytes": ("What the backup had to read.", _figure("backup_bytes")),
+    "pvehook_severity": ("1 for how bad the guest's night was, 0 for the other severities.", _severity),
+    "pvehook_view_up": (
         "1 if all of this view was seen, 0 if some of it could not be read; no sample: nothing to measure.",
         _views,
     ),
-    _Metric(
-        "pvehook_stalled_seconds",
-        "Seconds in which a disk request that took over 1 s was on its way, a lower bound.",
+    "pvehook_stalled_seconds": (
+        "Seconds in which a disk request that took over 1 s was in flight, a lower bound.",
         _figure("stalled_s"),
     ),
-    _Metric(
-        "pvehook_slowed_seconds",
-        "Seconds in which a disk request that took over 100 ms was on its way, a lower bound.",
+    "pvehook_slowed_seconds": (
+        "Seconds in which a disk request that took over 100 ms was in flight, a lower bound.",
         _figure("slowed_s"),
     ),
-    _Metric(
-        "pvehook_request_p99_seconds",
+    "pvehook_request_p99_seconds": (
         "99th percentile of the guest's disk requests, by kind, during the backup and before it.",
-        _requests,
+        _figures(_REQUESTS, 1e-3),
     ),
-    _Metric(
-        "pvehook_slow_requests",
+    "pvehook_slow_requests": (
         "The guest's disk requests during the backup that took longer than the label.",
-        _slow_requests,
+        _figures({"over_1s": {"over_seconds": "1"}, "over_10s": {"over_seconds": "10"}}),
     ),
-    _Metric(
-        "pvehook_qmp_silence_seconds", "The longest time without an answer of QEMU's.", _figure("qmp_silence_ms", 1e-3)
-    ),
-    _Metric(
-        "pvehook_guest_pressure_seconds",
+    "pvehook_qmp_silence_seconds": ("The longest time without an answer of QEMU's.", _figure("qmp_silence_ms", 1e-3)),
+    "pvehook_guest_pressure_seconds": (
         "Seconds during the backup in which something or everything inside the guest waited (its own PSI).",
-        _pressure,
+        _figures(_PRESSURE),
     ),
-    _Metric(
-        "pvehook_guest_steal_seconds", "CPU time stolen from the guest, as it counts it.", _figure("guest_steal_s")
-    ),
-    _Metric(
-        "pvehook_guest_lockups",
+    "pvehook_guest_steal_seconds": ("CPU time stolen from the guest, as it counts it.", _figure("guest_steal_s")),
+    "pvehook_guest_lockups": (
         "Lines of the guest's kernel log during the backup that report a lockup.",
         _figure("guest_lockups"),
     ),
-    _Metric("pvehook_run_delay_seconds", "Seconds that all vCPUs together waited for a CPU.", _figure("run_delay_s")),
-    _Metric(
-        "pvehook_host_io_full_seconds",
+    "pvehook_run_delay_seconds": ("Seconds that all vCPUs together waited for a CPU.", _figure("run_delay_s")),
+    "pvehook_host_io_full_seconds": (
         "Seconds in which nothing on the node could go on for lack of a disk.",
         _figure("host_io_full_s"),
     ),
-    _Metric("pvehook_frozen_seconds", "How long the guest's filesystems were frozen.", _figure("frozen_ms", 1e-3)),
-    _Metric("pvehook_governor_slowed_seconds", "Seconds in which the backup was slowed.", _figure("governor_slowed_s")),
-    _Metric("pvehook_sampler_cpu_seconds", "CPU time that watching this backup cost.", _figure("sampler_cpu_s")),
-)
+    "pvehook_frozen_seconds": ("How long the guest's filesystems were frozen.", _figure("frozen_ms", 1e-3)),
+    "pvehook_governor_slowed_seconds": ("Seconds in which the backup was slowed.", _figure("governor_slowed_s")),
+    "pvehook_sampler_cpu_seconds": ("CPU time that watching this backup cost.", _figure("sampler_cpu_s")),
+}

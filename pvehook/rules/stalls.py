@@ -219,7 +219,7 @@ def judge(seen: Seen) -> Verdict:
     stalled_s, slowed_s = _with_freeze(seen, *_stalled_s(seen))
     causes = _causes(seen)
     severity: Severity = "none"
-    if _lockups(seen):
+    if lockups_of(seen.guest):
         severity = "locked-up"
     elif (stalled_s or 0.0) >= STALLED_AFTER_S:
         severity = "stalled"
@@ -253,9 +253,10 @@ def _with_freeze(seen: Seen, stalled_s: float | None, slowed_s: float | None) ->
     return max(stalled_s or 0.0, frozen_s), max(slowed_s, frozen_s) if slowed_s is not None else None
 
 
-def _lockups(seen: Seen) -> list[KernelEvent]:
-    guest = value_of(seen.guest)
-    events = value_of(guest.kernel) if guest is not None else None
+def lockups_of(guest: Measured[GuestView]) -> list[KernelEvent]:
+    """What a guest's own kernel reported; none where its log could not be read."""
+    view = value_of(guest)
+    events = value_of(view.kernel) if view is not None else None
     return [event for event in events or () if event.kind in LOCKUPS]
 
 

@@ -24,7 +24,7 @@ from pvehook.guest.backup_tracker import BackupTracker, Running
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
-from pvehook.records.chart_points import ChartPoints
+from pvehook.records.chart_points import ChartPoints, Piece
 from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
 
@@ -199,13 +199,9 @@ class DiskSampler:
             copied, completed = 0, {}
         self._stalled = count_stall(self._stalled, at_s, since_s, completed)
         self._slowed = count_stall(self._slowed, at_s, since_s, completed)
-        self.chart.add(
-            self._steady_s() - self.start.at_s,
-            at_s - since_s,
-            sum_of(completed.values()),
-            self._stalled.total_s - stalled_before_s,
-            copied,
-        )
+        stalled_s = self._stalled.total_s - stalled_before_s
+        chart_s = self._steady_s() - self.start.at_s
+        self.chart.add(Piece(chart_s, at_s - since_s, sum_of(completed.values()), stalled_s, copied))
         self._last, self._last_s = disks, at_s
         self._samples += 1
 

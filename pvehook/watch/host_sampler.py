@@ -15,7 +15,7 @@ from pvehook.host.kernel_log import HostKernelLog, open_kernel_log
 from pvehook.host.node import Node
 from pvehook.host.pressure import guest_pressure, host_pressure
 from pvehook.host.run_delay import run_delay_ns
-from pvehook.records.chart_points import ChartPoints
+from pvehook.records.chart_points import ChartPoints, Piece
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.rules.kernel_lines import classify
@@ -102,7 +102,7 @@ class HostSampler:
         if self._charted is not None:
             last_s, last_us = self._charted
             waited_s = max(io.full_us - last_us, 0) / 1e6
-            self.chart.add(now_s - self._guest.started_steady_s, now_s - last_s, _NO_REQUESTS, waited_s, 0)
+            self.chart.add(Piece(now_s - self._guest.started_steady_s, now_s - last_s, _NO_REQUESTS, waited_s, 0))
         self._charted = now_s, io.full_us
 
     def view(self, agent_slowest_ms: Measured[float]) -> HostView:

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 from pvehook.contract.latency import DiskCounters
@@ -27,7 +26,7 @@ from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import append, last_records, last_samples, past_baselines, reading
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
-from pvehook.records.textfile import GuestSamples, guest_samples, write_textfile
+from pvehook.records.textfile import GuestSamples, exposition, guest_samples
 from pvehook.settings import MetricsConfig
 from pvehook.watch.baselines import Baselines
 
@@ -132,8 +131,8 @@ class RunRecords:
             kept = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
         except NodeError:
             kept = {}
-        replace_readable = partial(replace_file, mode=0o644)  # node_exporter runs as a user of its own
-        write_textfile(target, kept | self._samples, _guests_of(self._context.node), replace_readable)
+        text = exposition(kept | self._samples, _guests_of(self._context.node))
+        replace_file(target, text, mode=0o644)  # node_exporter runs as a user of its own
 
 
 def _records_since(path: str, since_s: float) -> list[StallRecord]:

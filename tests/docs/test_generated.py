@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.config.checks import CHECKS
-from pvehook.records.events import EVENTS
+from scripts.events import EVENTS
 from scripts.generate_docs import (
     configuration_page,
     events_of,
@@ -33,7 +33,7 @@ def test_every_event_has_a_line_and_every_line_an_event() -> None:
 
 def test_an_event_has_the_priorities_with_which_it_is_logged() -> None:
     logged = {name: each.priorities for name, each in logged_events().items()}
-    assert {name: set(event.priorities) for name, event in EVENTS.items()} == logged
+    assert {name: set(levels.split()) for name, (levels, _) in EVENTS.items()} == logged
 
 
 def test_every_key_has_an_entry_of_its_own() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.records.chart_points import ChartPoints
+from pvehook.records.chart_points import ChartPoints, Piece
 from pvehook.records.stall_record import POINTS_KEPT
 from tests.rules.test_latency import served
 
@@ -13,7 +13,7 @@ from tests.rules.test_latency import served
 def test_however_long_the_night_its_chart_is_bounded_and_whole(looks: int) -> None:
     backup = ChartPoints()
     for number in range(looks):
-        backup.add((number + 1) * 0.5, 0.5, served(2.0), 0.25, 10)
+        backup.add(Piece((number + 1) * 0.5, 0.5, served(2.0), 0.25, 10))
     points = backup.points()
     assert len(points) <= POINTS_KEPT
     assert len(points) >= min(looks, POINTS_KEPT // 2)
@@ -28,7 +28,7 @@ def test_however_long_the_night_its_chart_is_bounded_and_whole(looks: int) -> No
 def test_a_joined_piece_has_the_percentile_of_all_its_requests() -> None:
     backup = ChartPoints()
     for number in range(POINTS_KEPT + 1):
-        backup.add(number, 1.0, served(*([5000.0] if number == 0 else [1.0])), 0.0, 0)
+        backup.add(Piece(number, 1.0, served(*([5000.0] if number == 0 else [1.0])), 0.0, 0))
     first = backup.points()[0]
     assert first.operations == 2
     assert first.p99_ms == pytest.approx(5000, rel=0.07)
@@ -36,5 +36,5 @@ def test_a_joined_piece_has_the_percentile_of_all_its_requests() -> None:
 
 def test_a_piece_without_a_request_has_no_latency() -> None:
     backup = ChartPoints()
-    backup.add(1.0, 1.0, served(), 0.0, 0)
+    backup.add(Piece(1.0, 1.0, served(), 0.0, 0))
     assert backup.points()[0].p99_ms is None

@@ -9,9 +9,9 @@ import pytest
 from pvehook.contract.measured import Absent
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.guest_summary import (
+    guest_done_fields,
     guest_title,
     idle_in_words,
-    stall_fields,
     stall_in_words,
     summary_lines,
     summary_message,
@@ -132,7 +132,7 @@ def test_a_kernel_that_says_much_is_not_quoted_without_end() -> None:
 
 
 def test_the_journal_gets_every_figure_or_why_it_is_missing() -> None:
-    fields = stall_fields(record(guest=NO_AGENT, baseline=HUNG))
+    fields = guest_done_fields(guest(), record(guest=NO_AGENT, baseline=HUNG))
     assert fields["severity"] == "none"
     assert fields["stalled_s"] == 0
     assert fields["write_p99_ms"] == 24
@@ -144,7 +144,7 @@ def test_the_journal_gets_every_figure_or_why_it_is_missing() -> None:
 
 
 def test_causes_and_kernel_lines_are_in_the_journal() -> None:
-    fields = stall_fields(charted())
+    fields = guest_done_fields(guest(), charted())
     assert fields["causes"] == [f"slow-target: {SLOW_TARGET.evidence}"]
     assert fields["kernel_lines"] == ["watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]"]
     assert fields["guest_lockups"] == 1

@@ -12,7 +12,7 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import METRICS, GuestSamples, exposition, guest_samples, write_textfile
+from pvehook.records.textfile import METRICS, GuestSamples, exposition, guest_samples
 from pvehook.rules.stalls import SEVERITIES
 from tests.records.backups import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
 
@@ -43,7 +43,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
     text = exposition(by_guest(charted()), {101})
     families = list(parser.text_string_to_metric_families(text))
-    assert [family.name for family in families] == [metric.name for metric in METRICS]
+    assert [family.name for family in families] == list(METRICS)
     for family in families:
         assert family.documentation
         assert family.type == "gauge"
@@ -130,12 +130,6 @@ def test_labels_are_bounded() -> None:
         assert len(samples_of(shown)) <= 40
 
 
-def test_the_file_is_put_in_place_by_whoever_can() -> None:
-    put: list[tuple[str, str]] = []
-    write_textfile("/there/pvehook.prom", by_guest(record()), {101}, lambda path, text: put.append((path, text)))
-    assert put == [("/there/pvehook.prom", exposition(by_guest(record()), {101}))]
-
-
 # The dashboard
 
 
@@ -156,7 +150,7 @@ def dashboard() -> dict[str, Any]:
 
 def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
     asked = {name for expression in expressions(dashboard()) for name in re.findall(r"pvehook_\w+", expression)}
-    assert asked <= {metric.name for metric in METRICS}
+    assert asked <= set(METRICS)
     assert {"pvehook_stalled_seconds", "pvehook_view_up", "pvehook_request_p99_seconds"} <= asked
 
 
