@@ -18,8 +18,9 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pvehook.config.in_force import Configuration
 from pvehook.contract.call import (
@@ -81,14 +82,14 @@ class Daemon:
         """Workers whose runs are still to be brought to their end. The main thread's alone."""
         self._cannot_accept = False
         self._last_call_s = time.monotonic()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._leaving = False
 
     def serve(self, listener: socket.socket) -> None:
         """Answers until SIGTERM, or until there has been nothing to watch for `idle_exit_s`."""
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, None)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._selector.register(self._woken, selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
         thaw_left_over_in_daemon(self._context, self._freezes)
@@ -98,14 +99,14 @@ class Daemon:
         systemd.notify("READY=1")
         while not self._leaving and not self._idle():
             self._freezes.watchdog.ping()
+            self._end_dead_runs()
             for key, _ in self._selector.select(min(BEAT_S, self._idle_exit_s)):
                 if key.fileobj is listener:
                     self._accept(listener)
-                elif key.fd == self._wake_read:
-                    _drain(self._wake_read)
+                elif key.fd == self._woken:
+                    os.eventfd_read(self._woken)
                 else:
                     self._worker_died(key.data)
-            self._end_dead_runs()
         systemd.notify("STOPPING=1")
         for run in list(self._runs.values()):
             run.leave()
@@ -117,7 +118,11 @@ class Daemon:
 
     def _leave(self, *_: object) -> None:
         self._leaving = True
-        os.write(self._wake_write, b"x")
+        self._wake()
+
+    def _wake(self) -> None:
+        """The main thread looks again."""
+        os.eventfd_write(self._woken, 1)
 
     def _idle(self) -> bool:
         with self._runs_lock:
@@ -177,7 +182,9 @@ class Daemon:
             self._log.warning("call-refused", message=f"a call was not served: {bad}")
             return Reply(not_served=f"this call was not served: {bad}")
         try:
-            deadline = _deadline_of(call)
+            deadline = Deadline.after(UNTOLD_DEADLINE_S)
+            if call.until_s is not None:
+                deadline = Deadline.at(call.until_s - ANSWER_RESERVE_S)
             self._calls[connection] = deadline.at_s
 
             def more_time(seconds: float) -> None:
@@ -220,7 +227,8 @@ class Daemon:
         with self._runs_lock:
             run = self._runs.get(worker)
             if run is None:
-                state = run_state.RunState(worker, self._upid_of(worker), self._context.clock.now_s())
+                upid = parse_upid(command_line(self._context.node, worker.pid))
+                state = run_state.RunState(worker, upid.text if upid else "", self._context.clock.now_s())
                 run = self._runs[worker] = Run(self._context, self._configuration, self._freezes, state)
                 self._watch(worker)
         try:
@@ -228,10 +236,6 @@ class Daemon:
         finally:
             if run.ended:
                 self._forget(worker)
-
-    def _upid_of(self, worker: ProcessId) -> str:
-        upid = parse_upid(command_line(self._context.node, worker.pid))
-        return upid.text if upid else ""
 
     def _watch(self, worker: ProcessId) -> bool:
         """From here on the main thread sees the worker's death, however it dies. False: it is dead."""
@@ -243,19 +247,15 @@ class Daemon:
             return False
         self._pidfds[worker] = pidfd
         self._selector.register(pidfd, selectors.EVENT_READ, worker)
-        os.write(self._wake_write, b"x")
+        self._wake()
         return True
 
-    def _unwatch(self, worker: ProcessId) -> None:
+    def _worker_died(self, worker: ProcessId) -> None:
+        self._dead.add(worker)
         pidfd = self._pidfds.pop(worker, None)
         if pidfd is not None:
             self._selector.unregister(pidfd)
             os.close(pidfd)
-
-    def _worker_died(self, worker: ProcessId) -> None:
-        self._unwatch(worker)
-        self._dead.add(worker)
-        self._end_dead_runs()
 
     def _end_dead_runs(self) -> None:
         """Brings the runs of dead workers to their end. Where no thread can be started, again in a moment."""
@@ -277,7 +277,7 @@ class Daemon:
     def _forget(self, worker: ProcessId) -> None:
         with self._runs_lock:
             self._runs.pop(worker, None)
-        os.write(self._wake_write, b"x")
+        self._wake()
 
     def _resume_runs(self) -> None:
         """Runs of a daemon that died: those whose worker lives go on, the others are brought to their end."""
@@ -300,13 +300,14 @@ class Daemon:
         return True
 
     def _report_fault(self, phase: str, vmid: int | None, fault: Exception) -> None:
+        frame, line = list(traceback.walk_tb(fault.__traceback__))[-1]
         self._log.error(
             "fault",
             message=f"{phase}: {fault!r}; the backup goes on",
             phase=phase,
             vmid=vmid,
             exc_type=type(fault).__name__,
-            where=_where(fault),
+            where=f"{os.path.basename(frame.f_code.co_filename)}:{line}",
         )
 
 
@@ -314,10 +315,8 @@ def listen(path: str) -> socket.socket:
     """The hook's socket, made by ourselves: outside of systemd, in rehearsals and tests."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.chmod(os.path.dirname(path), 0o700)  # an exception may have made it before us, with the umask of a shell
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     old_umask = os.umask(0o177)
     try:
@@ -326,11 +325,6 @@ def listen(path: str) -> socket.socket:
         os.umask(old_umask)
     listener.listen(128)
     return listener
-
-
-def _deadline_of(call: HookCall) -> Deadline:
-    """The phase's: what the hook's own leaves when the answer's way is taken off."""
-    return Deadline.after(UNTOLD_DEADLINE_S) if call.until_s is None else Deadline.at(call.until_s - ANSWER_RESERVE_S)
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -347,21 +341,3 @@ def _read_line(connection: socket.socket) -> bytes:
             raise BadCall(f"it is over {REQUEST_LIMIT_BYTES} bytes long")
     connection.settimeout(REQUEST_DEADLINE_S)
     return bytes(data)
-
-
-def _drain(fd: int) -> None:
-    try:
-        while os.read(fd, 4096):
-            pass
-    except BlockingIOError:
-        pass
-
-
-def _where(fault: BaseException) -> str:
-    """The innermost place of a fault, for the one who reads the journal."""
-    trace = fault.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown"
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"

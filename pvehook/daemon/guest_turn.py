@@ -25,7 +25,6 @@ from pvehook.admission.gate import Gate
 from pvehook.admission.window_end import check_window_end
 from pvehook.config.in_force import InForce
 from pvehook.contract.block_job import BlockJob
-from pvehook.daemon.beside import Beside
 from pvehook.deadline import Deadline
 from pvehook.freeze.guest_freeze import GuestFreeze, OpenFreezes
 from pvehook.guest.qmp import QmpConnection
@@ -35,6 +34,7 @@ from pvehook.priority.io_priority_effect import effect_of_idle
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord, Result, TurnState
 from pvehook.records.guest_summary import guest_done_fields, is_good, summary_lines, summary_message
+from pvehook.records.journal import Log
 from pvehook.records.run_state import RunState
 from pvehook.watch.guest_monitor import GuestMonitor
 from pvehook.watch.run_records import RunRecords
@@ -42,6 +42,9 @@ from pvehook.watch.run_records import RunRecords
 PREPARE_S, BESIDE_FACTS_S = 3.0, 1.0
 """For pre-stop without a pre-flush: facts, verdict and the guest's counters. vzdump waits for it, guest after guest. An
 administrator's longer `facts_within` counts, with some time for what is beside it."""
+
+FIRST_WAIT_S = 0.1
+"""For the check after a phase: vzdump goes on and forks when it has our answer."""
 
 Event = Literal[
     "admit",  # backup-start, answered with yes
@@ -157,12 +160,21 @@ class GuestTurn:
         """Does what the table says. Lines for the task log. An action that raises does not keep the next one from
         being done; its fault is raised when all are done."""
         self._in_force = phase.in_force
-        do = self._move(event)
+        actions: dict[Action, Callable[[Phase], list[str] | None]] = {
+            "begin": self._begin,
+            "prepare": self._prepare,
+            "arm": self._arm,
+            "archive": self._archive,
+            "end": self._end,
+            "thaw": self._thaw,
+            "settle": self._settle,
+            "account": self._account,
+        }
         lines: list[str] = []
         fault: Exception | None = None
-        for action in do:
+        for action in self._move(event):
             try:
-                lines += self._action(action)(phase)
+                lines += actions[action](phase) or ()
             except Exception as error:
                 fault = fault or error
         self._beside.wake()
@@ -195,22 +207,9 @@ class GuestTurn:
                 )
             return move.do
 
-    def _action(self, action: Action) -> Callable[[Phase], list[str]]:
-        actions: dict[Action, Callable[[Phase], list[str]]] = {
-            "begin": self._begin,
-            "prepare": self._prepare,
-            "arm": self._arm,
-            "archive": self._archive,
-            "end": self._end,
-            "thaw": self._thaw,
-            "settle": self._settle,
-            "account": self._account,
-        }
-        return actions[action]
+    # Actions: each gives the lines for the task log, if it has any
 
-    # Actions
-
-    def _begin(self, phase: Phase) -> list[str]:
+    def _begin(self, phase: Phase) -> None:
         self._idle.begin(phase.in_force.config.io_priority)
         self._monitor = GuestMonitor(
             self._parts.context,
@@ -224,7 +223,6 @@ class GuestTurn:
         if self._archive_follows("stop"):
             self._monitor.archive_begins()
         self._beside.start()
-        return []
 
     def _prepare(self, phase: Phase) -> list[str]:
         freeze = phase.in_force.config.freeze
@@ -247,22 +245,19 @@ class GuestTurn:
             self._freeze.over(phase.deadline)
         return lines
 
-    def _archive(self, _phase: Phase) -> list[str]:
+    def _archive(self, _phase: Phase) -> None:
         if self._monitor is not None:
             self._monitor.archive_begins()
-        return []
 
-    def _end(self, phase: Phase) -> list[str]:
+    def _end(self, phase: Phase) -> None:
         if self._monitor is not None:
             self._monitor.finish()  # at once; its last sample is taken while we wait for the thaw
         self._freeze.over(phase.deadline)
-        return []
 
-    def _thaw(self, _phase: Phase) -> list[str]:
+    def _thaw(self, _phase: Phase) -> None:
         self._freeze.worker_died()
-        return []
 
-    def _settle(self, phase: Phase) -> list[str]:
+    def _settle(self, phase: Phase) -> None:
         """Nothing of this guest stays frozen, in the idle class or watched."""
         took_s = self._parts.context.clock.steady_s() - self.guest.started_steady_s
         self.guest.ended_s = self.guest.started_s + max(took_s, 0.0)
@@ -271,7 +266,6 @@ class GuestTurn:
             self._freeze.settle(phase.deadline)
         finally:
             self._idle.finish(phase.deadline)
-        return []
 
     def _account(self, phase: Phase) -> list[str]:
         """Its summary: for the history, the journal and the task log."""
@@ -306,3 +300,45 @@ class GuestTurn:
     def _archive_follows(self, *modes: str) -> bool:
         """Whether a VM's archive begins without another phase, in one of these modes."""
         return self.guest.vmtype != "lxc" and self.guest.mode in modes
+
+
+class Beside:
+    """A check that is repeated beside the phases, in a thread of its own: vzdump forks the compressor inside *archive*,
+    where no phase is announced. So it comes shortly after each phase, then at growing pauses, of which `check` returns
+    the longest. `start` it with the turn, `stop` it with the turn."""
+
+    def __init__(self, name: str, check: Callable[[], float], log: Log) -> None:
+        self._name = name
+        self._check = check
+        self._log = log
+        self._woken = threading.Event()
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Where no thread can be started, the phases make do without the check."""
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            self._log.error("fault", message=f"{self._name}: no thread: {error}; the backup goes on")
+
+    def wake(self) -> None:
+        """Processes may have come or gone: check soon."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """No further check is begun."""
+        self._stopped.set()
+        self._woken.set()
+
+    def _run(self) -> None:
+        wait_s = longest_s = FIRST_WAIT_S
+        while not self._stopped.is_set():
+            if self._woken.wait(wait_s):
+                self._woken.clear()
+                wait_s = FIRST_WAIT_S
+                continue
+            try:
+                longest_s = self._check()
+            except Exception as fault:  # one check that fails must not be the last
+                self._log.error("fault", message=f"{self._name}: {fault!r}; the backup goes on")
+            wait_s = min(2 * wait_s, longest_s)

@@ -100,9 +100,7 @@ class Run:
             # A phase of a newer Proxmox VE is no reason to fail.
             self._log.info("phase-unknown", message=f"vzdump announced {call.phase!r}, which pvehook does not know")
             return Reply()
-        # Once where they begin, and at every job-init: the run goes on by other rules than the files say.
-        problems = self._report_problems(phase.in_force) if phase.in_force.problems != self._problems else ()
-        self._problems = phase.in_force.problems
+        problems = self._report_problems(phase.in_force)
         reply = answer(call, phase)
         return reply._replace(lines=(*problems, *reply.lines))
 
@@ -130,8 +128,7 @@ class Run:
 
     def job_end(self, _call: HookCall, phase: Phase) -> Reply:
         """All guests had their turn; what is printed here is mailed."""
-        self._lose_turn(phase)
-        self.ended = True
+        reply = self._end(phase)
         results = [guest.result for guest in self._state.done]
         ok, refused = results.count("ok"), results.count("refused")
         self._log.info(
@@ -142,14 +139,13 @@ class Run:
             guests_ok=ok,
             guests_refused=refused,
         )
-        return Reply(self._table(phase))
+        return reply
 
     def job_abort(self, _call: HookCall, phase: Phase) -> Reply:
         """The run itself failed or was stopped."""
-        self._lose_turn(phase)
-        self.ended = True
+        reply = self._end(phase)
         self._log.warning("job-aborted", message="vzdump aborted the run", guests=len(self._state.done))
-        return Reply(self._table(phase))
+        return reply
 
     # Phases of one guest
 
@@ -247,9 +243,12 @@ class Run:
     def _unannounced(self) -> Phase:
         return Phase(self._configuration.now(), Deadline.after(UNANNOUNCED_S))
 
-    def _table(self, phase: Phase) -> tuple[str, ...]:
+    def _end(self, phase: Phase) -> Reply:
+        """With the table of all guests."""
+        self._lose_turn(phase)
+        self.ended = True
         records = self._parts.records.of(self._state.done, phase.deadline)
-        return tuple(job_table((guest, records.get(guest.vmid)) for guest in self._state.done))
+        return Reply(tuple(job_table((guest, records.get(guest.vmid)) for guest in self._state.done)))
 
     def _close_what_ended(self) -> None:
         """What a run started ends with it. What a new daemon would go on from is written down; a full /run must not
@@ -295,14 +294,17 @@ class Run:
         return (text,)
 
     def _report_problems(self, in_force: InForce) -> tuple[str, ...]:
+        """Once where they begin: the run goes on by other rules than the files say."""
+        is_new = in_force.problems != self._problems
+        self._problems = in_force.problems
+        if not in_force.problems or not is_new:
+            return ()
         for problem in in_force.problems:
             self._log.error(
                 "configuration-problem",
                 message=f"{problem}; in force: {in_force.source}",
                 in_force=in_force.source,
             )
-        if not in_force.problems:
-            return ()
         more = f" (and {len(in_force.problems) - 1} more)" if len(in_force.problems) > 1 else ""
         return (
             f"pvehook: CONFIGURATION NOT USED: {printable(in_force.problems[0], 300)}{more}; "

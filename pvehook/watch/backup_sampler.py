@@ -93,13 +93,12 @@ class BackupSampler:
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen = _seen_before(guest)
         self._host = HostSampler(context, guest, seen.host if seen else None)
+        self._inside = GuestSampler(context, guest, config.guest_kernel_log, seen.inside if seen else None)
         self._disks: DiskSampler | None = None
-        self._inside: GuestSampler | None = None
         if guest.vmtype != "lxc":
             qmp = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qmp")
             act = governor.act if governor is not None else None
             self._disks = DiskSampler(qmp, context.clock.steady_s, act, seen.disks if seen else None)
-            self._inside = GuestSampler(context, guest, config.guest_kernel_log, seen.inside if seen else None)
         self._noted: Start | None = None
         self._archive_since_s: float | None = None
         self._job_since_s: float | None = None
@@ -121,9 +120,8 @@ class BackupSampler:
 
     def read_guest_counters(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
         """The guest's own counters, now; to be called while nobody needs the agent."""
-        if self._inside is not None:
-            self._inside.begin(deadline, silent_agent)
-            self._keep()
+        self._inside.begin(deadline, silent_agent)
+        self._keep()
 
     def archive_begins(self) -> None:
         """From here on PVE may freeze, and its job may come: sampled at once, and more often. A second time, when the
@@ -200,7 +198,7 @@ class BackupSampler:
             if now_s >= next_log_s:
                 self._host.sample()
                 next_log_s = now_s + LOG_EVERY_S
-            if self._inside is not None and now_s >= next_ping_s and self._agent_is_free(now_s):
+            if now_s >= next_ping_s and self._agent_is_free(now_s):
                 self._inside.ping()
                 next_ping_s = now_s + PING_EVERY_S
             # A connection that waits for its turn must not be left alone when that comes.
@@ -229,38 +227,29 @@ class BackupSampler:
         return since_s is not None and time.monotonic() - since_s < FREEZE_AT_MOST_S and self._pve_may_freeze()
 
     def _agent_is_free(self, now_s: float) -> bool:
-        return (
-            self._job_since_s is not None and now_s - self._job_since_s >= PING_AFTER_S and not self._is_left_to_pve()
-        )
+        job_since_s = self._job_since_s
+        return job_since_s is not None and now_s - job_since_s >= PING_AFTER_S and not self._is_left_to_pve()
 
     def _last_sample(self) -> Views:
         deadline = Deadline.after(LAST_SAMPLE_S)
-        guest: Measured[GuestView] = Absent("a container shares the node's kernel: see the node's view")
         if self._governor is not None:
             self._governor.release(RELEASE_S)
         answers = True
         if self._disks is not None:
             answers = self._disks.end(deadline.within(LAST_DISKS_S))
-        if self._inside is not None:
-            guest = self._inside.view(deadline if answers else deadline.within(HANGS_S))
-        return self._views_now(guest)
+        return self._views_now(self._inside.view(deadline if answers else deadline.within(HANGS_S)))
 
     def _views_now(self, guest: Measured[GuestView]) -> Views:
         """All but the guest's own view is there without asking anybody."""
-        hypervisor: Measured[HypervisorView] = Absent("a container has no QEMU")
-        slowest_ms: Measured[float] = Absent("a container has no agent")
-        if self._disks is not None:
-            hypervisor = self._disks.view()
-        if self._inside is not None:
-            slowest_ms = self._inside.slowest_ms
+        disks = self._disks
         return Views(
             guest=guest,
-            hypervisor=hypervisor,
-            host=self._host.view(slowest_ms),
+            hypervisor=disks.view() if disks is not None else Absent("a container has no QEMU"),
+            host=self._host.view(self._inside.slowest_ms),
             baseline=self._baseline,
-            points=(self._host if self._disks is None else self._disks).chart.points(),
-            backup_bytes=self._disks.backup_bytes if self._disks is not None else None,
-            disks=self._disks.start if self._disks is not None else None,
+            points=(self._host if disks is None else disks).chart.points(),
+            backup_bytes=disks.backup_bytes if disks is not None else None,
+            disks=disks.start if disks is not None else None,
             governor=self._governor.summary() if self._governor is not None else None,
             cpu_s=self._cpu_s,
         )
@@ -274,8 +263,7 @@ class BackupSampler:
     def _keep(self) -> None:
         """What a restarted daemon would go on from; the next phase writes it down."""
         disks = self._disks.start if self._disks is not None else None
-        inside = value_of(self._inside.start) if self._inside is not None else None
-        self._guest.seen = encode(Seen(self._host.start, disks, inside))
+        self._guest.seen = encode(Seen(self._host.start, disks, value_of(self._inside.start)))
 
 
 def _seen_before(guest: GuestRecord) -> Seen | None:

@@ -11,6 +11,7 @@ long it was silent is a figure of its own.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -80,13 +81,13 @@ class DiskSampler:
         self._tracker = BackupTracker(picked_up=start is not None)
         self.job_seen = False
         """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
-        self._copied: dict[str, int] = {}
-        self._to_copy: dict[str, int] = {}
+        self._jobs: dict[str, BlockJob] = {}
+        """The backup's, by device, each as it was last seen."""
 
     @property
     def backup_bytes(self) -> int | None:
         """What the backup's jobs had to read; None: no job was seen."""
-        return sum(self._to_copy.values()) if self._to_copy else None
+        return sum(job.length_bytes for job in self._jobs.values()) if self._jobs else None
 
     @property
     def waits(self) -> bool:
@@ -118,11 +119,9 @@ class DiskSampler:
                 self._hang_up()
 
     def _sample_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
-        if self.start is None:
-            self.start = self._begin(qmp, deadline)
-            self._last = self.start.disks
-        disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last])
-        if _went_back(self._last, disks):  # another QEMU: vzdump has stopped the VM and started it again
+        disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last]) if self.start is not None else ()
+        # Another QEMU counts anew: vzdump has stopped the VM and started it again.
+        if self.start is None or _went_back(self._last, disks):
             self.start = self._begin(qmp, deadline)
             self._last, self._last_s, disks = self.start.disks, None, self.start.disks
         progress = self._tracker.poll(qmp, deadline)
@@ -143,14 +142,11 @@ class DiskSampler:
         before = self._samples
         self.sample(deadline.left_s())
         self._hang_up()
-        if self.start is None or not self.start.armed:
-            return self._samples > before
-        try:
-            with open_qmp(self._path, deadline) as qmp:
+        if self.start is not None and self.start.armed:
+            # A VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own.
+            with contextlib.suppress(GuestError), open_qmp(self._path, deadline) as qmp:
                 self._run_state = qmp.query_status(deadline).status
                 disarm_histograms(qmp, self.start.armed, deadline)
-        except GuestError:
-            pass  # a VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own
         return self._samples > before
 
     def view(self) -> Measured[HypervisorView]:
@@ -207,20 +203,13 @@ class DiskSampler:
 
     def _progress(self, jobs: Sequence[BlockJob]) -> int:
         """How many bytes the backup's jobs went on since the last sample."""
-        forward = 0
-        for job in jobs:
-            forward += max(job.offset_bytes - self._copied.get(job.device, 0), 0)
-            self._copied[job.device] = job.offset_bytes
-            self._to_copy[job.device] = job.length_bytes
-        return forward
+        before = {device: job.offset_bytes for device, job in self._jobs.items()}
+        self._jobs |= {job.device: job for job in jobs}
+        return sum(max(job.offset_bytes - before.get(job.device, 0), 0) for job in jobs)
 
 
 def _went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:
     """Whether any counter is less than it was."""
     earlier = {disk.qdev: disk for disk in before}
-    return any(
-        getattr(disk, kind).operations < getattr(earlier[disk.qdev], kind).operations
-        for disk in after
-        if disk.qdev in earlier
-        for kind in REQUEST_KINDS
-    )
+    pairs = [(earlier[disk.qdev], disk) for disk in after if disk.qdev in earlier]
+    return any(getattr(b, kind).operations > getattr(a, kind).operations for b, a in pairs for kind in REQUEST_KINDS)

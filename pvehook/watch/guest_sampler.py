@@ -49,12 +49,14 @@ class GuestSampler:
         self, context: Context, guest: GuestRecord, with_kernel_log: bool, start: CountersStart | None
     ) -> None:
         self._context = context
-        self._mode = guest.mode
-        self._vmid = guest.vmid
+        self._guest = guest
         self._path = context.node.path(f"/var/run/qemu-server/{guest.vmid}.qga")
         self._with_kernel_log = with_kernel_log
         self.start: Measured[CountersStart] = start or Absent("its agent was not asked before its backup")
         self._slowest_ms: Measured[float] | None = None
+        if guest.vmtype == "lxc":
+            self.start = Absent("a container shares the node's kernel: see the node's view")
+            self._slowest_ms = Absent("a container has no agent")
         self._events = KernelEvents()
         self._missing: list[str] = []
         self._log_fault: Absent | Broken | None = None
@@ -62,7 +64,7 @@ class GuestSampler:
     def begin(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
         """Reads the counters and opens the kernel's log. Never raises. An agent that was silent a moment ago, or that
         cannot answer, is not asked a second time."""
-        if isinstance(self.start, CountersStart):
+        if isinstance(self.start, CountersStart) or self._guest.vmtype == "lxc":
             return
         why_not = self._why_not_asked(deadline)
         self.start = why_not or silent_agent or self._read_start(deadline.within(BEGIN_S))
@@ -154,15 +156,15 @@ class GuestSampler:
         """Whether QEMU says so: an agent that hangs and one that is not there are silent alike."""
         deadline = deadline.within(CONFIG_S)
         try:
-            with open_qmp(self._context.node.path(f"/var/run/qemu-server/{self._vmid}.qmp"), deadline) as qmp:
-                return not qmp.is_agent_running(self._vmid, deadline)
+            with open_qmp(self._context.node.path(f"/var/run/qemu-server/{self._guest.vmid}.qmp"), deadline) as qmp:
+                return not qmp.is_agent_running(self._guest.vmid, deadline)
         except GuestError:
             return False
 
     def _why_not_asked(self, deadline: Deadline) -> Absent | Broken | None:
-        if self._mode != "snapshot":
-            return Absent(f"vzdump pauses or stops the guest in mode {self._mode}")
-        path = f"/etc/pve/qemu-server/{self._vmid}.conf"
+        if self._guest.mode != "snapshot":
+            return Absent(f"vzdump pauses or stops the guest in mode {self._guest.mode}")
+        path = f"/etc/pve/qemu-server/{self._guest.vmid}.conf"
         try:
             text = self._context.reader.text(self._context.node.path(path), deadline.within(CONFIG_S).left_s())
         except NodeError as error:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from pvehook.daemon.beside import Beside
+from pvehook.daemon.guest_turn import Beside
 
 WAIT_S = 30.0
 
