@@ -157,16 +157,23 @@ class DebianNode:
                 text=True, errors="replace", timeout=timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as late:
-            said = str(late.output)[-2000:]
-            raise RigError(f"{self.suite}: {late}\n{said}\nin the kernel:\n{self._blocked()}") from None
+            raise RigError(f"{self.suite}: {late}\n{self._what_it_does()}") from None
         if done.returncode not in ok:
             said = done.stdout[-6000:]
             raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{said}")
         return Result(done.returncode, done.stdout)
 
-    def _blocked(self) -> str:
-        """Where this machine's sleeping-in-the-kernel tasks and the system's PID 1 are, each with its kernel stack."""
+    def _what_it_does(self) -> str:
+        """Of a system that does not answer: its jobs, processes and last lines, and where the kernel is in its PID 1
+        and in whatever of this machine waits uninterruptibly."""
         shown = []
+        for command in ("systemctl list-jobs", "systemctl status pvehook.service", "ps axf", "journalctl -n 60"):
+            asked = ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--", *command.split()]
+            try:
+                done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+                shown.append(f"{command}:\n{done.stdout[-6000:]}")
+            except subprocess.TimeoutExpired:
+                shown.append(f"{command}: no answer within 10 s")
         for task in sorted(glob.glob("/proc/[0-9]*/task/[0-9]*")):
             try:
                 comm, _, state = Path(task, "stat").read_text().partition("(")[2].rpartition(")")
