@@ -235,6 +235,8 @@ def booted(suite: str, scratch: str, binds: Mapping[str, str] | None = None) -> 
         stack.callback(_end, nspawn)
         try:
             _wait_until_ready(ready, nspawn)
+            # Each daemon-reload is notified too: left unread they fill the queue, and PID 1 waits for us for ever.
+            ready.close()
             node = DebianNode(suite, root, _leader_of(nspawn))
             node.run("systemctl", "is-system-running", "--wait", timeout_s=BOOT_DEADLINE_S, ok=(0, 1))
         except RigError as error:
