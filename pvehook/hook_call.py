@@ -10,36 +10,12 @@ built in: no json (7 ms), socket (7 ms), os (1 ms), argparse, pathlib, subproces
 and `_signal` are the C halves of such modules; tests/test_rooms.py holds the list.
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed knows only `signal`
+import posix
 import sys
 import time
 from _json import encode_basestring_ascii as quoted
-from _signal import (  # type: ignore[import-not-found]  # typeshed knows only `signal`
-    SIG_DFL,
-    SIGALRM,
-    SIGPIPE,
-    SIGXFSZ,
-    alarm,
-    signal,
-)
 from _socket import AF_UNIX, SOCK_STREAM, socket
-from posix import (
-    O_CLOEXEC,
-    O_CREAT,
-    O_NONBLOCK,
-    O_RDONLY,
-    O_TRUNC,
-    O_WRONLY,
-    close,
-    environ,
-    execve,
-    getppid,
-    read,
-    stat,
-    stat_result,
-    unlink,
-    write,
-)
-from posix import open as open_fd
 
 SENT_ENVIRONMENT = ("STOREID", "DUMPDIR", "VMTYPE", "HOSTNAME", "TARGET", "LOGFILE")
 REFUSABLE_PHASES = ("job-init", "job-start", "backup-start")
@@ -73,8 +49,13 @@ LONGEST_EXTRA_S = 700  # a pre-flush that the configuration allows up to 600 s
 
 ANCESTORS_LIMIT = 8
 
-CHAINED = b"PVEHOOK_CHAINED"
-"""Set for the chained script. A hook that finds it was called by that script: their chain is a circle."""
+BUILT_IN_WINDOW = "02:00-05:00"
+"""The default's (settings.py), for when not even the path without a daemon can say by which window to go."""
+
+CHAINED_NS = 73
+"""The chained script's timer slack is the worker's and this much more. A hook that finds itself with that was called by
+the script, so their chain is a circle. Timer slack (prctl(2), PR_SET_TIMERSLACK) passes on to children and through
+execve: neither `env -i` nor `exec` in a script can lose it, as they lose a variable or an ancestor."""
 
 ENOEXEC = 8  # the kernel's number on every architecture; the errno module is not worth an import
 
@@ -90,8 +71,9 @@ class TooLate(BaseException):
 class Outcome:
     """What is known so far of how this call ends."""
 
-    code = 0
+    code: int | None = None
     chain = b""
+    chained_ns = 0
 
 
 def main(argv: list[str], script: str, root: str) -> int:
@@ -99,39 +81,43 @@ def main(argv: list[str], script: str, root: str) -> int:
     node's paths in a rehearsal, "" on a node."""
     began_s = time.monotonic()
     phase = argv[0] if argv else ""
-    if CHAINED in environ:
-        show("pvehook: called by its own chained script, so this call does nothing; see `pvehook config check`")
-        return 0
     deadline_s = DEADLINE_S.get(phase, UNKNOWN_PHASE_DEADLINE_S)
     # The last resort: whatever hangs below, this raises TooLate. (A process that the kernel holds in an
     # uninterruptible wait is out of reach for every signal.)
-    signal(SIGALRM, give_up)
-    alarm(deadline_s)
+    _signal.signal(_signal.SIGALRM, give_up)
+    _signal.alarm(deadline_s)
     outcome = Outcome()
     try:
-        serve(argv, root, began_s, deadline_s, outcome)
-        alarm(0)  # an alarm outlives execve and would kill the chained script
+        fault = serve(argv, root, began_s, deadline_s, outcome)
+        _signal.alarm(0)  # an alarm outlives execve and would kill the chained script
     except TooLate:
-        show(f"pvehook: {phase} was given up after {deadline_s} s; the backup goes on, in this phase without pvehook")
-    if outcome.code == 0 and outcome.chain:
+        fault = f"{phase} was given up after {deadline_s} s"
+    if fault:
+        outcome.code = verdict_after(fault, phase, outcome.code)
+    if not outcome.code and outcome.chain:
+        if outcome.chained_ns:
+            write_file(root + "/proc/self/timerslack_ns", outcome.chained_ns)
         return run_chained(outcome.chain, argv, phase, script)
-    return outcome.code
+    return outcome.code or 0
 
 
 def give_up(*_: object) -> None:
     raise TooLate
 
 
-def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: Outcome) -> None:
-    """Has the call answered, by the daemon or without it, and prints the lines."""
+def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: Outcome) -> str:
+    """Has the call answered, by the daemon or without it, and prints the lines. Returns why neither could, or ""."""
     env = {}
     for name in SENT_ENVIRONMENT:
-        value = environ.get(name.encode())
+        value = posix.environ.get(name.encode())
         if value is not None:
             env[name] = value.decode("utf-8", "surrogateescape")
-    worker_pid = find_worker(root + "/proc")
+    worker_pid, outcome.chained_ns = find_worker(root + "/proc")
+    if timer_slack_ns(root + "/proc/self") == outcome.chained_ns != 0:
+        show("called by its own chained script, so this call does nothing; see `pvehook config check`")
+        outcome.code = 0
+        return ""
     until_s = began_s + deadline_s - RESERVE_S
-    text: bytes | None = None
     try:
         outcome.code, outcome.chain, text = ask_daemon(root + "/run/pvehook", argv, env, worker_pid, until_s)
     except NoAnswer as no_answer:
@@ -140,14 +126,25 @@ def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: 
         why = f"fault in the hook: {fault!r}"
     except TooLate:
         why = f"no answer within {deadline_s} s"
-        alarm(max(RESERVE_S, 1))
-    if text is None:
-        try:
-            without_daemon(argv, env, worker_pid, root, why, outcome)
-        except Exception as fault:  # a fault of ours costs a log line, never a backup
-            show(f"pvehook: the daemon does not answer ({why}), and without it: {fault!r}; the backup goes on")
+        _signal.alarm(RESERVE_S)
     else:
         write_all(text)
+        return ""
+    try:
+        without_daemon(argv, env, worker_pid, root, why, outcome)
+    except Exception as fault:  # a fault of ours costs a log line, never a backup
+        return f"the daemon does not answer ({why}), and without it: {fault!r}"
+    return ""
+
+
+def verdict_after(fault: str, phase: str, known: int | None) -> int:
+    """What counts after a fault or a hang: the verdict that was known by then, else the built-in window."""
+    now = time.strftime("%H:%M")
+    if known is None and phase in REFUSABLE_PHASES and not BUILT_IN_WINDOW[:5] <= now < BUILT_IN_WINDOW[6:]:
+        show(f"{fault}; the built-in window {BUILT_IN_WINDOW} decides: this is refused, as it is {now}")
+        return 1
+    show(f"{fault}; the backup goes on, in this phase without pvehook")
+    return known or 0
 
 
 def without_daemon(
@@ -164,20 +161,31 @@ def without_daemon(
     write_all(settle())
 
 
-def find_worker(proc: str) -> int:
+def find_worker(proc: str) -> tuple[int, int]:
     """vzdump's worker: the nearest ancestor whose command line is that of a backup task, as somebody's wrapper script
     may stand between. Without one it is the parent, whose priority nobody touches; 0 where that is process 1, which
-    inherits a hook whose worker was killed."""
-    parent = pid = getppid()
+    inherits a hook whose worker was killed. And the timer slack that marks its chained scripts, 0 where not known."""
+    parent = pid = posix.getppid()
+    worker = parent if parent > 1 else 0
     try:
         for _ in range(ANCESTORS_LIMIT):
             command = read_file(f"{proc}/{pid}/cmdline")
             if command.startswith(b"task UPID:") and b":vzdump:" in command:
-                return pid
-            pid = int(read_file(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[1])
+                worker = pid
+                break
+            pid = int(read_file(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[1]) or pid
     except (OSError, ValueError, IndexError):
         pass
-    return parent if parent > 1 else 0
+    slack_ns = timer_slack_ns(f"{proc}/{pid}")
+    return worker, slack_ns and slack_ns + CHAINED_NS
+
+
+def timer_slack_ns(process: str) -> int:
+    """Of a process's main thread; 0 where it cannot be read."""
+    try:
+        return int(read_file(process + "/timerslack_ns"))
+    except (OSError, ValueError):
+        return 0
 
 
 def ask_daemon(
@@ -194,7 +202,8 @@ def ask_daemon(
     line = f'{{"v":1,"argv":[{words}],"env":{{{pairs}}},"worker":{worker_pid},"until":{until_s:.3f}}}\n'
     reply, extra_s, taken_up = bytearray(), 0, False
     try:
-        with Connection() as connection:
+        connection = socket(AF_UNIX, SOCK_STREAM)
+        try:
             connection.settimeout(max(taken_up_until_s - now_s, 0.001))
             connection.connect(run_dir + "/hook.sock")
             connection.sendall(line.encode("ascii"))
@@ -210,15 +219,18 @@ def ask_daemon(
                     del reply[: len(TAKEN_UP)]
                 if not extra_s and reply.startswith(b"wait ") and b"\n" in reply:  # once, or it would never end
                     extra_s = more_patience(reply)
+        finally:
+            connection.close()
     except TimeoutError:
         if taken_up:
             raise NoAnswer(f"no answer within {until_s + extra_s - now_s:.0f} s") from None
-        mark(marker, worker_pid)
+        # The run's next calls wait only a moment. One mark is enough: a second run at worst waits as long as the first.
+        write_file(marker, worker_pid)
         raise NoAnswer(f"not taken up within {taken_up_until_s - now_s:.1f} s") from None
     except OSError as error:
         raise NoAnswer(error.strerror or str(error)) from None
     if known is not None and taken_up:
-        unlink(marker)
+        posix.unlink(marker)
     head, _, text = bytes(reply).partition(b"\n")
     words_of_head = head.split(b" ", 3)
     if words_of_head[0] == b"not-served":
@@ -236,7 +248,7 @@ def more_patience(reply: bytearray) -> int:
     reply[:] = rest
     number = line[5:]
     seconds = min(int(number), LONGEST_EXTRA_S) if number.isdigit() and len(number) <= 9 else 0
-    alarm(alarm(0) + seconds)
+    _signal.alarm(_signal.alarm(0) + seconds)
     return seconds
 
 
@@ -250,68 +262,55 @@ def marked_worker(marker: str) -> int | None:
         return 0
 
 
-def mark(marker: str, worker_pid: int) -> None:
-    """The run's next calls wait only a moment. One mark is enough: a second run at worst waits longer, as the first."""
+def write_file(path: str, number: int) -> None:
+    """As well as it can be done: without its marks the hook waits longer, or finds a circle later."""
     try:
-        file = open_fd(marker, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        write(file, b"%d" % worker_pid)
-        close(file)
+        file = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
+        posix.write(file, b"%d" % number)
+        posix.close(file)
     except OSError:
-        pass  # the next call waits as long as this one
+        pass
 
 
 def read_file(path: str) -> bytes:
-    file = open_fd(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     try:
-        return read(file, 4096)
+        return posix.read(file, 4096)
     finally:
-        close(file)
-
-
-class Connection(socket):
-    """`socket.socket` without the `socket` module: closes itself."""
-
-    def __init__(self) -> None:
-        super().__init__(AF_UNIX, SOCK_STREAM)
-
-    def __enter__(self) -> "Connection":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        posix.close(file)
 
 
 def show(line: str) -> None:
-    write_all(line.encode("utf-8", "backslashreplace") + b"\n")
+    write_all(f"pvehook: {line}\n".encode("utf-8", "backslashreplace"))
 
 
 def write_all(text: bytes) -> None:
     """Straight to the pipe: what vzdump shows must not depend on Python's encoding of the C locale."""
     try:
         while text:
-            text = text[write(1, text) :]
+            text = text[posix.write(1, text) :]
     except OSError:
         pass  # nobody reads any more; that is no reason to fail a backup
 
 
 def run_chained(chain: bytes, argv: list[str], phase: str, script: str) -> int:
-    """Becomes the script that was in vzdump.conf before us: same arguments, pipes, and environment but for our mark,
-    and its own end (exit code or signal) is what vzdump sees. It has no deadline, as it had none before."""
-    for ignored_by_python in (SIGPIPE, SIGXFSZ):
-        signal(ignored_by_python, SIG_DFL)
-    marked = {**environ, CHAINED: b"1"}
+    """Becomes the script that was in vzdump.conf before us: same arguments, pipes and environment, and its own end
+    (exit code or signal) is what vzdump sees. It has no deadline, as it had none before."""
+    for ignored_by_python in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(ignored_by_python, _signal.SIG_DFL)
     arguments: list[bytes | str] = [chain, *argv]
     try:
-        if samestat(stat(chain), stat(script)):
-            write_all(b"pvehook: `chain:` leads back to pvehook's own hook and is not run; correct /etc/pvehook.yaml\n")
+        its, ours = posix.stat(chain), posix.stat(script)
+        if (its.st_dev, its.st_ino) == (ours.st_dev, ours.st_ino):
+            show("`chain:` leads back to pvehook's own hook and is not run; correct /etc/pvehook.yaml")
             return 0
         try:
-            execve(chain, arguments, marked)  # no shell: arguments pass as they are
+            posix.execve(chain, arguments, posix.environ)  # no shell: arguments pass as they are
         except OSError as error:
             if error.errno != ENOEXEC:
                 raise
             # No `#!` line: Perl's exec, like execvp(3), gives such a file to the shell, so Proxmox ran it.
-            execve("/bin/sh", ["/bin/sh", *arguments], marked)
+            posix.execve("/bin/sh", ["/bin/sh", *arguments], posix.environ)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         # Proxmox itself ends a job whose script cannot be run. So do we, but only where that harms no guest.
         fatal = phase in REFUSABLE_PHASES
@@ -324,7 +323,3 @@ def run_chained(chain: bytes, argv: list[str], phase: str, script: str) -> int:
             )
         )
         return 1 if fatal else 0
-
-
-def samestat(one: stat_result, other: stat_result) -> bool:
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

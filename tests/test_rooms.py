@@ -15,6 +15,7 @@ from pvehook import hook_call
 from pvehook.contract.call import TAKEN_UP
 from pvehook.contract.phases import PHASES, REFUSABLE_PHASES
 from pvehook.host.node import INSTALLED_UNDER
+from pvehook.settings import DEFAULT
 
 TOP = Path(__file__).parent.parent
 PACKAGE = TOP / "pvehook"
@@ -143,6 +144,7 @@ def test_the_hook_and_the_contract_agree() -> None:
     """The hook spells some facts out itself, because it imports next to nothing of ours."""
     assert hook_call.REFUSABLE_PHASES == REFUSABLE_PHASES
     assert hook_call.TAKEN_UP == TAKEN_UP
+    assert (hook_call.BUILT_IN_WINDOW,) == DEFAULT.window.open
     assert set(hook_call.DEADLINE_S) == set(PHASES)
     assert f'INSTALLED_UNDER = "{INSTALLED_UNDER}"\n' in (TOP / "hooks" / "vzdump-hook").read_text()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.hook_call import CHAINED_NS
 from pvehook.host.ioprio import IDLE, read_all_threads, restore_normal
 from pvehook.host.node import Node
 from pvehook.rehearsal.vzdump.player import Player, play
@@ -52,16 +53,44 @@ def test_a_chain_to_the_hook_itself_is_not_run(node_without_daemon: NodeUnderTes
 
 
 @WITH_AND_WITHOUT
-def test_a_chained_script_that_calls_the_hook_ends(node_without_daemon: NodeUnderTest, has_daemon: bool) -> None:
+@pytest.mark.parametrize("how", ["", "exec", "env -i", "exec env -i", "exec setsid -w env -i", "perl -e 'exec @ARGV'"])
+def test_a_chained_script_that_calls_the_hook_ends(
+    node_without_daemon: NodeUnderTest, has_daemon: bool, how: str
+) -> None:
     """vzdump runs the wrapper, the wrapper the hook, the hook its chain, which is the wrapper: it ran for ever."""
     node = node_without_daemon
-    wrapper = write(node.root / "wrapper", f'#!/bin/sh\necho wrapper\n"{node.hook}" "$@"\n')
+    wrapper = write(node.root / "wrapper", f'#!/bin/sh\necho wrapper\n{how} "{node.hook}" "$@"\n')
     chain_to(node, "/wrapper", has_daemon)
     played = play(replace(node.run(), hook=wrapper))
     assert played.exit_code == 0
     for call in played.calls:
         assert call.lines.count("wrapper") == 2
         assert call.lines[-1].startswith("pvehook: called by its own chained script, so this call does nothing")
+
+
+def test_a_chained_script_that_is_called_by_hand_ends_too(node_without_daemon: NodeUnderTest) -> None:
+    node = node_without_daemon
+    write(node.root / "wrapper", f'#!/bin/sh\necho wrapper\nexec env -i "{node.hook}" "$@"\n')
+    chain_to(node, "/wrapper", has_daemon=False)
+    done = subprocess.run([node.hook, "log-end"], env={}, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines().count("wrapper") == 1
+    assert "called by its own chained script" in done.stdout
+
+
+def test_a_run_that_a_chained_script_starts_is_served_as_any_other(node_without_daemon: NodeUnderTest) -> None:
+    """Its worker has inherited what marks a chained script."""
+    node = node_without_daemon
+    node.start_daemon()
+    with Path("/proc/self/timerslack_ns").open("r+") as slack:
+        was = slack.read()
+        try:
+            slack.write(str(int(was) + CHAINED_NS))
+            slack.flush()
+            played = play(node.run())
+        finally:
+            slack.write(was)
+    assert not any("called by its own" in line for call in played.calls for line in call.lines)
+    assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_RESULT"] == "ok"
 
 
 @WITH_AND_WITHOUT

@@ -12,6 +12,7 @@ import pytest
 
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
+from tests.hooks.test_loading import zone_in_which_the_built_in_window_is
 from tests.node_under_test import AS_WORKER, REPO, NodeUnderTest
 
 HANGS = """
@@ -44,10 +45,10 @@ def change(node: NodeUnderTest, module: str, *changes: tuple[str, str]) -> None:
     at.write_text(text)
 
 
-def call(node: NodeUnderTest, phase: str) -> tuple[int, str]:
+def call(node: NodeUnderTest, phase: str, **env: str) -> tuple[int, str]:
     change(node, "hook_call.py", (f'    "{phase}": 10,\n', f'    "{phase}": 4,\n'))
     done = subprocess.run(
-        [*AS_WORKER, node.hook, phase], env={}, capture_output=True, text=True, check=False, timeout=30
+        [*AS_WORKER, node.hook, phase], env=env, capture_output=True, text=True, check=False, timeout=30
     )
     assert done.stderr == ""
     return done.returncode, done.stdout
@@ -67,13 +68,25 @@ def test_what_hangs_after_the_verdict_keeps_no_chained_script_from_running(node_
     assert said.endswith("it ran\n")
 
 
-def test_what_hangs_before_the_verdict_costs_no_backup(node_without_daemon: NodeUnderTest) -> None:
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_hangs_before_the_verdict_leaves_the_built_in_window(
+    node_without_daemon: NodeUnderTest, is_open: bool
+) -> None:
     store_config(node_without_daemon.node, Config(window=WindowConfig(open=())))
     head = "def _config(node: Node) -> tuple[Config, str]:\n"
     change(node_without_daemon, "rescue/without_daemon.py", (head, head + HANGS))
-    code, said = call(node_without_daemon, "job-start")
+    code, said = call(node_without_daemon, "job-start", TZ=zone_in_which_the_built_in_window_is(is_open))
+    assert code == (0 if is_open else 1)
+    ends = "the backup goes on, in this phase without pvehook" if is_open else "the built-in window 02:00-05:00 decides"
+    assert f"job-start was given up after 4 s; {ends}" in said
+
+
+def test_what_hangs_where_no_window_is_asked_costs_no_backup(node_without_daemon: NodeUnderTest) -> None:
+    head = "def _config(node: Node) -> tuple[Config, str]:\n"
+    change(node_without_daemon, "rescue/without_daemon.py", (head, head + HANGS))
+    code, said = call(node_without_daemon, "pre-stop", TZ=zone_in_which_the_built_in_window_is(open_now=False))
     assert code == 0
-    assert said.endswith("job-start was given up after 4 s; the backup goes on, in this phase without pvehook\n")
+    assert said.endswith("pre-stop was given up after 4 s; the backup goes on, in this phase without pvehook\n")
 
 
 @pytest.mark.parametrize("fault", ["raise OSError(24, 'Too many open files')", "raise MemoryError", "1 / 0"])

@@ -8,11 +8,13 @@ import os
 import py_compile
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pvehook.contract.phases import PHASES, REFUSABLE_PHASES
 from pvehook.host.node import INSTALLED_UNDER
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
@@ -34,10 +36,17 @@ def installed(node_without_daemon: NodeUnderTest) -> Path:
     return program
 
 
-def call(script: Path | str, *argv: str) -> subprocess.CompletedProcess[str]:
+def call(script: Path | str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*AS_WORKER, str(script), *argv], env={"LC_ALL": "C"}, capture_output=True, text=True, check=False, timeout=60
-    )
+        [*AS_WORKER, str(script), *argv],
+        env={"LC_ALL": "C", **env}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def zone_in_which_the_built_in_window_is(open_now: bool) -> str:
+    """02:00-05:00: `TZ` of a place where it is now past 03:00, or past 13:00."""
+    west_of_utc_h = time.gmtime().tm_hour - (3 if open_now else 13)
+    return f"HERE{west_of_utc_h}"
 
 
 def assert_refuses(script: Path | str) -> None:
@@ -124,8 +133,34 @@ def test_a_program_that_is_gone_fails_nothing(installed: Path) -> None:
     assert "the hook cannot run (ModuleNotFoundError(" in done.stdout
 
 
-def test_a_degraded_path_that_cannot_be_loaded_fails_nothing(installed: Path) -> None:
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("phase", REFUSABLE_PHASES)
+def test_a_degraded_path_that_cannot_be_loaded_goes_by_the_built_in_window(
+    installed: Path, phase: str, is_open: bool
+) -> None:
     (installed / "pvehook/settings.py").write_text("this is half an upgra")
-    done = call(installed / "hooks/vzdump-hook", "job-init")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = call(installed / "hooks/vzdump-hook", phase, TZ=zone_in_which_the_built_in_window_is(is_open))
+    assert (done.returncode, done.stderr) == (0 if is_open else 1, "")
     assert done.stdout.startswith("pvehook: the daemon does not answer (No such file or directory), and without it: Sy")
+    ends = "; the backup goes on, in this phase without pvehook\n" if is_open else ": this is refused, as it is "
+    assert ends in done.stdout
+
+
+def test_a_degraded_path_that_cannot_be_loaded_fails_no_other_phase(installed: Path) -> None:
+    (installed / "pvehook/settings.py").write_text("this is half an upgra")
+    for phase in set(PHASES) - set(REFUSABLE_PHASES):
+        done = call(installed / "hooks/vzdump-hook", phase, TZ=zone_in_which_the_built_in_window_is(open_now=False))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith("; the backup goes on, in this phase without pvehook\n")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_last_good_configuration_that_breaks_its_reader_leaves_the_built_in_window(
+    installed: Path, is_open: bool
+) -> None:
+    """A fault of ours behind it: what can be foreseen is a ConfigError, and asks the built-in window too."""
+    source = installed / "pvehook/rescue/last_good.py"
+    source.write_text(source.read_text() + "\n\ndef stored_config(node):\n    raise KeyError('window')\n")
+    done = call(installed / "hooks/vzdump-hook", "job-init", TZ=zone_in_which_the_built_in_window_is(is_open))
+    assert (done.returncode, done.stderr) == (0 if is_open else 1, "")
+    assert "and without it: KeyError('window')" in done.stdout
