@@ -144,7 +144,7 @@ def test_the_hook_and_the_contract_agree() -> None:
     """The hook spells some facts out itself, because it imports next to nothing of ours."""
     assert hook_call.REFUSABLE_PHASES == REFUSABLE_PHASES
     assert hook_call.TAKEN_UP == TAKEN_UP
-    assert (hook_call.BUILT_IN_WINDOW,) == DEFAULT.window.open
+    assert DEFAULT.window.open == (hook_call.BUILT_IN_WINDOW,)
     assert set(hook_call.DEADLINE_S) == set(PHASES)
     assert f'INSTALLED_UNDER = "{INSTALLED_UNDER}"\n' in (TOP / "hooks" / "vzdump-hook").read_text()
 

@@ -19,13 +19,18 @@ def add(commands: Commands) -> None:
 
 
 def _thaw(arguments: Arguments) -> int:
-    from pvehook.rescue.left_over import undo_left_over
-    from pvehook.rescue.thaw import thaw_guest
+    from pvehook.rescue.left_over import at_once
+    from pvehook.rescue.speed_record import restore_left_over_speeds
+    from pvehook.rescue.thaw import thaw_guest, thaw_left_over
 
     if (arguments.vmid is None) is not arguments.left_over:
         raise UsageError("name one guest, or --left-over for every guest that pvehook left frozen")
     node, guest = arguments.node, arguments.vmid
-    reports = undo_left_over(node) if guest is None else [thaw_guest(node, guest, force=arguments.force)]
+    if guest is None:
+        frozen, throttled = at_once(lambda undo: undo(node), (thaw_left_over, restore_left_over_speeds))
+        reports = frozen + throttled
+    else:
+        reports = [thaw_guest(node, guest, force=arguments.force)]
     if guest is None and not reports and sys.stdout.isatty():  # systemd runs this at every stop: silence is right then
         print("no guest is recorded as frozen by pvehook, no backup as slowed")
     for report in reports:

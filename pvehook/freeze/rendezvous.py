@@ -142,9 +142,8 @@ class Rendezvous:
             return "it cannot be seen who waits for the agent"
         try:
             self._pve.arm()
-            worker = (self._worker.pid, self._worker.start_ticks)
             path = record_path(self._node, self.vmid)
-            self._record = FrozenRecord(path, self.vmid, worker, self._agent_path, now_s)
+            self._record = FrozenRecord(path, self.vmid, self._worker.pid, self._agent_path, now_s)
             self._open.callback(self._record.remove)
             self._queue = self._pve.queue_at_agent(self._agent_path)
             self._open.callback(self._queue.close)

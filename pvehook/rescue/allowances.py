@@ -13,7 +13,7 @@ import json
 import os
 
 from pvehook.host.node import Node
-from pvehook.host.regular_file import read_regular_file, replace_file
+from pvehook.host.regular_file import DAMAGED, files_in, read_regular_file, remove_file, replace_file
 from pvehook.rules.admission import Allowance
 
 FILE_LIMIT_BYTES = 64 * 1024
@@ -21,9 +21,9 @@ LONGEST_S = 7 * 24 * 3600
 """Longer exceptions belong into the configuration."""
 
 
-def directory(node: Node) -> str:
-    """The directory with this node's exceptions."""
-    return os.path.join(node.run_dir, "allow")
+def path_of(node: Node, identifier: str) -> str:
+    """Where one exception's file is."""
+    return os.path.join(node.run_dir, "allow", f"{identifier}.json")
 
 
 def in_force(node: Node, at_s: float) -> list[Allowance]:
@@ -34,11 +34,7 @@ def in_force(node: Node, at_s: float) -> list[Allowance]:
 
 
 def _all(node: Node) -> list[Allowance]:
-    try:
-        names = sorted(os.listdir(directory(node)))
-    except OSError:
-        return []
-    read = (_read(os.path.join(directory(node), name), name[:-5]) for name in names if name.endswith(".json"))
+    read = map(_read, files_in(os.path.dirname(path_of(node, "")), ".json"))
     return [each for each in read if each is not None]
 
 
@@ -46,7 +42,7 @@ def drop_expired(node: Node, now_s: float) -> None:
     """Deletes the files of expired exceptions. `now_s` is the real clock's, never a time asked about."""
     for each in _all(node):
         if each.until <= now_s:
-            _remove(os.path.join(directory(node), f"{each.id}.json"))
+            remove_file(path_of(node, each.id))
 
 
 def grant(node: Node, allowance: Allowance) -> None:
@@ -57,36 +53,26 @@ def grant(node: Node, allowance: Allowance) -> None:
         "reason": allowance.reason,
         "who": allowance.who,
     }
-    replace_file(os.path.join(directory(node), f"{allowance.id}.json"), json.dumps(body) + "\n")
+    replace_file(path_of(node, allowance.id), json.dumps(body) + "\n")
 
 
 def revoke(node: Node, identifier: str) -> bool:
     """Ends an exception early; False when there is none of that name."""
-    if not identifier.isalnum():
-        return False
-    return _remove(os.path.join(directory(node), f"{identifier}.json"))
+    return identifier.isalnum() and remove_file(path_of(node, identifier))
 
 
-def _read(path: str, identifier: str) -> Allowance | None:
+def _read(path: str) -> Allowance | None:
     try:
         body = json.loads(read_regular_file(path, FILE_LIMIT_BYTES))
         vmids = body["vmids"]
         if not isinstance(vmids, list) or not all(isinstance(vmid, int) for vmid in vmids):
             return None  # anything else that is empty would allow every guest
         return Allowance(
-            id=identifier,
+            id=os.path.basename(path).removesuffix(".json"),
             vmids=tuple(vmids),
             until=float(body["until_s"]),
             reason=str(body["reason"]),
             who=str(body["who"]),
         )
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except DAMAGED:
         return None
-
-
-def _remove(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except OSError:
-        return False
-    return True

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pvehook.host.node import Node
+from pvehook.host.regular_file import remove_file
 from pvehook.rescue.freeze_record import FROZEN_BY_US, read_record, record_path
-from pvehook.rescue.thaw import forget, thaw_guest
+from pvehook.rescue.thaw import thaw_guest
 
 PATIENCE_S = 5.0
 
@@ -21,7 +22,7 @@ def guest_hook(root: str, argv: Sequence[str], show: Callable[[str], None]) -> N
         return
     node, vmid, phase = Node(root), int(argv[0]), argv[1]
     if phase == "post-start":
-        forget(node, vmid)
+        remove_file(record_path(node, vmid))
     elif phase == "pre-stop":
         left = read_record(record_path(node, vmid))
         if left is not None and left.state in FROZEN_BY_US:

@@ -1,25 +1,40 @@
-"""Undoes what a daemon that died has left behind: frozen guests and throttled backups.
-
-systemd runs this when the daemon has ended for whatever reason (`pvehook thaw --left-over`).
-"""
+"""What undoing left-over freezes and left-over speeds have in common."""
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
-from pvehook.rescue.speed_record import Restored, restore_left_over_speeds
-from pvehook.rescue.thaw import Report, thaw_left_over
+from pvehook.errors import Unreachable
 
-if TYPE_CHECKING:
-    from pvehook.host.node import Node
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
-def undo_left_over(node: Node) -> list[Report | Restored]:
-    """Both at once: a guest whose freeze hangs must not keep another one's backup slow, nor the other way round."""
-    restored: list[Restored] = []
-    speeds = threading.Thread(target=lambda: restored.extend(restore_left_over_speeds(node)), daemon=True)
-    speeds.start()
-    thawed = thaw_left_over(node)
-    speeds.join()
-    return [*thawed, *restored]
+class Report(NamedTuple):
+    """What was done about one guest."""
+
+    vmid: int
+    done: bool
+    text: str
+
+
+def at_once(do: Callable[[Item], Done], items: Sequence[Item]) -> list[Done]:
+    """Each item in a thread of its own: a guest that hangs must not keep another one frozen or slow."""
+    done: dict[int, Done] = {}
+    threads = [
+        threading.Thread(target=lambda at=at, item=item: done.update({at: do(item)}), daemon=True)
+        for at, item in enumerate(items)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [done[at] for at in range(len(items))]
+
+
+def has_ended(socket_path: str, error: Unreachable) -> bool:
+    """Whether the VM behind a socket has ended: nobody listens where QEMU died and could not take the file away."""
+    return not os.path.exists(socket_path) or isinstance(error.__cause__, ConnectionRefusedError)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -23,7 +22,8 @@ from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NotActive, Unreachable
 from pvehook.guest.qmp import open_qmp
 from pvehook.host.node import Node
-from pvehook.host.regular_file import read_regular_file, replace_file
+from pvehook.host.regular_file import DAMAGED, files_in, read_regular_file, remove_file, replace_file
+from pvehook.rescue.left_over import Report, at_once, has_ended
 
 ATTEMPT_S = 1.0
 """One attempt: QEMU answers in a millisecond; a client that is served before us, such as vzdump, is soon done."""
@@ -41,14 +41,6 @@ class SpeedRecord(NamedTuple):
     original: Mapping[str, int]
     """Bytes per second by device."""
     ours: tuple[int, ...]
-
-
-class Restored(NamedTuple):
-    """What was done about one guest's speeds."""
-
-    vmid: int
-    done: bool
-    text: str
 
 
 def record_path(node: Node, vmid: int) -> str:
@@ -78,19 +70,16 @@ def read_record(node: Node, vmid: int) -> SpeedRecord | None:
             original={str(device): int(speed) for device, speed in body["original"].items()},
             ours=tuple(int(speed) for speed in body["ours"]),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except DAMAGED:
         return None
 
 
 def remove_record(node: Node, vmid: int) -> None:
-    """Deletes the record: nothing is throttled by us any more."""
-    try:
-        os.unlink(record_path(node, vmid))
-    except OSError:
-        pass  # gone already; or it stays, and costs the next reader a query of a job that is not as we left it
+    """Nothing is throttled by us any more. One that stays costs the next reader a query of a job not as we left it."""
+    remove_file(record_path(node, vmid))
 
 
-def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Restored | None:
+def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Report | None:
     """Restores the original speed of the guest's jobs that are as we left them. None: there is no record."""
     left = read_record(node, vmid)
     if left is None:
@@ -101,39 +90,25 @@ def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Rest
             text = _restore_once(left, Deadline.after(min(ATTEMPT_S, max(until_s - time.monotonic(), 0.1))))
             break
         except Unreachable as error:
-            # A socket that nobody listens at: QEMU died and could not take it away.
-            if not os.path.exists(left.qmp_path) or isinstance(error.__cause__, ConnectionRefusedError):
+            if has_ended(left.qmp_path, error):
                 text = "its VM has ended"
                 break
             fault: Exception = error
         except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
             fault = error
         if time.monotonic() >= until_s:
-            return Restored(vmid, False, f"guest {vmid}: its backup is STILL THROTTLED, as far as we know: {fault}")
+            return Report(vmid, False, f"guest {vmid}: its backup is STILL THROTTLED, as far as we know: {fault}")
         time.sleep(PAUSE_S)
     if read_record(node, vmid) == left:  # one that was rewritten since belongs to a newer backup
         remove_record(node, vmid)
-    return Restored(vmid, True, f"guest {vmid}: its backup was throttled by us; {text}")
+    return Report(vmid, True, f"guest {vmid}: its backup was throttled by us; {text}")
 
 
-def restore_left_over_speeds(node: Node, patience_s: float = PATIENCE_S) -> list[Restored]:
-    """Every guest with a record, all at once: one that hangs must not keep the others slow."""
-    try:
-        names = sorted(os.listdir(os.path.join(node.run_dir, "speeds")))
-    except OSError:
-        return []
-    vmids = [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
-    done: dict[int, Restored | None] = {}
-
-    def one(vmid: int) -> None:
-        done[vmid] = restore_speed(node, vmid, patience_s)
-
-    threads = [threading.Thread(target=one, args=(vmid,), daemon=True) for vmid in vmids]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [report for vmid in vmids if (report := done[vmid]) is not None]
+def restore_left_over_speeds(node: Node) -> list[Report]:
+    """Every guest with a record."""
+    names = [os.path.basename(path) for path in files_in(os.path.dirname(record_path(node, 0)), ".json")]
+    vmids = [int(name[:-5]) for name in names if name[:-5].isdecimal()]
+    return list(filter(None, at_once(lambda vmid: restore_speed(node, vmid), vmids)))
 
 
 def _restore_once(left: SpeedRecord, deadline: Deadline) -> str:

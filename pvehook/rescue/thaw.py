@@ -8,7 +8,6 @@ a guest that is not frozen, and never ends a freeze that no record calls ours, u
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -25,6 +24,7 @@ from pvehook.rescue.freeze_record import (
     record_path,
     remove_record,
 )
+from pvehook.rescue.left_over import Report, at_once, has_ended
 
 ATTEMPT_S = 1.0
 """One attempt: a thaw takes 4 to 20 ms (facts/qemu.md), and an agent that hangs in a freeze answers when that ends."""
@@ -48,11 +48,7 @@ class Thawed(NamedTuple):
     """When it was known, on the monotonic clock: at the answer to the thaw itself where there was one."""
 
 
-def thaw_until_thawed(
-    agent_path: str,
-    give_up: Callable[[], bool],
-    pause: Callable[[float], object] = time.sleep,
-) -> Thawed:
+def thaw_until_thawed(agent_path: str, give_up: Callable[[], bool]) -> Thawed:
     """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "not tried", 0, 0.0
     while True:
@@ -70,14 +66,13 @@ def thaw_until_thawed(
                 fault = f"it reports frozen, although its thaw was answered with {reached} filesystems"
         except Unreachable as error:
             fault = str(error)
-            # A socket that nobody listens at: QEMU died and could not take it away.
-            if not os.path.exists(agent_path) or isinstance(error.__cause__, ConnectionRefusedError):
+            if has_ended(agent_path, error):
                 return Thawed("gone", reached, "its VM has ended", time.monotonic())
         except (GuestError, OSError) as error:  # OSError: no file descriptor left, no memory; that passes
             fault = str(error)
         if give_up():
             return Thawed("not-answered", reached, fault, time.monotonic())
-        pause(pause_s)
+        time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
@@ -91,37 +86,23 @@ def patience(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= until
 
 
-class Report(NamedTuple):
-    """What was done about one guest."""
-
-    vmid: int
-    done: bool
-    text: str
-
-
 def thaw_left_over(
     node: Node, patience_s: float = LEFT_OVER_PATIENCE_S, *, spare_living_daemon: bool = False
 ) -> list[Report]:
     """Thaws every guest that a record calls frozen by us. A record goes when its guest reports thawed or ends.
 
-    All at once: a guest whose freeze hangs must not keep the others frozen. `spare_living_daemon`: leave the freezes
-    of a living daemon alone, which may only be slow; one that hangs is killed by systemd's watchdog."""
+    `spare_living_daemon`: leave the freezes of a living daemon alone, which may only be slow; one that hangs is killed
+    by systemd's watchdog."""
     left = [each for each in freeze_records(node) if each.state in FROZEN_BY_US]
     if spare_living_daemon:
         left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
-    reports: dict[str, Report] = {}
 
-    def thaw(each: FreezeRecord) -> None:
+    def thaw(each: FreezeRecord) -> Report:
         if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
             wait_for_pve(node, each)
-        reports[each.path] = _thaw_left(each, patience_s)
+        return _thaw_left(each, patience_s)
 
-    threads = [threading.Thread(target=thaw, args=(each,), daemon=True) for each in left]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [reports[each.path] for each in left]
+    return at_once(thaw, left)
 
 
 def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
@@ -136,15 +117,10 @@ def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_O
     return Report(vmid, done.outcome in ("thawed", "was-thawed"), f"guest {vmid}: {done.text}")
 
 
-def forget(node: Node, vmid: int) -> None:
-    """Deletes the record of a VM that was just started: it cannot be frozen."""
-    _remove(record_path(node, vmid))
-
-
 def wait_for_pve(node: Node, left: FreezeRecord) -> None:
     """`freezing` means that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
     freezes by itself now and thaws a moment later, not to be taken for ours: a living worker gets this moment."""
-    if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker[0]}")):
+    if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker_pid}")):
         time.sleep(PVES_OWN_FREEZE_S)
 
 
@@ -154,10 +130,3 @@ def _thaw_left(left: FreezeRecord, patience_s: float) -> Report:
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
     remove_record(left)
     return Report(left.vmid, True, f"guest {left.vmid}: a freeze by pvehook was left over; now {done.text}")
-
-
-def _remove(record: str) -> None:
-    try:
-        os.unlink(record)
-    except OSError:
-        pass  # gone already; or it stays, and costs the next one a look at a thawed guest

@@ -54,6 +54,37 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_the_text_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crash of the node leaves an empty file under the right name."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(fd: int) -> None:
+        done.append("fsync")
+        fsync(fd)
+
+    def noted_replace(new: str, old: str) -> None:
+        done.append("replace")
+        replace(new, old)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    replace_file(str(tmp_path / "file"), "text")
+    assert done == ["fsync", "replace"]
+
+
+def test_what_a_writer_that_was_killed_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    stays = {"other.new", f"file.{os.getpid()}.1.new", f"{ended.pid}.new", f"file.{ended.pid}.1.new.txt"}
+    for name in {*stays, f"file.{ended.pid}.1.new", f"another.{ended.pid}.140001.new"}:
+        (tmp_path / name).write_text("half a te")
+    replace_file(str(tmp_path / "file"), "text")
+    assert set(os.listdir(tmp_path)) == {"file", *stays}
+
+
 def test_a_directory_in_the_way_is_an_error_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="directory"):

@@ -25,7 +25,7 @@ def node(tmp_path: Path) -> Node:
 
 
 def names(node: Node) -> list[str]:
-    return sorted(path.name for path in Path(allowances.directory(node)).iterdir())
+    return sorted(path.name for path in Path(allowances.path_of(node, "")).parent.iterdir())
 
 
 def test_what_was_granted_is_in_force_until_its_end_and_then_gone(node: Node) -> None:
@@ -43,7 +43,7 @@ def test_what_was_granted_is_in_force_until_its_end_and_then_gone(node: Node) ->
 
 def test_only_its_owner_may_look_at_it(node: Node) -> None:
     allowances.grant(node, ONE)
-    assert Path(allowances.directory(node)).stat().st_mode & 0o777 == 0o700
+    assert Path(allowances.path_of(node, "")).parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_any_there_are_none(node: Node) -> None:
@@ -61,7 +61,7 @@ def test_one_is_ended_early(node: Node) -> None:
 @pytest.mark.parametrize("identifier", ["", "../a1", "a1.json", "*", "/etc/passwd"])
 def test_only_an_exceptions_own_name_ends_it(node: Node, identifier: str) -> None:
     allowances.grant(node, ONE)
-    (Path(allowances.directory(node)) / "a1.json.json").write_text(json.dumps(GOOD))
+    Path(allowances.path_of(node, "a1.json")).write_text(json.dumps(GOOD))
     assert not allowances.revoke(node, identifier)
     assert len(names(node)) == 2
 
@@ -93,13 +93,13 @@ def test_only_an_exceptions_own_name_ends_it(node: Node, identifier: str) -> Non
 )
 def test_what_pvehook_never_writes_is_no_exception(node: Node, text: str) -> None:
     allowances.grant(node, ONE)
-    (Path(allowances.directory(node)) / "b2.json").write_text(text, encoding="latin-1")
+    Path(allowances.path_of(node, "b2")).write_text(text, encoding="latin-1")
     assert allowances.in_force(node, NOW_S) == [ONE]
 
 
 def test_other_files_there_are_left_alone(node: Node) -> None:
     allowances.grant(node, ONE)
-    directory = Path(allowances.directory(node))
+    directory = Path(allowances.path_of(node, "")).parent
     for name in ("note", "a1.json.12.34.new", ".json.swp"):
         (directory / name).write_text(json.dumps(GOOD))
     assert allowances.in_force(node, NOW_S) == [ONE]
@@ -109,7 +109,7 @@ def test_other_files_there_are_left_alone(node: Node) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_no_file_is_no_exception_and_is_not_waited_for(node: Node, make: Callable[[str], None]) -> None:
     allowances.grant(node, ONE)
-    make(f"{allowances.directory(node)}/b2.json")
+    make(allowances.path_of(node, "b2"))
     assert allowances.in_force(node, NOW_S) == [ONE]
 
 

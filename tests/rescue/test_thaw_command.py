@@ -47,7 +47,7 @@ def leave_record(node: NodeUnderTest, state: State, vmid: int = 101) -> Path:
     """What a daemon that died in this state has left behind."""
     path = record_path(node.node, vmid)
     agent = node.node.path(f"/var/run/qemu-server/{vmid}.qga")
-    FrozenRecord(path, vmid, (4711, 1), agent, 1795312800.0).say(state)
+    FrozenRecord(path, vmid, 4711, agent, 1795312800.0).say(state)
     return Path(path)
 
 
@@ -179,13 +179,13 @@ def test_who_says_frozen_for_ever_is_given_up_after_the_patience(tmp_path: Path)
 
 GARBAGE = {
     "empty": b"",
-    "half": b"frozen         \n" + b'{"vmid": 101, "worker": [4711',
-    "no state": b"melting        \n" + b'{"vmid": 101, "worker": [1, 1], "agent": "AGENT", "armed_s": 1}',
+    "half": b"frozen         \n" + b'{"vmid": 101, "worker": 4711',
+    "no state": b"melting        \n" + b'{"vmid": 101, "worker": 1, "agent": "AGENT", "armed_s": 1}',
     "not ascii": b"\xff" * 4096,
     "a list": b"frozen         \n[]",
-    "wrong types": b"frozen         \n" + b'{"vmid": [], "worker": 7, "agent": null, "armed_s": {}}',
+    "wrong types": b"frozen         \n" + b'{"vmid": [], "worker": [7], "agent": null, "armed_s": {}}',
     "too deep": b"frozen         \n" + b"[" * 4000,
-    "an infinite number": b"frozen         \n" + b'{"vmid": 1e999, "worker": [1, 1], "agent": "AGENT", "armed_s": 1}',
+    "an infinite number": b"frozen         \n" + b'{"vmid": 1e999, "worker": 1, "agent": "AGENT", "armed_s": 1}',
 }
 
 
