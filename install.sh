@@ -163,8 +163,8 @@ require_system() {
 # A symbolic link with an absolute target leads from an image to the machine that builds it.
 require_inside_root() {
     local path real
-    for path in "${lib%/*}" "${command%/*}" "$unit_dir" "${socket_link%/*}" "$record" /etc/{os-release,pve} \
-        /etc/pve/qemu-server "$jobs_cfg" "$cluster_yaml" /run/pvehook; do
+    for path in "${lib%/*}" "${command%/*}" "$unit_dir" "${socket_link%/*}" "$record" /etc/{os-release,pve,cron.d,crontab} \
+        /etc/pve/{qemu-server,vzdump.cron} "$jobs_cfg" "$cluster_yaml" /var/spool/cron/crontabs /run/pvehook; do
         real=$(realpath -m "$root$path")
         [[ $real/ == "$root"/* ]] || die "$root$path leads out of --root to $real (a symbolic link); nothing was changed"
     done
@@ -377,27 +377,36 @@ offer_max_workers() {
         "To set it: ./install.sh --max-workers 1"
 }
 
-# A job's own setting is often there for a reason: it is shown, not changed.
+# A job's own setting is often there for a reason: it is shown, not changed. A run with its own script never calls us.
 list_jobs_that_win() {
-    local id key value
-    [[ -f $root$jobs_cfg ]] && node_python >/dev/null || return 0
-    while IFS=$'\t' read -r id key value; do
-        say "note: job $id has its own $key $value, which overrides $vzdump_conf; to remove it:" \
-            "pvesh set /cluster/backup/$id --delete $key"
-    done < <(read_timely "$root$jobs_cfg" | jobs_with_own_settings)
+    local job setting remedy
+    node_python >/dev/null || return 0
+    while IFS=$'\t' read -r job setting remedy; do
+        say "note: $job has its own $setting, which overrides $vzdump_conf; to remove it: $remedy"
+    done < <(jobs_with_own_settings)
 }
 
-jobs_with_own_settings() { # stdin: jobs.cfg; one line for each job and key: ID, key, value
+jobs_with_own_settings() { # one line for each setting of a job or of a line of cron: job, key and value, remedy
     "$(node_python)" -IBc '
 import sys
 sys.path.insert(0, sys.argv[1])
-from pvehook.contract.section_config import parse_sections
-wanted = {"script": sys.argv[2], "ionice": "8"}
-for section in parse_sections(sys.stdin.read()):
-    for key, value in section.properties.items():
-        if section.type == "vzdump" and value != wanted.get(key, value):
-            print(section.id, key, value, sep="\t")
-' "$repo" "$hook"
+from pvehook.contract.text import printable
+from pvehook.errors import NodeError
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.preview.jobs import all_jobs
+try:
+    jobs = all_jobs(Node(sys.argv[2]), TimelyReader())
+except NodeError as error:
+    sys.exit(f"pvehook: note: jobs with a script or ionice of their own are not listed: {error}")
+for job in jobs:
+    for key, wanted in (("script", sys.argv[3]), ("ionice", "8")):
+        value = job.options.get(key, wanted)
+        if value != wanted:
+            remedy = f"pvesh set /cluster/backup/{job.id} --delete {key}"
+            remedy = f"take --{key} out of that line" if job.is_cron else remedy
+            print(("" if job.is_cron else "job ") + job.id, key + " " + printable(value, 200), remedy, sep="\t")
+' "$repo" "${root:-/}" "$hook"
 }
 
 # A VM takes one hookscript, and only from a storage: that is the administrator's decision.

@@ -47,16 +47,27 @@ class Job(NamedTuple):
 
 def jobs_of_node(node: Node, reader: TimelyReader, node_name: str) -> list[Job]:
     """The enabled jobs that run on this node. Raises NodeError when /etc/pve does not answer."""
+    return [
+        job
+        for job in all_jobs(node, reader)
+        if boolean(job.options.get("enabled")) is not False and job.options.get("node", node_name) == node_name
+    ]
+
+
+def all_jobs(node: Node, reader: TimelyReader) -> list[Job]:
+    """The jobs of the whole cluster, and this node's lines of cron; disabled ones too. install.sh reads them as well.
+    Raises NodeError when /etc/pve does not answer."""
     sections = parse_sections(reader.text(node.path(JOBS), READ_DEADLINE_S) or "")
     jobs = [
         Job(section.id, section.properties, section.properties.get("schedule"))
         for section in sections
-        if section.type == "vzdump" and boolean(section.properties.get("enabled")) is not False
+        if section.type == "vzdump"
     ]
     for path in (*_CRON_FILES, *_files_of_cron(node, reader)):
         jobs += parse_cron(reader.text(node.path(path), READ_DEADLINE_S) or "", path)
-    jobs += parse_cron(reader.text(node.path(_ROOTS_CRONTAB), READ_DEADLINE_S) or "", _ROOTS_CRONTAB, has_user=False)
-    return [job for job in jobs if job.options.get("node", node_name) == node_name]
+    return jobs + parse_cron(
+        reader.text(node.path(_ROOTS_CRONTAB), READ_DEADLINE_S) or "", _ROOTS_CRONTAB, has_user=False
+    )
 
 
 def _files_of_cron(node: Node, reader: TimelyReader) -> list[str]:

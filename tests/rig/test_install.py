@@ -72,7 +72,13 @@ def root(tmp_path: Path) -> Path:
 def small_copy() -> Path:
     """What install.sh installs from, with hardly a module: few tests need the program, and compiling it costs."""
     copy = Path(_keep.enter_context(tempfile.TemporaryDirectory(prefix="pvehook-source-")))
-    modules = ("pvehook/__init__.py", "pvehook/contract/__init__.py", "pvehook/contract/section_config.py")
+    files = {
+        ".": ("__init__", "errors"),
+        "contract": ("__init__", "guest_config", "section_config", "text"),
+        "host": ("__init__", "node", "timely_files"),
+        "preview": ("__init__", "jobs"),
+    }
+    modules = [f"pvehook/{room}/{name}.py" for room, names in files.items() for name in names]
     for name in ("install.sh", "pyproject.toml", "README.md", "docs/limits.md", *modules):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, copy / name)
@@ -477,6 +483,30 @@ def test_jobs_whose_own_settings_win_are_listed_with_the_remedy(root: Path) -> N
         "pvehook: note: job weekly has its own ionice 3",
     ]
     assert notes[0].endswith("pvesh set /cluster/backup/nightly --delete script")
+
+
+@pytest.mark.parametrize(
+    ("path", "user"),
+    [
+        ("etc/pve/vzdump.cron", "root "),
+        ("etc/cron.d/x", "root "),
+        ("etc/crontab", "root "),
+        ("var/spool/cron/crontabs/root", ""),
+    ],
+)
+def test_lines_of_cron_whose_own_settings_win_are_listed_too(root: Path, path: str, user: str) -> None:
+    """shared/cases F02: such a run calls the other script, and never the hook."""
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(
+        f"PATH=/bin\n30 2 * * 6 {user}vzdump 102 --quiet 1 --script /root/own.sh --ionice 7\n"
+        f"0 3 * * * {user}/usr/bin/vzdump --all --script {HOOK}\n#0 4 * * * {user}vzdump 1 --script /off\n"
+    )
+    notes = [line for line in install(root).text.splitlines() if "overrides" in line]
+    assert notes == [
+        f"pvehook: note: /{path}:2 has its own {setting}, which overrides /etc/vzdump.conf; "
+        f"to remove it: take --{setting.partition(' ')[0]} out of that line"
+        for setting in ("script /root/own.sh", "ionice 7")
+    ]
 
 
 @pytest.mark.parametrize(
