@@ -17,9 +17,9 @@ pvehook does not need are ignored; nothing is raised on odd input.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
@@ -37,21 +37,18 @@ class Volume(NamedTuple):
     is_cdrom: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GuestConfig:
+class GuestConfig(NamedTuple):
     """The options that pvehook uses. None: not set, Proxmox's default applies."""
 
     name: str | None
     agent: str | None
     """The raw `agent` option; only a VM has one."""
-    os_type: str | None
-    on_boot: bool | None
     tags: tuple[str, ...]
     """In lower case, as Proxmox compares them unless the data centre is set to be case-sensitive."""
     volumes: tuple[Volume, ...]
-    lock: str | None = None
+    lock: str | None
     """What Proxmox has locked the guest for: `backup`, `migrate`, `snapshot` and others."""
-    io_threads: bool | None = None
+    io_threads: bool | None
     """Whether each of a VM's disks has an I/O thread of its own; None: it has no disk that could, or is a container."""
 
 
@@ -73,7 +70,7 @@ def parse_vm(text: str) -> GuestConfig:
                 # With any other controller Proxmox ignores the setting of a scsi disk (`print_drivedevice_full`).
                 can = key.startswith("virtio") or options.get("scsihw") == "virtio-scsi-single"
                 threads.append(can and boolean(settings.get("iothread")) is True)
-    return replace(_guest(options, options.get("name"), volumes), io_threads=all(threads) if threads else None)
+    return _guest(options, "name", volumes, all(threads) if threads else None)
 
 
 def parse_container(text: str) -> GuestConfig:
@@ -86,35 +83,26 @@ def parse_container(text: str) -> GuestConfig:
             # A bind or device mount (an absolute path) is never taken, whatever its flag says.
             wanted = not volume.startswith("/") and boolean(settings.get("backup")) is True
             volumes.append(Volume(key, volume, backup=key == "rootfs" or wanted, is_cdrom=False))
-    return _guest(options, options.get("hostname"), volumes)
+    return _guest(options, "hostname", volumes)
 
 
-def _guest(options: Mapping[str, str], name: str | None, volumes: list[Volume]) -> GuestConfig:
-    return GuestConfig(
-        name=name,
-        agent=options.get("agent"),
-        os_type=options.get("ostype"),
-        on_boot=boolean(options.get("onboot")),
-        tags=_tags(options.get("tags", "")),
-        volumes=tuple(volumes),
-        lock=options.get("lock"),
-    )
+def _guest(
+    options: Mapping[str, str], name_key: str, volumes: list[Volume], io_threads: bool | None = None
+) -> GuestConfig:
+    tags = tuple(tag.lower() for tag in split_list(options.get("tags", "")))
+    name, agent, lock = (options.get(key) for key in (name_key, "agent", "lock"))
+    return GuestConfig(name, agent, tags, tuple(volumes), lock, io_threads)
 
 
-def _tags(value: str) -> tuple[str, ...]:
-    """Of `web;db`: Proxmox writes semicolons, and takes commas and blanks too (`split_list` of pve-common)."""
-    return tuple(tag.lower() for tag in re.split(r"[;,\s\0]+", value, flags=re.ASCII) if tag)
+def split_list(value: str) -> list[str]:
+    """Of `web;db`: Proxmox writes commas or semicolons, and takes blanks too (`split_list` of pve-common)."""
+    return [each for each in re.split(r"[;,\s\0]+", value, flags=re.ASCII) if each]
 
 
 def _main_section(text: str) -> dict[str, str]:
     """`key: value` lines up to the first `[section]`; of a key that comes twice the last one, as Proxmox."""
-    options: dict[str, str] = {}
-    for line in text.split("\n"):
-        if line.startswith("["):
-            break
-        if match := _OPTION.fullmatch(line):
-            options[match[1]] = match[2]
-    return options
+    lines = itertools.takewhile(lambda line: not line.startswith("["), text.split("\n"))
+    return {match[1]: match[2] for line in lines if (match := _OPTION.fullmatch(line))}
 
 
 def property_string(value: str, default_key: str, alias: str = "") -> tuple[str, dict[str, str]]:

@@ -6,7 +6,7 @@ directory under /var/lib/vz on every node, whatever the file says of its type or
 
 from __future__ import annotations
 
-from pvehook.contract.guest_config import boolean
+from pvehook.contract.guest_config import boolean, split_list
 from pvehook.contract.section_config import Section, find_section, parse_sections
 
 LOCAL_PATH = "/var/lib/vz"
@@ -40,11 +40,11 @@ def why_no_backup(storages: list[Section], storage_id: str, node_name: str) -> s
     options = storage.properties
     if boolean(options.get("disable")):
         return f"storage '{storage_id}' is disabled"
-    nodes = options.get("nodes", node_name).replace(",", " ").split()
+    nodes = split_list(options.get("nodes", node_name))
     if node_name not in nodes:
         return f"storage '{storage_id}' is not available on node '{node_name}'"
     content = options.get("content", _DEFAULT_CONTENT.get(storage.type, "backup"))
-    if "backup" not in content.replace(",", " ").split():
+    if "backup" not in split_list(content):
         return f"storage '{storage_id}' does not hold backups (content {content})"
     return None
 

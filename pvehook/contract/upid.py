@@ -9,34 +9,21 @@ STARTTIME is seconds since the epoch, ID is the guest's number when the run has 
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+_UPID = re.compile(r"(?:task )?(UPID:[^:]*(?::[0-9A-F]+){3}:[^:]*:(?:([0-9]{1,9})|[^:]*):[^:]*:)")
 
 
 class Upid(NamedTuple):
     """One task's identity."""
 
     text: str
-    node: str
-    pid: int
-    start_ticks: int
-    started_s: int
-    kind: str
-    id: str
-    user: str
-
-    @property
-    def vmid(self) -> int | None:
-        """The guest, when the task was started for exactly one."""
-        return int(self.id) if self.id.isascii() and self.id.isdigit() else None
+    vmid: int | None
+    """The guest, when the task was started for exactly one."""
 
 
 def parse_upid(text: str) -> Upid | None:
     """The UPID in `text` (bare or after `task `), or None when there is none."""
-    words = text.removeprefix("task ").strip().split(":")
-    if len(words) < 8 or words[0] != "UPID":
-        return None
-    try:
-        pid, start_ticks, started_s = (int(word, 16) for word in words[2:5])
-    except ValueError:
-        return None
-    return Upid(":".join(words[:8]) + ":", words[1], pid, start_ticks, started_s, words[5], words[6], words[7])
+    match = _UPID.match(text)
+    return Upid(match[1], int(match[2]) if match[2] else None) if match else None

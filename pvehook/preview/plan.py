@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pvehook.contract.guest_config import GuestConfig, boolean
+from pvehook.contract.guest_config import GuestConfig, boolean, split_list
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import can_snapshot_container, why_no_backup
 from pvehook.contract.vzdump_config import MODE_DEFAULT
@@ -42,9 +42,9 @@ class Mode(NamedTuple):
 def takes(job: Job, vmid: int) -> bool:
     """Whether the job backs this guest up. Pools are not read: a job by pool may take every guest."""
     if "vmid" in job.options:
-        return str(vmid) in _list(job.options["vmid"])
+        return str(vmid) in split_list(job.options["vmid"])
     if boolean(job.options.get("all")) or "pool" in job.options:
-        return str(vmid) not in _list(job.options.get("exclude", ""))
+        return str(vmid) not in split_list(job.options.get("exclude", ""))
     return False
 
 
@@ -125,7 +125,3 @@ def notes_on_job(
             " refused then, and not made up for"
         )
     return notes
-
-
-def _list(text: str) -> list[str]:
-    return text.replace(",", " ").replace(";", " ").split()

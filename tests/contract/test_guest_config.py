@@ -53,12 +53,7 @@ def volume(config: GuestConfig, key: str) -> Volume:
 
 def test_a_vms_facts_come_from_before_its_snapshots() -> None:
     config = parse_vm(VM)
-    assert (config.name, config.agent, config.os_type, config.on_boot) == (
-        "web",
-        "1,freeze-fs-on-backup=0",
-        "l26",
-        True,
-    )
+    assert (config.name, config.agent) == ("web", "1,freeze-fs-on-backup=0")
     assert "scsi7" not in {volume.key for volume in config.volumes}
 
 
@@ -91,7 +86,7 @@ def test_an_efi_disk_is_backed_up_only_under_ovmf() -> None:
 
 def test_a_container_backs_up_its_root_and_what_asks_for_it() -> None:
     config = parse_container(CONTAINER)
-    assert (config.name, config.os_type, config.agent, config.on_boot) == ("mail", "debian", None, None)
+    assert (config.name, config.agent) == ("mail", None)
     assert {volume.key: volume.backup for volume in config.volumes} == {
         "mp0": True,
         "mp1": False,
@@ -110,9 +105,7 @@ def test_tags_are_taken_as_proxmox_splits_them_and_in_lower_case() -> None:
 
 
 def test_what_is_not_written_is_none_and_not_a_default() -> None:
-    assert parse_vm("") == GuestConfig(name=None, agent=None, os_type=None, on_boot=None, tags=(), volumes=())
-    assert parse_vm("onboot: 0\n").on_boot is False
-    assert parse_vm("onboot: perhaps\n").on_boot is None
+    assert parse_vm("") == GuestConfig(name=None, agent=None, tags=(), volumes=(), lock=None, io_threads=None)
 
 
 def test_a_drive_may_name_its_volume_by_the_alias() -> None:

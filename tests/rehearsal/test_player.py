@@ -92,7 +92,8 @@ def test_the_worker_bears_its_upid(make_run: MakeRun) -> None:
         assert title.startswith("task UPID:pve:")
         upid = parse_upid(title)
         assert upid is not None
-        assert (upid.pid, upid.start_ticks, upid.vmid, upid.user) == (player.pid, started, 101, "root@pam")
+        _, _, pid, start_ticks, _, _, vmid, user, _ = upid.text.split(":")
+        assert (int(pid, 16), int(start_ticks, 16), vmid, user) == (player.pid, started, "101", "root@pam")
         player.go_on()
         assert player.finish().upid == upid.text
 
