@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -70,22 +71,15 @@ def parse_call(line: bytes) -> HookCall:
         raise BadCall("argv is not a list of texts")
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
         raise BadCall("env is not a table of texts")
-    if not isinstance(worker_pid, int) or isinstance(worker_pid, bool):
+    if type(worker_pid) is not int:  # a bool is an int too
         raise BadCall("worker is not a process id")
     if worker_pid <= 1:
         raise BadCall("its worker has ended")
-    return call_from(argv, env, worker_pid, _until_s(request.get("until")))
-
-
-def _until_s(value: object) -> float | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer beyond every float
-        pass
-    raise BadCall("until is not a moment in seconds")
+    until = request.get("until")
+    # An integer beyond every float is no moment either.
+    if until is not None and (type(until) not in (int, float) or not abs(until) < sys.float_info.max):
+        raise BadCall("until is not a moment in seconds")
+    return call_from(argv, env, worker_pid, None if until is None else float(until))
 
 
 def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: float | None = None) -> HookCall:

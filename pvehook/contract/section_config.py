@@ -11,8 +11,6 @@ A line in the first column opens a section, indented lines are its properties, a
 with `#` are comments. By Proxmox's rules a line of blanks ends no section, a header that follows a property without an
 empty line between them is ignored, of a property that is set twice the first value counts, and of two sections with
 one id the last. Only a line feed ends a line, and blanks are ASCII: Proxmox reads bytes.
-
-Only the shape is read here: what a property means, its reader knows.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _VALID = {"mode": re.compile(r"snapshot|suspend|stop"), "ionice": re.compile(r"[
 
 def parse_vzdump_config(text: str) -> dict[str, str]:
     """The options that are set. Of a key that comes twice the last one counts; other lines are skipped."""
-    return dict(option for line in text.split("\n") if (option := _option(line)) is not None)
+    return dict(option for line in text.split("\n") if (option := _option(line)))
 
 
 def ignored_lines(text: str) -> list[str]:
@@ -53,11 +53,7 @@ def options_of_job(defaults: Mapping[str, str], job: Mapping[str, str]) -> dict[
     else:
         options["dumpdir"] = target["dumpdir"]
     if "performance" in options:
-        merged = {**_settings(defaults.get("performance", "")), **_settings(job.get("performance", ""))}
+        parts = f"{defaults.get('performance', '')},{job.get('performance', '')}".split(",")
+        merged = dict(part.strip().split("=", 1) for part in parts if "=" in part)
         options["performance"] = ",".join(f"{key}={value}" for key, value in merged.items())
     return options
-
-
-def _settings(text: str) -> dict[str, str]:
-    pairs = (part.strip().partition("=") for part in text.split(","))
-    return {key: value for key, equals, value in pairs if equals}

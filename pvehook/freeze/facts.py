@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from pvehook.contract.agent_option import AgentOption, parse_agent_option
-from pvehook.contract.guest_config import GuestConfig, parse_vm
+from pvehook.contract.guest_config import AgentOption, GuestConfig, parse_agent_option, parse_vm
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, Refused, TimedOut
 from pvehook.freeze.history import past_freezes

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from pvehook.contract.agent_option import AgentOption
+from pvehook.contract.guest_config import AgentOption
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
 from pvehook.rules.freeze_policy import FreezePolicy

@@ -12,8 +12,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from pvehook.contract.agent_option import parse_agent_option
-from pvehook.contract.guest_config import parse_vm
+from pvehook.contract.guest_config import parse_agent_option, parse_vm
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut, Unreachable

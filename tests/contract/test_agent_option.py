@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvehook.contract.agent_option import AgentOption, parse_agent_option
+from pvehook.contract.guest_config import AgentOption, parse_agent_option
 
 
 @pytest.mark.parametrize(

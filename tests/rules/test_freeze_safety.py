@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvehook.contract.agent_option import AgentOption
+from pvehook.contract.guest_config import AgentOption
 from pvehook.contract.guest_facts import Filesystem, GuestInfo
 from pvehook.rules import freeze_safety
 from pvehook.rules.freeze_policy import FreezePolicy
