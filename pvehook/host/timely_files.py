@@ -26,7 +26,9 @@ class TimelyReader:
 
     def __init__(self) -> None:
         self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._hanging_on: str | None = None
+        self._reading = ""
+        """What the thread asks now; empty while it waits for a question."""
+        self._hanging = False
         self._closed = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -38,19 +40,21 @@ class TimelyReader:
         failure: list[Exception] = []
 
         def ask() -> None:
+            with self._lock:
+                self._reading = what
             try:
                 result.append(question())
             except Exception as error:  # handed to the one who asked
                 failure.append(error)
             with self._lock:
-                self._hanging_on = None
+                self._reading, self._hanging = "", False
                 done.set()
 
         with self._lock:
             if self._closed:
                 raise NodeError(f"{what} was not read: its run has ended")
-            if self._hanging_on is not None:
-                raise NodeError(f"{what} was not asked: {self._hanging_on} still does not answer")
+            if self._hanging:
+                raise NodeError(f"{what} was not asked: {self._reading} still does not answer")
             if self._thread is None:
                 # A daemon thread: a read that hangs must not keep the process from leaving.
                 thread = threading.Thread(target=self._answer, name="timely-reader", daemon=True)
@@ -63,8 +67,10 @@ class TimelyReader:
         if not done.wait(deadline_s):
             with self._lock:
                 if not done.is_set():
-                    self._hanging_on = what
-                    raise NodeError(f"{what} did not answer within {deadline_s:g} s")
+                    self._hanging = True
+                    if self._reading in ("", what):
+                        raise NodeError(f"{what} did not answer within {deadline_s:g} s")
+                    raise NodeError(f"{what} was not asked within {deadline_s:g} s: {self._reading} does not answer")
         if failure:
             raise failure[0]
         return result[0]

@@ -77,6 +77,24 @@ def test_while_one_hangs_every_other_question_fails_at_once(fifo: Path, tmp_path
     assert threading.active_count() == before  # nor do hanging threads pile up
 
 
+def test_who_waits_behind_a_file_that_hangs_is_told_its_name_and_not_his_own(fifo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reader = TimelyReader()
+    asked = threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        os.close(os.open(fifo, os.O_RDONLY))
+
+    first = threading.Thread(target=reader.within, args=(LATE_S, "/etc/pve/user.cfg", hang))
+    first.start()
+    assert asked.wait(LATE_S)
+    with pytest.raises(NodeError, match=r"file was not asked within 0\.05 s: /etc/pve/user\.cfg does not answer"):
+        reader.text(str(tmp_path / "file"), SOON_S)
+    while first.is_alive():
+        let_go(fifo)
+
+
 def test_when_the_file_system_is_back_it_is_asked_again(fifo: Path, tmp_path: Path) -> None:
     reader = TimelyReader()
     (tmp_path / "other").write_text("back")
