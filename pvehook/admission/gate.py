@@ -9,12 +9,11 @@ from pvehook.config.in_force import InForce
 from pvehook.contract.call import HookCall
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
-from pvehook.host.clock import Clock, at
-from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.clock import at
+from pvehook.records.context import Context
 from pvehook.records.run_state import RunState
 from pvehook.rescue import allowances
-from pvehook.rules.admission import Admission, Exemptions, Question, admit
+from pvehook.rules.admission import Admission, Question, admit
 from pvehook.rules.window import window_state
 from pvehook.settings import NextGuest
 
@@ -28,10 +27,8 @@ JOB_STATES_DEADLINE_S = 1.0
 class Gate:
     """Answers `job-init`, `job-start` and `backup-start` of one run."""
 
-    def __init__(self, node: Node, clock: Clock, reader: TimelyReader) -> None:
-        self._node = node
-        self._clock = clock
-        self._reader = reader
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def ask(self, call: HookCall, run: RunState, in_force: InForce) -> Admission:
         """Whether this phase may go on."""
@@ -41,7 +38,7 @@ class Gate:
             run.job_id, pending = self._job_id(run.upid, in_force.config.window.exempt.jobs)
         question = Question(
             phase=call.phase,
-            now=at(self._clock, in_force.window.zone),
+            now=at(self._context.clock, in_force.window.zone),
             vmid=call.vmid,
             job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
             job_id=run.job_id,
@@ -55,29 +52,21 @@ class Gate:
         """Whether a guest whose backup runs would be let in if it came now, `next_guest` left aside."""
         question = Question(
             phase="backup-start",
-            now=at(self._clock, in_force.window.zone),
+            now=at(self._context.clock, in_force.window.zone),
             vmid=vmid,
-            job_vmids=None,
             job_id=run.job_id,
-            job_id_pending=False,
             storage=run.storeid,
-            job_was_admitted=False,
         )
         return self._admit(question, in_force, "refuse").allowed
 
     def _admit(self, question: Question, in_force: InForce, next_guest: NextGuest) -> Admission:
-        exempt = in_force.config.window.exempt
-        return admit(
-            question,
-            window_state(in_force.window, question.now),
-            Exemptions(exempt.guests, exempt.jobs, exempt.storages),
-            tuple(allowances.in_force(self._node, question.now.timestamp())),
-            next_guest,
-        )
+        allowed = tuple(allowances.in_force(self._context.node, question.now.timestamp()))
+        state = window_state(in_force.window, question.now)
+        return admit(question, state, in_force.config.window.exempt, allowed, next_guest)
 
     def _job_id(self, upid: str, exempt_jobs: tuple[str, ...]) -> tuple[str | None, bool]:
         """Which exempt job of jobs.cfg this run is, and whether that is still to be written down."""
-        directory = self._node.path(JOB_STATES)
+        directory = self._context.node.path(JOB_STATES)
 
         def read() -> tuple[str | None, bool]:
             pending = False
@@ -97,6 +86,6 @@ class Gate:
             return None, pending
 
         try:
-            return self._reader.within(JOB_STATES_DEADLINE_S, directory, read)
+            return self._context.reader.within(JOB_STATES_DEADLINE_S, directory, read)
         except NodeError:
             return None, False

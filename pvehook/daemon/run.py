@@ -58,7 +58,7 @@ class Run:
         self._parts = RunParts(
             context,
             state,
-            Gate(context.node, context.clock, context.reader),
+            Gate(context),
             freezes,
             RunRecords(context, state),
             effect_reader=TimelyReader(),

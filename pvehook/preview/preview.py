@@ -30,7 +30,7 @@ from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
 from pvehook.preview.plan import HOOK, Guest, mode_of, notes_on_job, takes, why_guest_fails, why_job_fails
 from pvehook.priority.io_priority_effect import EffectOfIdle, effect_of_idle
 from pvehook.rescue import allowances
-from pvehook.rules.admission import Admission, Exemptions, Question, admit
+from pvehook.rules.admission import Admission, Question, admit
 from pvehook.rules.window import window_state
 
 PVESH = "/usr/bin/pvesh"
@@ -223,20 +223,16 @@ def _outlooks(
 
 def _ask_window(common: _Node, job: Job, options: Mapping[str, str], guest: Guest, when: datetime) -> Admission:
     in_force = common.in_force
-    exempt = in_force.config.window.exempt
     return admit(
         Question(
             phase="backup-start",
             now=when,
             vmid=guest.vmid,
-            job_vmids=None,
             job_id=None if job.is_cron else job.id,
-            job_id_pending=False,
             storage=options.get("storage"),
-            job_was_admitted=False,
         ),
         window_state(in_force.window, when),
-        Exemptions(exempt.guests, exempt.jobs, exempt.storages),
+        in_force.config.window.exempt,
         tuple(allowances.in_force(common.node, when.timestamp())),
         in_force.config.window.next_guest,
     )

@@ -25,7 +25,7 @@ from pvehook.host.processes import backup_processes, command_line, guests_left_i
 from pvehook.rescue import allowances
 from pvehook.rescue.last_good import stored_config, window_of
 from pvehook.rescue.thaw import thaw_left_over
-from pvehook.rules.admission import Admission, Exemptions, Question, admit
+from pvehook.rules.admission import Admission, Question, admit
 from pvehook.rules.window import Window, window_state
 from pvehook.settings import DEFAULT, Config
 
@@ -78,16 +78,14 @@ def _config(node: Node) -> tuple[Config, str]:
 def _ask_window(node: Node, call: HookCall, config: Config, window: Window) -> Admission:
     now = at(SystemClock(), window.zone)
     upid = parse_upid(command_line(node, call.worker_pid))
-    exempt = config.window.exempt
     question = Question(
         phase=call.phase,
         now=now,
         vmid=call.vmid,
         job_vmids=None if upid is None or upid.vmid is None else (upid.vmid,),
-        job_id=None,
         # Only the daemon finds out which job this is. A job-init that may be an exempt job's passes;
         # at job-start it is refused, for the guests' sake.
-        job_id_pending=bool(exempt.jobs),
+        job_id_pending=bool(config.window.exempt.jobs),
         storage=call.storeid,
         # Nor is it known whether the run was admitted; `next_guest: allow` can only mean to trust it.
         job_was_admitted=True,
@@ -95,7 +93,7 @@ def _ask_window(node: Node, call: HookCall, config: Config, window: Window) -> A
     return admit(
         question,
         window_state(window, now),
-        Exemptions(exempt.guests, exempt.jobs, exempt.storages),
+        config.window.exempt,
         tuple(allowances.in_force(node, now.timestamp())),
         config.window.next_guest,
     )

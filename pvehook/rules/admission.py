@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.rules.window import DAYS, WindowState
+from pvehook.settings import Exempt
 
 WINDOW_OPEN = "window-open"
 WINDOW_CLOSED = "window-closed"
@@ -41,14 +42,6 @@ class Allowance(NamedTuple):
     who: str
 
 
-class Exemptions(NamedTuple):
-    """`window.exempt` of the configuration: what the window does not matter to."""
-
-    guests: tuple[int, ...] = ()
-    jobs: tuple[str, ...] = ()
-    storages: tuple[str, ...] = ()
-
-
 class Question(NamedTuple):
     """What is known when one phase asks."""
 
@@ -58,14 +51,14 @@ class Question(NamedTuple):
     """Aware. It is shown in the window's zone if `now` is in it, or if the window ever opens."""
     vmid: int | None
     """The guest of a guest phase."""
-    job_vmids: tuple[int, ...] | None
+    job_vmids: tuple[int, ...] | None = None
     """Every guest of this run; None: not known, as for every run of more than one guest."""
-    job_id: str | None
+    job_id: str | None = None
     """The id in jobs.cfg; None: started by hand, or not known."""
-    job_id_pending: bool
+    job_id_pending: bool = False
     """An exempt job may be this run, but Proxmox has not written down yet which job this worker is."""
-    storage: str | None
-    job_was_admitted: bool
+    storage: str | None = None
+    job_was_admitted: bool = False
     """The job-start of this run was admitted for all of its guests: `admits_whole_run` of that answer."""
 
 
@@ -87,7 +80,7 @@ def admits_whole_run(admission: Admission) -> bool:
 def admit(
     question: Question,
     state: WindowState,
-    exemptions: Exemptions,
+    exemptions: Exempt,
     allowances: tuple[Allowance, ...],
     next_guest: Literal["refuse", "allow"],
 ) -> Admission:
@@ -109,7 +102,7 @@ def admit(
 # What is let in while the window is closed
 
 
-def _exempt(question: Question, state: WindowState, exemptions: Exemptions) -> Admission | None:
+def _exempt(question: Question, state: WindowState, exemptions: Exempt) -> Admission | None:
     closed, subject = _closed(question, state), _subject(question)
     if question.job_id is not None and question.job_id in exemptions.jobs:
         return Admission(True, "job-exempt", (f"{closed}, but job {question.job_id} is exempt",))
@@ -122,7 +115,7 @@ def _exempt(question: Question, state: WindowState, exemptions: Exemptions) -> A
 
 
 def _allowed(
-    question: Question, state: WindowState, exemptions: Exemptions, active: tuple[Allowance, ...]
+    question: Question, state: WindowState, exemptions: Exempt, active: tuple[Allowance, ...]
 ) -> Admission | None:
     guests = set(_guests(question) or ()) - set(exemptions.guests)
     for each in active:
@@ -146,7 +139,7 @@ def _next_guest(question: Question, state: WindowState, next_guest: str) -> Admi
 
 
 def _decided_later(
-    question: Question, state: WindowState, exemptions: Exemptions, active: tuple[Allowance, ...]
+    question: Question, state: WindowState, exemptions: Exempt, active: tuple[Allowance, ...]
 ) -> Admission | None:
     if question.phase == "backup-start":
         return None

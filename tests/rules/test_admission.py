@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvehook.contract.phases import GUEST_PHASES, JOB_PHASES, REFUSABLE_PHASES
-from pvehook.rules.admission import Admission, Allowance, Exemptions, Question, admit, admits_whole_run
+from pvehook.rules.admission import Admission, Allowance, Question, admit, admits_whole_run
 from pvehook.rules.window import Window, WindowState, parse_span, window_state
+from pvehook.settings import Exempt
 
 WARSAW = ZoneInfo("Europe/Warsaw")
 NIGHT = Window((parse_span("02:00-05:00"),), WARSAW)
@@ -35,7 +36,7 @@ FOR_101 = FOR_ALL._replace(vmids=(101, 102))
 def ask(
     question: Question,
     state: WindowState = CLOSED,
-    exempt: Exemptions = Exemptions(),  # noqa: B008 - frozen
+    exempt: Exempt = Exempt(),  # noqa: B008 - frozen
     allowances: tuple[Allowance, ...] = (),
     *,
     next_guest_goes_on: bool = False,
@@ -128,7 +129,7 @@ def test_the_next_opening_is_told_in_the_abbreviation_of_that_day() -> None:
 
 @pytest.mark.parametrize("question", [JOB_INIT, JOB_START, GUEST_101], ids=lambda question: question.phase)
 def test_an_exempt_job_is_admitted(question: Question) -> None:
-    exempt = Exemptions(jobs=("backup-nightly",))
+    exempt = Exempt(jobs=("backup-nightly",))
     admitted = ask(question._replace(job_id="backup-nightly"), exempt=exempt)
     assert admitted == Admission(True, "job-exempt", (f"{IT_IS_CLOSED}, but job backup-nightly is exempt",))
     assert not ask(question._replace(job_id="backup-other"), exempt=exempt).allowed
@@ -137,14 +138,14 @@ def test_an_exempt_job_is_admitted(question: Question) -> None:
 
 @pytest.mark.parametrize("question", [JOB_INIT, JOB_START, GUEST_101], ids=lambda question: question.phase)
 def test_an_exempt_storage_is_admitted(question: Question) -> None:
-    admitted = ask(question, exempt=Exemptions(storages=("local", "nas")))
+    admitted = ask(question, exempt=Exempt(storages=("local", "nas")))
     assert admitted == Admission(True, "storage-exempt", (f"{IT_IS_CLOSED}, but storage nas is exempt",))
-    assert not ask(question, exempt=Exemptions(storages=("local",))).allowed
-    assert not ask(question._replace(storage=None), exempt=Exemptions(storages=("nas",))).allowed
+    assert not ask(question, exempt=Exempt(storages=("local",))).allowed
+    assert not ask(question._replace(storage=None), exempt=Exempt(storages=("nas",))).allowed
 
 
 def test_an_exempt_guest_is_admitted() -> None:
-    exempt = Exemptions(guests=(100, 101))
+    exempt = Exempt(guests=(100, 101))
     line = f"{IT_IS_CLOSED}, but guest 101 is exempt"
     assert ask(GUEST_101, exempt=exempt) == Admission(True, "guest-exempt", (line,))
     assert ask(ONE_GUEST_RUN, exempt=exempt).reason == "guest-exempt"
@@ -153,11 +154,11 @@ def test_an_exempt_guest_is_admitted() -> None:
 
 
 def test_a_guest_phase_is_about_its_guest_not_about_the_run() -> None:
-    assert not ask(GUEST_101._replace(vmid=102, job_vmids=(101,)), exempt=Exemptions(guests=(101,))).allowed
+    assert not ask(GUEST_101._replace(vmid=102, job_vmids=(101,)), exempt=Exempt(guests=(101,))).allowed
 
 
 def test_a_run_that_is_known_to_have_no_guest_is_not_exempt() -> None:
-    assert not ask(ONE_GUEST_RUN._replace(job_vmids=()), exempt=Exemptions(guests=(101,))).allowed
+    assert not ask(ONE_GUEST_RUN._replace(job_vmids=()), exempt=Exempt(guests=(101,))).allowed
     assert not ask(ONE_GUEST_RUN._replace(job_vmids=()), allowances=(FOR_101,)).allowed
 
 
@@ -205,7 +206,7 @@ def test_what_a_person_typed_stays_on_one_line() -> None:
 
 @pytest.mark.parametrize("question", [JOB_INIT, JOB_START], ids=lambda question: question.phase)
 def test_a_run_is_let_through_for_some_guests(question: Question) -> None:
-    admitted = ask(question, exempt=Exemptions(guests=(200,)), allowances=(FOR_101,))
+    admitted = ask(question, exempt=Exempt(guests=(200,)), allowances=(FOR_101,))
     assert (admitted.allowed, admitted.reason) == (True, "some-guests-allowed")
     assert admitted.lines == (
         f"{IT_IS_CLOSED}; of this run only these guests will be backed up, every other is refused: 101, 102, 200",
@@ -215,21 +216,21 @@ def test_a_run_is_let_through_for_some_guests(question: Question) -> None:
 
 def test_a_run_of_known_guests_names_only_its_own() -> None:
     run = JOB_START._replace(job_vmids=(101, 103))
-    admitted = ask(run, exempt=Exemptions(guests=(200,)), allowances=(FOR_101,))
+    admitted = ask(run, exempt=Exempt(guests=(200,)), allowances=(FOR_101,))
     assert admitted.reason == "some-guests-allowed"
     assert admitted.lines[0].endswith("refused: 101")
 
 
 def test_a_run_whose_guests_are_exempt_or_allowed_is_admitted_whole() -> None:
     run = JOB_START._replace(job_vmids=(101, 200))
-    admitted = ask(run, exempt=Exemptions(guests=(200,)), allowances=(FOR_101,))
+    admitted = ask(run, exempt=Exempt(guests=(200,)), allowances=(FOR_101,))
     assert admitted.reason == "allowance:ab12"
     assert admits_whole_run(admitted)
 
 
 def test_a_guest_is_not_let_through_for_another() -> None:
-    assert not ask(GUEST_101, exempt=Exemptions(guests=(200,))).allowed
-    assert not ask(GUEST_101._replace(vmid=None), exempt=Exemptions(guests=(200,))).allowed
+    assert not ask(GUEST_101, exempt=Exempt(guests=(200,))).allowed
+    assert not ask(GUEST_101._replace(vmid=None), exempt=Exempt(guests=(200,))).allowed
 
 
 # A job that is not known yet
@@ -307,7 +308,7 @@ def test_no_other_phase_can_be_refused(phase: str) -> None:
         job_was_admitted=st.booleans(),
     ),
     exempt=st.builds(
-        Exemptions,
+        Exempt,
         guests=st.sampled_from([(), (101,)]),
         jobs=st.sampled_from([(), ("nightly",)]),
         storages=st.sampled_from([(), ("nas",)]),
@@ -326,7 +327,7 @@ def test_no_other_phase_can_be_refused(phase: str) -> None:
     next_guest_goes_on=st.booleans(),
 )
 def test_every_answer_can_be_printed_and_every_refusal_is_one_line(
-    question: Question, exempt: Exemptions, allowances: tuple[Allowance, ...], next_guest_goes_on: bool
+    question: Question, exempt: Exempt, allowances: tuple[Allowance, ...], next_guest_goes_on: bool
 ) -> None:
     state = window_state(NIGHT, question.now)
     answer = ask(question, state, exempt, allowances, next_guest_goes_on=next_guest_goes_on)

@@ -377,11 +377,12 @@ import collections.abc, datetime, typing, zoneinfo
 zone = zoneinfo.ZoneInfo("Europe/Warsaw")
 now = datetime.datetime(2026, 3, 29, 4, 0, tzinfo=zone)
 repr(now.astimezone(datetime.UTC)), f"{now:%H:%M}"
+from pvehook.settings import Exempt  # the hook has read the configuration before it asks the window
 before = set(sys.modules)
 from pvehook.rules.window import Window, parse_span, window_state
-from pvehook.rules.admission import Exemptions, Question, admit
+from pvehook.rules.admission import Question, admit
 state = window_state(Window((parse_span("mon..fri 01:30-04:00"),), zone), now)
-admit(Question("job-init", now, None, None, None, False, None, False), state, Exemptions(), (), "refuse")
+admit(Question("job-init", now, None, None, None, False, None, False), state, Exempt(), (), "refuse")
 print(*sorted(set(sys.modules) - before))
 """
     root = Path(__file__).parents[2]
