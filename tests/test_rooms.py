@@ -36,7 +36,7 @@ ALLOWED = {
     "rescue": RESCUE_AND_BELOW,
     "records": {"contract", "rules", "host", "errors"},
     "config": {"contract", "rules", "host", "rescue", "errors", "settings"},
-    "report": {"contract", "records", "rules", "errors"},
+    "report": {"contract", "records", "rules", "host", "errors"},
     "hook_call": {"rescue"},
     "admission": ACTING,
     "priority": ACTING,

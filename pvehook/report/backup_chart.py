@@ -17,7 +17,7 @@ from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.figures import in_bytes, short_number
-from pvehook.records.stall_record import Point, StallRecord
+from pvehook.records.stall_record import Point, SpeedPoint, StallRecord
 from pvehook.report.terminal_style import TerminalStyle
 
 ROWS: Final = 9
@@ -31,6 +31,11 @@ def baseline_p99_ms(record: StallRecord) -> float | None:
     if isinstance(before, (Absent, Broken)):
         return None
     return before.p99_ms if before.p99_ms is not None else before.write.p99_ms
+
+
+def speeds_of(record: StallRecord) -> tuple[SpeedPoint, ...]:
+    """What the governor set."""
+    return record.governor.speeds if record.governor is not None else ()
 
 
 def decades(values_ms: Sequence[float]) -> tuple[int, int]:
@@ -101,11 +106,10 @@ def _point_at(record: StallRecord, at_s: float) -> Point | None:
 
 def _limits(record: StallRecord, width: int) -> list[float | None]:
     """The governor's limit in each column; None: there was none."""
-    speeds = record.governor.speeds if record.governor is not None else ()
     limits: list[float | None] = []
     for column in range(width):
         at_s = (column + 0.5) / width * record.duration_s
-        in_force = [speed.speed_bytes_per_s for speed in speeds if speed.at_s <= at_s]
+        in_force = [speed.speed_bytes_per_s for speed in speeds_of(record) if speed.at_s <= at_s]
         limits.append(float(in_force[-1]) if in_force and in_force[-1] else None)
     return limits
 

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 from pvehook.contract.text import printable
 from pvehook.records.figures import in_bytes, short_number
 from pvehook.records.stall_record import Point, StallRecord
-from pvehook.report.backup_chart import baseline_p99_ms, decades
+from pvehook.report.backup_chart import baseline_p99_ms, decades, speeds_of
 from pvehook.report.backup_words import kernel_lines
 
 WIDE, MIDDLE, NARROW = 960, 600, 330
-"""In CSS pixels: about what the page is on a desk, on a tablet and on a phone (records/report_style.py)."""
+"""In CSS pixels: about what the page is on a desk, on a tablet and on a phone (page_style.py)."""
 
 TOP, LATENCY_HEIGHT, STRIP_GAP, STRIP_HEIGHT, RATE_GAP, RATE_HEIGHT = 26, 170, 10, 10, 34, 70
 LEFT, RIGHT = 50, 8
@@ -43,6 +43,10 @@ class _Frame(NamedTuple):
     def x(self, at_s: float) -> float:
         part = min(max(at_s / self.duration_s, 0.0), 1.0)
         return self.left + part * (self.right - self.left)
+
+    def of(self, point: Point) -> tuple[float, float]:
+        """The left and the right of a piece."""
+        return self.x(point.at_s - point.lasted_s), self.x(point.at_s)
 
     def latency_y(self, milliseconds: float) -> float:
         part = (math.log10(max(milliseconds, 10.0**self.low)) - self.low) / (self.high - self.low)
@@ -69,25 +73,18 @@ def backup_svg(record: StallRecord, zone: tzinfo, identifier: str) -> str:
 
 def _drawing(record: StallRecord, zone: tzinfo, width: int) -> Iterator[str]:
     frame = _frame(record, width)
-    yield from _axes(record, frame, zone, width)
-    yield from _latency(record, frame)
-    yield from _strip(record, frame, zone)
-    yield from _rate(record, frame)
-    yield from _freeze(record, frame)
+    yield from (*_axes(record, frame, zone, width), *_latency(record, frame), *_strip(record, frame, zone))
+    yield from (*_rate(record, frame), *_freeze(record, frame))
     if width == WIDE:
         yield from _hits(record, frame, zone)
 
 
 def _frame(record: StallRecord, width: int) -> _Frame:
-    speeds = record.governor.speeds if record.governor is not None else ()
-    shown_ms = [
-        *(point.p99_ms for point in record.points),
-        baseline_p99_ms(record),
-        *(each.target_ms for each in speeds),
-    ]
+    speeds = speeds_of(record)
+    seen_ms = [point.p99_ms for point in record.points]
+    shown_ms = [*seen_ms, baseline_p99_ms(record), *(each.target_ms for each in speeds)]
     low, high = decades([each for each in shown_ms if each] or [1.0])
-    rates = [_rate_of(point) for point in record.points]
-    most = max([*rates, *(float(speed.speed_bytes_per_s) for speed in speeds), 1.0 * MIB])
+    most = max(*map(_rate_of, record.points), *(float(speed.speed_bytes_per_s) for speed in speeds), 1.0 * MIB)
     duration_s = max(record.duration_s, record.points[-1].at_s, 1.0)
     return _Frame(LEFT, width - RIGHT, duration_s, low, high, _round_up(most / MIB) * MIB)
 
@@ -143,12 +140,8 @@ def _times(record: StallRecord, frame: _Frame, zone: tzinfo, most: int) -> Itera
 
 
 def _latency(record: StallRecord, frame: _Frame) -> Iterator[str]:
-    bands = "".join(
-        f"M{frame.x(point.at_s - point.lasted_s):.1f} {TOP}H{frame.x(point.at_s):.1f}v{LATENCY_HEIGHT}"
-        f"H{frame.x(point.at_s - point.lasted_s):.1f}z"
-        for point in record.points
-        if point.stalled_s > 0
-    )
+    stalled = [frame.of(point) for point in record.points if point.stalled_s > 0]
+    bands = "".join(f"M{start:.1f} {TOP}H{end:.1f}v{LATENCY_HEIGHT}H{start:.1f}z" for start, end in stalled)
     if bands:
         yield f'<path class="band" d="{bands}"/>'
     floor = TOP + LATENCY_HEIGHT
@@ -161,9 +154,8 @@ def _latency(record: StallRecord, frame: _Frame) -> Iterator[str]:
     if base_ms:
         y = frame.latency_y(base_ms)
         yield f'<path class="before" d="M{frame.left} {y:.1f}H{frame.right}"/>'
-    speeds = record.governor.speeds if record.governor is not None else ()
-    if speeds:
-        targets = [(speed.at_s, frame.latency_y(speed.target_ms)) for speed in speeds]
+    targets = [(speed.at_s, frame.latency_y(speed.target_ms)) for speed in speeds_of(record)]
+    if targets:
         yield f'<path class="target" d="{_steps(targets, frame)}"/>'
 
 
@@ -195,7 +187,7 @@ def _strip(record: StallRecord, frame: _Frame, zone: tzinfo) -> Iterator[str]:
     yield f'<text x="{frame.left - 6}" y="{STRIP_TOP + 9}" text-anchor="end">stalls</text>'
     for point in record.points:
         if point.stalled_s > 0:
-            x, end = frame.x(point.at_s - point.lasted_s), frame.x(point.at_s)
+            x, end = frame.of(point)
             part = min(max(point.stalled_s / max(point.lasted_s, 1e-3), 0.5), 1.0)
             yield (
                 f'<rect class="stall" x="{x:.1f}" y="{STRIP_TOP}" width="{max(end - x, 1):.1f}" height="{STRIP_HEIGHT}"'
@@ -215,11 +207,9 @@ def _rate(record: StallRecord, frame: _Frame) -> Iterator[str]:
     first = record.points[0]
     steps = "".join(f"V{frame.rate_y(_rate_of(point)):.1f}H{frame.x(point.at_s):.1f}" for point in record.points)
     yield f'<path class="rate" d="M{frame.x(first.at_s - first.lasted_s):.1f} {floor}{steps}V{floor}z"/>'
-    speeds = record.governor.speeds if record.governor is not None else ()
-    if speeds:
-        limits = [
-            (speed.at_s, frame.rate_y(speed.speed_bytes_per_s) if speed.speed_bytes_per_s else None) for speed in speeds
-        ]
+    set_bytes_per_s = [(speed.at_s, speed.speed_bytes_per_s) for speed in speeds_of(record)]
+    if set_bytes_per_s:
+        limits = [(at_s, frame.rate_y(speed) if speed else None) for at_s, speed in set_bytes_per_s]
         yield f'<path class="limit" d="{_steps(limits, frame)}"/>'
 
 
@@ -237,16 +227,13 @@ def _freeze(record: StallRecord, frame: _Frame) -> Iterator[str]:
 def _hits(record: StallRecord, frame: _Frame, zone: tzinfo) -> Iterator[str]:
     """The tooltip of each piece of the chart."""
     for point in record.points:
-        x, end = frame.x(point.at_s - point.lasted_s), frame.x(point.at_s)
+        x, end = frame.of(point)
         at = datetime.fromtimestamp(record.started_s + point.at_s - point.lasted_s, zone)
-        said = f"{at:%H:%M:%S} p99 {_or_none(point.p99_ms)}, stalled {short_number(point.stalled_s)} s, "
+        p99 = "no request" if point.p99_ms is None else f"{short_number(point.p99_ms)} ms"
+        said = f"{at:%H:%M:%S} p99 {p99}, stalled {short_number(point.stalled_s)} s, "
         said += f"backup {in_bytes(_rate_of(point))}/s"
         size = f'x="{x:.1f}" y="{TOP}" width="{max(end - x, 0.5):.1f}" height="{RATE_TOP + RATE_HEIGHT - TOP}"'
         yield f'<rect class="hit" {size}><title>{said}</title></rect>'
-
-
-def _or_none(milliseconds: float | None) -> str:
-    return "no request" if milliseconds is None else f"{short_number(milliseconds)} ms"
 
 
 def backup_summary(record: StallRecord, zone: tzinfo) -> str:
@@ -276,7 +263,7 @@ def backup_summary(record: StallRecord, zone: tzinfo) -> str:
     text += f"Backup rate: median {in_bytes(statistics.median(rates))}/s, lowest {in_bytes(min(rates))}/s. "
     if record.freeze is not None and record.freeze.at_s is not None and record.freeze.frozen_ms is not None:
         text += f"Frozen for {record.freeze.frozen_ms} ms at {clock(record.freeze.at_s)}. "
-    speeds = record.governor.speeds if record.governor is not None else ()
+    speeds = speeds_of(record)
     limits = [speed.speed_bytes_per_s for speed in speeds if speed.speed_bytes_per_s]
     if limits:
         text += f"The governor limited the backup to {in_bytes(min(limits))}/s to {in_bytes(max(limits))}/s from "

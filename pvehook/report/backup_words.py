@@ -5,9 +5,8 @@ Other people's texts are kept here as they came; the code that shows them saniti
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, tzinfo
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import ABSENT_MARK, in_bytes, mark_of, marked, short_duration, short_number
@@ -39,7 +38,11 @@ class View(NamedTuple):
 
 def three_views(record: StallRecord) -> tuple[View, View, View]:
     """The three views: QEMU, the guest, the node."""
-    return _qemu_view(record.hypervisor, record.baseline), _guest_view(record.guest), _node_view(record.host)
+    return (
+        _qemu_view(record.hypervisor, record.baseline),
+        _view("the guest itself", record.guest, _OF_THE_GUEST),
+        _view("the node", record.host, _OF_THE_NODE),
+    )
 
 
 _SOURCES: Final = {
@@ -73,45 +76,37 @@ def _qemu_view(view: Measured[HypervisorView], before: Measured[Baseline]) -> Vi
     return View(title, tuple(rows), tuple(missing))
 
 
-def _guest_view(view: Measured[GuestView]) -> View:
-    title = "the guest itself"
+_OF_THE_GUEST: Final = (
+    *((f"{what} {kind} s", f"{what}.{kind}_s") for what in ("io", "cpu", "memory") for kind in ("some", "full")),
+    *(("steal s", "steal_s"), ("kernel lines", "kernel")),
+)
+_OF_THE_NODE: Final = (
+    ("vCPUs waited s", "run_delay_s"),
+    ("worst vCPU s", "worst_vcpu_s"),
+    ("guest's cpu some s", "guest_cpu.some_s"),
+    ("guest's memory full s", "guest_memory.full_s"),
+    ("guest's io full s", "guest_io.full_s"),
+    ("node's io full s", "io_full_s"),
+    ("node's cpu some s", "cpu_some_s"),
+    ("node's memory full s", "memory_full_s"),
+    ("agent slowest ms", "agent_slowest_ms"),
+    ("kernel lines", "kernel"),
+)
+"""A row's label, and where its figure is; of kernel lines it is their number."""
+
+
+def _view(title: str, view: Measured[GuestView | HostView], table: tuple[tuple[str, str], ...]) -> View:
     if isinstance(view, (Absent, Broken)):
-        return View(title, (("all of it", mark_of(view)),), tuple(_missing("the guest", view)))
-    figure: list[tuple[str, Measured[Any], Callable[[Any], float]]] = []
-    for what, waited in (("io", view.io), ("cpu", view.cpu), ("memory", view.memory)):
-        figure += [(f"{what} some s", waited, lambda each: each.some_s)]
-        figure += [(f"{what} full s", waited, lambda each: each.full_s)]
-    figure += [("steal s", view.steal_s, float), ("kernel lines", view.kernel, len)]
-    return _view(title, figure)
-
-
-def _node_view(view: Measured[HostView]) -> View:
-    title = "the node"
-    if isinstance(view, (Absent, Broken)):
-        return View(title, (("all of it", mark_of(view)),), tuple(_missing("the node", view)))
-    figure: list[tuple[str, Measured[Any], Callable[[Any], float]]] = [
-        ("vCPUs waited s", view.run_delay_s, float),
-        ("worst vCPU s", view.worst_vcpu_s, float),
-        ("guest's cpu some s", view.guest_cpu, lambda each: each.some_s),
-        ("guest's memory full s", view.guest_memory, lambda each: each.full_s),
-        ("guest's io full s", view.guest_io, lambda each: each.full_s),
-        ("node's io full s", view.io_full_s, float),
-        ("node's cpu some s", view.cpu_some_s, float),
-        ("node's memory full s", view.memory_full_s, float),
-        ("agent slowest ms", view.agent_slowest_ms, float),
-        ("kernel lines", view.kernel, len),
-    ]
-    return _view(title, figure)
-
-
-def _view(title: str, figure: list[tuple[str, Measured[Any], Callable[[Any], float]]]) -> View:
-    rows = tuple((label, marked(_got(measured, get), short_number)) for label, measured, get in figure)
-    reasons = [reason for label, measured, _ in figure for reason in _missing(label, measured)]
-    return View(title, rows, tuple(reasons))
-
-
-def _got(measured: Measured[Any], get: Callable[[Any], float]) -> Measured[float]:
-    return measured if isinstance(measured, (Absent, Broken)) else get(measured)
+        return View(title, (("all of it", mark_of(view)),), tuple(_missing(title.removesuffix(" itself"), view)))
+    rows, missing = [], []
+    for label, place in table:
+        field, _, part = place.partition(".")
+        figure = getattr(view, field)
+        missing += _missing(label, figure)
+        if not isinstance(figure, (Absent, Broken)):
+            figure = getattr(figure, part) if part else len(figure) if field == "kernel" else figure
+        rows.append((label, marked(figure, short_number)))
+    return View(title, tuple(rows), tuple(missing))
 
 
 def _missing(what: str, measured: object) -> list[str]:
@@ -175,13 +170,6 @@ def versions_in_words(versions: Versions) -> str:
 
 def kernel_lines(record: StallRecord) -> list[tuple[str, tuple[KernelEvent, ...]]]:
     """Each kernel's lines; none for a kernel that logged nothing or could not be read."""
-    found = []
-    views: tuple[tuple[str, Measured[GuestView] | Measured[HostView]], ...] = (
-        ("the guest's kernel", record.guest),
-        ("the node's kernel", record.host),
-    )
-    for whose, view in views:
-        events = view if isinstance(view, (Absent, Broken)) else view.kernel
-        if not isinstance(events, (Absent, Broken)) and events:
-            found.append((whose, events))
-    return found
+    kernels = (("the guest's kernel", record.guest), ("the node's kernel", record.host))
+    logged = ((whose, getattr(view, "kernel", ())) for whose, view in kernels)
+    return [(whose, events) for whose, events in logged if events and not isinstance(events, (Absent, Broken))]

@@ -10,14 +10,13 @@ _VERDICTS = {
     "veto": "would NOT be frozen, and Proxmox would be kept from freezing it",
     "none": "would be left as Proxmox does it, without pvehook",
 }
-_NOT_RUNNING = "does not run: nothing of it would be frozen"
 
 
 def freeze_check_lines(vmid: int, name: str | None, facts: FreezeFacts, verdict: FreezeVerdict) -> list[str]:
     """For people: the verdict with all its reasons, then one fact a line."""
     title = f"VM {vmid}" + (f" ({printable(name, 64)})" if name else "")
-    if not _runs(facts):
-        return [f"{title} {_NOT_RUNNING}"]
+    if facts.mode == "stop":  # in which the guest is down while its backup begins, as vzdump takes a VM that is off
+        return [f"{title} does not run: nothing of it would be frozen"]
     lines = [f"{title} {_VERDICTS[verdict.action]}"]
     lines += [f"  because {reason}" for reason in verdict.reasons]
     if verdict.mountpoints is not None:
@@ -42,11 +41,6 @@ def freeze_check_json(vmid: int, name: str | None, facts: FreezeFacts, verdict: 
     }
 
 
-def _runs(facts: FreezeFacts) -> bool:
-    """In mode stop the guest is down while its backup begins; that is how vzdump takes a VM that does not run."""
-    return facts.mode != "stop"
-
-
 def _facts(facts: FreezeFacts) -> list[tuple[str, str]]:
     option = facts.agent_option
     agent_option = "off" if not option.enabled else "on" if option.freezes else "on, freezing switched off"
@@ -54,26 +48,18 @@ def _facts(facts: FreezeFacts) -> list[tuple[str, str]]:
     if facts.agent_fault:
         agent = "does not answer everything" if facts.info else "does not answer"  # the reason tells more
     state = facts.run_state or f"unknown: {printable(facts.qmp_fault or 'not asked')}"
-    mounts = facts.filesystems
-    past = ", ".join(
-        f"{each.outcome}" + (f" {each.frozen_ms} ms" if each.frozen_ms is not None else "") for each in facts.history
-    )
+    mounts = [
+        f"{printable(each.mountpoint)} ({printable(each.name, 40)}, {printable(each.type, 20)})"
+        for each in facts.filesystems or ()
+    ]
+    past = [each.outcome + ("" if each.frozen_ms is None else f" {each.frozen_ms} ms") for each in facts.history]
     return [
-        ("VM", printable(state) if _runs(facts) else "does not run"),
+        ("VM", "does not run" if facts.mode == "stop" else printable(state)),
         ("migrating", "yes" if facts.migrating else "no"),
         ("agent option", agent_option),
         ("agent", agent),
         ("system", printable(facts.os_id, 40) if facts.os_id else "unknown"),
         ("status", facts.status or "unknown"),
-        (
-            "filesystems",
-            "unknown"
-            if mounts is None
-            else ", ".join(
-                f"{printable(each.mountpoint)} ({printable(each.name, 40)}, {printable(each.type, 20)})"
-                for each in mounts
-            )
-            or "none",
-        ),
-        ("history", past or "no freeze yet"),
+        ("filesystems", "unknown" if facts.filesystems is None else ", ".join(mounts) or "none"),
+        ("history", ", ".join(past) or "no freeze yet"),
     ]

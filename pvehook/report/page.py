@@ -7,7 +7,7 @@ browser from fetching anything even if that failed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
 from html import escape
 from typing import Final
@@ -26,7 +26,7 @@ from pvehook.records.figures import (
 from pvehook.records.history import record_of
 from pvehook.records.nights import Night
 from pvehook.records.stall_record import StallRecord
-from pvehook.report.backup_chart import baseline_p99_ms
+from pvehook.report.backup_chart import baseline_p99_ms, speeds_of
 from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.page_style import SCRIPT, STYLE
@@ -52,17 +52,11 @@ def html_report(
     """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
     detailed = trends[: worst if worst is not None else CHARTS]
     records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
-    return "\n".join(
-        [
-            *_head(trends, now, zone),
-            *_regressions(trends, zone),
-            *_tiles(trends),
-            *_table(trends, {trend.last.vmid for trend in detailed}, zone),
-            f"<h2>The last night of the {len(records)} worst</h2>" if len(records) > 1 else "<h2>Its last night</h2>",
-            *(line for trend, record in records for line in _backup(trend, record, zone)),
-            *_foot(),
-        ]
-    )
+    lines = [*_head(trends, now, zone), *_regressions(trends, zone), *_tiles(trends)]
+    lines += _table(trends, {trend.last.vmid for trend in detailed}, zone)
+    lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
+    lines += (line for trend, record in records for line in _backup(trend, record, zone))
+    return "\n".join([*lines, _FOOT])
 
 
 def _text(text: str, limit: int = REASON_LIMIT) -> str:
@@ -75,21 +69,18 @@ def _arrows(escaped: str) -> str:
     return escaped.replace("-&gt;", "→").replace(" &gt; ", " → ")
 
 
-def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> list[str]:
+def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> Iterator[str]:
     first, last = first_and_last_day(trends, zone)
     nodes = ", ".join(sorted({trend.last.node for trend in trends}))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        f"<title>Backups and their guests, {last}</title><style>{STYLE}</style></head><body>",
-        "<header><h1>What the backups did to their guests</h1>",
-        f'<p class="muted">Node {_text(nodes)} · nights of {first} to {last} · made {now:%Y-%m-%d %H:%M %Z}</p>',
-        "</header>",
-    ]
+    yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield '<meta name="color-scheme" content="light dark">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    yield f"<title>Backups and their guests, {last}</title><style>{STYLE}</style></head><body>"
+    yield "<header><h1>What the backups did to their guests</h1>"
+    yield f'<p class="muted">Node {_text(nodes)} · nights of {first} to {last} · made {now:%Y-%m-%d %H:%M %Z}</p>'
+    yield "</header>"
 
 
 def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
@@ -125,18 +116,14 @@ def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterato
     yield "<h2>Guests, the worst last night first</h2>"
     yield _legend(each)
     columns = (
-        ("Guest", "text", "name"),
-        ("Nights", "", ""),
-        ("Last night", "", ""),
-        ("Stalled", "", "number"),
-        ("Slowed", "", "number"),
-        ("Write p99", "", "number"),
-        ("Took", "", "number"),
-        ("Cause", "text", ""),
+        *(("Guest", "name"), ("Nights", ""), ("Last night", ""), ("Stalled", "number"), ("Slowed", "number")),
+        *(("Write p99", "number"), ("Took", "number"), ("Cause", "")),
     )
+    text = " data-text=1"
     heads = "".join(
-        f'<th scope="col" class="{css}"{" data-text=1" if kind else ""}><button type="button">{name}</button></th>'
-        for name, kind, css in columns
+        f'<th scope="col" class="{css}"{text if name in ("Guest", "Cause") else ""}>'
+        f'<button type="button">{name}</button></th>'
+        for name, css in columns
     )
     yield f'<div class="card"><table id="guests"><thead><tr>{heads}</tr></thead><tbody>'
     for trend in trends:
@@ -179,17 +166,13 @@ def _figure(measured: Measured[float], unit: str) -> str:
         is_broken = isinstance(measured, Broken)
         css, mark, kind = ("broken", BROKEN_MARK, "could not be read") if is_broken else ("absent", "–", "not there")
         return f'<span class="{css}" title="{kind}: {_text(measured.why)}">{mark}</span>'
-    return f"{short_number(measured)}&#8239;{unit}"
+    return short_number(measured) + (f"&#8239;{unit}" if unit else "")
 
 
 def _pair(before: Measured[float], during: Measured[float]) -> str:
     if isinstance(before, (Absent, Broken)) and type(before) is type(during):
         return _figure(during, "")
-    return f"{_bare(before)} → {_figure(during, 'ms')}"
-
-
-def _bare(measured: Measured[float]) -> str:
-    return short_number(measured) if isinstance(measured, float) else _figure(measured, "")
+    return f"{_figure(before, '')} → {_figure(during, 'ms')}"
 
 
 # Sparklines
@@ -246,11 +229,7 @@ def _legend(each: int) -> str:
         ("stalled", 9, f"stalled, taller for over {', '.join(f'{limit_s:.0f}' for limit_s in LEVELS_S[:-1])} s"),
         ("locked", 12, f"over {LEVELS_S[-1]:.0f} s or locked up"),
     )
-    items = [
-        f'<span><svg class="spark" viewBox="0 0 18 12" aria-hidden="true"><path class="{kind}" d="M9 12v-{height}"/>'
-        f"</svg>{words}</span>"
-        for kind, height, words in bars
-    ]
+    items = [_swatch("spark", kind, f"M9 12v-{height}", words) for kind, height, words in bars]
     items.append('<span><b class="absent">–</b> nothing to measure</span>')
     items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span>')
     items.append("<span>gap: no backup</span>")
@@ -312,29 +291,24 @@ def _causes(record: StallRecord) -> str:
 
 def _key(record: StallRecord) -> str:
     """What the chart's lines are."""
-    swatches: list[tuple[str, Callable[[StallRecord], bool], str]] = [
-        ('<path class="latency" d="M0 6H18"/>', lambda _: True, "p99, logarithmic"),
-        ('<path class="before" d="M0 6H18"/>', lambda record: baseline_p99_ms(record) is not None, "before the backup"),
-        ('<path class="stall" d="M3 1h12v10H3z"/>', lambda _: True, "a request over 1 s was on its way"),
-        ('<path class="rate" d="M2 2h14v10H2z"/>', lambda _: True, "backup rate"),
-        ('<path class="limit" d="M0 6H18"/>', _was_limited, "governor’s limit"),
-        ('<path class="target" d="M0 6H18"/>', _has_speeds, "governor’s target"),
-        ('<path class="kernel" d="M4 11h10l-5 -9z"/>', lambda record: bool(kernel_lines(record)), "kernel line"),
-    ]
-    items = "".join(
-        f'<span><svg class="chart" viewBox="0 0 18 12" aria-hidden="true">{drawn}</svg>{words}</span>'
-        for drawn, applies, words in swatches
-        if applies(record)
+    speeds = speeds_of(record)
+    line = "M0 6H18"
+    shown: tuple[tuple[str, str, str, object], ...] = (
+        ("latency", line, "p99, logarithmic", True),
+        ("before", line, "before the backup", baseline_p99_ms(record) is not None),
+        ("stall", "M3 1h12v10H3z", "a request over 1 s was on its way", True),
+        ("rate", "M2 2h14v10H2z", "backup rate", True),
+        ("limit", line, "governor’s limit", any(speed.speed_bytes_per_s for speed in speeds)),
+        ("target", line, "governor’s target", speeds),
+        ("kernel", "M4 11h10l-5 -9z", "kernel line", kernel_lines(record)),
     )
+    items = "".join(_swatch("chart", kind, path, words) for kind, path, words, applies in shown if applies)
     return f'<div class="legend">{items}</div>'
 
 
-def _has_speeds(record: StallRecord) -> bool:
-    return record.governor is not None and bool(record.governor.speeds)
-
-
-def _was_limited(record: StallRecord) -> bool:
-    return record.governor is not None and any(speed.speed_bytes_per_s for speed in record.governor.speeds)
+def _swatch(chart: str, kind: str, path: str, words: str) -> str:
+    drawn = f'<svg class="{chart}" viewBox="0 0 18 12" aria-hidden="true"><path class="{kind}" d="{path}"/></svg>'
+    return f"<span>{drawn}{words}</span>"
 
 
 def _view(view: View) -> str:
@@ -352,16 +326,12 @@ def _kernel(record: StallRecord, zone: tzinfo) -> Iterator[str]:
         yield f'<p class="small muted">{whose} logged</p><ul class="kernel-log">{lines}{more}</ul>'
 
 
-def _foot() -> list[str]:
-    return [
-        '<footer class="small muted measure">',
-        "<p><b>Stalled seconds</b>: time in which a disk request of the guest was on its way that took longer than 1 "
-        "s; <b>slowed</b>: longer than 100 ms. A request of 3.2 s counts 3.2 s, what overlaps counts once. Both are "
-        "lower bounds: only what was seen counts. Of a container: the seconds in which all of it waited for a disk."
-        "</p>",
-        "<p><b>p99</b>: 99 of 100 requests took no longer. <b>Before</b>: the same guest before its backup. "
-        f"<b>{ABSENT_MARK}</b> nothing to measure, <b>{BROKEN_MARK}</b> it could not be read; "
-        "neither is a zero. A guest <b>got worse</b> when its nights since the change of a version differ from those "
-        "before it by more than chance explains.</p>",
-        f"</footer><script>{SCRIPT}</script></body></html>",
-    ]
+_FOOT: Final = f"""<footer class="small muted measure">
+<p><b>Stalled seconds</b>: time in which a disk request of the guest was on its way that took longer than 1 s; \
+<b>slowed</b>: longer than 100 ms. A request of 3.2 s counts 3.2 s, what overlaps counts once. Both are lower bounds: \
+only what was seen counts. Of a container: the seconds in which all of it waited for a disk.</p>
+<p><b>p99</b>: 99 of 100 requests took no longer. <b>Before</b>: the same guest before its backup. \
+<b>{ABSENT_MARK}</b> nothing to measure, <b>{BROKEN_MARK}</b> it could not be read; neither is a zero. \
+A guest <b>got worse</b> when its nights since the change of a version differ from those before it by more than chance \
+explains.</p>
+</footer><script>{SCRIPT}</script></body></html>"""

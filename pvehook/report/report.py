@@ -8,13 +8,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta, tzinfo
+from contextlib import ExitStack
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
 
+from pvehook.host.regular_file import replace_file
 from pvehook.records.history import DAY_S, reading, record_of
 from pvehook.report.backup_terminal import backup_lines
 from pvehook.report.json_report import FORMAT, backup_json, overview_json
@@ -49,7 +48,7 @@ def run_report(
     With `backup`, a day, the report is as of that day, of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
     """
-    zone = zone_of(now)
+    zone = now.tzinfo or UTC
     try:
         until = now if backup is None else _end_of(backup, zone)
         since_s = start_of(since, until).timestamp()
@@ -60,7 +59,10 @@ def run_report(
         os.stat(history)
     except FileNotFoundError:
         return _nothing(f"there is no history yet ({history})", out, as_json)
-    with reading(history) as database, _no_garbage():
+    with reading(history) as database, ExitStack() as at_the_end:
+        # 200 000 nights are a million small values without a reference cycle: no use to search them for garbage.
+        gc.disable()
+        at_the_end.callback(gc.enable)
         until_s = until.timestamp() + (1 if backup is not None else DAY_S)
         found = trends(database, min(since_s, until_s - TREND_DAYS * DAY_S), until_s, since_s, vmid)
         whose = "" if vmid is None else f" of guest {vmid}"
@@ -72,39 +74,29 @@ def run_report(
         if not found:
             return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
         if html is not None:
-            _write(html, html_report(database, found, worst, now, zone))
+            os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
+            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
-            _one_backup(database, found[0], out, zone, as_json)
+            record = record_of(database, found[0].last.id)
+            text = [json.dumps(backup_json(found[0], record, zone))] if as_json else []
+            print("\n".join(text or backup_lines(found[0], record, zone, style_of(out))), file=out)
         elif as_json:
             out.writelines(overview_json(database, found[:worst], since_s, until_s, zone))
         else:
-            _overview(found, worst, out, zone)
+            print("\n".join(overview_lines(found, worst or WORST_SHOWN, zone, style_of(out))), file=out)
     return EXIT_OK
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """200 000 nights are a million small values without a reference cycle: searching them for garbage again and again
-    costs a quarter of a report's time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _end_of(backup: str, zone: tzinfo) -> datetime:
     """The last second of the day. Raises ValueError."""
     try:
-        asked = datetime.strptime(backup, "%Y-%m-%d")  # noqa: DTZ007  (a day; its zone follows)
+        asked = date.fromisoformat(backup)
+        if asked.isoformat() != backup:  # also 20261124 and 2026-W48-2 are dates
+            raise ValueError
     except ValueError:
         raise ValueError(f"{backup!r:.40} is no night; expected its date, such as 2026-11-24") from None
-    if asked.strftime("%Y-%m-%d") != backup:
-        raise ValueError(f"{backup!r:.40} is no night; expected its date, such as 2026-11-24")
-    return asked.replace(hour=23, minute=59, second=59, tzinfo=zone)
+    return datetime.combine(asked, time(23, 59, 59), zone)
 
 
 def start_of(since: str, now: datetime) -> datetime:
@@ -116,20 +108,6 @@ def start_of(since: str, now: datetime) -> datetime:
         return datetime.fromisoformat(since).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=now.tzinfo)
     except ValueError:
         raise ValueError(f"{since!r:.40} is no time; expected days such as 30d, or a date such as 2026-11-01") from None
-
-
-def _overview(found: list[Trend], worst: int | None, out: TextIO, zone: tzinfo) -> None:
-    for line in overview_lines(found, worst if worst is not None else WORST_SHOWN, zone, style_of(out)):
-        print(line, file=out)
-
-
-def _one_backup(database: sqlite3.Connection, trend: Trend, out: TextIO, zone: tzinfo, as_json: bool) -> None:
-    record = record_of(database, trend.last.id)
-    if as_json:
-        print(json.dumps(backup_json(trend, record, zone)), file=out)
-        return
-    for line in backup_lines(trend, record, zone, style_of(out)):
-        print(line, file=out)
 
 
 def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
@@ -150,23 +128,3 @@ def _nothing(what: str, out: TextIO, as_json: bool) -> int:
         file=out,
     )
     return EXIT_OK
-
-
-def _write(path: str, text: str) -> None:
-    """Whole or not at all: it may be shown by a web server while it is written."""
-    temporary = f"{path}.{os.getpid()}.new"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
-        raise
-
-
-def zone_of(now: datetime) -> tzinfo:
-    """The zone of all days and times in the report."""
-    return now.tzinfo or UTC
