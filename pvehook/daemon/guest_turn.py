@@ -150,7 +150,7 @@ class GuestTurn:
         self._idle = IdlePriority(context, parts.run, guest)
         self._monitor: GuestMonitor | None = None
         self._beside = Beside(f"turn-{guest.vmid}", self._check_beside, self._log)
-        self._effect_known = False
+        self._effect_asked = False
 
     @property
     def state(self) -> TurnState:
@@ -282,12 +282,19 @@ class GuestTurn:
         settings = self._in_force.config.io_priority
         self._idle.check(settings)
         check_window_end(self._parts.context, self._parts.gate, self._parts.run, self.guest, self._in_force)
-        if not self._effect_known:
-            self._effect_known = True
-            backup = self._parts.run.backup_of(self.guest)
-            found = effect_of_idle(self._parts.context.node, self._parts.effect_reader, backup)
-            self.guest.effect_in_short, self.guest.effect = found.in_short, list(found.sentences)
+        if not self._effect_asked:
+            self._effect_asked = True
+            try:
+                threading.Thread(target=self._find_effect, name=f"effect-{self.guest.vmid}", daemon=True).start()
+            except RuntimeError:
+                pass  # out of threads: its summary says that it was not found out
         return settings.check_every_s
+
+    def _find_effect(self) -> None:
+        """Disks are looked up for up to 20 s where they hang; the check of priorities does not wait for it."""
+        backup = self._parts.run.backup_of(self.guest)
+        found = effect_of_idle(self._parts.context.node, self._parts.effect_reader, backup)
+        self.guest.effect_in_short, self.guest.effect = found.in_short, list(found.sentences)
 
     def _freeze_over(self) -> None:
         self.handle("freeze-over", Phase(self._in_force, Deadline.after(0.0)))

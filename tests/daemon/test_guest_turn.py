@@ -18,6 +18,7 @@ from pvehook.host.clock import SystemClock
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
 from pvehook.host.timely_files import TimelyReader
+from pvehook.priority.io_priority_effect import EffectOfIdle
 from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord, TurnState
 from pvehook.records.run_state import RunState
@@ -66,13 +67,17 @@ class Guest:
             "GuestFreeze": lambda *args: FakeFreeze(self, args[5]),
             "IdlePriority": lambda *_: Fake(self, "idle"),
             "GuestMonitor": lambda *_: Fake(self, "monitor"),
-            "Beside": lambda *_: Fake(self, "beside"),
+            "Beside": self.beside,
         }
         with pytest.MonkeyPatch.context() as patch:
             for name, fake in fakes.items():
                 patch.setattr(guest_turn, name, fake)
             self.turn = GuestTurn(parts, record, IN_FORCE)
         self.turn_module_fakes = fakes
+
+    def beside(self, _name: str, check: Callable[[], float], _log: Log) -> Fake:
+        self.check = check
+        return Fake(self, "beside")
 
     def handle(self, *events: Event) -> list[str]:
         """The lines of the last one."""
@@ -364,3 +369,25 @@ def test_whatever_comes_in_whatever_order_ends_with_one_result_and_one_summary(e
     assert guest.count("monitor.begin") <= 1
     assert guest.count("freeze.arm") <= 1
 
+
+def test_a_disk_that_hangs_does_not_hold_up_the_check_of_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VM that vzdump started in mode stop would stay in the idle class for as long."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def hangs(*_: object) -> EffectOfIdle:
+        asked.set()
+        assert goes_on.wait(60)
+        return EffectOfIdle("reading yes", ("On the disks: yes.",), "yes", "yes")
+
+    monkeypatch.setattr(guest_turn, "effect_of_idle", hangs)
+    guest = Guest(GuestRecord(101, "stop", "qemu", "web", started_s=0.0))
+    guest.handle("admit")
+    for _ in range(3):
+        guest.check()
+    assert asked.wait(60)
+    assert guest.count("idle.check") == 3
+    assert guest.record.effect_in_short == "not found out in time"
+    goes_on.set()
+    while not guest.record.effect:
+        pass
+    assert guest.record.effect == ["On the disks: yes."]
