@@ -41,7 +41,7 @@ def decode(kind: Any, plain: Any) -> Any:
     a damaged file."""
     try:
         return _read(kind, plain)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"no {getattr(kind, '__name__', kind)}: {error}") from error
 
 

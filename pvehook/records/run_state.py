@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
-from pvehook.host.regular_file import replace_file
+from pvehook.host.regular_file import files_in, remove_file, replace_file
 from pvehook.host.volumes import Backup
 from pvehook.records.encoding import decode, encode
 from pvehook.records.guest_record import GuestRecord
@@ -60,34 +60,22 @@ def save(node: Node, run: RunState) -> None:
 
 def remove(node: Node, run: RunState) -> None:
     """The run has ended."""
-    try:
-        os.unlink(_path(node, run.worker))
-    except FileNotFoundError:
-        pass
+    remove_file(_path(node, run.worker))
 
 
 def load_all(node: Node, *, tidy: bool = True) -> list[RunState]:
     """The runs that an earlier daemon left. A note that cannot be read is removed: it was ours, and without it
     the run starts anew at its next phase. Without `tidy` it is left: a daemon may be writing it just now."""
     runs = []
-    directory = os.path.join(node.run_dir, "jobs")
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return []
-    for name in names:
-        path = os.path.join(directory, name)
+    for path in files_in(os.path.join(node.run_dir, "jobs"), ""):
         try:
-            if not name.endswith(".json"):
+            if not path.endswith(".json"):
                 raise ValueError("a new file that was not yet put in place of the old one")
             with open(path, encoding="utf-8") as file:
                 runs.append(decode(RunState, json.load(file)))
         except (OSError, ValueError, RecursionError):
             if tidy:
-                try:
-                    os.unlink(path)
-                except OSError:
-                    pass
+                remove_file(path)
     return runs
 
 

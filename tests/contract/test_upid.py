@@ -16,7 +16,7 @@ def test_the_parts_of_an_id(text: str) -> None:
     assert (upid.text, upid.vmid) == (TEXT, 101)
 
 
-@pytest.mark.parametrize("name", ["", "pool", "1x", "\u0661\u0660\u0661"])
+@pytest.mark.parametrize("name", ["", "pool", "1x", "\u0661\u0660\u0661", "9" * 5000])
 def test_a_run_that_is_not_of_one_guest_names_none(name: str) -> None:
     upid = parse_upid(TEXT.replace(":101:", f":{name}:"))
     assert upid is not None

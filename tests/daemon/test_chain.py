@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pvehook.rehearsal.vzdump.player import Call, Played, play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
-from tests.node_under_test import NodeUnderTest
+from tests.node_under_test import AS_WORKER, NodeUnderTest
 
 ALWAYS_CHAINED = Config(window=WindowConfig(open=("00:00-24:00",)), chain="/chained")
 
@@ -152,6 +153,18 @@ def test_one_that_cannot_be_run_ends_the_run_as_it_did_before(
         f"pvehook: the chained script {chained} cannot be run ({why}); "
         "fix it or take `chain:` out of /etc/pvehook.yaml"
     )
+
+
+@pytest.mark.parametrize(("phase", "code"), [("job-init", 1), ("pre-stop", 0)])
+def test_a_path_that_no_file_can_have_is_one_that_cannot_be_run(
+    node_without_daemon: NodeUnderTest, phase: str, code: int
+) -> None:
+    store_config(node_without_daemon.node, ALWAYS_CHAINED._replace(chain="/chai\0ned"))
+    arguments = ("snapshot", "101") if phase == "pre-stop" else ()
+    command = [*AS_WORKER, node_without_daemon.hook, phase, *arguments]
+    done = subprocess.run(command, env={}, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (code, b"")
+    assert b"/chai\\0ned cannot be run (" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("last_good_phase", ["job-start", "backup-start"])

@@ -20,6 +20,16 @@ NEVER_OPEN = Config(window=WindowConfig(open=()))
 FIRST = "the daemon does not answer (not taken up within 2.5 s)"
 AGAIN = "the daemon does not answer (not taken up within 0.1 s)"
 
+NO_ANSWERS = [
+    b"",
+    b"taken-up\n",
+    b"not-served\nanother version\n",
+    b"exit 999\n",
+    b"exit 256\n",
+    b"exit -1\n",
+    b"exit 0" + b"0" * 5000 + b"\n",
+]
+
 
 @pytest.fixture
 def listener(node_without_daemon: NodeUnderTest) -> Iterator[socket.socket]:
@@ -77,7 +87,7 @@ def test_a_daemon_that_comes_back_is_asked_and_the_mark_goes(node_without_daemon
 
 
 @pytest.mark.parametrize("phase", ["job-init", "job-start", "backup-start"])
-@pytest.mark.parametrize("answer", [b"", b"taken-up\n", b"not-served\nanother version\n", b"exit 999\n", b"exit 256\n"])
+@pytest.mark.parametrize("answer", NO_ANSWERS, ids=lambda answer: repr(answer[:12]))
 def test_what_is_not_served_where_the_window_is_asked_is_decided_without_the_daemon(
     node_without_daemon: NodeUnderTest, listener: socket.socket, phase: str, answer: bytes
 ) -> None:

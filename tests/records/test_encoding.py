@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.host.processes import ProcessId
 from pvehook.records.encoding import decode, encode
+from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -147,6 +149,15 @@ def test_a_record_without_a_field_is_of_another_layout(name: str) -> None:
     del plain[name]
     with pytest.raises(ValueError, match=name):
         decode(StallRecord, plain)
+
+
+def test_a_number_beyond_every_float_is_refused() -> None:
+    """Found by tests/bench/fuzz_parsers.py: an OverflowError kept the daemon from starting."""
+    for kind, plain in ((StallRecord, encode(record())), (RunState, encode(RunState(ProcessId(1, 1), "UPID:", 1.0)))):
+        decode(kind, plain)
+        plain["started_s"] = 10**400
+        with pytest.raises(ValueError, match="too large"):
+            decode(kind, plain)
 
 
 @given(json_values)
