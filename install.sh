@@ -521,13 +521,13 @@ delete_units() {
 # A running vzdump has read its `script:` already; without the file, each further guest would fail. The hook answers
 # every phase without the daemon too.
 remove_program() { # PID of a running vzdump worker, or nothing
-    [[ -e $root$lib ]] || return 0
+    [[ -e $root$lib || -e $root$lib.new || -e $root$lib.old ]] || return 0 # .new, .old: of a run that was killed
     if [[ -n $1 ]]; then
         say "note: a backup is running (pid $1) and still calls $hook, so $lib stays for now;" \
             "run this again when that backup has ended"
         return 0
     fi
-    change "remove the program $lib" rm -r "$root$lib"
+    change "remove the program $lib" rm -rf "$root$lib"{,.new,.old}
     [[ -n $offline || ! -e /run/pvehook ]] || change "remove the running state /run/pvehook" rm -r /run/pvehook
 }
 
@@ -562,25 +562,23 @@ put_lines() { # FILE LINE...
     if [[ -e $after && -e $root$file ]] && cmp -s "$root$file" "$after"; then
         : # ours already, as we left it: what was before is known to the byte
     elif [[ -e $after && -e $root$file ]]; then # installed before, then edited: our lines are not part of "before"
-        without_our_lines "$file" "${@%%:*}" | write_file "$before.new" && mv "$before.new" "$before"
+        without_our_lines "$file" "${@%%:*}" | write_file "$before"
         [[ -s $before ]] || rm "$before"
     elif [[ -e $root$file ]]; then
         copy_over "$root$file" "$before"
     fi
-    wanted=$(mktemp -p "$root$record")
-    [[ ! -e $root$file ]] || cat "$root$file" >"$wanted"
+    wanted=$([[ ! -e $root$file ]] || cat "$root$file" && echo .) # the dot keeps the line ends that $(...) would drop
     for line in "$@"; do
-        set_line "${line%%:*}" "$line" <"$wanted" >"$wanted.next"
-        mv "$wanted.next" "$wanted"
+        wanted=$(printf '%s' "${wanted%.}" | set_line "${line%%:*}" "$line" && echo .)
     done
-    mv "$wanted" "$after"
+    printf '%s' "${wanted%.}" | write_file "$after"
     write_file "$root$file" <"$after"
 }
 
 without_our_lines() { # FILE KEY...: the file as it would be without pvehook
     local file=$1 key ours before after text
     before=$root$record/${file##*/}.before after=$root$record/${file##*/}.after
-    text=$(cat "$root$file" && echo .) # the dot keeps the line ends that $(...) would drop
+    text=$(cat "$root$file" && echo .) # the dot as in put_lines
     for key in "${@:2}"; do
         ours=$(conf_value "$key" "$after")
         # What we did not set is the administrator's, who may have set it since.
@@ -677,18 +675,23 @@ version() { sed -n 's/^version = "\(.*\)"/\1/p' "$repo/pyproject.toml"; }
 read_timely() { [[ ! -f $1 ]] || timeout 5 cat "$1" || die "$1 could not be read within 5 s"; }
 
 write_file() { # TARGET: stdin, in one step, with the mode, owner and attributes of the file that was there
-    local fresh
+    local fresh=$1.pvehook-new
     mkdir -p "${1%/*}"
-    fresh=$(mktemp "$1.XXXXXX")
-    chmod 644 "$fresh"
+    rm -f "$fresh" # of a run that was killed
+    : >"$fresh"
     [[ ! -e $1 ]] || cp --attributes-only --preserve=all "$1" "$fresh"
-    cat >"$fresh"
-    mv -T "$fresh" "$1"
+    cat >>"$fresh"
+    put_in_place "$fresh" "$1"
 }
 
 copy_over() { # SOURCE TARGET: in one step, times and all
-    cp -p "$1" "$2.new"
-    mv -T "$2.new" "$2"
+    cp -p "$1" "$2.pvehook-new"
+    put_in_place "$2.pvehook-new" "$2"
+}
+
+put_in_place() { # FRESH TARGET: a node that loses its power has the old file or the new one, and no empty one
+    sync "$1"
+    mv -T "$1" "$2"
 }
 
 running_worker() { # the pid of a vzdump worker, if one runs; Proxmox writes its UPID into its command line

@@ -455,6 +455,37 @@ def test_purge_removes_configuration_and_history(root: Path) -> None:
     assert not (root / "run/pvehook").exists()
 
 
+@pytest.mark.parametrize("installs_again", [True, False])
+def test_what_a_run_that_was_killed_left_half_written_goes(root: Path, installs_again: bool) -> None:
+    before = entries(root)
+    install(root)
+    for half in ("etc/vzdump.conf.pvehook-new", "usr/local/lib/pvehook.new/half", "usr/local/lib/pvehook.old/half"):
+        (root / half).parent.mkdir(exist_ok=True)
+        (root / half).write_text("half a f")
+    if installs_again:
+        install(root)
+    assert install(root, "--uninstall").code == 0
+    assert entries(root) == before
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a node that loses its power has an empty vzdump.conf."""
+    log = tmp_path / "log"
+    for command in ("sync", "mv"):
+        fake = tmp_path / "bin" / command
+        fake.parent.mkdir(exist_ok=True)
+        fake.write_text(f'#!/bin/sh\necho {command} "$@" >>{log}\nexec {shutil.which(command)} "$@"\n')
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    install(root)
+    done = [line.replace(" -T", "").split()[:2] for line in log.read_text().splitlines() if "pvehook-new" in line]
+    assert [command for command, _ in done] == ["sync", "mv"] * (len(done) // 2)
+    assert [path for _, path in done[::2]] == [path for _, path in done[1::2]]
+    assert ["mv", f"{root}/etc/vzdump.conf.pvehook-new"] in done
+
+
 def test_history_outlives_a_plain_uninstall(root: Path) -> None:
     install(root)
     (root / "var/lib/pvehook/history").write_text("x")
