@@ -11,7 +11,6 @@ Source: systemd.io/JOURNAL_NATIVE_PROTOCOL.
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 import struct
@@ -26,7 +25,7 @@ _LIMIT_BYTES = 1 << 20
 
 
 class Event(NamedTuple):
-    """One event and when it came (epoch seconds, real clock)."""
+    """One event and when it came (epoch seconds)."""
 
     at_s: float
     fields: dict[str, str]
@@ -36,7 +35,6 @@ class JournalReceiver:
     """Listens at `path` until the `with` block is left. `events` grows meanwhile."""
 
     def __init__(self, path: str, now_s: Callable[[], float] = time.time) -> None:
-        """`now_s` is the clock by which events are stamped."""
         self.events: list[Event] = []
         self.broken: list[str] = []
         """What came and was no event; leaving the block raises it."""
@@ -63,8 +61,7 @@ class JournalReceiver:
             raise ValueError(f"the journal was sent what is no event: {'; '.join(self.broken)}")
 
     def wait_for(self, is_it: Callable[[dict[str, str]], bool], what: str, after: int = 0) -> dict[str, str]:
-        """The fields of the first event, past or to come, for which `is_it` holds. The first `after` events do not
-        count. Raises TimeoutError."""
+        """The fields of the first event for which `is_it` holds, after the first `after` ones. Raises TimeoutError."""
 
         def found() -> dict[str, str] | None:
             return next((event.fields for event in self.events[after:] if is_it(event.fields)), None)
@@ -79,9 +76,7 @@ class JournalReceiver:
 
     def _receive(self) -> None:
         while True:
-            room = socket.CMSG_SPACE(array.array("i").itemsize)
-            data, ancillary, _, _ = self._socket.recvmsg(_LIMIT_BYTES, room)
-            files = [fd for level, kind, raw in ancillary for fd in _descriptors(level, kind, raw)]
+            data, files, _, _ = socket.recv_fds(self._socket, _LIMIT_BYTES, 1)
             for fd in files:
                 with os.fdopen(fd, "rb") as file:
                     file.seek(0)
@@ -118,11 +113,3 @@ def parse_event(data: bytes) -> dict[str, str]:
             raise ValueError(f"{key[:60]!r} is no name of a field")
         fields[key.decode("ascii")] = value.decode("utf-8")
     return fields
-
-
-def _descriptors(level: int, kind: int, raw: bytes) -> list[int]:
-    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
-        return []
-    numbers = array.array("i")
-    numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
-    return list(numbers)

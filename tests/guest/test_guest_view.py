@@ -73,7 +73,7 @@ def _simulated(guest: SimulatedGuest) -> Vm:
 
     def flood() -> None:
         for number in range(600):
-            guest.log_kernel_line(f"flood {number}")
+            guest.files.log(f"flood {number}")
 
     def start_job(qmp: QmpConnection, deadline: Deadline) -> None:
         qmp.execute("backup", {"backup-file": "/dev/fdname/backup"}, deadline=deadline)
@@ -81,7 +81,7 @@ def _simulated(guest: SimulatedGuest) -> Vm:
     def end_job(qmp: QmpConnection, deadline: Deadline) -> None:
         qmp.backup_cancel(deadline)
 
-    return Vm(guest.qmp_path, guest.qga_path, write, guest.log_kernel_line, flood, start_job, end_job)
+    return Vm(guest.qmp_path, guest.qga_path, write, guest.files.log, flood, start_job, end_job)
 
 
 def _real(guest: QemuGuest) -> Vm:

@@ -142,8 +142,8 @@ def test_a_kernels_clock_that_is_off_is_put_right_by_when_it_was_looked_at(
 ) -> None:
     handle = opened(agent, deadline)
     before_s = time.time()
-    guest.log_kernel_line("first", clock_off_s=off_s)
-    guest.log_kernel_line("second", clock_off_s=off_s + 0.001)
+    guest.files.log("first", clock_off_s=off_s)
+    guest.files.log("second", clock_off_s=off_s + 0.001)
     first, second = look(agent, handle, deadline).lines
     assert before_s - 0.1 <= first.at_s <= second.at_s <= time.time()
     assert (first.text, second.text) == ("first", "second")
@@ -157,7 +157,7 @@ def test_what_the_deadline_left_unread_is_said_and_read_the_next_time(
 ) -> None:
     handle = opened(agent, deadline)
     for number in range(50):
-        guest.log_kernel_line(f"line {number}")
+        guest.files.log(f"line {number}")
     seen = read_kernel_log(agent, handle, Deadline.after(0.5))  # the whole of it is kept in reserve
     assert isinstance(seen, KernelLog)
     assert len(seen.lines) < 50

@@ -150,12 +150,12 @@ def test_lines_of_the_guests_kernel_log_during_the_backup_are_quoted_and_those_b
     node: NodeUnderTest,
 ) -> None:
     with running_vm(node) as guest:
-        guest.log_kernel_line(f"{RCU} before")
+        guest.files.log(f"{RCU} before")
 
         def during() -> None:
-            guest.log_kernel_line(LOCKUP)
-            guest.log_kernel_line("eth0: link up")
-            guest.log_kernel_line(RCU)
+            guest.files.log(LOCKUP)
+            guest.files.log("eth0: link up")
+            guest.files.log(RCU)
 
         played = night(node, guest, during)
     found = record(node)

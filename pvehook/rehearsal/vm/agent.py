@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -20,6 +21,13 @@ _WHILE_FROZEN: Final = (
     *("guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-info", "guest-ping"),
     *("guest-sync", "guest-sync-delimited"),
 )
+
+_OS: Final = {
+    "version-id": "12",
+    "kernel-release": "6.1.0-40-amd64",
+    "kernel-version": "#1 SMP PREEMPT_DYNAMIC",
+    "machine": "x86_64",
+}
 
 _NOBODY: Final = Peer(0, 0)
 
@@ -40,33 +48,32 @@ class FrozenInterval(NamedTuple):
     thawed_by: Peer | None
 
 
-class SimulatedAgent:
-    """Serves one agent socket. See SimulatedGuest for what the parameters mean."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTraits:
+    """What kind of guest the agent runs in."""
 
-    def __init__(
-        self,
-        path: str,
-        state: GuestState,
-        *,
-        filesystems: Sequence[Filesystem],
-        version: str,
-        freeze_s: float,
-        sync_s: float,
-        os_id: str,
-        blocked: Collection[str],
-        latency_s: float,
-    ) -> None:
+    filesystems: Sequence[Filesystem] = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda1", "/", "ext4"))
+    agent_version: str = "7.2.22"
+    os_id: str = "debian"
+    blocked: Collection[str] = ()
+    """The agent's commands that the guest's administrator has switched off."""
+    freeze_s: float = 0.0
+    """How long a freeze takes."""
+    sync_s: float = 0.0
+    """How long a `sync` by guest-exec takes."""
+    agent_latency_s: float = 0.0
+    """What passes before each command is carried out, as on a host that is too busy."""
+
+
+class SimulatedAgent:
+    """Serves one agent socket."""
+
+    def __init__(self, path: str, state: GuestState, traits: AgentTraits) -> None:
         self.intervals: list[FrozenInterval] = []
         self.executed: list[tuple[str, ...]] = []
         self.files = GuestFiles()
         self._state = state
-        self._filesystems = tuple(filesystems)
-        self._version = version
-        self._freeze_s = freeze_s
-        self._sync_s = sync_s
-        self._os_id = os_id
-        self._blocked = frozenset(blocked)
-        self._latency_s = latency_s
+        self._traits = traits
         self._processes: dict[int, float] = {}
         """What guest-exec started, by pid: the moment it ends. Gone once its end was told, as in qemu-ga."""
         self._pids = count(1201)
@@ -78,11 +85,11 @@ class SimulatedAgent:
         self._commands: dict[str, _Handler] = {
             "guest-sync": self._sync,
             "guest-sync-delimited": self._sync,
-            "guest-ping": self._ping,
+            "guest-ping": lambda _: {},
             "guest-info": self._info,
-            "guest-get-osinfo": self._osinfo,
-            "guest-get-fsinfo": self._fsinfo,
-            "guest-fsfreeze-status": self._freeze_status,
+            "guest-get-osinfo": lambda _: dict.fromkeys(("id", "name", "pretty-name"), traits.os_id) | _OS,
+            "guest-get-fsinfo": lambda _: [{**entry._asdict(), "disk": []} for entry in traits.filesystems],
+            "guest-fsfreeze-status": lambda _: "frozen" if self.frozen else "thawed",
             "guest-fsfreeze-freeze": self._freeze,
             "guest-fsfreeze-freeze-list": self._freeze,
             "guest-fsfreeze-thaw": self._thaw,
@@ -119,7 +126,7 @@ class SimulatedAgent:
             for request in requests.cut(data):
                 self._state.wait_while_stuck("agent")
                 if request != b"\xff":  # a byte that is passed over, no command
-                    self._state.pass_time(self._latency_s)
+                    self._state.pass_time(self._traits.agent_latency_s)
                 self._port.reply_to_whoever_is_next(self._answer(request))
 
     def _answer(self, request: bytes) -> bytes:
@@ -132,8 +139,8 @@ class SimulatedAgent:
         if command not in self._commands:
             raise DenialError("CommandNotFound", f"The command {command} has not been found")
         is_kept_by_freeze = bool(self.frozen) and command not in _WHILE_FROZEN
-        if is_kept_by_freeze or command in self._blocked:
-            old = int(self._version.split(".")[0]) < 10
+        if is_kept_by_freeze or command in self._traits.blocked:
+            old = int(self._traits.agent_version.split(".")[0]) < 10
             why = ": the command is not allowed"
             if old:
                 why = ": the agent is in frozen state" if is_kept_by_freeze else ""
@@ -145,39 +152,20 @@ class SimulatedAgent:
             raise DenialError("GenericError", "Invalid parameter type for 'id', expected: integer")
         return arguments["id"]
 
-    def _ping(self, arguments: Mapping[str, object]) -> object:
-        return {}
-
     def _info(self, arguments: Mapping[str, object]) -> object:
-        off = self._blocked | self._state.refused.keys()
-        commands = [
-            {
-                "name": name,
-                "enabled": name not in off and (not self.frozen or name in _WHILE_FROZEN),
-                "success-response": True,
-            }
-            for name in self._commands
-        ]
-        return {"version": self._version, "supported_commands": commands}
-
-    def _osinfo(self, arguments: Mapping[str, object]) -> object:
-        kernel = {"kernel-release": "6.1.0-40-amd64", "kernel-version": "#1 SMP PREEMPT_DYNAMIC", "machine": "x86_64"}
-        return {"id": self._os_id, "name": self._os_id, "pretty-name": self._os_id, "version-id": "12", **kernel}
-
-    def _fsinfo(self, arguments: Mapping[str, object]) -> object:
-        return [{**entry._asdict(), "disk": []} for entry in self._filesystems]
-
-    def _freeze_status(self, arguments: Mapping[str, object]) -> object:
-        return "frozen" if self.frozen else "thawed"
+        off = {*self._traits.blocked, *self._state.refused}
+        allowed = {name for name in self._commands if not self.frozen or name in _WHILE_FROZEN} - off
+        commands = [{"name": name, "enabled": name in allowed, "success-response": True} for name in self._commands]
+        return {"version": self._traits.agent_version, "supported_commands": commands}
 
     def _freeze(self, arguments: Mapping[str, object]) -> object:
         asked_at_s = time.monotonic()
-        wanted = arguments.get("mountpoints", [entry.mountpoint for entry in self._filesystems])
+        wanted = arguments.get("mountpoints", [entry.mountpoint for entry in self._traits.filesystems])
         if not isinstance(wanted, list):
             raise DenialError("GenericError", "Invalid parameter type for 'mountpoints', expected: array")
         self._state.wait_while_stuck("freeze")
-        self._state.pass_time(self._freeze_s)
-        reached = [entry.mountpoint for entry in self._filesystems if entry.mountpoint in wanted]
+        self._state.pass_time(self._traits.freeze_s)
+        reached = [entry.mountpoint for entry in self._traits.filesystems if entry.mountpoint in wanted]
         if reached:
             now_s = time.monotonic()
             with self._state.changed:
@@ -197,7 +185,7 @@ class SimulatedAgent:
         return thawed
 
     def _file_open(self, arguments: Mapping[str, object]) -> object:
-        if self._os_id == "mswindows":
+        if self._traits.os_id == "mswindows":
             why = "The system cannot find the path specified."
             raise DenialError("GenericError", f"failed to open file '{arguments.get('path')}': {why}")
         return self.files.open(arguments)
@@ -212,7 +200,7 @@ class SimulatedAgent:
         pid = next(self._pids)
         with self._state.changed:
             self.executed.append((path, *map(str, words)))
-            self._processes[pid] = time.monotonic() + self._sync_s
+            self._processes[pid] = time.monotonic() + self._traits.sync_s
             self._state.changed.notify_all()
         return {"pid": pid}
 

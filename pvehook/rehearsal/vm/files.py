@@ -75,7 +75,7 @@ class GuestFiles:
         times = f"12 0 209 3 1 0 0 {ticks} 0 0"
         self.contents["/proc/stat"] = f"cpu  {times}\ncpu0 {times}\nintr 1009 129 9\nctxt 1555\n"
 
-    def log(self, text: str, *, level: int, clock_off_s: float) -> None:
+    def log(self, text: str, *, level: int = 3, clock_off_s: float = 0.0) -> None:
         """The guest's kernel writes a line, by a clock that is off by that much."""
         with self._lock:
             number = self._next_number

@@ -13,22 +13,18 @@ Proxmox's own and follow its patches to QEMU.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Self
 
-from pvehook.contract.guest_facts import Filesystem
 from pvehook.contract.latency import RequestKind
 from pvehook.rehearsal.vm import backup_job
-from pvehook.rehearsal.vm.agent import FrozenInterval, SimulatedAgent
+from pvehook.rehearsal.vm.agent import AgentTraits, FrozenInterval, SimulatedAgent
 from pvehook.rehearsal.vm.disks import EMPTY_CD_DRIVE, SimulatedDisk
-from pvehook.rehearsal.vm.files import GuestFiles
-from pvehook.rehearsal.vm.sockets import DenialError, Peer, Port, Requests, line, reply_to
-from pvehook.rehearsal.vm.state import GuestState, Heard, Sticky
-
-PLAIN_FILESYSTEMS: Final = (Filesystem("sda2", "/home", "ext4"), Filesystem("sda1", "/", "ext4"))
+from pvehook.rehearsal.vm.sockets import DenialError, Peer, Port, Requests, reply_to
+from pvehook.rehearsal.vm.state import GuestState, Sticky
 
 _VERSION: Final = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
 
@@ -40,13 +36,12 @@ _Handler = Callable[[Mapping[str, object]], object]
 class SimulatedGuest:
     """Serves `DIRECTORY/VMID.qmp` and `DIRECTORY/VMID.qga` until the block is left.
 
-    `freeze_s` is how long a freeze takes, `sync_s` a `sync` by guest-exec, `backup_s` a backup: None is until
-    `finish_backup`. `blocked` are the agent's commands that the guest's administrator has switched off.
+    `backup_s` is how long a backup takes: None is until `finish_backup`. `traits` are those of AgentTraits.
     A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
     from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
     `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
-    `agent_latency_s` and `monitor_latency_s` pass before each command is carried out, as on a host that is too busy.
+    `monitor_latency_s` pass before each command of QMP is carried out, as on a host that is too busy.
     """
 
     def __init__(
@@ -54,18 +49,12 @@ class SimulatedGuest:
         directory: str,
         vmid: int,
         *,
-        filesystems: Sequence[Filesystem] = PLAIN_FILESYSTEMS,
-        agent_version: str = "7.2.22",
-        os_id: str = "debian",
-        blocked: Collection[str] = (),
-        freeze_s: float = 0.0,
-        sync_s: float = 0.0,
         backup_s: float | None = None,
         running: bool = True,
         disks: Sequence[str] = ("scsi0",),
         has_agent: bool = True,
-        agent_latency_s: float = 0.0,
         monitor_latency_s: float = 0.0,
+        **traits: Any,
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
         self.qga_path = os.path.join(directory, f"{vmid}.qga")
@@ -83,17 +72,12 @@ class SimulatedGuest:
         self._monitor = Requests()
         self._in_command_mode = False
         self._qmp = Port(self.qmp_path, self._greet, self._monitor_reads)
-        self._agent = SimulatedAgent(
-            self.qga_path,
-            self._state,
-            filesystems=filesystems,
-            version=agent_version,
-            freeze_s=freeze_s,
-            sync_s=sync_s,
-            os_id=os_id,
-            blocked=blocked,
-            latency_s=agent_latency_s,
-        )
+        self._agent = SimulatedAgent(self.qga_path, self._state, AgentTraits(**traits))
+        self.files = self._agent.files
+        self.heard = self._state.heard
+        """Every command that has come so far, syncs included, in order."""
+        self.refused = self._state.refused
+        """Commands that are answered with an error, and its text. To be filled by whoever wants that."""
         self._monitor_commands: dict[str, _Handler] = {
             "query-status": lambda _: {"status": self._state.run_state, "running": self._state.run_state == "running"},
             "stop": lambda _: self._state.run("paused"),
@@ -107,7 +91,7 @@ class SimulatedGuest:
             "query-cpus-fast": self._cpus,
             "query-chardev": self._chardevs,
             "query-block-jobs": lambda _: self._backup.as_block_jobs(),
-            "block-job-set-speed": self._set_speed,
+            "block-job-set-speed": lambda given: self._backup.set_speed(given.get("device"), given.get("speed")),
             "query-proxmox-support": lambda _: _PROXMOX_SUPPORT,
             "backup": lambda _: self._change(self._backup.start),
             "backup-cancel": lambda _: self._change(self._backup.cancel),
@@ -122,24 +106,12 @@ class SimulatedGuest:
         self._agent.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._state.changed:
             self._state.ended = True
             self._state.changed.notify_all()
         self._qmp.close()
         self._agent.close()
-
-    @property
-    def heard(self) -> list[Heard]:
-        """Every command that has come so far, syncs included, in order."""
-        return self._state.heard
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Commands that are answered with an error, and its text. To be filled by whoever wants that."""
-        return self._state.refused
 
     @property
     def is_frozen(self) -> bool:
@@ -165,10 +137,6 @@ class SimulatedGuest:
         return self._backup.state == "active"
 
     @property
-    def files(self) -> GuestFiles:
-        return self._agent.files
-
-    @property
     def speeds_set(self) -> tuple[int, ...]:
         """Every speed that the backup's job was given, in bytes a second, in order."""
         return tuple(self._backup.speeds_set)
@@ -180,19 +148,13 @@ class SimulatedGuest:
         with self._state.changed:
             self._disks[disk].serve(kind, latency_ms, count, size_bytes)
 
-    def log_kernel_line(self, text: str, *, level: int = 3, clock_off_s: float = 0.0) -> None:
-        """The guest's kernel writes a line to its log, by a clock that is off by that much."""
-        self.files.log(text, level=level, clock_off_s=clock_off_s)
-
     def stick(self, what: Sticky) -> None:
         """From now on this hangs, until `unstick`."""
         with self._state.changed:
             self._state.stuck.add(what)
 
     def unstick(self, what: Sticky) -> None:
-        with self._state.changed:
-            self._state.stuck.discard(what)
-            self._state.changed.notify_all()
+        self._change(lambda: self._state.stuck.discard(what))
 
     def start_foreign_job(self, device: str) -> None:
         """An administrator's own `blockdev-backup`, which is no backup of Proxmox's."""
@@ -218,14 +180,17 @@ class SimulatedGuest:
         self._monitor = Requests()
         self._in_command_mode = False
         # No capabilities: Proxmox runs its monitor without out-of-band commands.
-        self._qmp.reply(line({"QMP": {"version": _VERSION, "capabilities": []}}))
+        self._send({"QMP": {"version": _VERSION, "capabilities": []}})
 
     def _monitor_reads(self, data: bytes, peer: Peer) -> None:
         for request in self._monitor.cut(data):
             self._state.wait_while_stuck("qmp")
             self._state.pass_time(self._monitor_latency_s)
             reply, _ = reply_to(request, lambda command, given: self._monitor_command(command, given, peer))
-            self._qmp.reply(line(reply))
+            self._send(reply)
+
+    def _send(self, document: object) -> None:
+        self._qmp.reply(json.dumps(document).encode() + b"\r\n")
 
     def _monitor_command(self, command: str, arguments: Mapping[str, object], peer: Peer) -> object:
         self._state.note("qmp", command, peer)
@@ -276,6 +241,3 @@ class SimulatedGuest:
         if wanted != "type":
             raise DenialError("GenericError", f"Property '{kind}.{wanted}' not found")
         return kind
-
-    def _set_speed(self, arguments: Mapping[str, object]) -> None:
-        self._backup.set_speed(arguments.get("device"), arguments.get("speed"))

@@ -68,31 +68,27 @@ class Port:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
-    def reply(self, data: bytes) -> bool:
-        """Sends to the client being served, as QEMU's monitor does; False if there is none any more."""
-        return self._send(self._client, data)
+    def reply(self, data: bytes) -> None:
+        """Sends to the client being served, if it is still there, as QEMU's monitor does."""
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(OSError):  # it has hung up
+                client.sendall(data)
 
     def reply_to_whoever_is_next(self, data: bytes) -> None:
         """Sends as a guest's port does: what the client being served does not take waits for the next one."""
         client: socket.socket | None = None
-        while True:
-            client = self._client_after(client)
-            if client is None or self._send(client, data):
-                return
+        while client := self._client_after(client):
+            try:
+                client.sendall(data)
+            except OSError:  # it has hung up
+                continue
+            return
 
     def _client_after(self, gone: socket.socket | None) -> socket.socket | None:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._client not in (None, gone))
             return None if self._ended else self._client
-
-    def _send(self, client: socket.socket | None, data: bytes) -> bool:
-        if client is None:
-            return False
-        try:
-            client.sendall(data)
-        except OSError:  # it has hung up
-            return False
-        return True
 
     def _serve(self) -> None:
         number = 0
@@ -137,8 +133,7 @@ class Requests:
     def __init__(self) -> None:
         self._half = bytearray()
         self._depth = 0
-        self._in_string = False
-        self._escaped = False
+        self._in_string = self._escaped = False
 
     def cut(self, data: bytes) -> list[bytes]:
         """The values that are complete now, in order; 0xFF is one of its own, and none that JSON knows."""

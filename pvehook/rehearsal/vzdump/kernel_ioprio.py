@@ -5,6 +5,7 @@ One thread at a time: psutil's `Process.ionice()` means the one thread whose id 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import psutil
@@ -17,15 +18,11 @@ _NORMAL_LEVEL = 4
 def io_priorities(pid: int) -> dict[int, tuple[int, int]]:
     """Class and level of each thread of `pid`. Threads that end meanwhile are left out."""
     found = {}
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         for thread in psutil.Process(pid).threads():
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 seen: Any = psutil.Process(thread.id).ionice()  # psutil's types know a class only, not its level
                 found[thread.id] = (int(seen.ioclass), int(seen.value))
-            except psutil.NoSuchProcess:
-                continue
-    except psutil.NoSuchProcess:
-        pass
     return found
 
 
