@@ -32,15 +32,6 @@ class NodeUnderTest(RehearsalNode):
         """From now on the daemon's clock reads `iso`, and goes on from there."""
         self.run_clock_from(datetime.fromisoformat(iso).timestamp())
 
-    def wait_for_event(self, name: str, after: int = 0, **fields: str) -> dict[str, str]:
-        wanted = {"PVEHOOK_EVENT": name, **{f"PVEHOOK_{key.upper()}": value for key, value in fields.items()}}
-        return self.journal.wait_for(
-            lambda event: wanted.items() <= event.items(), f"{wanted}, seen: {self.event_names()}", after
-        )
-
-    def event_names(self) -> list[str]:
-        return [event.fields["PVEHOOK_EVENT"] for event in self.journal.events]
-
     def run(self, *guests: Guest, mode: Mode = "snapshot", pauses: tuple[str, ...] = (), upid_id: str = "") -> Run:
         """A run of vzdump on this node."""
         return Run(

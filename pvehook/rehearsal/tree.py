@@ -9,13 +9,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Self
 
+from pvehook.host.clock import RehearsalClock
 from pvehook.host.node import INSTALLED_UNDER, Node
 from pvehook.rehearsal import PROGRAM
 from pvehook.rehearsal.journal_receiver import JournalReceiver
@@ -35,8 +35,7 @@ class RehearsalNode:
         """`root` must be short: a unix socket's path has at most 108 bytes. `files`: path on the node to text."""
         self.node = Node(root)
         self.clock_file = os.path.join(root, "clock")
-        self.journal = JournalReceiver(self.node.journal_socket, self.now_s)
-        self._now_s: Callable[[], float] = time.time
+        self.journal = JournalReceiver(self.node.journal_socket, RehearsalClock(self.clock_file).now_s)
         self._daemon: subprocess.Popen[bytes] | None = None
         for directory in _DIRECTORIES:
             os.makedirs(self.node.path(directory), exist_ok=True)
@@ -75,9 +74,7 @@ class RehearsalNode:
             stdin=subprocess.DEVNULL,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
         )
-        self.journal.wait_for(
-            lambda event: event.get("PVEHOOK_EVENT") == "daemon-started", "the daemon's start", after=before
-        )
+        self.wait_for_event("daemon-started", after=before)
         return self._daemon
 
     def kill_daemon(self) -> None:
@@ -106,18 +103,22 @@ class RehearsalNode:
 
     def run_clock_from(self, now_s: float) -> None:
         """From now on it is `now_s` (epoch seconds), and time goes on from there."""
-        offset_s = now_s - time.time()
-        self._now_s = lambda: time.time() + offset_s
-        self.write("/clock", f"{offset_s:.3f}\n")
+        self.write("/clock", f"{now_s - time.time():.3f}\n")
 
-    def stop_clock_at(self, now_s: float, steady_s: float | None = None) -> None:
+    def stop_clock_at(self, now_s: float, steady_s: float) -> None:
         """From now on it is `now_s`, until the clock is set again. `steady_s`: what durations are taken from."""
-        self._now_s = lambda: now_s
-        self.write("/clock", f"@{now_s:.3f} {now_s if steady_s is None else steady_s:.3f}\n")
+        self.write("/clock", f"@{now_s:.3f} {steady_s:.3f}\n")
 
-    def now_s(self) -> float:
-        """The node's time."""
-        return self._now_s()
+    def wait_for_event(self, name: str, after: int = 0, **fields: str) -> dict[str, str]:
+        """The fields of the journal's event of that name and these PVEHOOK_ fields, after the first `after` events."""
+        wanted = {"PVEHOOK_EVENT": name, **{f"PVEHOOK_{key.upper()}": value for key, value in fields.items()}}
+        return self.journal.wait_for(
+            lambda event: wanted.items() <= event.items(), f"{wanted}, seen: {self.event_names()}", after
+        )
+
+    def event_names(self) -> list[str]:
+        """Of the journal, as far as it came."""
+        return [event.fields["PVEHOOK_EVENT"] for event in self.journal.events]
 
     def _place_program(self) -> str:
         """The hook as installed; returns its path.
@@ -134,12 +135,11 @@ class RehearsalNode:
             os.symlink(os.path.join(PROGRAM, "hooks"), hooks)
             return hook
         os.makedirs(hooks)
-        shutil.copy(os.path.join(PROGRAM, "hooks", "vzdump-hook"), hook)
-        with open(hook, "r+", encoding="utf-8") as file:
+        with open(os.path.join(PROGRAM, "hooks", "vzdump-hook"), encoding="utf-8") as file:
             text = file.read().partition("\n")[2]
-            file.seek(0)
+        with open(hook, "w", encoding="utf-8") as file:
             file.write(f"#!{sys.executable} -IS\n{text}")
-            file.truncate()
+        os.chmod(hook, 0o700)
         return hook
 
 
@@ -150,14 +150,5 @@ def pvehook_command() -> list[str]:
 
 
 def _system_python_will_do() -> bool:
-    try:
-        asked = subprocess.run(
-            [_SYSTEM_PYTHON, "-I", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=WAIT_S,
-            check=False,
-        )
-    except OSError:
-        return False
-    return asked.returncode == 0
+    command = [_SYSTEM_PYTHON, "-I", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    return os.path.exists(_SYSTEM_PYTHON) and subprocess.run(command, timeout=WAIT_S, check=False).returncode == 0

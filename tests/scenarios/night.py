@@ -96,7 +96,7 @@ class _Night:
         self._now = _instant(given["begins"])
         self._node = RehearsalNode(root, self._files())
         self._steady_s = self._now.timestamp()
-        self._node.stop_clock_at(self._now.timestamp())
+        self._node.stop_clock_at(self._now.timestamp(), self._steady_s)
         self._markers = count(1)
         self._daemon_began = 0
         """Number of events that came before this daemon."""

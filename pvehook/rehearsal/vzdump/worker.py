@@ -52,7 +52,7 @@ def main() -> None:
     words = os.fdopen(words_end, "rb", buffering=0)
     run = from_json(words.readline().decode())
     pid = os.getpid()
-    upid = f"UPID:pve:{pid:08X}:{start_ticks(pid):08X}:{int(time.time()):08X}:vzdump:{run.upid_id}:root@pam:"
+    upid = f"UPID:pve:{pid:08X}:{start_ticks():08X}:{int(time.time()):08X}:vzdump:{run.upid_id}:root@pam:"
     set_title([f"task {upid}"], f"task {upid}")
     os.chdir("/")
     os.umask(0o022)
