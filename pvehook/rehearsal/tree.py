@@ -117,8 +117,8 @@ class RehearsalNode:
         )
 
     def event_names(self) -> list[str]:
-        """Of the journal, as far as it came."""
-        return [event.fields["PVEHOOK_EVENT"] for event in self.journal.events]
+        """Of the journal, as far as it came; "" for what somebody else logged."""
+        return [event.fields.get("PVEHOOK_EVENT", "") for event in self.journal.events]
 
     def _place_program(self) -> str:
         """The hook as installed; returns its path.

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from pvehook.host.ioprio import Priority, set_all_threads
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue import allowances
 from pvehook.rules.admission import Allowance
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import NodeUnderTest
 
 IN_WINDOW, AFTER_WINDOW = "2026-11-22T04:50:00+00:00", "2026-11-22T05:10:00+00:00"

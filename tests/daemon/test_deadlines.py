@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pvehook.records.stall_record import StallRecord
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.daemon.caller import Caller
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import NodeUnderTest
 from tests.watch.test_guest_monitor import record, running_vm, wait_for_looks
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, AS_WORKER, REPO, NodeUnderTest
 
 PAST_DEADLINE_S = 2.0

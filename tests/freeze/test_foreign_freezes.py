@@ -11,10 +11,10 @@ from pvehook.freeze.history import past_freezes
 from pvehook.guest.agent import open_agent
 from pvehook.guest.sockets import connect
 from pvehook.host.timely_files import TimelyReader
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from tests.freeze.test_freeze import WEB, commands, running_vm
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 NEVER_FREEZE = ALWAYS + "freeze: {mode: never}\n"

@@ -16,10 +16,10 @@ from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.host.waiters import WaiterWatch, watch_waiters
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.freeze_record import freeze_records
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 WEB = Guest(101, name="web", agent=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, play
 from pvehook.rescue.freeze_record import freeze_records
 from tests.freeze.test_freeze import VM_CONFIG, WEB
 from tests.guest.hostile import NASTY, read_line
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 PING_PATIENCE_S = 0.4

@@ -13,8 +13,8 @@ from pvehook.contract.guest_facts import Filesystem
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
 from pvehook.guest.agent import AgentConnection, open_agent
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, Script, agent_that_returns, agent_that_sends, peer, read_line, sync
+from tests.guest_files import SimulatedGuest
 
 SHORT_S = 0.1
 COMMAND = {"name": "guest-ping", "enabled": True, "success-response": True}

@@ -20,7 +20,7 @@ from pvehook.guest.backup_tracker import (
     progress,
 )
 from pvehook.guest.qmp import BackupRun, open_qmp
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from tests.guest_files import SimulatedGuest
 
 NO_BACKUP = BackupRun("", "", 0)
 YESTERDAY = BackupRun("done", "a", 100)

@@ -16,8 +16,8 @@ from pvehook.errors import BadReply, NotActive, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.block_stats import DISKS_LIMIT, arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, Script, peer, qmp_that_returns, qmp_that_sends, read_line
+from tests.guest_files import SimulatedGuest
 
 T = TypeVar("T")
 

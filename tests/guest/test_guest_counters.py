@@ -15,8 +15,8 @@ from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.guest_counters import GuestCounters, read_guest_counters, read_start
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, agent_that_answers, peer
+from tests.guest_files import SimulatedGuest
 
 ANSWER_S = 30.0
 SHORT_S = 0.2

@@ -30,7 +30,7 @@ from pvehook.guest.kernel_log import (
     read_kernel_log,
 )
 from pvehook.guest.qmp import QmpConnection, open_qmp
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from tests.guest_files import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 
 ANSWER_S = 30.0

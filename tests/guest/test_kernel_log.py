@@ -20,8 +20,8 @@ from pvehook.guest.kernel_log import (
     open_kernel_log,
     read_kernel_log,
 )
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY, agent_that_answers, peer
+from tests.guest_files import SimulatedGuest
 
 ANSWER_S = 30.0
 SHORT_S = 0.3

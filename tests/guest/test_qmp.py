@@ -12,7 +12,6 @@ from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
 from pvehook.guest.qmp import Status, open_qmp
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import (
     GREETING,
     NASTY,
@@ -22,6 +21,7 @@ from tests.guest.hostile import (
     qmp_that_sends,
     read_line,
 )
+from tests.guest_files import SimulatedGuest
 
 SHORT_S = 0.1
 RUNNING = b'{"return": {"status": "running", "running": true}, "id": ID}\r\n'

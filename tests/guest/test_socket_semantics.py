@@ -20,7 +20,7 @@ from pvehook.errors import Busy, Refused, TimedOut
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import Connection, connect, parse_document
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from tests.guest_files import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, qemu_guest
 
 SHORT_S = 0.1

@@ -15,8 +15,8 @@ import pytest
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.host.node import INSTALLED_UNDER
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.freeze_record import FROZEN_BY_US, State, record_path
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import REPO, NodeUnderTest
 from tests.rescue.test_thaw_command import leave_record
 

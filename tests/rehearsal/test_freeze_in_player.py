@@ -16,9 +16,9 @@ from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import fitting_address
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest, Run
+from tests.guest_files import SimulatedGuest
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 from tests.vm_jobs import STOCK
 

@@ -16,11 +16,11 @@ import pytest
 from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
 from pvehook.rehearsal.vm import fake_vm_process
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.kernel_ioprio import all_idle, io_priorities
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.qmp_client import ask_monitor
 from pvehook.rehearsal.vzdump.run import Guest, Run
+from tests.guest_files import SimulatedGuest
 
 VM = Guest(101, name="web")
 MakeRun = Callable[..., Run]

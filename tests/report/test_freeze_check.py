@@ -15,8 +15,8 @@ import pytest
 
 from pvehook.cli import main
 from pvehook.contract.guest_facts import Filesystem
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from tests.guest.hostile import NASTY
+from tests.guest_files import SimulatedGuest
 
 CONFIG = "agent: 1\nname: web\ntags: db;big\n"
 FROZEN, NOT_FROZEN, ERROR = 0, 1, 2

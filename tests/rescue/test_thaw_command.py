@@ -17,12 +17,12 @@ import pytest
 
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FrozenRecord, State, record_path
 from pvehook.rescue.last_good import store_config
 from pvehook.rescue.thaw import Thawed, patience, thaw_until_thawed
 from pvehook.settings import Config, WindowConfig
 from tests.guest import hostile
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import AS_WORKER, REPO, NodeUnderTest
 
 STATES: tuple[State, ...] = get_args(State)

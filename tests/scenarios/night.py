@@ -28,9 +28,9 @@ import yaml
 from pvehook.rehearsal.journal_receiver import Event
 from pvehook.rehearsal.tree import RehearsalNode, pvehook_command
 from pvehook.rehearsal.vm import fake_vm_process
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import WAIT_S, Played, Player
 from pvehook.rehearsal.vzdump.run import Guest, Run
+from tests.guest_files import SimulatedGuest
 
 WIDTH = 100
 _PRIORITIES = {"2": "crit", "3": "err", "4": "warning", "5": "notice", "6": "info", "7": "debug"}

@@ -11,9 +11,9 @@ from typing import Literal
 
 import pytest
 
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rules.governor_constants import START_BYTES_PER_S
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.watch.test_guest_monitor import WEB, running_vm, wait_for_looks
 

@@ -27,13 +27,13 @@ from pvehook.guest.sockets import connect
 from pvehook.records.encoding import encode
 from pvehook.records.journal import journal_log
 from pvehook.records.stall_record import Baseline
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
 from pvehook.rules.governor_constants import SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
 from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
 from pvehook.throttle.governor import POINTS_KEPT, Governor, latency_before_ms
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import REPO, NodeUnderTest
 
 DEVICE = "drive-scsi0"

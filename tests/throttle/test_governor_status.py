@@ -10,11 +10,11 @@ import pytest
 from pvehook.cli import main
 from pvehook.deadline import Deadline
 from pvehook.guest.qmp import open_qmp
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.speed_record import SpeedRecord, write_record
 from pvehook.rules.governor_constants import START_BYTES_PER_S
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.watch.test_guest_monitor import WEB, running_vm, wait_for_looks
 

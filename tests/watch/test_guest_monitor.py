@@ -24,11 +24,11 @@ from pvehook.guest.qmp import open_qmp
 from pvehook.records.history import last_records, reading
 from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal.vm import fake_vm_process
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.report.report import run_report
 from pvehook.rules.stalls import GuestView, HypervisorView, PressureSeconds
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 WEB = Guest(101, name="web", agent=True)

@@ -13,7 +13,6 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem
-from pvehook.rehearsal.vm.files import GuestFiles
 from pvehook.rehearsal.vm.sockets import JOIN_S, DenialError, Peer, Port, Requests, reply_to
 from pvehook.rehearsal.vm.state import GuestState
 
@@ -71,7 +70,6 @@ class SimulatedAgent:
     def __init__(self, path: str, state: GuestState, traits: AgentTraits) -> None:
         self.intervals: list[FrozenInterval] = []
         self.executed: list[tuple[str, ...]] = []
-        self.files = GuestFiles()
         self._state = state
         self._traits = traits
         self._processes: dict[int, float] = {}
@@ -82,7 +80,7 @@ class SimulatedAgent:
         self._received: queue.SimpleQueue[tuple[bytes, Peer]] = queue.SimpleQueue()
         self._port = Port(path, lambda: None, lambda data, peer: self._received.put((data, peer)))
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._commands: dict[str, _Handler] = {
+        self.commands: dict[str, _Handler] = {
             "guest-sync": self._sync,
             "guest-sync-delimited": self._sync,
             "guest-ping": lambda _: {},
@@ -93,10 +91,6 @@ class SimulatedAgent:
             "guest-fsfreeze-freeze": self._freeze,
             "guest-fsfreeze-freeze-list": self._freeze,
             "guest-fsfreeze-thaw": self._thaw,
-            "guest-file-open": self._file_open,
-            "guest-file-read": self.files.read,
-            "guest-file-seek": self.files.seek_end,
-            "guest-file-close": self.files.close,
             "guest-exec": self._exec,
             "guest-exec-status": self._exec_status,
         }
@@ -136,7 +130,7 @@ class SimulatedAgent:
 
     def _carry_out(self, command: str, arguments: Mapping[str, object]) -> object:
         self._state.note("qga", command, self._peer)
-        if command not in self._commands:
+        if command not in self.commands:
             raise DenialError("CommandNotFound", f"The command {command} has not been found")
         is_kept_by_freeze = bool(self.frozen) and command not in _WHILE_FROZEN
         if is_kept_by_freeze or command in self._traits.blocked:
@@ -145,7 +139,7 @@ class SimulatedAgent:
             if old:
                 why = ": the agent is in frozen state" if is_kept_by_freeze else ""
             raise DenialError("CommandNotFound", f"Command {command} has been disabled{why}")
-        return self._commands[command](arguments)
+        return self.commands[command](arguments)
 
     def _sync(self, arguments: Mapping[str, object]) -> object:
         if type(arguments.get("id")) is not int:
@@ -154,8 +148,8 @@ class SimulatedAgent:
 
     def _info(self, arguments: Mapping[str, object]) -> object:
         off = {*self._traits.blocked, *self._state.refused}
-        allowed = {name for name in self._commands if not self.frozen or name in _WHILE_FROZEN} - off
-        commands = [{"name": name, "enabled": name in allowed, "success-response": True} for name in self._commands]
+        allowed = {name for name in self.commands if not self.frozen or name in _WHILE_FROZEN} - off
+        commands = [{"name": name, "enabled": name in allowed, "success-response": True} for name in self.commands]
         return {"version": self._traits.agent_version, "supported_commands": commands}
 
     def _freeze(self, arguments: Mapping[str, object]) -> object:
@@ -183,12 +177,6 @@ class SimulatedAgent:
                 self.intervals[-1] = self.intervals[-1]._replace(until_s=time.monotonic(), thawed_by=self._peer)
                 self._state.changed.notify_all()
         return thawed
-
-    def _file_open(self, arguments: Mapping[str, object]) -> object:
-        if self._traits.os_id == "mswindows":
-            why = "The system cannot find the path specified."
-            raise DenialError("GenericError", f"failed to open file '{arguments.get('path')}': {why}")
-        return self.files.open(arguments)
 
     def _exec(self, arguments: Mapping[str, object]) -> object:
         path, words = arguments.get("path"), arguments.get("arg", [])

@@ -40,7 +40,7 @@ class SimulatedGuest:
     A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
     from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
-    `serve_requests` lets them serve and nothing else; `files` is what its agent can read.
+    `serve_requests` lets them serve and nothing else.
     `monitor_latency_s` pass before each command of QMP is carried out, as on a host that is too busy.
     """
 
@@ -73,7 +73,8 @@ class SimulatedGuest:
         self._in_command_mode = False
         self._qmp = Port(self.qmp_path, self._greet, self._monitor_reads)
         self._agent = SimulatedAgent(self.qga_path, self._state, AgentTraits(**traits))
-        self.files = self._agent.files
+        self.agent_commands = self._agent.commands
+        """What its agent knows; whoever wants can teach it more."""
         self.heard = self._state.heard
         """Every command that has come so far, syncs included, in order."""
         self.refused = self._state.refused

@@ -1,4 +1,4 @@
-"""The files of a simulated guest, as its agent reads them: a few invented ones, and its kernel's log.
+"""A simulated guest whose agent reads files: a few invented ones, and its kernel's log.
 
 qemu-ga reads through stdio, which is simulated where it shows: a read that wants more than there is meets the end of a
 plain file and gets less; with the kernel's log it fails and loses what it had (facts/qemu.md).
@@ -15,9 +15,10 @@ import uuid
 from collections import deque
 from collections.abc import Mapping
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pvehook.contract.pressure import RESOURCES, Resource
+from pvehook.rehearsal.vm import simulated_guest
 from pvehook.rehearsal.vm.sockets import DenialError
 
 KERNEL_LOG: Final = "/dev/kmsg"
@@ -29,6 +30,18 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _ROUTINE_UPTIME_S: Final = 86_400.0
 _FIRST_HANDLE: Final = 1000  # qemu-ga's own
 _DEFAULT_READ_BYTES: Final = 4096  # qemu-ga's own
+
+
+class SimulatedGuest(simulated_guest.SimulatedGuest):
+    """`files` is what its agent can read."""
+
+    def __init__(self, directory: str, vmid: int, *, os_id: str = "debian", **how: Any) -> None:
+        super().__init__(directory, vmid, os_id=os_id, **how)
+        self.files = GuestFiles(is_windows=os_id == "mswindows")
+        self.agent_commands["guest-file-open"] = self.files.open
+        self.agent_commands["guest-file-read"] = self.files.read
+        self.agent_commands["guest-file-seek"] = self.files.seek_end
+        self.agent_commands["guest-file-close"] = self.files.close
 
 
 class _Record(NamedTuple):
@@ -51,7 +64,9 @@ class _Open:
 class GuestFiles:
     """What there is to read, and what the agent has opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_windows: bool) -> None:
+        """`is_windows`: none of these paths is one there."""
+        self._is_windows = is_windows
         self.contents: dict[str, str | OSError] = {}
         """By path; an OSError is what reading it gives. To be changed by whoever wants another guest:
         `del files.contents["/proc/pressure/io"]` has a kernel without pressure."""
@@ -92,6 +107,9 @@ class GuestFiles:
     def open(self, arguments: Mapping[str, object]) -> int:
         """`guest-file-open`."""
         path = str(arguments.get("path"))
+        if self._is_windows:
+            why = "The system cannot find the path specified."
+            raise DenialError("GenericError", f"failed to open file '{path}': {why}")
         with self._lock:
             content = self._content(path)
             if content is None:
