@@ -1,12 +1,12 @@
 """From QEMU's histograms to milliseconds: differences, sums, percentiles.
 
-A percentile is the geometric middle of the bin it falls into: with pvehook's own boundaries, 12 % apart, it is right
-to 6 %, with an administrator's coarser ones it is as good as those are.
+A percentile is the geometric middle of its bin: right to 6 % with pvehook's own boundaries, which are 12 % apart.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -78,13 +78,14 @@ def latency_of(counters: RequestCounters) -> Latency:
     histogram = counters.histogram
     if histogram is None or not any(histogram.counts):
         return Latency(counters.operations, mean_ms)
+    slowest = max(index for index, count in enumerate(histogram.counts) if count)
     return Latency(
         counters.operations,
         mean_ms,
         quantile_ms(histogram, 0.5),
         quantile_ms(histogram, 0.95),
         quantile_ms(histogram, 0.99),
-        max_ms(histogram),
+        histogram.boundaries_ns[min(slowest, len(histogram.boundaries_ns) - 1)] / NS_PER_MS,
         count_from(histogram, NS_PER_S),
         count_from(histogram, 10 * NS_PER_S),
     )
@@ -92,21 +93,9 @@ def latency_of(counters: RequestCounters) -> Latency:
 
 def quantile_ms(histogram: Histogram, part: float) -> float | None:
     """What `part` of the requests did not exceed; None for an empty histogram."""
-    wanted = math.ceil(part * sum(histogram.counts))
-    seen = 0
-    for index, count in enumerate(histogram.counts):
-        seen += count
-        if count and seen >= wanted:
-            return middle_ns(histogram, index) / NS_PER_MS
-    return None
-
-
-def max_ms(histogram: Histogram) -> float | None:
-    """See Latency.max_ms."""
-    filled = [index for index, count in enumerate(histogram.counts) if count]
-    if not filled:
-        return None
-    return histogram.boundaries_ns[min(filled[-1], len(histogram.boundaries_ns) - 1)] / NS_PER_MS
+    up_to = list(itertools.accumulate(histogram.counts))
+    wanted = math.ceil(part * up_to[-1])
+    return middle_ns(histogram, bisect.bisect_left(up_to, wanted)) / NS_PER_MS if wanted else None
 
 
 def count_from(histogram: Histogram, at_least_ns: int) -> int:

@@ -5,15 +5,14 @@ each burst stands in front of the guest's requests (measured: tests/bench/pacer.
 as it grows. That can help only where the archive goes through the page cache of this node.
 
 A step that joins a long queue makes it longer for whatever the guest asks next, so a step waits for a moment in which
-the disk has next to nothing to do. Such moments come many times a second unless the disk cannot keep up at all; then
-the archive's growth is the bound.
+the disk has next to nothing to do. Such moments come many times a second unless the disk cannot keep up at all.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from pvehook.contract.disks import Location
 from pvehook.settings import PacerMode
@@ -47,27 +46,14 @@ Reason = Literal[
 End = Literal["not-begun", "running", "blocked", "complete", "deleted", "stopped", "too-long", "refused", "failed"]
 
 
-class MountLike(Protocol):
-    """A mount; `pvehook.host.mounts.Mount` is one."""
-
-    @property
-    def mount_point(self) -> str: ...
-    @property
-    def fs_type(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def is_network(self) -> bool: ...
-    @property
-    def is_fuse(self) -> bool: ...
-    @property
-    def is_in_memory(self) -> bool: ...
-
-
 class DumpPlace(NamedTuple):
     """The mount that the archive is written to, and the disks under it."""
 
-    mount: MountLike
+    mount_point: str
+    fs_type: str
+    is_network: bool
+    is_in_memory: bool
+    is_fuse: bool
     where: Location
 
 
@@ -141,46 +127,46 @@ def judge_pacing(
         return Pacing(False, "dump-unknown", f"the file system of the archive is unknown: {dump}")
     refusal = _unpaced(dump)
     if refusal is not None:
-        return refusal
+        return Pacing(False, *refusal)
     if mode == "on":
         why = f"pacer: on; the archive goes to {dump.where.detail}"
         return Pacing(True, "asked-for", why, tuple(sorted(_names(dump.where))))
     return _judge_disks(dump.where, volumes)
 
 
-def _judge_disks(dump: Location, volumes: Sequence[tuple[str, Location]] | str) -> Pacing:
+def _judge_disks(where: Location, volumes: Sequence[tuple[str, Location]] | str) -> Pacing:
     """Only a disk that is known to carry both is reason enough to act unasked."""
-    if not dump.disks:
-        return Pacing(False, "dump-unknown", f"the disks under the archive are unknown: {dump.detail}")
+    disks = tuple(sorted(_names(where)))
+    if not disks:
+        return Pacing(False, "dump-unknown", f"the disks under the archive are unknown: {where.detail}")
     if isinstance(volumes, str):
         return Pacing(False, "volumes-unknown", f"the disks under the guest are unknown: {volumes}")
-    shared = {name: common for name, where in volumes if (common := _names(where) & _names(dump))}
+    shared = {name: common for name, volume in volumes if (common := _names(volume) & _names(where))}
     if shared:
-        disks = sorted(set().union(*shared.values()))
-        carry = f"{', '.join(disks)} {'carries' if len(disks) == 1 else 'carry'}"
-        why = f"{carry} the archive ({dump.detail}) and {', '.join(shared)} of the guest"
-        return Pacing(True, "shared-disk", why, tuple(sorted(_names(dump))))
-    unknown = [f"{name}: {where.detail}" for name, where in volumes if where.kind == "unknown" and not where.disks]
-    on = ", ".join(sorted(_names(dump)))
+        both = sorted(set().union(*shared.values()))
+        carry = f"{', '.join(both)} {'carries' if len(both) == 1 else 'carry'}"
+        why = f"{carry} the archive ({where.detail}) and {', '.join(shared)} of the guest"
+        return Pacing(True, "shared-disk", why, disks)
+    unknown = [f"{name}: {each.detail}" for name, each in volumes if each.kind == "unknown" and not each.disks]
+    on = ", ".join(disks)
     if unknown:
         why = f"the archive is written to {on}; what lies under the guest is not all known ({'; '.join(unknown)})"
         return Pacing(False, "volumes-unknown", why)
     return Pacing(False, "no-shared-disk", f"nothing of the guest lies on {on}, where the archive is written")
 
 
-def _unpaced(dump: DumpPlace) -> Pacing | None:
+def _unpaced(dump: DumpPlace) -> tuple[Reason, str] | None:
     """Why this file system's writeback is not for us to pace; None if it is."""
-    mount, where = dump
-    place = f"{mount.fs_type or 'an unknown file system'} at {mount.mount_point or 'an unknown place'}"
-    if mount.is_network or (where.kind == "network" and not where.disks):
-        return Pacing(False, "network", f"{where.detail}: another machine's file system has its own rules")
-    if mount.is_in_memory:
-        return Pacing(False, "in-memory", f"{place} is in memory and on no disk")
-    if mount.fs_type == "zfs":
-        return Pacing(False, "zfs", f"{place}: ZFS does not write through the page cache")
-    if mount.fs_type not in PACED_FILE_SYSTEMS:
-        doer = "a process of its own does the I/O" if mount.is_fuse else "nobody knows how it writes back"
-        return Pacing(False, "file-system", f"{place}: {doer}")
+    place = f"{dump.fs_type or 'an unknown file system'} at {dump.mount_point or 'an unknown place'}"
+    if dump.is_network or (dump.where.kind == "network" and not dump.where.disks):
+        return "network", f"{dump.where.detail}: another machine's file system has its own rules"
+    if dump.is_in_memory:
+        return "in-memory", f"{place} is in memory and on no disk"
+    if dump.fs_type == "zfs":
+        return "zfs", f"{place}: ZFS does not write through the page cache"
+    if dump.fs_type not in PACED_FILE_SYSTEMS:
+        doer = "a process of its own does the I/O" if dump.is_fuse else "nobody knows how it writes back"
+        return "file-system", f"{place}: {doer}"
     return None
 
 

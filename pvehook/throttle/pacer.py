@@ -255,7 +255,8 @@ def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | 
 def _dump_place(node: Node, backup: Backup, file: str, storages: Sequence[Section]) -> DumpPlace:
     directory = os.path.dirname(file)
     _, mount = follow_links(node.path(directory), read_mounts(node))
-    return DumpPlace(mount, locate_dump(node, directory, backup.storeid, storages))
+    where = locate_dump(node, directory, backup.storeid, storages)
+    return DumpPlace(mount.mount_point, mount.fs_type, mount.is_network, mount.is_in_memory, mount.is_fuse, where)
 
 
 def _volumes(

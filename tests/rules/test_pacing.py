@@ -22,7 +22,8 @@ def on(*names: str, kind: Kind = "disks", detail: str = "ext4 on sda1") -> Locat
 
 
 def dump(fs_type: str, where: Location) -> DumpPlace:
-    return DumpPlace(Mount("/var/lib/vz", fs_type, "source"), where)
+    mount = Mount("/var/lib/vz", fs_type, "source")
+    return DumpPlace(mount.mount_point, fs_type, mount.is_network, mount.is_in_memory, mount.is_fuse, where)
 
 
 UNKNOWN = Location("unknown", (), "storage new: pvehook does not know where this type keeps its volumes")
