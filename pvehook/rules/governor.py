@@ -21,7 +21,7 @@ from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.rules import governor_constants as c
 from pvehook.rules.governor_law import advance, first_state, released
 from pvehook.rules.governor_readings import Bounds, Culprit, Sample, in_mb_per_s
-from pvehook.rules.governor_state import Action, Lessons, Resting, Starting, State, Watching
+from pvehook.rules.governor_state import Action, Resting, Starting, State, Watching
 from pvehook.rules.latency import disks_between
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
@@ -102,7 +102,7 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
     if law is None:
         law = first_state(bounds if governor.acts else bounds._replace(starts_slowly=False))
     elif last is None:  # seen again after samples were lost, or the next disk's
-        law = State(bounds.original_bytes_per_s, lessons=Lessons(cut=law.lessons.cut, rest_s=law.lessons.rest_s))
+        law = State(bounds.original_bytes_per_s, cut=law.cut, rest_s=law.rest_s)
     elif sample.at_s > last.at_s:
         seen = Sample(
             at_s=sample.at_s,
@@ -177,7 +177,7 @@ def _advanced(
 
 def _tallied(tally: Tally, law: State, after: State, action: Action | None, sample: Sample) -> Tally:
     if law.is_throttled:
-        free = law.pace.free_per_s
+        free = law.free_per_s
         cost_s = sample.period_s * max(1 - sample.copied_bytes / sample.period_s / free, 0.0) if free else 0.0
         tally = tally._replace(slowed_s=tally.slowed_s + sample.period_s, cost_s=tally.cost_s + cost_s)
     if action is None:

@@ -79,8 +79,7 @@ def advance(state: State, sample: Sample, bounds: Bounds) -> Next:
 def released(state: State, bounds: Bounds) -> State:
     """Back to the original speed."""
     phase = state.phase if isinstance(state.phase, Resting) else Watching()
-    activity = state.activity._replace(idle_s=0.0)
-    return state.changed(bounds.original_bytes_per_s, phase)._replace(activity=activity)
+    return state.changed(bounds.original_bytes_per_s, phase)._replace(idle_s=0.0)
 
 
 def _release(state: State, bounds: Bounds, reason: str) -> Next:
@@ -89,8 +88,8 @@ def _release(state: State, bounds: Bounds, reason: str) -> Next:
 
 def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
     action = Action("lost", bounds.original_bytes_per_s, f"no sample for {sample.period_s:.0f} s")
-    activity = state.activity._replace(silent_s=0.0, requests_per_s=0.0)
-    return released(state._replace(activity=activity), bounds), action if state.is_throttled else None
+    state = state._replace(silent_s=0.0, requests_per_s=0.0)
+    return released(state, bounds), action if state.is_throttled else None
 
 
 # Reading
@@ -98,24 +97,22 @@ def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
 
 def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading | None]:
     """A reading as soon as there are samples enough for one."""
-    activity = state.activity
     if sample.operations:
         weight = min(sample.period_s / c.LONGEST_READING_S, 1.0)
         per_s = sample.operations / max(sample.period_s, 1e-3)
-        lately = activity.requests_per_s + weight * (per_s - activity.requests_per_s)
-        activity = activity._replace(silent_s=0.0, requests_per_s=lately)
+        lately = state.requests_per_s + weight * (per_s - state.requests_per_s)
+        state = state._replace(silent_s=0.0, requests_per_s=lately)
     else:
-        silent_s = activity.silent_s + sample.period_s
-        activity = activity._replace(silent_s=silent_s)
+        silent_s = state.silent_s + sample.period_s
+        state = state._replace(silent_s=silent_s)
         # Silent all at once, after slow requests: it waits. After quick ones, or for long: it has nothing to do.
-        missing = activity.requests_per_s * silent_s
-        if missing >= c.MIN_REQUESTS and silent_s < c.IDLE_AFTER_S and activity.latency_ms > bounds.target_ms:
-            reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.pace.copied_per_s, None, None, is_silence=True)
-            return state._replace(gathered=(), activity=activity._replace(idle_s=0.0)), reading
-    state = state._replace(activity=activity)
+        missing = state.requests_per_s * silent_s
+        if missing >= c.MIN_REQUESTS and silent_s < c.IDLE_AFTER_S and state.latency_ms > bounds.target_ms:
+            reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.copied_per_s, None, None, is_silence=True)
+            return state._replace(gathered=(), idle_s=0.0), reading
     phase, has_settled, wanted_s = state.phase, state.has_settled, 0.0
     if isinstance(phase, Trying):
-        wanted_s = c.TRIAL_S if state.lessons.cut == c.FIRST_CUT else c.LATER_TRIAL_S
+        wanted_s = c.TRIAL_S if state.cut == c.FIRST_CUT else c.LATER_TRIAL_S
         if state.since_change_s <= c.LONGEST_SETTLING_S:  # what its workers had sent still keeps a slow disk busy
             has_settled = has_settled and _copied_slowly(state, phase.settling)
         if not has_settled:
@@ -128,9 +125,8 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     if not enough and reading.seconds < max(c.LONGEST_READING_S, wanted_s):
         return state._replace(gathered=gathered), None
     is_idle = reading.operations < c.IDLE_REQUESTS_PER_S * reading.seconds and reading.in_flight < c.IDLE_IN_FLIGHT
-    idle_s = activity.idle_s + reading.seconds if is_idle else 0.0
-    activity = activity._replace(idle_s=idle_s, latency_ms=reading.latency_ms)
-    return state._replace(gathered=(), activity=activity), reading
+    idle_s = state.idle_s + reading.seconds if is_idle else 0.0
+    return state._replace(gathered=(), idle_s=idle_s, latency_ms=reading.latency_ms), reading
 
 
 def _copied_slowly(state: State, samples: tuple[Sample, ...]) -> bool:
@@ -151,11 +147,11 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
             state = state._replace(gathered=(), phase=Starting(burst_is_over=True))
         return state, None
     reading = reading_of(state.gathered)
-    is_restart = state.lessons.has_tried
+    is_restart = state.has_tried
     enough = reading.operations >= (c.MIN_REQUESTS if is_restart else c.START_REQUESTS)
     if reading.seconds < (c.START_READING_S if enough else c.QUIET_READING_S) - c.ROUNDING_S:
         return state, None
-    state = state._replace(gathered=(), activity=state.activity._replace(latency_ms=reading.latency_ms))
+    state = state._replace(gathered=(), latency_ms=reading.latency_ms)
     original = bounds.original_bytes_per_s
     if not reading.suffers(bounds):
         speed = int(_growth(state, reading, bounds) * state.bytes_per_s)
@@ -175,7 +171,7 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
 
 def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
     """In careful steps it is noticed sooner that the disks are saturated, and their queues do not fill at once."""
-    if reading.latency_ms > bounds.target_ms or state.lessons.has_tried:
+    if reading.latency_ms > bounds.target_ms or state.has_tried:
         return c.LAST_GROWTH
     return c.GROWTH if reading.latency_ms < c.ROOM_BELOW * bounds.target_ms else c.CAREFUL_GROWTH
 
@@ -184,8 +180,8 @@ def _start_again(state: State, bounds: Bounds) -> Next:
     """A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until the
     guest suffers again; each time it waits longer."""
     speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
-    lessons = state.lessons._replace(restart_s=c.RESTART_FACTOR * state.lessons.restart_s)
-    return state.changed(speed, Starting(True))._replace(lessons=lessons), Action("start", speed)
+    restart_s = c.RESTART_FACTOR * state.restart_s
+    return state.changed(speed, Starting(True))._replace(restart_s=restart_s), Action("start", speed)
 
 
 # Watching
@@ -202,27 +198,23 @@ def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> Ne
 
 def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading) -> Next:
     """The guest suffers: the backup is cut, unless it has no time for that."""
-    pace, lessons, reached = state.pace, state.lessons, before.copied_per_s
-    from_start = isinstance(state.phase, Starting)
+    reached, free, from_start = before.copied_per_s, state.free_per_s, isinstance(state.phase, Starting)
     lowest, why = state.lowest_speed(sample, bounds)
     seen = f"{before}, target {in_ms(bounds.target_ms)}, with its backup at {in_mb_per_s(reached)}"
-    if lowest >= c.NEARLY * max(reached, pace.free_per_s or 0.0):
+    if lowest >= c.NEARLY * max(reached, free or 0.0):
         original = bounds.original_bytes_per_s
         suffering = state.phase.suffering if isinstance(state.phase, (Starting, Watching)) else ()
-        state = state._replace(bytes_per_s=original, phase=Watching(suffering))
-        if lessons.deadline_reported:
-            return state, None
-        state = state._replace(lessons=lessons._replace(deadline_reported=True))
-        return state, Action("deadline", original, f"{seen}; not slowed: {why}")
-    if not lessons.has_tried and pace.free_s < c.FREE_KNOWN_S:
+        action = Action("deadline", original, f"{seen}; not slowed: {why}")
+        after = state._replace(bytes_per_s=original, phase=Watching(suffering), deadline_reported=True)
+        return after, None if state.deadline_reported else action
+    if not state.has_tried and state.free_s < c.FREE_KNOWN_S:
         # The burst was faster than the backup will be beside the guest, and while it starts it is slowed.
-        burst = (pace.free_per_s if from_start else None) or reached
-        pace = pace.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
+        burst = (free if from_start else None) or reached
+        state = state.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
     elif from_start:
-        pace = pace.with_free(((pace.free_per_s or reached) + reached) / 2)
-    speed = bounds.limited(lessons.cut * reached, c.MIN_BYTES_PER_S)  # a moment below the lowest does no harm
-    state = state.changed(speed, Trying(before, from_start))
-    state = state._replace(pace=pace, lessons=lessons._replace(has_tried=True))
+        state = state.with_free(((free or reached) + reached) / 2)
+    speed = bounds.limited(state.cut * reached, c.MIN_BYTES_PER_S)  # a moment below the lowest does no harm
+    state = state.changed(speed, Trying(before, from_start))._replace(has_tried=True)
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
 
 
@@ -231,12 +223,12 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
 
 def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
     """Unless there is no more reason or no more time for it."""
-    if state.activity.idle_s >= c.IDLE_AFTER_S:
-        return _release(state, bounds, f"the guest has been idle for {state.activity.idle_s:.0f} s")
+    if state.idle_s >= c.IDLE_AFTER_S:
+        return _release(state, bounds, f"the guest has been idle for {state.idle_s:.0f} s")
     lowest, why = state.lowest_speed(sample, bounds)
-    free = state.pace.free_per_s
+    free = state.free_per_s
     if math.isinf(lowest) or (free is not None and lowest >= c.NEARLY * free):
-        state = released(state._replace(lessons=state.lessons._replace(deadline_reported=True)), bounds)
+        state = released(state._replace(deadline_reported=True), bounds)
         return state, Action("deadline", state.bytes_per_s, f"not slowed any more: {why}")
     if isinstance(phase, Trying):
         return _try(state, phase, sample, bounds, reading, lowest)
@@ -246,7 +238,7 @@ def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Boun
 def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
     before = phase.before
     # What is still in QEMU's queue may go through in the trial, so it counts as slowed by no more than the cut.
-    if not _pays(phase, reading.latency_ms, reading.copied_per_s, bounds, at_least=state.lessons.cut):
+    if not _pays(phase, reading.latency_ms, reading.copied_per_s, bounds, at_least=state.cut):
         is_falling = reading.latency_ms < c.STILL_FALLING * (phase.tried or before).latency_ms
         # Where reads wait too, what the guest has queued up has to go through first. A slow target shows at once.
         is_open = is_falling or _culprit_of(before, reading, bounds) == "other-load"
@@ -262,7 +254,7 @@ def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: R
 def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
     """A little faster or slower, or an end of it."""
     phase = _averaged(phase, reading)
-    if phase.from_start and phase.lasted_s >= state.lessons.restart_s:
+    if phase.from_start and phase.lasted_s >= state.restart_s:
         return _start_again(state, bounds)
     if phase.lasted_s >= c.JUDGED_AFTER_S and not _pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
         return _give_up(state, phase, sample, bounds, reading)
@@ -272,13 +264,13 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
     is_within = reading.latency_ms <= bounds.target_ms
     unbound_s = phase.unbound_s + seconds if is_within and reached * c.HEADROOM < wanted else 0.0
     if unbound_s >= c.UNBOUND_AFTER_S:
-        state = state._replace(lessons=state.lessons._replace(rest_s=c.FIRST_REST_S))
+        state = state._replace(rest_s=c.FIRST_REST_S)
         reason = f"{reading}, target {in_ms(bounds.target_ms)}; its backup does not reach its limit any more"
         return _release(state, bounds, reason)
     short_s = phase.short_s + seconds if not is_within and reached < c.NEARLY * state.bytes_per_s else 0.0
     if short_s >= c.SHORT_AFTER_S:
         # So this is all that it gets, limit or not: more was seen only where it read nothing but holes.
-        state, short_s = state._replace(pace=state.pace.with_free(reached)), 0.0
+        state, short_s = state.with_free(reached), 0.0
     phase = phase._replace(error=error, unbound_s=unbound_s, short_s=short_s)
     phase, wanted = _below_saturation(state, phase, reading, wanted, bounds)
     state = state._replace(phase=phase)
@@ -319,7 +311,7 @@ def _below_saturation(
         saturation_speed = phase.saturation_speed
         if phase.above_target_s == 0 or above_s > c.SATURATION_AGAIN_S:
             jumped = c.SATURATION_PART * min(reading.copied_per_s, state.bytes_per_s)
-            saturation_speed = max(jumped, c.MIN_SATURATION_PART * (state.pace.free_per_s or 0.0))
+            saturation_speed = max(jumped, c.MIN_SATURATION_PART * (state.free_per_s or 0.0))
         phase = phase._replace(above_target_s=above_s, saturation_speed=saturation_speed)
         return phase, min(wanted, saturation_speed)
     phase = phase._replace(above_target_s=0.0)
@@ -344,12 +336,12 @@ def _pays(
 
 
 def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
-    before, lessons = phase.before, state.lessons
+    before = phase.before
     seen = f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)}"
     if phase.from_start:
         return _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
     did_pay = isinstance(phase, Throttling) and phase.lasted_s > c.FIRST_REST_S
-    rest_s = c.FIRST_REST_S if did_pay else lessons.rest_s
+    rest_s = c.FIRST_REST_S if did_pay else state.rest_s
     culprit = _culprit_of(before, reading, bounds)
     why = {
         "slow-target": "its reads are quick and its writes wait, so it is the backup's target that is slow",
@@ -357,8 +349,8 @@ def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: B
     }[culprit]
     seen += f", {in_ms(before.latency_ms)} at {in_mb_per_s(before.copied_per_s)}"
     reason = f"{seen}: slowing does not pay; {why}; not slowed again for {rest_s:.0f} s"
-    lessons = lessons._replace(rest_s=min(2 * rest_s, c.LONGEST_REST_S), cut=c.LATER_CUT)
-    state = released(state._replace(phase=Resting(sample.at_s + rest_s), lessons=lessons), bounds)
+    state = state._replace(rest_s=min(2 * rest_s, c.LONGEST_REST_S), cut=c.LATER_CUT)
+    state = released(state._replace(phase=Resting(sample.at_s + rest_s)), bounds)
     return state, Action("give-up", state.bytes_per_s, reason, culprit)
 
 

@@ -21,9 +21,6 @@ class Action(NamedTuple):
     culprit: Culprit | None = None
 
 
-# Phases
-
-
 class Starting(NamedTuple):
     """The backup begins slowly and grows; after a trial it may do so again."""
 
@@ -80,12 +77,17 @@ class Throttling(NamedTuple):
 Phase = Starting | Watching | Resting | Trying | Throttling
 
 
-# What outlasts phases
+class State(NamedTuple):
+    """Of one backup."""
 
+    bytes_per_s: int
+    """The limit."""
+    phase: Phase = Watching()
+    since_change_s: float = math.inf
+    gathered: tuple[Sample, ...] = ()
+    """Samples that are not a reading yet."""
 
-class Pace(NamedTuple):
-    """How fast the backup is, and would be."""
-
+    # How fast the backup is, and would be
     began_s: float | None = None
     copied_bytes: int = 0
     copied_per_s: float = 0.0
@@ -93,49 +95,22 @@ class Pace(NamedTuple):
     limit_per_s: float = math.inf
     """The limit, on the same average."""
     free_bytes: float = 0.0
+    """At its own speed, like the next."""
     free_s: float = 0.0
 
-    @property
-    def free_per_s(self) -> float | None:
-        """At its own speed; None: not seen yet."""
-        return self.free_bytes / self.free_s if self.free_s > 0 and self.free_bytes > 0 else None
-
-    def with_free(self, bytes_per_s: float) -> Pace:
-        return self._replace(free_bytes=bytes_per_s, free_s=1.0)
-
-
-class Activity(NamedTuple):
-    """What the guest asks of its disks."""
-
+    # What the guest asks of its disks
     silent_s: float = 0.0
     requests_per_s: float = 0.0
     """Lately; while it is silent, before that."""
     latency_ms: float = 0.0
     idle_s: float = 0.0
 
-
-class Lessons(NamedTuple):
-    """What this backup's trials have taught."""
-
+    # What this backup's trials have taught
     cut: float = c.FIRST_CUT
     rest_s: float = c.FIRST_REST_S
     restart_s: float = c.FIRST_RESTART_S
     has_tried: bool = False
     deadline_reported: bool = False
-
-
-class State(NamedTuple):
-    """Of one backup."""
-
-    bytes_per_s: int
-    """The limit."""
-    phase: Phase = Watching()
-    pace: Pace = Pace()
-    activity: Activity = Activity()
-    lessons: Lessons = Lessons()
-    since_change_s: float = math.inf
-    gathered: tuple[Sample, ...] = ()
-    """Samples that are not a reading yet."""
 
     @property
     def has_settled(self) -> bool:
@@ -146,46 +121,54 @@ class State(NamedTuple):
         """Slowed because its guest suffers; a backup that starts slowly is not."""
         return isinstance(self.phase, (Trying, Throttling))
 
+    @property
+    def free_per_s(self) -> float | None:
+        """The backup's own speed; None: not seen yet."""
+        return self.free_bytes / self.free_s if self.free_s > 0 and self.free_bytes > 0 else None
+
+    def with_free(self, bytes_per_s: float) -> State:
+        return self._replace(free_bytes=bytes_per_s, free_s=1.0)
+
     def changed(self, bytes_per_s: int, phase: Phase) -> State:
         """With another limit, whose effect has to be waited for."""
         return self._replace(bytes_per_s=bytes_per_s, phase=phase, gathered=(), since_change_s=0.0)
 
     def measured(self, sample: Sample) -> State:
         """With one more sample's speeds and times."""
-        pace, limit, period_s = self.pace, self.bytes_per_s, max(sample.period_s, 1e-3)
+        limit, period_s = self.bytes_per_s, max(sample.period_s, 1e-3)
         now = sample.copied_bytes / period_s
-        weight, since_change_s = min(period_s, 1.0), self.since_change_s + period_s
-        last = float(limit or now)
-        is_burst = isinstance(self.phase, Starting) and not self.phase.burst_is_over and now > c.BURST * limit
-        pace = pace._replace(
-            began_s=sample.at_s - period_s if pace.began_s is None else pace.began_s,
-            copied_bytes=pace.copied_bytes + sample.copied_bytes,
-            copied_per_s=pace.copied_per_s + weight * (now - pace.copied_per_s),
-            limit_per_s=last if math.isinf(pace.limit_per_s) else pace.limit_per_s + weight * (last - pace.limit_per_s),
+        weight, last = min(period_s, 1.0), float(limit or now)
+        state = self._replace(
+            since_change_s=self.since_change_s + period_s,
+            began_s=sample.at_s - period_s if self.began_s is None else self.began_s,
+            copied_bytes=self.copied_bytes + sample.copied_bytes,
+            copied_per_s=self.copied_per_s + weight * (now - self.copied_per_s),
+            limit_per_s=last if math.isinf(self.limit_per_s) else self.limit_per_s + weight * (last - self.limit_per_s),
         )
-        is_free = is_burst or (isinstance(self.phase, (Watching, Resting)) and since_change_s > c.SETTLING_S)
-        if is_free and (sample.copied_bytes or pace.free_s):  # the first chunks take their time
-            kept = 1.0 if pace.free_s < c.FREE_MEMORY_S else 1 - period_s / c.FREE_MEMORY_S
-            free_bytes, free_s = pace.free_bytes * kept + sample.copied_bytes, pace.free_s * kept + period_s
-            pace = pace._replace(free_bytes=free_bytes, free_s=free_s)
-        return self._replace(pace=pace, since_change_s=since_change_s)
+        is_burst = isinstance(self.phase, Starting) and not self.phase.burst_is_over and now > c.BURST * limit
+        is_free = is_burst or (isinstance(self.phase, (Watching, Resting)) and state.has_settled)
+        if is_free and (sample.copied_bytes or self.free_s):  # the first chunks take their time
+            kept = 1.0 if self.free_s < c.FREE_MEMORY_S else 1 - period_s / c.FREE_MEMORY_S
+            free_bytes, free_s = self.free_bytes * kept + sample.copied_bytes, self.free_s * kept + period_s
+            state = state._replace(free_bytes=free_bytes, free_s=free_s)
+        return state
 
     def lowest_speed(self, sample: Sample, bounds: Bounds) -> tuple[float, str]:
         """Below this the backup would not finish in time, or not at all; and why."""
-        pace, remaining = self.pace, sample.remaining_bytes
+        remaining = sample.remaining_bytes
         found = [(float(c.MIN_BYTES_PER_S), "1 MiB/s is the lowest speed that is set")]
-        if pace.free_per_s is not None and pace.began_s is not None:
-            alone_s = (pace.copied_bytes + remaining) / pace.free_per_s
-            left_s = pace.began_s + bounds.stretch_at_most * alone_s - sample.at_s
+        if self.free_per_s is not None and self.began_s is not None:
+            alone_s = (self.copied_bytes + remaining) / self.free_per_s
+            left_s = self.began_s + bounds.stretch_at_most * alone_s - sample.at_s
             why = f"it would take more than {bounds.stretch_at_most:g} times the {alone_s:.0f} s that it takes alone"
             found.append((_per_s(remaining, left_s), why))
         if bounds.window_closes_s is not None:
             left_s = bounds.window_closes_s - sample.at_s
             why = f"the window closes in {max(left_s, 0.0):.0f} s"
             found.append((_per_s(remaining, c.WINDOW_MARGIN * left_s), why))
-        if self.has_settled and pace.copied_per_s > c.COPIES_ALONE * pace.limit_per_s:
-            why = f"the guest's own first writes alone copy {in_mb_per_s(pace.copied_per_s)}"
-            found.append((c.COPIES_ALONE * pace.copied_per_s, why))
+        if self.has_settled and self.copied_per_s > c.COPIES_ALONE * self.limit_per_s:
+            why = f"the guest's own first writes alone copy {in_mb_per_s(self.copied_per_s)}"
+            found.append((c.COPIES_ALONE * self.copied_per_s, why))
         lowest, why = max(found, key=lambda each: each[0])
         return min(lowest, float(bounds.original_bytes_per_s or math.inf)), why
 

@@ -264,7 +264,7 @@ class Governor:
         if self._points and since_s - self._points[-1].at_s < self._point_every_s:
             return
         is_new = self._governor.jobs_changed_s == at_s
-        latency_ms = None if is_new else law.activity.latency_ms
+        latency_ms = None if is_new else law.latency_ms
         self._points.append(SpeedPoint(since_s, law.bytes_per_s, latency_ms, self._bounds.target_ms))
         if len(self._points) > POINTS_KEPT:
             self._points = self._points[::2]
