@@ -1,6 +1,6 @@
 """Where a guest's volume or a dump directory lies, by Proxmox's storage configuration.
 
-Files of /etc/pve are read by the caller; here only local devices are looked at.
+Where a volume lies is found on local devices only, by the storages that the caller has read.
 Source of paths and names: the plugins in PVE/Storage/ of pve-storage.
 """
 
@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pvehook.contract.disks import Location
+from pvehook.contract.guest_config import Volume, parse_container, parse_vm
 from pvehook.contract.section_config import Section, find_section
+from pvehook.contract.storage_config import parse_storages
+from pvehook.errors import NodeError
 from pvehook.host.block import DeviceOf, device_of, locate, locate_volume_group, locate_zpool
 from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
 
 _NETWORK_TYPES = frozenset(
     {"nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs", "zfs", "esxi"}
@@ -36,6 +40,22 @@ class Backup(NamedTuple):
     mode: str
     storeid: str | None
     dumpdir: str | None
+
+
+def read_storages(node: Node, reader: TimelyReader) -> list[Section]:
+    """The cluster's storages. Raises NodeError: no answer in time."""
+    return parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+
+
+def volumes_of(node: Node, reader: TimelyReader, backup: Backup) -> tuple[Volume, ...]:
+    """All volumes in the guest's configuration. Raises NodeError: it is not there, or does not answer in time."""
+    kind, parse = ("lxc", parse_container) if backup.vmtype == "lxc" else ("qemu-server", parse_vm)
+    path = f"/etc/pve/{kind}/{backup.vmid}.conf"
+    text = reader.text(node.path(path), READ_DEADLINE_S)
+    if text is None:
+        raise NodeError(f"{path} is not there")
+    return parse(text).volumes
+
 
 def locate_volume(
     node: Node, volid: str, storages: Sequence[Section], device_of: DeviceOf = device_of

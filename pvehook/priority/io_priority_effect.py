@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.section_config import Section, find_section
-from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
 from pvehook.host.block import kernel_version
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import LOOK_DEADLINE_S, READ_DEADLINE_S, STORAGE_CONFIG, Backup, locate_dump, locate_volume
+from pvehook.host.volumes import LOOK_DEADLINE_S, Backup, locate_dump, locate_volume, read_storages, volumes_of
 from pvehook.rules.io_effect import Effect, combined_effect, idle_reach, location_effect
 
 
@@ -32,13 +30,13 @@ class EffectOfIdle(NamedTuple):
 def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOfIdle:
     """Looks the backup's disks up. Never raises: what cannot be found out is called unknown, with the reason."""
     try:
-        storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+        storages = read_storages(node, reader)
     except NodeError as error:
         storages, dump = [], Effect("unknown", str(error))
     else:
         dump = _asked(reader, "the disks under the dump", lambda: _effect_on_dump(node, backup, storages))
     try:
-        volids = _volumes(node, reader, backup)
+        volids = [each.volume for each in volumes_of(node, reader, backup) if each.backup]
     except NodeError as error:
         disks = Effect("unknown", str(error))
     else:
@@ -72,16 +70,6 @@ def _in_short(backup: Backup, to_pbs: bool, dump: Effect, disks: Effect) -> str:
     if backup.vmtype == "qemu":
         return "nothing to reach (PBS)" if to_pbs else f"compressor only, dump {dump.verdict}"
     return f"reading {disks.verdict}, dump {dump.verdict}"
-
-
-def _volumes(node: Node, reader: TimelyReader, backup: Backup) -> list[str]:
-    """The ids of the volumes that go into the archive."""
-    kind, parse = ("lxc", parse_container) if backup.vmtype == "lxc" else ("qemu-server", parse_vm)
-    path = node.path(f"/etc/pve/{kind}/{backup.vmid}.conf")
-    text = reader.text(path, READ_DEADLINE_S)
-    if text is None:
-        raise NodeError(f"/etc/pve/{kind}/{backup.vmid}.conf is not there")
-    return [volume.volume for volume in parse(text).volumes if volume.backup]
 
 
 def _effect_on_dump(node: Node, backup: Backup, storages: Sequence[Section]) -> Effect:

@@ -48,24 +48,11 @@ class Ready(NamedTuple):
     report: tuple[Action, ...] = ()
 
 
-class Tally(NamedTuple):
-    """What this backup has come to so far."""
-
-    suffered: bool = False
-    """The guest was above its target at least once."""
-    culprit: Culprit | None = None
-    """Why slowing was given up; None: it never was."""
-    slowed_s: float = 0.0
-    cost_s: float = 0.0
-    """How much longer the backup takes for it, estimated."""
-    lowest_bytes_per_s: int | None = None
-
-
 class Governor(NamedTuple):
     """One backup, as far as it is known."""
 
     acts: bool
-    """False: it only observes."""
+    """False: it only observes; or it was stopped, since the record cannot be written or QEMU refuses."""
     law: State | None = None
     """None: no job has appeared yet."""
     at_s: float | None = None
@@ -78,7 +65,17 @@ class Governor(NamedTuple):
     manually_limited: frozenset[str] = frozenset()
     is_recorded: bool = False
     has_observed: bool = False
-    tally: Tally = Tally()
+    """What it would do is reported no more."""
+
+    # What this backup has come to so far
+    suffered: bool = False
+    """The guest was above its target at least once."""
+    culprit: Culprit | None = None
+    """Why slowing was given up; None: it never was."""
+    slowed_s: float = 0.0
+    cost_s: float = 0.0
+    """How much longer the backup takes for it, estimated."""
+    lowest_bytes_per_s: int | None = None
 
     @property
     def sample_every_s(self) -> float:
@@ -121,11 +118,6 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
     )
     governor, persist, changes = _changes(governor, law, jobs, bounds)
     return governor, Ready(persist, changes, reports)
-
-
-def stopped(governor: Governor) -> Governor:
-    """It slows nothing any more: the record cannot be written, or QEMU refuses."""
-    return governor._replace(acts=False, has_observed=True)
 
 
 def _recognised(
@@ -172,21 +164,21 @@ def _advanced(
         observed = Action("observe", law.bytes_per_s, f"observed only, nothing is set: {action.reason}")
         reports = () if governor.has_observed else (observed,)
         governor, after = governor._replace(has_observed=True), law._replace(phase=Watching())
-    return governor._replace(tally=_tallied(governor.tally, law, after, action, sample)), after, reports
+    return _tallied(governor, law, after, action, sample), after, reports
 
 
-def _tallied(tally: Tally, law: State, after: State, action: Action | None, sample: Sample) -> Tally:
+def _tallied(governor: Governor, law: State, after: State, action: Action | None, sample: Sample) -> Governor:
     if law.is_throttled:
         free = law.free_per_s
         cost_s = sample.period_s * max(1 - sample.copied_bytes / sample.period_s / free, 0.0) if free else 0.0
-        tally = tally._replace(slowed_s=tally.slowed_s + sample.period_s, cost_s=tally.cost_s + cost_s)
+        governor = governor._replace(slowed_s=governor.slowed_s + sample.period_s, cost_s=governor.cost_s + cost_s)
     if action is None:
-        return tally
+        return governor
     if after.is_throttled:
-        lowest = min(tally.lowest_bytes_per_s or after.bytes_per_s, after.bytes_per_s)
-        tally = tally._replace(lowest_bytes_per_s=lowest)
-    suffered = tally.suffered or action.kind in ("slow", "deadline")
-    return tally._replace(suffered=suffered, culprit=action.culprit or tally.culprit)
+        lowest = min(governor.lowest_bytes_per_s or after.bytes_per_s, after.bytes_per_s)
+        governor = governor._replace(lowest_bytes_per_s=lowest)
+    suffered = governor.suffered or action.kind in ("slow", "deadline")
+    return governor._replace(suffered=suffered, culprit=action.culprit or governor.culprit)
 
 
 def _changes(

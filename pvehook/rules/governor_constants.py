@@ -1,12 +1,8 @@
 """Every number of the governor, in one table. Speeds are bytes per second, times seconds, latencies milliseconds.
 
-The second half of each line says what the number was measured from:
-
-    prototype   QEMU's block layer with Proxmox's own backup code, disks shared by guest and backup
-    bench       tests/bench/governor.py, named by its setup (raid, one-disk, slow-target, fast, idle, neighbours)
-    backups     the modelled backups of tests/rules/test_governor_nights.py
-    QEMU        how QEMU 7.2 and 10.0 behave
-    a limit     chosen, not measured: it bounds something
+Each line says what the number was measured from: a prototype (QEMU's block layer with Proxmox's own backup code, disks
+shared by guest and backup); the bench (tests/bench/governor.py) with its setup; the modelled backups of
+tests/rules/test_governor_nights.py; how QEMU 7.2 and 10.0 behave. A limit is chosen, not measured.
 """
 
 from __future__ import annotations

@@ -92,9 +92,6 @@ def _lost(state: State, sample: Sample, bounds: Bounds) -> Next:
     return released(state, bounds), action if state.is_throttled else None
 
 
-# Reading
-
-
 def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading | None]:
     """A reading as soon as there are samples enough for one."""
     if sample.operations:
@@ -132,9 +129,6 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
 def _copied_slowly(state: State, samples: tuple[Sample, ...]) -> bool:
     seconds = sum(each.period_s for each in samples)
     return sum(each.copied_bytes for each in samples) <= c.COME_DOWN * state.bytes_per_s * seconds
-
-
-# Starting
 
 
 def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Next:
@@ -176,17 +170,6 @@ def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
     return c.GROWTH if reading.latency_ms < c.ROOM_BELOW * bounds.target_ms else c.CAREFUL_GROWTH
 
 
-def _start_again(state: State, bounds: Bounds) -> Next:
-    """A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until the
-    guest suffers again; each time it waits longer."""
-    speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
-    restart_s = c.RESTART_FACTOR * state.restart_s
-    return state.changed(speed, Starting(True))._replace(restart_s=restart_s), Action("start", speed)
-
-
-# Watching
-
-
 def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
     before = state.phase.suffering if isinstance(state.phase, Watching) else ()
     suffering = (*before, reading)[-c.SUFFERING_KEPT :] if reading.suffers(bounds) else ()
@@ -216,9 +199,6 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
     speed = bounds.limited(state.cut * reached, c.MIN_BYTES_PER_S)  # a moment below the lowest does no harm
     state = state.changed(speed, Trying(before, from_start))._replace(has_tried=True)
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
-
-
-# Trying and throttling
 
 
 def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
@@ -255,7 +235,11 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
     """A little faster or slower, or an end of it."""
     phase = _averaged(phase, reading)
     if phase.from_start and phase.lasted_s >= state.restart_s:
-        return _start_again(state, bounds)
+        # A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until
+        # the guest suffers again; each time it waits longer.
+        speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
+        state = state.changed(speed, Starting(True))._replace(restart_s=c.RESTART_FACTOR * state.restart_s)
+        return state, Action("start", speed)
     if phase.lasted_s >= c.JUDGED_AFTER_S and not _pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
         return _give_up(state, phase, sample, bounds, reading)
     reached, seconds = reading.copied_per_s, reading.seconds

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pvehook.rules.governor_readings import Culprit
 from pvehook.rules.guest_match import match
 from pvehook.settings import GovernorConfig, GovernorMode
-
-PVES_WORKERS: Final = 16
-"""`max-workers` where nothing is set. Source: `backup-performance` of pve-common's PVE/VZDump/Common.pm."""
 
 
 class Setup(NamedTuple):
@@ -27,18 +24,16 @@ class Setup(NamedTuple):
     """Whether the archive is written to a disk that holds volumes of the guest."""
 
 
-NOTHING_KNOWN: Final = Setup()
-
-
 def mode_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> GovernorMode:
     """The first rule that matches the guest, else the section's mode."""
     return next((rule.mode for rule in config.rules if match(rule, vmid, name, tags)), config.mode)
 
 
 def workers_of(performance: str | None) -> int:
-    """Of a job's or /etc/vzdump.conf's `performance: max-workers=4,pbs-entries-max=...`; None: it is not set."""
+    """Of a job's or /etc/vzdump.conf's `performance: max-workers=4,pbs-entries-max=...`; None: it is not set. Source of
+    the default: `backup-performance` of pve-common's PVE/VZDump/Common.pm."""
     found = re.search(r"(?:^|,)\s*max-workers=(\d{1,3})\s*(?:,|$)", performance or "")
-    return int(found[1]) if found else PVES_WORKERS
+    return int(found[1]) if found else 16
 
 
 def advice(vmid: int, setup: Setup, culprit: Culprit | None) -> tuple[str, ...]:

@@ -20,29 +20,14 @@ from pvehook.settings import PacerMode
 PACED_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "bcachefs", "vfat", "exfat"})
 """Those with a block device under them that write their files through the page cache."""
 
-QUIET_AT_MOST = 1
-"""Requests in flight to each disk that a step may join: the backup's own read is nearly always one."""
-
-WAITING_BYTES_AT_MOST = 32 * 1024 * 1024
-"""As soon as so much of the archive waits for a quiet disk, a step is begun whatever is in flight.
-Steps of that size never wait."""
+QUIET_AT_MOST = 1  # requests in flight to each disk that a step may join: the backup's own read is nearly always one
+WAITING_BYTES_AT_MOST = 32 << 20  # so much of the archive waits for a quiet disk; then a step is begun all the same
 
 Due = Literal["not-yet", "when-quiet", "now"]
 
-Reason = Literal[
-    "shared-disk",
-    "asked-for",
-    "switched-off",
-    "no-dump-file",
-    "network",
-    "in-memory",
-    "zfs",
-    "file-system",
-    "dump-unknown",
-    "volumes-unknown",
-    "no-shared-disk",
-]
-
+Unpaced = Literal["network", "in-memory", "zfs", "file-system"]
+NotKnown = Literal["dump-unknown", "volumes-unknown"]
+Reason = Unpaced | NotKnown | Literal["shared-disk", "asked-for", "switched-off", "no-dump-file", "no-shared-disk"]
 End = Literal["not-begun", "running", "blocked", "complete", "deleted", "stopped", "too-long", "refused", "failed"]
 
 
@@ -155,7 +140,7 @@ def _judge_disks(where: Location, volumes: Sequence[tuple[str, Location]] | str)
     return Pacing(False, "no-shared-disk", f"nothing of the guest lies on {on}, where the archive is written")
 
 
-def _unpaced(dump: DumpPlace) -> tuple[Reason, str] | None:
+def _unpaced(dump: DumpPlace) -> tuple[Unpaced, str] | None:
     """Why this file system's writeback is not for us to pace; None if it is."""
     place = f"{dump.fs_type or 'an unknown file system'} at {dump.mount_point or 'an unknown place'}"
     if dump.is_network or (dump.where.kind == "network" and not dump.where.disks):

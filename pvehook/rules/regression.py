@@ -3,11 +3,11 @@
     kernel      6.8   6.8   6.8   6.8   6.8   6.8   6.8 | 6.14  6.14  6.14  6.14  6.14  6.14  6.14
     stalled_s     0     0   1.2     0     0     0     0 |  9.1   4.0   7.7  12.5     8   6.1   9.9
 
-Backups with the same versions make a stretch; each side needs at least a week of them, so that both have every day of
-the week. A regression is reported when a figure's median is worse by a half and by a least amount, when chance would
-hardly order the backups that way, and when both hold for the first backups after the change and for the guest's latest
-ones. So one bad night, noise, a slow drift and what has been fixed since are no regression; nor is what got worse
-without a change of version, which has other causes.
+Backups with the same versions make a stretch; each side needs a week of them, so that both have every day of it. A
+regression is reported when a figure's median is worse by a half and by a least amount, when chance would hardly order
+the backups that way, and when both hold for the first backups after the change and for the guest's latest ones. So one
+bad night, noise, a slow drift and what has been fixed since are no regression; nor is what got worse without a change
+of version, which has other causes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-NIGHTS_LEAST: Final = 7
-"""On each side, with a known figure."""
-NIGHTS_LOOKED_AT: Final = 14
-"""Of each side, next to the change, and of the latest."""
-WORSE_BY: Final = 1.5
-"""The median after, in medians before."""
-DEVIATIONS: Final = 3.0
-"""Chance alone sets nights of equal kind this far apart once in 700 times."""
+NIGHTS_LEAST: Final = 7  # on each side, with a known figure
+NIGHTS_LOOKED_AT: Final = 14  # of each side, next to the change, and of the latest
+WORSE_BY: Final = 1.5  # the median after, in medians before
+DEVIATIONS: Final = 3.0  # chance alone sets nights of equal kind this far apart once in 700 times
 
 What = Literal["pve-manager", "QEMU", "kernel"]
 Figure = Literal["stalled_s", "slowed_s", "write_p99_ms"]
 LEAST_MORE: Final[dict[Figure, float]] = {"stalled_s": 1.0, "slowed_s": 5.0, "write_p99_ms": 10.0}
 """The median has to grow by this much: nobody notices less."""
+_NAMES: Final = {"stalled_s": "stalled seconds", "slowed_s": "slowed seconds", "write_p99_ms": "write p99 in ms"}
 
 
 class BackupFigures(NamedTuple):
@@ -86,14 +83,10 @@ def find_regression(backups: Sequence[BackupFigures]) -> Regression | None:
 
 def in_words(regression: Regression) -> str:
     """`stalled seconds 0.2 -> 8 a night since QEMU 9.2 -> 10.0 (7 nights before, 9 after)`."""
-    names = {"stalled_s": "stalled seconds", "slowed_s": "slowed seconds", "write_p99_ms": "write p99 in ms"}
-    worse = ", ".join(
-        f"{names[each.figure]} {_short(each.before)} -> {_short(each.after)}" for each in regression.worse
-    )
+    figures = [f"{_NAMES[each.figure]} {_short(each.before)} -> {_short(each.after)}" for each in regression.worse]
     changes = ", ".join(f"{each.what} {each.before} -> {each.after}" for each in regression.changes)
-    return (
-        f"{worse} a night since {changes} ({regression.backups_before} nights before, {regression.backups_after} after)"
-    )
+    number = f"{regression.backups_before} nights before, {regression.backups_after} after"
+    return f"{', '.join(figures)} a night since {changes} ({number})"
 
 
 def _short(value: float) -> str:
@@ -105,35 +98,27 @@ def _stretches(backups: Sequence[BackupFigures]) -> list[list[BackupFigures]]:
     out: what came before it is compared with what came after it."""
     stretches: list[list[BackupFigures]] = []
     for backup in backups:
-        if stretches and not _changes(stretches[-1][-1], backup):
-            stretches[-1].append(backup)
-        else:
-            stretches.append([backup])
+        if not stretches or _changes(stretches[-1][-1], backup):
+            stretches.append([])
+        stretches[-1].append(backup)
     return [stretch for stretch in stretches if len(stretch) >= NIGHTS_LEAST]
 
 
 def _changes(before: BackupFigures, after: BackupFigures) -> tuple[Change, ...]:
     if before.versions == after.versions:  # which they are nearly always
         return ()
-    names: tuple[What, ...] = ("pve-manager", "QEMU", "kernel")
-    pairs = zip(names, before.versions, after.versions, strict=True)
+    pairs = zip(get_args(What), before.versions, after.versions, strict=True)
     return tuple(Change(what, old, new) for what, old, new in pairs if old and new and old != new)
 
 
-def _worse(
-    before: Sequence[BackupFigures], after: Sequence[BackupFigures], latest: Sequence[BackupFigures]
-) -> tuple[Worse, ...]:
+def _worse(*sides: Sequence[BackupFigures]) -> tuple[Worse, ...]:
+    """The figures that got worse: before the change, right after it, and lately."""
     found = []
     for figure, least_more in LEAST_MORE.items():
-        old, new, now = (_known(side, figure) for side in (before, after, latest))
+        old, new, now = ([v for each in side if (v := getattr(each, figure)) is not None] for side in sides)
         if _is_worse(old, new, least_more) and _is_worse(old, now, least_more):
             found.append(Worse(figure, statistics.median(old), statistics.median(now)))
     return tuple(found)
-
-
-def _known(backups: Sequence[BackupFigures], figure: Figure) -> list[float]:
-    values: list[float | None] = [getattr(backup, figure) for backup in backups]
-    return [value for value in values if value is not None]
 
 
 def _is_worse(before: Sequence[float], after: Sequence[float], least_more: float) -> bool:

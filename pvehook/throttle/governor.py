@@ -22,22 +22,18 @@ from pvehook.records.stall_record import Baseline, GovernorSummary, SpeedPoint
 from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record, restore_speed, write_record
 from pvehook.rules import governor as rule
 from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, UNLIMITED
-from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice
+from pvehook.rules.governor_policy import Setup, advice
 from pvehook.rules.governor_readings import Bounds, effective_latency_ms, in_mb_per_s, target_ms
 from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import NS_PER_MS, disks_between
 from pvehook.settings import GovernorConfig, GovernorMode
 
-RELEASE_S: Final = 2.0
-"""A phase waits for it. What is not restored by then is reported, and its record stays for the next daemon."""
-
+RELEASE_S: Final = 1.5  # a phase waits for it; what is not restored by then is reported, and its record stays
 POINTS_KEPT: Final = 200
 REASONS_KEPT: Final = 12
-EVENTS_KEPT: Final = 20
-"""A guest that suffers on and off all night has its summary, and not an event per minute."""
+EVENTS_KEPT: Final = 20  # a guest that suffers on and off all night has its summary, and not an event per minute
 MAX_REFUSALS: Final = 3
-LOCK_S: Final = 0.05
-"""For the first limit, while the guest is frozen."""
+LOCK_S: Final = 0.05  # for the first limit, while the guest is frozen
 
 
 class Governor:
@@ -51,35 +47,32 @@ class Governor:
         config: GovernorConfig,
         log: Log,
         *,
-        setup: Setup = NOTHING_KNOWN,
+        setup: Setup,
         window_closes_s: float | None = None,
-        since_start_s: float = 0.0,
-        picked_up: bool = False,
+        picked_up_s: float | None = None,
     ) -> None:
-        """`window_closes_s` is on the monotonic clock. `picked_up`: the daemon was restarted `since_start_s` after this
+        """`window_closes_s` is on the monotonic clock. `picked_up_s`: the daemon was restarted so long after this
         backup's start, which is not to begin slowly again."""
         self._node = node
         self._vmid = vmid
-        self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
         self._mode = mode
         self._config = config
         self._log = log
         self._setup = setup
-        self._since_start_s = since_start_s
+        self._since_start_s = picked_up_s or 0.0
         self._bounds = Bounds(
             target_ms=self._target_ms(None),
             original_bytes_per_s=UNLIMITED,
             stretch_at_most=config.stretch_at_most,
-            starts_slowly=not picked_up,
+            starts_slowly=picked_up_s is None,
             window_closes_s=window_closes_s,
         )
         self._governor = rule.Governor(acts=mode == "on")
-        self._lock = threading.Lock()
-        """`backup_begins` is called by another thread than the others."""
-        self._is_released = False
-        self._picked_up = picked_up
+        self._lock = threading.Lock()  # `backup_begins` is called by another thread than the others
+        self._is_released = mode == "off"
+        self._picked_up = picked_up_s is not None
         self._last: DiskSample | None = None
-        self._knows_activity = False
+        self._knows_activity = mode == "off"
         self._seen_s = self._seen_ms = 0.0
         self._seen_operations = 0
         self._inherited: rule.Speeds | None = None
@@ -98,7 +91,7 @@ class Governor:
     @property
     def knows_guest(self) -> bool:
         """Whether it knows how busy the guest is without a backup."""
-        return self._mode == "off" or self._knows_activity or self._seen_s >= ACTIVITY_S
+        return self._knows_activity or self._seen_s >= ACTIVITY_S
 
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
         """How the guest was before its backup."""
@@ -132,15 +125,18 @@ class Governor:
                 self._lock.release()
 
     def _step(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
-        if self._mode == "off" or self._is_released:
+        if self._is_released:
             return
         if self._inherited is None:
             left = read_record(self._node, self._vmid)
             self._inherited = rule.Speeds(left.original, left.ours) if left is not None else rule.NOTHING_SET
         was = self._governor
         self._governor, ready = rule.step(was, sample, self._bounds, self._inherited)
-        if ready.persist is not None and not self._persist(ready.persist):
+        try:
+            self._persist(ready.persist)
+        except OSError as error:  # nobody could restore the speed if we died, so it is not set
             self._governor = self._governor._replace(is_recorded=was.is_recorded)
+            self._stop(f"its backup is not slowed, the record cannot be written: {error}")
             return
         for device, bytes_per_s in ready.set.items():
             try:
@@ -148,24 +144,26 @@ class Governor:
             except NotActive:
                 continue  # it has ended since the sample: the normal end
             except Refused as refusal:
-                self._refused(refusal)
+                self._refusals += 1
+                if self._refusals == MAX_REFUSALS:
+                    self._stop(f"QEMU refused the backup's speed {self._refusals} times: {refusal}")
         for report in ready.report:
             self._report(report)
         self._point(sample.at_s)
 
-    def release(self, patience_s: float = RELEASE_S) -> None:
+    def release(self) -> None:
         """The original speed, if there still is a job. From here on nothing is set any more."""
         with self._lock:
             self._is_released = True
         if self._governor.is_recorded:
-            done = restore_speed(self._node, self._vmid, patience_s)
+            done = restore_speed(self._node, self._vmid, RELEASE_S)
             if done is not None and not done.done:
                 self._log.error("governor-not-restored", message=done.text, vmid=self._vmid)
-        if self._governor.law is not None and self._governor.tally.suffered:
+        if self._governor.law is not None and self._governor.suffered:
             summary = self.summary()
             self._log.info(
                 "governor-done",
-                message=f"VM {self._vmid}: {in_words(summary)}",
+                message=f"VM {self._vmid}: {_in_words(summary)}",
                 vmid=self._vmid,
                 mode=summary.mode,
                 slowed_s=round(summary.slowed_s, 1),
@@ -178,15 +176,15 @@ class Governor:
 
     def summary(self) -> GovernorSummary:
         """What was done."""
-        tally = self._governor.tally
+        done = self._governor
         return GovernorSummary(
             mode=self._mode,
-            slowed_s=tally.slowed_s,
-            cost_s=tally.cost_s,
-            least_bytes_per_s=tally.lowest_bytes_per_s,
-            target_ms=self._bounds.target_ms if self._governor.jobs_changed_s is not None else None,
+            slowed_s=done.slowed_s,
+            cost_s=done.cost_s,
+            least_bytes_per_s=done.lowest_bytes_per_s,
+            target_ms=self._bounds.target_ms if done.jobs_changed_s is not None else None,
             reasons=tuple(self._reasons),
-            advice=advice(self._vmid, self._setup, tally.culprit) if tally.suffered else (),
+            advice=advice(self._vmid, self._setup, done.culprit) if done.suffered else (),
             speeds=tuple(self._points),
         )
 
@@ -211,31 +209,17 @@ class Governor:
         baseline_ms = latency_before_ms(before) if before is not None else None
         return target_ms(baseline_ms, self._config.latency_floor_s * 1000, self._config.latency_factor)
 
-    # Persist, set
-
-    def _persist(self, speeds: rule.Speeds) -> bool:
+    def _persist(self, speeds: rule.Speeds | None) -> None:
         if speeds == rule.NOTHING_SET:
             remove_record(self._node, self._vmid)
-            return True
-        try:
-            write_record(self._node, SpeedRecord(self._vmid, self._qmp_path, speeds.original, speeds.ours))
-        except OSError as error:
-            # Nobody could restore the speed if we died, so it is not set.
-            self._stop(f"its backup is not slowed, the record cannot be written: {error}")
-            return False
-        return True
-
-    def _refused(self, refusal: Refused) -> None:
-        self._refusals += 1
-        if self._refusals == MAX_REFUSALS:
-            self._stop(f"QEMU refused the backup's speed {self._refusals} times: {refusal}")
+        elif speeds is not None:
+            qmp_path = self._node.path(f"/var/run/qemu-server/{self._vmid}.qmp")
+            write_record(self._node, SpeedRecord(self._vmid, qmp_path, *speeds))
 
     def _stop(self, reason: str) -> None:
-        self._governor = rule.stopped(self._governor)
+        self._governor = self._governor._replace(acts=False, has_observed=True)
         self._keep(reason)
         self._log.warning("governor-stopped", message=f"VM {self._vmid}: {reason}", vmid=self._vmid)
-
-    # Report
 
     def _report(self, report: Action) -> None:
         self._keep(report.reason)
@@ -259,12 +243,10 @@ class Governor:
         """For the record's chart."""
         self._first_s = at_s if self._first_s is None else self._first_s
         law, since_s = self._governor.law, at_s - self._first_s + self._since_start_s
-        if law is None or self._governor.last is None:
+        is_due = not self._points or since_s - self._points[-1].at_s >= self._point_every_s
+        if law is None or self._governor.last is None or not is_due:
             return
-        if self._points and since_s - self._points[-1].at_s < self._point_every_s:
-            return
-        is_new = self._governor.jobs_changed_s == at_s
-        latency_ms = None if is_new else law.latency_ms
+        latency_ms = None if self._governor.jobs_changed_s == at_s else law.latency_ms
         self._points.append(SpeedPoint(since_s, law.bytes_per_s, latency_ms, self._bounds.target_ms))
         if len(self._points) > POINTS_KEPT:
             self._points = self._points[::2]
@@ -283,11 +265,10 @@ def _requests_before(before: Baseline) -> tuple[int, float]:
     return sum(each.operations for each in kinds), sum(each.operations * (each.mean_ms or 0.0) for each in kinds)
 
 
-def in_words(summary: GovernorSummary) -> str:
+def _in_words(summary: GovernorSummary) -> str:
     """The backup in one line."""
-    if not summary.slowed_s:
-        did = "its guest suffered and its backup was not slowed"
-    else:
+    did = "its guest suffered and its backup was not slowed"
+    if summary.slowed_s:
         least = f", down to {in_mb_per_s(summary.least_bytes_per_s)}" if summary.least_bytes_per_s else ""
         did = f"its backup was slowed for {summary.slowed_s:.0f} s{least}, which cost {summary.cost_s:.0f} s"
     return f"governor {summary.mode}: " + "; ".join((did, *summary.advice))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvehook.contract.guest_config import GuestConfig, boolean, parse_vm, property_string
+from pvehook.contract.guest_config import boolean, parse_vm, property_string
 from pvehook.contract.section_config import find_section, parse_sections
 from pvehook.contract.vzdump_config import options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
@@ -12,58 +12,42 @@ from pvehook.rules.governor_policy import Setup, mode_for, workers_of
 from pvehook.settings import GovernorConfig, GovernorMode
 
 READ_S = 1.0
-VZDUMP_CONFIG = "/etc/vzdump.conf"
-JOBS_CONFIG = "/etc/pve/jobs.cfg"
 
 
 def look_up(
     node: Node, reader: TimelyReader, config: GovernorConfig, vmid: int, name: str | None, job_id: str | None
 ) -> tuple[GovernorMode, Setup]:
     """The governor's mode for a VM, and how it is backed up. Never raises."""
-    guest = _guest(node, reader, vmid)
-    mode = mode_for(config, vmid, guest.name or name if guest else name, guest.tags if guest else ())
-    options, workers_of_job = _options(node, reader, job_id)
-    fleecing = options.get("fleecing")
-    setup = Setup(
-        max_workers=None if options.get("performance") == _NOT_KNOWN else workers_of(options.get("performance")),
-        workers_of_job=workers_of_job,
-        fleecing=None if fleecing == _NOT_KNOWN else _is_enabled(fleecing),
-        iothread=guest.io_threads if guest else None,
-    )
-    return mode, setup
-
-
-_NOT_KNOWN = "?"
-
-
-def _guest(node: Node, reader: TimelyReader, vmid: int) -> GuestConfig | None:
     try:
         text = reader.text(node.path(f"/etc/pve/qemu-server/{vmid}.conf"), READ_S)
     except NodeError:
-        return None
-    return parse_vm(text) if text is not None else None
+        text = None
+    guest = parse_vm(text or "")
+    performance, fleecing, workers_of_job = _options(node, reader, job_id)
+    is_fleecing = boolean(property_string(fleecing or "", default_key="enabled")[0]) is True
+    setup = Setup(
+        max_workers=workers_of(performance) if performance is not None else None,
+        workers_of_job=workers_of_job,
+        fleecing=is_fleecing if fleecing is not None else None,
+        iothread=guest.io_threads,
+    )
+    return mode_for(config, vmid, guest.name or name, guest.tags), setup
 
 
-def _options(node: Node, reader: TimelyReader, job_id: str | None) -> tuple[dict[str, str], str | None]:
-    """vzdump.conf's options, overridden by the job's, and the job if it sets `max-workers` itself. Where the job is not
-    known, an option that any job sets is not known either."""
+def _options(node: Node, reader: TimelyReader, job_id: str | None) -> tuple[str | None, str | None, str | None]:
+    """`performance` and `fleecing` of vzdump.conf, overridden by the job's, "" where not set; and the job if it sets
+    `max-workers` itself. Where the job is not known, what any job sets is not known either: None."""
     try:
-        options = parse_vzdump_config(reader.text(node.path(VZDUMP_CONFIG), READ_S) or "")
-        jobs = parse_sections(reader.text(node.path(JOBS_CONFIG), READ_S) or "")
+        options = parse_vzdump_config(reader.text(node.path("/etc/vzdump.conf"), READ_S) or "")
+        jobs = parse_sections(reader.text(node.path("/etc/pve/jobs.cfg"), READ_S) or "")
     except NodeError:
-        return {"performance": _NOT_KNOWN, "fleecing": _NOT_KNOWN}, None
-    if job_id is not None:
-        job = find_section(jobs, job_id)
-        if job is None:
-            return options, None
-        sets_workers = "max-workers=" in job.properties.get("performance", "")
-        return options_of_job(options, job.properties), job_id if sets_workers else None
-    for option in ("performance", "fleecing"):
-        if any(option in job.properties for job in jobs):
-            options[option] = _NOT_KNOWN
-    return options, None
-
-
-def _is_enabled(fleecing: str | None) -> bool:
-    enabled, _ = property_string(fleecing or "", default_key="enabled")
-    return boolean(enabled) is True
+        return None, None, None
+    job = find_section(jobs, job_id) if job_id is not None else None
+    if job is not None:
+        options = options_of_job(options, job.properties)
+    performance, fleecing = (
+        None if job_id is None and any(name in each.properties for each in jobs) else options.get(name, "")
+        for name in ("performance", "fleecing")
+    )
+    sets_workers = job is not None and "max-workers=" in job.properties.get("performance", "")
+    return performance, fleecing, job_id if sets_workers else None

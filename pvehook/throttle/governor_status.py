@@ -34,38 +34,32 @@ class RunningBackup(NamedTuple):
 
 def running_backups(node: Node, config: GovernorConfig) -> list[RunningBackup]:
     """Of the jobs that the daemon knows, the guests in backup now."""
-    found: list[RunningBackup] = []
-    for job in run_state.load_all(node, tidy=False):
-        if job.guest is not None:
-            found += _backups_of(node, job.guest, config)
-    return found
+    guests = [run.guest for run in run_state.load_all(node, tidy=False) if run.guest is not None]
+    return [backup for guest in guests for backup in _backups_of(node, guest, config)]
 
 
 def _backups_of(node: Node, guest: GuestRecord, config: GovernorConfig) -> list[RunningBackup]:
-    title = guest_title(guest)
+    vmid, title = guest.vmid, guest_title(guest)
     if guest.vmtype == "lxc":
-        return [RunningBackup(guest.vmid, f"{title}: a container's backup has no speed that could be set")]
+        return [RunningBackup(vmid, f"{title}: a container's backup has no speed that could be set")]
     deadline = Deadline.after(ANSWER_S)
     try:
-        with open_qmp(node.path(f"/var/run/qemu-server/{guest.vmid}.qmp"), deadline) as qmp:
+        with open_qmp(node.path(f"/var/run/qemu-server/{vmid}.qmp"), deadline) as qmp:
             jobs = [job for job in qmp.query_block_jobs(deadline) if job.type == "backup"]
     except GuestError as error:
-        return [RunningBackup(guest.vmid, f"{title}: {error}")]
-    if not jobs:
-        return [RunningBackup(guest.vmid, f"{title}: its backup job is not running")]
-    record = read_record(node, guest.vmid)
+        return [RunningBackup(vmid, f"{title}: {error}")]
+    record = read_record(node, vmid)
     # Without its tags, which only the daemon has read: a rule for one shows in what is done.
-    mode = mode_for(config, guest.vmid, guest.name, ())
-    return [_running(guest.vmid, title, job, mode, record) for job in jobs]
+    mode = mode_for(config, vmid, guest.name, ())
+    running = [_running(vmid, title, job, mode, record) for job in jobs]
+    return running or [RunningBackup(vmid, f"{title}: its backup job is not running")]
 
 
 def _running(vmid: int, title: str, job: BlockJob, mode: str, record: SpeedRecord | None) -> RunningBackup:
-    speed_bytes_per_s = job.speed_bytes_per_s
-    throttled = (
-        record is not None and speed_bytes_per_s in record.ours and speed_bytes_per_s != record.original.get(job.device)
-    )
+    limit = job.speed_bytes_per_s
+    throttled = record is not None and limit in record.ours and limit != record.original.get(job.device)
     part = job.offset_bytes / job.length_bytes if job.length_bytes else 0.0
-    speed = f"{speed_bytes_per_s / 1e6:.1f} MB/s at most" if speed_bytes_per_s else "as fast as it can"
+    speed = f"{limit / 1e6:.1f} MB/s at most" if limit else "as fast as it can"
     who = ", throttled by the governor" if throttled else "" if mode == "on" else f" (governor: {mode})"
     text = f"{title}: {job.device} {part:.0%} done, {speed}{who}"
-    return RunningBackup(vmid, text, job.device, part, speed_bytes_per_s, throttled)
+    return RunningBackup(vmid, text, job.device, part, limit, throttled)

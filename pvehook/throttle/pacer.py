@@ -5,10 +5,9 @@ to write out in front of a guest on the same disk.
     the pacer       every step (2 MiB), as soon as it is there and the disk has next to nothing to do:
                     start its writeback, wait until the step before is on the disk, drop that one from the page cache
 
-On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are in flight
-at any time, however far the archive is ahead. The pacer has one thread for each guest's backup, because the kernel may
-keep that waiting for as long as the disk likes. It never writes, and losing it costs nothing: then the kernel writes
-back as it always did.
+On a disk that is never quiet a step is begun when the archive is 32 MiB ahead. At most two steps are in flight. Each
+guest's backup has a thread for it, which the kernel may keep waiting for as long as the disk likes. It never writes,
+and losing it costs nothing: then the kernel writes back as it always did.
 """
 
 from __future__ import annotations
@@ -20,32 +19,24 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pvehook.contract.disks import Location
-from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.section_config import Section
-from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
 from pvehook.host.mounts import follow_links, read_mounts
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import LOOK_DEADLINE_S, READ_DEADLINE_S, STORAGE_CONFIG, Backup, locate_dump, locate_volume
+from pvehook.host.volumes import LOOK_DEADLINE_S, Backup, locate_dump, locate_volume, read_storages, volumes_of
 from pvehook.host.writeback import GrowingFile, NotTheFile, requests_in_flight
 from pvehook.records.journal import Log
 from pvehook.rules.pacing import QUIET_AT_MOST, DumpPlace, End, PacerRecord, Pacing, growing_file, is_due, judge_pacing
-from pvehook.settings import PacerMode
+from pvehook.settings import PacerConfig, PacerMode
 
 T = TypeVar("T")
 
-DEADLINE_S = 24 * 3600.0
-"""From its start, most of which can be the wait for the archive: a container's first rsync takes hours."""
-
-APPEARS_EVERY_S = 0.1
-"""How often the file is looked for. What was written until it is found is caught up with, step by step."""
-
-GROWS_EVERY_S = (0.005, 0.25)
-"""Shortest and longest wait for the next step, else a quarter of the time the last step took. Where a step waits for
-the disk to be quiet, the shortest."""
-
+DEADLINE_S = 24 * 3600.0  # most of it can be the wait for the archive: a container's first rsync takes hours
+APPEARS_EVERY_S = 0.1  # the file is looked for so often; what was written by then is caught up with, step by step
 STOP_WITHIN_S = 1.0
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.005, 0.25
+"""Between them a quarter of the time that the last step took. A step that waits for a quiet disk waits the shortest."""
 
 MIB = 1 << 20
 
@@ -54,24 +45,17 @@ class Pacer:
     """One guest's archive. `start` it with the guest's backup, `stop` it when the summary is written."""
 
     def __init__(
-        self,
-        node: Node,
-        reader: TimelyReader,
-        log: Log,
-        backup: Backup,
-        target: str | None,
-        mode: PacerMode,
-        step_mib: int,
+        self, node: Node, reader: TimelyReader, log: Log, backup: Backup, target: str | None, config: PacerConfig
     ) -> None:
         self._node = node
         self._reader = reader
         self._log = log
         self._backup = backup
         self._file = growing_file(target)
-        self._record = PacerRecord(mode, None, step_mib * MIB)
+        self._record = PacerRecord(config.mode, None, config.step_mib * MIB)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pacer-{backup.vmid}", daemon=True)
-        self._until_s = 0.0
+        self._until_s = time.monotonic() + DEADLINE_S
 
     @property
     def record(self) -> PacerRecord:
@@ -84,7 +68,6 @@ class Pacer:
     def start(self) -> None:
         """Returns at once: which disks lie under guest and archive is found out by the thread. Where none can be
         started, the kernel writes back as it always did."""
-        self._until_s = time.monotonic() + DEADLINE_S
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -99,69 +82,63 @@ class Pacer:
     # The thread
 
     def _run(self) -> None:
-        end: End
-        why: str
+        end: End = "failed"
         try:
             pacing = decide_pacing(self._node, self._reader, self._backup, self._file, self._record.mode)
             self._record = self._record._replace(pacing=pacing)
-            if not pacing.acts:
+            if not pacing.acts or self._file is None:
                 return
-            end, why = self._pace_until_the_end()
+            end, why = self._pace_file(self._file)
         except NotTheFile as error:
             end, why = "refused", str(error.strerror)
         except OSError as error:
-            end, why = "failed", str(error)
+            why = str(error)
         except Exception as fault:  # a fault of ours costs the pacing and nothing else
-            end, why = "failed", repr(fault)
+            why = repr(fault)
             self._log.error("fault", message=f"pacer: {fault!r}; the backup goes on", vmid=self._backup.vmid)
         self._record = self._record._replace(end=end, why=why, cpu_s=time.thread_time())
         if self._record.has_paced or end in ("refused", "failed"):
             self._report()
 
-    def _pace_until_the_end(self) -> tuple[End, str]:
-        file = self._wait_for_the_file()
-        if file is None:
-            return ("stopped", "") if self._stopped.is_set() else ("too-long", "no archive was begun")
-        with file:
-            self._record = self._record._replace(end="running", file=self._file)
-            return self._pace(file)
-
-    def _wait_for_the_file(self) -> GrowingFile | None:
-        assert self._file is not None  # noqa: S101  (decide_pacing has checked)
-        directory, name = os.path.split(self._node.path(self._file))
+    def _pace_file(self, name: str) -> tuple[End, str]:
+        """As soon as it is there."""
         while not self._is_over():
             try:
-                return GrowingFile(directory, name)
+                file = GrowingFile(*os.path.split(self._node.path(name)))
             except FileNotFoundError:
                 self._stopped.wait(APPEARS_EVERY_S)
-        return None
+                continue
+            with file:
+                self._record = self._record._replace(end="running", file=name)
+                return self._pace(file)
+        return ("stopped", "") if self._stopped.is_set() else ("too-long", "no archive was begun")
 
     def _pace(self, file: GrowingFile) -> tuple[End, str]:
         """Goes on until the archive has its final name, and then through what is left of it."""
         step = self._record.step_bytes
-        shortest_s, longest_s = GROWS_EVERY_S
         started = done = 0  # bytes: writeback begun up to here, over up to here
         step_began_s = time.monotonic()
-        wait_s = shortest_s
+        wait_s = SHORTEST_WAIT_S
         while not self._is_over():
             place = file.place()  # before the size: what is renamed does not grow any more
             size = file.size_bytes()
             if place == "deleted":
                 return "deleted", "vzdump threw the archive away"
-            self._note_how_far(size - started)
+            behind_bytes = max(size - started, self._record.most_behind_bytes)
+            self._record = self._record._replace(most_behind_bytes=behind_bytes)
             due = is_due(size - started, step, place == "elsewhere")
             if due == "now" or (due == "when-quiet" and self._is_disk_quiet()):
                 length = min(step, size - started)
                 self._take_step(file, (started, length), (done, started - done))
                 done, started = started, started + length
                 now_s = time.monotonic()
-                wait_s = min(max((now_s - step_began_s) / 4, shortest_s), longest_s)
+                wait_s = min(max((now_s - step_began_s) / 4, SHORTEST_WAIT_S), LONGEST_WAIT_S)
                 step_began_s = now_s
             elif place == "elsewhere":
                 self._take_step(file, (size, 0), (done, size - done))
                 return "complete", ""
             else:
-                self._stopped.wait(shortest_s if due == "when-quiet" else wait_s)
+                self._stopped.wait(SHORTEST_WAIT_S if due == "when-quiet" else wait_s)
         if not self._stopped.is_set():
             return "too-long", "it grew for longer than a day"
         # The last phases may come before the last sample: by then the archive is complete all the same.
@@ -190,10 +167,6 @@ class Pacer:
     def _is_disk_quiet(self) -> bool:
         disks = self._record.pacing.disks if self._record.pacing else ()
         return all(requests_in_flight(self._node, disk) <= QUIET_AT_MOST for disk in disks)
-
-    def _note_how_far(self, ahead_bytes: int) -> None:
-        if ahead_bytes > self._record.most_behind_bytes:
-            self._record = self._record._replace(most_behind_bytes=ahead_bytes)
 
     def _is_over(self) -> bool:
         return self._stopped.is_set() or time.monotonic() > self._until_s
@@ -239,16 +212,20 @@ def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | 
     """Finds the disks, each within its time. `file` is the growing archive's path as Proxmox spells it."""
     if mode == "off" or file is None:
         return judge_pacing(mode, file, "not read", "not read")
-    volumes: Sequence[tuple[str, Location]] | str
     try:
-        storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+        storages = read_storages(node, reader)
         dump = _found(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
     except NodeError as error:
         return judge_pacing(mode, file, str(error), "not read")
+
+    def locate_volumes() -> list[tuple[str, Location]]:
+        return [(each.key, locate_volume(node, each.volume, storages)) for each in used]
+
     try:
-        volumes = _volumes(node, reader, backup, storages)
+        used = [each for each in volumes_of(node, reader, backup) if not each.is_cdrom and each.volume != "none"]
+        volumes = _found(reader, f"the disks under guest {backup.vmid}", locate_volumes)
     except NodeError as error:
-        volumes = str(error)
+        return judge_pacing(mode, file, dump, str(error))
     return judge_pacing(mode, file, dump, volumes)
 
 
@@ -257,23 +234,6 @@ def _dump_place(node: Node, backup: Backup, file: str, storages: Sequence[Sectio
     _, mount = follow_links(node.path(directory), read_mounts(node))
     where = locate_dump(node, directory, backup.storeid, storages)
     return DumpPlace(mount.mount_point, mount.fs_type, mount.is_network, mount.is_in_memory, mount.is_fuse, where)
-
-
-def _volumes(
-    node: Node, reader: TimelyReader, backup: Backup, storages: Sequence[Section]
-) -> list[tuple[str, Location]]:
-    """Everything that the guest reads and writes, also what is not backed up, with the disks under it."""
-    kind, parse = ("lxc", parse_container) if backup.vmtype == "lxc" else ("qemu-server", parse_vm)
-    path = f"/etc/pve/{kind}/{backup.vmid}.conf"
-    text = reader.text(node.path(path), READ_DEADLINE_S)
-    if text is None:
-        raise NodeError(f"{path} is not there")
-    volumes = [(each.key, each.volume) for each in parse(text).volumes if not each.is_cdrom and each.volume != "none"]
-
-    def find() -> list[tuple[str, Location]]:
-        return [(key, locate_volume(node, volid, storages)) for key, volid in volumes]
-
-    return _found(reader, f"the disks under guest {backup.vmid}", find)
 
 
 def _found(reader: TimelyReader, what: str, find: Callable[[], T]) -> T:

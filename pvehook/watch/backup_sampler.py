@@ -35,7 +35,6 @@ from pvehook.watch.host_sampler import HostSampler, Reading
 LAST_SAMPLE_S = 4.0
 """For the last sample, from backup-end on: the speed's release, the disks, the guest itself."""
 LAST_DISKS_S = 2.0
-RELEASE_S = 1.5
 HANGS_S = 0.3
 """For the agent of a guest whose monitor does not answer: QEMU's main loop serves both."""
 LEAVE_S = 3.0
@@ -166,7 +165,7 @@ class BackupSampler:
             self._report_fault(fault)
         finally:
             if self._governor is not None:
-                self._governor.release(RELEASE_S)  # after a fault too; a second time it does nothing
+                self._governor.release()  # after a fault too; a second time it does nothing
             self._host.close()
 
     def _report_fault(self, fault: Exception) -> None:
@@ -233,7 +232,7 @@ class BackupSampler:
     def _last_sample(self) -> Views:
         deadline = Deadline.after(LAST_SAMPLE_S)
         if self._governor is not None:
-            self._governor.release(RELEASE_S)
+            self._governor.release()
         answers = True
         if self._disks is not None:
             answers = self._disks.end(deadline.within(LAST_DISKS_S))

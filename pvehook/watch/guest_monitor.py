@@ -59,9 +59,8 @@ class GuestMonitor:
         self._records = records
         self._guest = guest
         self._metrics = in_force.config.metrics
-        pacer = in_force.config.pacer
         backup = records.run.backup_of(guest)
-        self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, pacer.mode, pacer.step_mib)
+        self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, in_force.config.pacer)
         self._governor: Governor | None = None
         self._sampler: BackupSampler | None = None
         if self._metrics.mode == "on":
@@ -138,6 +137,7 @@ class GuestMonitor:
         node, config = self._context.node, in_force.config.governor
         mode, setup = look_up(node, self._context.reader, config, guest.vmid, guest.name, self._records.run.job_id)
         now_s = self._context.clock.now_s()
+        since_start_s = max(self._context.clock.steady_s() - guest.started_steady_s, 0.0)
         closes_s: float | None = None
         state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
         if guest.admitted_by == WINDOW_OPEN and state.closes_at is not None:
@@ -150,8 +150,7 @@ class GuestMonitor:
             self._context.log,
             setup=setup,
             window_closes_s=closes_s,
-            since_start_s=max(self._context.clock.steady_s() - guest.started_steady_s, 0.0),
-            picked_up=guest.seen is not None,
+            picked_up_s=since_start_s if guest.seen is not None else None,
         )
 
 

@@ -15,6 +15,7 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.journal import journal_log
 from pvehook.records.stall_record import Baseline
+from pvehook.rules.governor_policy import Setup
 from pvehook.settings import GovernorConfig, MetricsConfig
 from pvehook.throttle.governor import Governor
 from pvehook.watch.backup_sampler import BackupSampler, Views
@@ -45,7 +46,7 @@ def sampled(
         clock = SystemClock()
         context = Context(node, clock, TimelyReader(), log)
         guest = GuestRecord(VMID, "snapshot", "qemu", None, clock.now_s())
-        governor = Governor(node, VMID, "on", GovernorConfig(), log)
+        governor = Governor(node, VMID, "on", GovernorConfig(), log, setup=Setup())
         sampler = BackupSampler(context, guest, MetricsConfig(), governor, baseline_of, is_left_to_pve)
         found = Sampled()
         sampler.begin()

@@ -74,6 +74,7 @@ from pvehook.records.journal import journal_log  # noqa: E402
 from pvehook.records.stall_record import Baseline  # noqa: E402
 from pvehook.rules.pacing import PacerRecord, growing_file  # noqa: E402
 from pvehook.rules.stalls import HypervisorView  # noqa: E402
+from pvehook.settings import PacerConfig  # noqa: E402
 from pvehook.throttle.pacer import Pacer  # noqa: E402
 from pvehook.watch.disk_sampler import DiskSampler  # noqa: E402
 from tests.bench.daemon_sampler import sampled  # noqa: E402
@@ -194,7 +195,7 @@ def pacer_of(rig: Rig, target: Path, mode: Any) -> Pacer:
     node = Node(str(rig.work))
     log = journal_log(node.journal_socket, stderr=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     backup = Backup(VMID, "qemu", "snapshot", None, str(rig.dump))
-    return Pacer(Node("/"), TimelyReader(), log, backup, str(target), mode, rig.step_mib)
+    return Pacer(Node("/"), TimelyReader(), log, backup, str(target), PacerConfig(mode, rig.step_mib))
 
 
 def before(guest: LoadedGuest) -> Baseline:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup, advice, mode_for, workers_of
+from pvehook.rules.governor_policy import Setup, advice, mode_for, workers_of
 from pvehook.settings import GovernorConfig, GovernorRule
 
 
@@ -60,4 +60,4 @@ def test_disks_without_an_io_thread_are_named_with_the_command() -> None:
 
 
 def test_of_what_is_not_known_nothing_is_said() -> None:
-    assert advice(101, NOTHING_KNOWN, None) == ()
+    assert advice(101, Setup(), None) == ()

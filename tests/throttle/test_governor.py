@@ -29,7 +29,7 @@ from pvehook.records.journal import journal_log
 from pvehook.records.stall_record import Baseline
 from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
 from pvehook.rules.governor_constants import SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
-from pvehook.rules.governor_policy import NOTHING_KNOWN, Setup
+from pvehook.rules.governor_policy import Setup
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
 from pvehook.throttle.governor import POINTS_KEPT, Governor, latency_before_ms
@@ -110,12 +110,14 @@ def sampled(
     mode: GovernorMode = "on",
     *,
     picked_up: bool = False,
-    setup: Setup = NOTHING_KNOWN,
+    setup: Setup | None = None,
     backup_s: float | None = 600.0,
 ) -> Iterator[Sampler]:
     log = journal_log(node.node.journal_socket)
     with SimulatedGuest(str(node.root / "var/run/qemu-server"), 101, backup_s=backup_s) as guest:
-        governor = Governor(node.node, 101, mode, GovernorConfig(), log, setup=setup, picked_up=picked_up)
+        found = setup or Setup()
+        picked_up_s = 0.0 if picked_up else None
+        governor = Governor(node.node, 101, mode, GovernorConfig(), log, setup=found, picked_up_s=picked_up_s)
         yield Sampler(node, guest, governor, BackupTracker(picked_up=picked_up))
 
 
@@ -431,7 +433,7 @@ class TwoDisks:
 
     def __init__(self, node: NodeUnderTest, first: int, second: int) -> None:
         log = journal_log(node.node.journal_socket)
-        self.governor = Governor(node.node, 101, "on", GovernorConfig(), log, picked_up=True)
+        self.governor = Governor(node.node, 101, "on", GovernorConfig(), log, setup=Setup(), picked_up_s=0.0)
         self.speeds = {"drive-scsi0": first, "drive-scsi1": second}
         self.at_s, self.writes, self.copied = 0.0, 0, 0
 
@@ -559,10 +561,11 @@ from pvehook.deadline import Deadline
 from pvehook.host.node import Node
 from pvehook.throttle.governor import Governor
 from pvehook.records.journal import journal_log
+from pvehook.rules.governor_policy import Setup
 from pvehook.settings import GovernorConfig
 
 node = Node(sys.argv[2])
-governor = Governor(node, 101, "on", GovernorConfig(), journal_log("/nowhere"), picked_up=True)
+governor = Governor(node, 101, "on", GovernorConfig(), journal_log("/nowhere"), setup=Setup(), picked_up_s=0.0)
 at_s = 0.0
 while True:
     print("look", flush=True)

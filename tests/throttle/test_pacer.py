@@ -23,7 +23,7 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup
 from pvehook.host.writeback import requests_in_flight
 from pvehook.rules.pacing import PacerRecord, growing_file
-from pvehook.settings import PacerMode
+from pvehook.settings import PacerConfig, PacerMode
 from pvehook.throttle.pacer import Pacer, decide_pacing, in_words
 from tests.bench.pacer_disk import ServedDisk, served_disk
 from tests.host.conftest import BlockTree
@@ -104,7 +104,7 @@ def start(journal: LogCapture) -> Iterator[Start]:
         node: Node, mode: PacerMode = "on", backup: Backup = VM, target: str | None = TARGET, step_mib: int = 2
     ) -> Pacer:
         log = structlog.wrap_logger(None, processors=[journal], wrapper_class=structlog.BoundLogger)
-        pacer = Pacer(node, reader, log, backup, target, mode, step_mib)
+        pacer = Pacer(node, reader, log, backup, target, PacerConfig(mode, step_mib))
         pacer.start()
         pacers.append(pacer)
         return pacer
@@ -367,7 +367,8 @@ def test_killed_it_costs_nothing(node: Node) -> None:
     code = (
         "import sys, time, structlog; sys.path.insert(0, sys.argv[2])\n"
         "from tests.throttle.test_pacer import *\n"
-        "pacer = Pacer(Node(sys.argv[1]), TimelyReader(), structlog.get_logger(), VM, TARGET, 'on', 2); pacer.start()\n"
+        "log = structlog.get_logger()\n"
+        "pacer = Pacer(Node(sys.argv[1]), TimelyReader(), log, VM, TARGET, PacerConfig('on')); pacer.start()\n"
         "wait_for(pacer, lambda record: record.steps > 1); print(flush=True); time.sleep(60)\n"
     )
     top = str(Path(__file__).parent.parent.parent)
