@@ -11,9 +11,11 @@ for one character only, `-` and `?`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
+from pvehook.contract.latency import REQUEST_KINDS, RequestKind
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.stall_record import Baseline, StallRecord
@@ -39,18 +41,13 @@ _ABSENT, _BROKEN = "absent: ", "broken: "
 
 def figures(record: StallRecord) -> dict[str, Measured[float]]:
     """All of them; the names carry their units."""
-    hypervisor, baseline = record.hypervisor, record.baseline
     return {
         "stalled_s": _stall(record, record.verdict.stalled_s),
         "slowed_s": _stall(record, record.verdict.slowed_s),
-        "read_p99_ms": _from(hypervisor, lambda view: _p99(view, view.read, "read")),
-        "write_p99_ms": _from(hypervisor, lambda view: _p99(view, view.write, "write")),
-        "flush_p99_ms": _from(hypervisor, lambda view: _p99(view, view.flush, "flush")),
-        "over_1s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_1s)),
-        "over_10s": _from(hypervisor, lambda view: _over(view, lambda each: each.over_10s)),
-        "baseline_read_p99_ms": _from(baseline, lambda before: _p99_before(before, before.read, "read")),
-        "baseline_write_p99_ms": _from(baseline, lambda before: _p99_before(before, before.write, "write")),
-        "baseline_flush_p99_ms": _from(baseline, lambda before: _p99_before(before, before.flush, "flush")),
+        **{f"{kind}_p99_ms": _from(record.hypervisor, partial(_p99, kind)) for kind in REQUEST_KINDS},
+        "over_1s": _from(record.hypervisor, lambda view: _over(view, lambda each: each.over_1s)),
+        "over_10s": _from(record.hypervisor, lambda view: _over(view, lambda each: each.over_10s)),
+        **{f"baseline_{kind}_p99_ms": _from(record.baseline, partial(_p99_before, kind)) for kind in REQUEST_KINDS},
         "qmp_silence_ms": _at(record, "hypervisor.silence_ms"),
         "guest_io_some_s": _at(record, "guest.io.some_s"),
         "guest_io_full_s": _at(record, "guest.io.full_s"),
@@ -184,7 +181,8 @@ def _or_absent(value: float | None, why: str) -> Measured[float]:
     return Absent(why) if value is None else float(value)
 
 
-def _p99(view: HypervisorView, latency: Latency, kind: str) -> Measured[float]:
+def _p99(kind: RequestKind, view: HypervisorView) -> Measured[float]:
+    latency: Latency = getattr(view, kind)
     if latency.p99_ms is not None:
         return latency.p99_ms
     if not latency.operations:
@@ -202,7 +200,8 @@ def _over(view: HypervisorView, get: Callable[[Latency], int]) -> Measured[float
     return float(sum(map(get, kinds)))
 
 
-def _p99_before(before: Baseline, latency: Latency, kind: str) -> Measured[float]:
+def _p99_before(kind: RequestKind, before: Baseline) -> Measured[float]:
+    latency: Latency = getattr(before, kind)
     if latency.p99_ms is not None:
         return latency.p99_ms
     if before.source == "since-start":

@@ -8,7 +8,7 @@ pvehook: VM 101 (web): stalled for 3.4 s, slowed for 41 s, p99 of writes 24 ms b
 
 from __future__ import annotations
 
-from pvehook.contract.measured import Absent, Broken
+from pvehook.contract.measured import Absent, Broken, value_of
 from pvehook.contract.text import printable
 from pvehook.records.figures import encode_figure, figures, short_number
 from pvehook.records.guest_record import GuestRecord
@@ -38,10 +38,8 @@ def idle_in_words(guest: GuestRecord) -> str:
         return "no backup process was set to the idle I/O class"
     processes, threads, confirmed = idle_counts(guest)
     names = ", ".join(sorted(guest.idle, key=lambda comm: (comm != "vzdump", comm)))
-    return (
-        f"idle I/O priority on {names} ({processes} process{'es' if processes != 1 else ''}, "
-        f"{confirmed} of {threads} threads, read back)"
-    )
+    plural = "es" if processes != 1 else ""
+    return f"idle I/O priority on {names} ({processes} process{plural}, {confirmed} of {threads} threads, read back)"
 
 
 def idle_counts(guest: GuestRecord) -> tuple[int, int, int]:
@@ -81,10 +79,8 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
         lines += [f"{title}: its kernel logged: {printable(line.text)}" for line in found]
     if guest.closed_at_s is not None and guest.ended_s is not None:
         minutes = max(guest.ended_s - guest.closed_at_s, 0.0) / 60
-        lines.append(
-            f"{title}: its backup ran {minutes:.0f} minutes past the window's end"
-            + (" and was cancelled" if guest.cancel_sent else f" ({guest.closed_plan})")
-        )
+        what = " and was cancelled" if guest.cancel_sent else f" ({guest.closed_plan})"
+        lines.append(f"{title}: its backup ran {minutes:.0f} minutes past the window's end{what}")
     return lines
 
 
@@ -92,19 +88,18 @@ def stall_in_words(stall: StallRecord) -> str:
     """How long the guest stalled, how its writes fared, and the causes with their evidence."""
     known = figures(stall)
     stalled_s, slowed_s = known["stalled_s"], known["slowed_s"]
-    if isinstance(stalled_s, (Absent, Broken)):
-        kind = "could not be read" if isinstance(stalled_s, Broken) else "was not seen"
-        text = f"whether it stalled {kind}: {printable(stalled_s.why)}"
+    if isinstance(stalled_s, Absent):
+        text = f"whether it stalled was not seen: {printable(stalled_s.why)}"
+    elif isinstance(stalled_s, Broken):
+        text = f"whether it stalled could not be read: {printable(stalled_s.why)}"
     else:
         text = f"stalled for {short_number(stalled_s)} s" if stalled_s else "not stalled"
     if not isinstance(slowed_s, (Absent, Broken)):
         text += f", slowed for {short_number(slowed_s)} s"
-    during, before = known["write_p99_ms"], known["baseline_write_p99_ms"]
-    if not isinstance(during, (Absent, Broken)):
-        text += ", p99 of writes "
-        if not isinstance(before, (Absent, Broken)):
-            text += f"{short_number(before)} ms before and "
-        text += f"{short_number(during)} ms during"
+    during, before = value_of(known["write_p99_ms"]), value_of(known["baseline_write_p99_ms"])
+    if during is not None:
+        earlier = f"{short_number(before)} ms before and " if before is not None else ""
+        text += f", p99 of writes {earlier}{short_number(during)} ms during"
     if found := lockups_of(stall.guest):
         text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
     return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])

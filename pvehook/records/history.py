@@ -5,8 +5,6 @@
     charts     the points of a backup's chart, the same way; for CHART_DAYS
     samples    each guest's last backup as Prometheus gets it (records/textfile.py)
 
-    $ sqlite3 /var/lib/pvehook/history.db "SELECT vmid, stalled_s, causes FROM backups ORDER BY started_s DESC LIMIT 9"
-
 An absent figure is kept as the text `absent: why`, a broken one as `broken: why`.
 
 Only the daemon writes, one record at each guest's end; reports read at the same time. Losing the history costs the
@@ -27,7 +25,7 @@ import threading
 import urllib.parse
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -36,7 +34,6 @@ from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.records.encoding import decode, encode
 from pvehook.records.figures import decode_figure, encode_figure, figures
-from pvehook.records.history_schema import FIGURE_COLUMNS, SCHEMA
 from pvehook.records.stall_record import Baseline, Point, SpeedPoint, StallRecord
 from pvehook.records.textfile import GuestSamples, guest_samples
 
@@ -44,7 +41,6 @@ KEEP_DAYS: Final = 400
 """So that a backup can be compared with the one a year ago."""
 DETAIL_DAYS: Final = 120
 CHART_DAYS: Final = 35
-"""A month and some."""
 BUSY_S: Final = 2.0
 """How long to wait for somebody else's lock."""
 DETAIL_LIMIT_BYTES: Final = 4 << 20
@@ -88,6 +84,46 @@ class PastBackup(NamedTuple):
     frozen_ms: Measured[float]
 
 
+FIGURE_COLUMNS: Final = PastBackup._fields[PastBackup._fields.index("stalled_s") :]
+"""Those of records/figures.py that have a column."""
+
+SCHEMA: Final = (
+    f"""
+    CREATE TABLE nights (
+        id INTEGER PRIMARY KEY,
+        vmid INTEGER NOT NULL,
+        started_s REAL NOT NULL,
+        duration_s REAL NOT NULL,
+        node TEXT NOT NULL,
+        name TEXT,
+        vmtype TEXT,
+        result TEXT NOT NULL,
+        severity TEXT NOT NULL,
+        causes TEXT NOT NULL,
+        pve_manager TEXT,
+        qemu TEXT,
+        kernel TEXT,
+        {", ".join(FIGURE_COLUMNS)},
+        UNIQUE (vmid, started_s)
+    );
+    CREATE INDEX nights_by_time ON nights (started_s);
+    CREATE TABLE details (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
+    CREATE INDEX details_by_time ON details (started_s);
+    CREATE TABLE charts (night INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
+    CREATE INDEX charts_by_time ON charts (started_s);
+    """,
+    """
+    ALTER TABLE nights RENAME TO backups;
+    DROP INDEX nights_by_time;
+    CREATE INDEX backups_by_time ON backups (started_s);
+    ALTER TABLE details RENAME COLUMN night TO backup;
+    ALTER TABLE charts RENAME COLUMN night TO backup;
+    """,
+    "CREATE TABLE samples (vmid INTEGER PRIMARY KEY, started_s REAL NOT NULL, body TEXT NOT NULL);",
+)
+"""Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""
+
+
 # Writing
 
 
@@ -103,19 +139,16 @@ def append(path: str, *records: StallRecord, now_s: float, keep_days: int = KEEP
                 _append(path, records, now_s, keep_days)
                 return None
             except _NotOurs as not_ours:
-                news = f"{not_ours}; it is now {_move_aside(path, not_ours)}, and a new one was begun"
+                why, suffix = not_ours.args
+            aside = _move_aside(path, why, suffix)
             _append(path, records, now_s, keep_days)
-            return f"history {path}: {news}"
+            return f"history {path}: {why}; it is now {aside}, and a new one was begun"
         except (_NotOurs, sqlite3.Error, OSError) as error:
             raise NodeError(f"history {path}: {error}; tonight's record is not kept") from error
 
 
 class _NotOurs(Exception):
-    """A database that this version of pvehook cannot use; the text says why."""
-
-    def __init__(self, text: str, suffix: str) -> None:
-        super().__init__(text)
-        self.suffix = suffix
+    """A database that this version of pvehook cannot use: why, and what its file is called from then on."""
 
 
 def _append(path: str, records: tuple[StallRecord, ...], now_s: float, keep_days: int) -> None:
@@ -149,10 +182,7 @@ def _bring_up_to_date(history: sqlite3.Connection) -> None:
 def _insert(history: sqlite3.Connection, record: StallRecord) -> None:
     known = figures(record)
     texts: dict[str, str | None] = {
-        "node": record.node,
-        "name": record.name,
-        "vmtype": record.vmtype,
-        "result": record.result,
+        **{name: getattr(record, name) for name in ("node", "name", "vmtype", "result")},
         "severity": record.verdict.severity,
         "causes": " ".join(cause.kind for cause in record.verdict.causes),
         **record.versions._asdict(),
@@ -202,27 +232,23 @@ def _drop_old(history: sqlite3.Connection, now_s: float, keep_days: int) -> None
 
 def _trusted_s(history: sqlite3.Connection, now_s: float) -> float | None:
     """When the third last night until now was; None: there are not so many. Half a day later is another night."""
+    before = "SELECT max(started_s) FROM backups WHERE started_s <= ? - ?"
     night_s: float | None = now_s + DAY_S / 2
     for _ in range(NIGHTS_TRUSTED):
-        if night_s is None:
-            break
-        before = "SELECT max(started_s) FROM backups WHERE started_s <= ?"
-        (night_s,) = history.execute(before, (night_s - DAY_S / 2,)).fetchone()
+        (night_s,) = history.execute(before, (night_s, DAY_S / 2)).fetchone()
     return night_s
 
 
-def _move_aside(path: str, not_ours: _NotOurs) -> str:
+def _move_aside(path: str, why: str, suffix: str) -> str:
     """One of each kind is kept: moving one aside every night must not fill the disk. Raises NodeError."""
-    aside = f"{path}.{not_ours.suffix}"
+    aside = f"{path}.{suffix}"
     try:
         os.replace(path, aside)
         for journal in ("-wal", "-shm"):
-            try:
+            with suppress(FileNotFoundError):
                 os.replace(path + journal, aside + journal)
-            except FileNotFoundError:
-                pass
     except OSError as error:
-        raise NodeError(f"history {path}: {not_ours}, and it cannot be moved aside ({error})") from error
+        raise NodeError(f"history {path}: {why}, and it cannot be moved aside ({error})") from error
     return aside
 
 
@@ -232,8 +258,7 @@ def _move_aside(path: str, not_ours: _NotOurs) -> str:
 @contextmanager
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """The database, to read from: while the daemon writes, after a crash, and where nothing can be written at all (a
-    copy on another machine, a medium that is read-only). Raises NodeError, also for an error of SQLite
-    while it is read."""
+    copy on another machine, a medium that is read-only). Raises NodeError, also for a later error of SQLite."""
     with ExitStack() as stack:
         try:
             history = stack.enter_context(closing(_connect_to_read(path)))
@@ -269,7 +294,7 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
 
 def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[PastBackup]:
     """The backups that began at `since_s` or later, of one guest or of all, the oldest first."""
-    columns, first_figure = ", ".join(PastBackup._fields), len(PastBackup._fields) - len(FIGURE_COLUMNS)
+    columns, first_figure = ", ".join(PastBackup._fields), -len(FIGURE_COLUMNS)
     which, values = ("started_s >= ?", [since_s]) if vmid is None else ("vmid = ? AND started_s >= ?", [vmid, since_s])
     rows = history.execute(f"SELECT {columns} FROM backups WHERE {which} ORDER BY started_s", values)  # noqa: S608
     return [PastBackup._make((*row[:first_figure], *map(decode_column, row[first_figure:]))) for row in rows]
@@ -336,9 +361,9 @@ def _detail(history: sqlite3.Connection, backup: int) -> Measured[StallRecord]:
         return Absent(f"details are kept for {DETAIL_DAYS} days")
     try:
         record: StallRecord = decode(StallRecord, _unpacked(row[0]))
-        return record
     except ValueError as error:
         return Broken(f"its details cannot be read: {error}")
+    return record
 
 
 def _version(history: sqlite3.Connection) -> int:

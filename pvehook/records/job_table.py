@@ -48,17 +48,16 @@ def job_table(guests: Iterable[Told]) -> list[str]:
     rows = sorted(guests, key=_goodness)
     if not rows:
         return []
-    number = f"{len(rows)} guest{'s' if len(rows) != 1 else ''}"
-    title = f"pvehook: {number}, worst first; write p99 in ms, before > during the backup"
+    plural = "s" if len(rows) != 1 else ""
+    title = f"pvehook: {len(rows)} guest{plural}, worst first; write p99 in ms, before > during the backup"
     columns = {"guest": "guest", "result": "backup", "took": "took", "stalled": "stalled"}
     lines = [title, _ROW.format(**columns, p99="write p99", idle="idle", cause="cause")]
     lines += [_row(guest, stall) for guest, stall in rows]
-    for guest, stall in rows:
-        lines += _why(guest, stall)
+    lines += [line for guest, stall in rows for line in _why(guest, stall)]
     lines += _idle_effects(guest for guest, _ in rows)
     if any(f" {BROKEN_MARK} " in f"{line} " or f"{BROKEN_MARK}>" in line for line in lines[2 : 2 + len(rows)]):
         lines.append(f"{ABSENT_MARK} nothing to measure   {BROKEN_MARK} could not be read")
-    return [_ascii(line)[:WIDTH].rstrip() for line in lines]
+    return [line.encode("ascii", "replace").decode("ascii")[:WIDTH].rstrip() for line in lines]
 
 
 def _goodness(shown: Told) -> tuple[float, ...]:
@@ -101,7 +100,7 @@ def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
         texts.append(f"{number} of its kernel about a lockup: {printable(found[0].text, 100)}")
     what = stall.verdict.severity.replace("-", " ")
     text = f"{_title(guest)} {what}: {'; '.join(texts) or 'no cause was seen'}"
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return _wrap(text)
 
 
 def _idle_effects(guests: Iterable[GuestRecord]) -> list[str]:
@@ -110,16 +109,13 @@ def _idle_effects(guests: Iterable[GuestRecord]) -> list[str]:
     for guest in guests:
         if guest.result != "refused":
             by_effect.setdefault(guest.effect_in_short, []).append(guest.vmid)
-    lines = []
-    for effect, vmids in by_effect.items():
-        text = f"idle priority: {effect}: {', '.join(map(str, vmids))}"
-        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    return lines
+    texts = [f"idle priority: {effect}: {', '.join(map(str, vmids))}" for effect, vmids in by_effect.items()]
+    return [line for text in texts for line in _wrap(text)]
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _title(guest: GuestRecord) -> str:
     return f"{guest_number(guest.vmtype, guest.vmid)} {printable(guest.name or '', 40)}".rstrip()
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode("ascii")

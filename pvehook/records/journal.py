@@ -72,11 +72,9 @@ def _journal_fields(_: Any, level: str, event: MutableMapping[str, Any]) -> dict
 
 
 def _as_text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return "; ".join(map(_as_text, value))
-    return str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 class JournalWriter:
@@ -113,12 +111,9 @@ class JournalWriter:
         return True
 
     def _print(self, fields: dict[str, str]) -> bool:
-        own = " ".join(
-            f"{key.removeprefix('PVEHOOK_').lower()}={value}"
-            for key, value in fields.items()
-            if key.startswith("PVEHOOK_") and key not in ("PVEHOOK_EVENT", "PVEHOOK_JOB")
-        )
-        text = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{fields['PVEHOOK_EVENT']} {own}".rstrip()
+        own = {key.removeprefix("PVEHOOK_").lower(): value for key, value in fields.items() if key.startswith("PVEHOOK_")}
+        shown = " ".join(f"{key}={value}" for key, value in own.items() if key not in ("event", "job"))
+        text = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{own['event']} {shown}".rstrip()
         line = (text + "]").encode("utf-8", "replace")[: _LINE_LIMIT_BYTES - 1] + b"\n"
         try:
             # A service's stderr is a stream to journald; do not wait for that one either. It is asked for room and
@@ -135,11 +130,9 @@ class JournalWriter:
 
 def encode_fields(fields: dict[str, str]) -> bytes:
     """One event as a datagram of the native protocol."""
-    parts = []
+    datagram = b""
     for key, value in fields.items():
         data = value.encode("utf-8", "replace")
-        if b"\n" in data:
-            parts.append(key.encode("ascii") + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
-        else:
-            parts.append(key.encode("ascii") + b"=" + data + b"\n")
-    return b"".join(parts)
+        between = b"\n" + struct.pack("<Q", len(data)) if b"\n" in data else b"="
+        datagram += key.encode("ascii") + between + data + b"\n"
+    return datagram

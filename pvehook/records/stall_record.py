@@ -137,7 +137,7 @@ class StallRecord:
     """Why the window let it through."""
     versions: Versions
     sampler_cpu_s: float
-    """What looking cost."""
+    """What sampling cost."""
 
     @property
     def duration_s(self) -> float:

@@ -89,17 +89,11 @@ def _severity(record: StallRecord, _: Figures) -> Iterator[Sample]:
 
 def _views(record: StallRecord, _: Figures) -> Iterator[Sample]:
     """1: read in full; 0: some or all of it could not be read; no sample: nothing to measure."""
-    views: dict[str, Measured[tuple[object, ...]]] = {
-        "guest": record.guest,
-        "hypervisor": record.hypervisor,
-        "host": record.host,
-        "baseline": record.baseline,
-    }
-    for name, view in views.items():
-        if isinstance(view, Absent):
-            continue
-        is_broken = isinstance(view, Broken) or any(isinstance(part, Broken) for part in view)
-        yield {"view": name}, float(not is_broken)
+    for name in ("guest", "hypervisor", "host", "baseline"):
+        view: Measured[tuple[object, ...]] = getattr(record, name)
+        if not isinstance(view, Absent):
+            is_broken = isinstance(view, Broken) or any(isinstance(part, Broken) for part in view)
+            yield {"view": name}, float(not is_broken)
 
 
 _REQUESTS: Final = {

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from pvehook.contract.latency import Histogram, RequestCounters
+from pvehook.contract.latency import RequestCounters
 from pvehook.contract.measured import Measured, value_of
 from pvehook.rules.latency import NS_PER_S, Latency, count_from, middle_ns
 
@@ -178,18 +178,8 @@ def _slowest_s(completed: RequestCounters, after_s: float) -> float:
     if slow > 1:
         return middle_s
     # A single slow one: the others took little beside it, so the sum of all gives its duration.
-    return _within_bin(histogram, index, (completed.total_time_ns - _middles_ns(histogram, index)) / NS_PER_S, middle_s)
-
-
-def _middles_ns(histogram: Histogram, without: int) -> float:
-    return sum(
-        number * middle_ns(histogram, index)
-        for index, number in enumerate(histogram.counts)
-        if number and index != without
-    )
-
-
-def _within_bin(histogram: Histogram, index: int, exact_s: float, middle_s: float) -> float:
+    all_ns = sum(number * middle_ns(histogram, each) for each, number in enumerate(histogram.counts) if number)
+    exact_s = (completed.total_time_ns - all_ns) / NS_PER_S + middle_s
     bounds = histogram.boundaries_ns
     low_s = bounds[index - 1] / NS_PER_S
     high_s = bounds[index] / NS_PER_S if index < len(bounds) else float("inf")
@@ -216,7 +206,11 @@ class Seen(NamedTuple):
 
 def judge(seen: Seen) -> Verdict:
     """How bad it was, and why."""
-    stalled_s, slowed_s = _with_freeze(seen, *_stalled_s(seen))
+    stalled_s, slowed_s = _stalled_s(seen)
+    if seen.frozen_ms is not None and seen.frozen_ms >= FROZEN_MS:  # known even where nothing else could be observed
+        frozen_s = seen.frozen_ms / 1000
+        stalled_s = max(stalled_s or 0.0, frozen_s)
+        slowed_s = max(slowed_s, frozen_s) if slowed_s is not None else None
     causes = _causes(seen)
     severity: Severity = "none"
     if lockups_of(seen.guest):
@@ -243,14 +237,6 @@ def _stalled_s(seen: Seen) -> tuple[float | None, float | None]:
         return hypervisor.stalled_s, hypervisor.slowed_s
     waited = value_of(host.guest_io) if host is not None else None
     return (waited.full_s, None) if waited is not None else (None, None)
-
-
-def _with_freeze(seen: Seen, stalled_s: float | None, slowed_s: float | None) -> tuple[float | None, float | None]:
-    """A freeze is known even where nothing else could be observed."""
-    if (seen.frozen_ms or 0) < FROZEN_MS:
-        return stalled_s, slowed_s
-    frozen_s = (seen.frozen_ms or 0) / 1000
-    return max(stalled_s or 0.0, frozen_s), max(slowed_s, frozen_s) if slowed_s is not None else None
 
 
 def lockups_of(guest: Measured[GuestView]) -> list[KernelEvent]:

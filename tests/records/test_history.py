@@ -23,6 +23,7 @@ from pvehook.records.history import (
     CHART_DAYS,
     DETAIL_DAYS,
     KEEP_DAYS,
+    SCHEMA,
     append,
     backups,
     last_records,
@@ -31,7 +32,6 @@ from pvehook.records.history import (
     reading,
     record_of,
 )
-from pvehook.records.history_schema import SCHEMA
 from pvehook.records.stall_record import Baseline, StallRecord
 from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
 
