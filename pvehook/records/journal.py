@@ -111,9 +111,9 @@ class JournalWriter:
         return True
 
     def _print(self, fields: dict[str, str]) -> bool:
-        own = {key.removeprefix("PVEHOOK_").lower(): value for key, value in fields.items() if key.startswith("PVEHOOK_")}
-        shown = " ".join(f"{key}={value}" for key, value in own.items() if key not in ("event", "job"))
-        text = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{own['event']} {shown}".rstrip()
+        own = [key for key in fields if key.startswith("PVEHOOK_") and key not in ("PVEHOOK_EVENT", "PVEHOOK_JOB")]
+        shown = " ".join(f"{key.removeprefix('PVEHOOK_').lower()}={fields[key]}" for key in own)
+        text = f"<{fields['PRIORITY']}>{IDENTIFIER}: {fields['MESSAGE']} [{fields['PVEHOOK_EVENT']} {shown}".rstrip()
         line = (text + "]").encode("utf-8", "replace")[: _LINE_LIMIT_BYTES - 1] + b"\n"
         try:
             # A service's stderr is a stream to journald; do not wait for that one either. It is asked for room and

@@ -130,9 +130,8 @@ def _allowed(
 def _next_guest(question: Question, state: WindowState, next_guest: str) -> Admission | None:
     if question.phase != "backup-start" or not question.job_was_admitted or next_guest != "allow":
         return None
-    if state.closed_since is None:
-        closed = _closed(question, state)
-    else:
+    closed = _closed(question, state)
+    if state.closed_since is not None:
         closed = f"the backup window closed at {_stamp(state.closed_since)} ({state.reason})"
     line = f"{closed}, but this run was let in before, and next_guest: allow lets {_subject(question)} go on"
     return Admission(True, "next-guest-allow", (line,))
@@ -149,9 +148,9 @@ def _decided_later(
     welcome = {*exemptions.guests, *(vmid for each in active for vmid in each.vmids)}
     if question.job_vmids is not None:
         welcome &= set(question.job_vmids)
-    if not welcome:
+    names = ", ".join(map(str, sorted(welcome)))
+    if not names:
         return None
-    names = ", ".join(str(vmid) for vmid in sorted(welcome))
     line = f"{closed}; of this run only these guests will be backed up, every other is refused: {names}"
     return Admission(True, SOME_GUESTS_ALLOWED, (line,))
 

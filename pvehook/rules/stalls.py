@@ -34,7 +34,8 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("unknown", "none", "slowed", "stalled
 SLOWED_FROM_S: Final = 1.0
 """This much of `slowed_s` makes a night slowed."""
 SILENT_FROM_S: Final = 10.0
-"""A QEMU that does not answer for so long may have stood still with its guest. Proxmox's own commands take less."""
+"""A QEMU that does not answer for so long may have stood still with its guest. Proxmox's own commands take less. How
+the guest was in that time nobody can say."""
 CPU_PART: Final = 0.1
 """Of a vCPU's time: waiting for a CPU beyond this is worth a word."""
 MEMORY_PART: Final = 0.05
@@ -211,7 +212,7 @@ def judge(seen: Seen) -> Verdict:
         frozen_s = seen.frozen_ms / 1000
         stalled_s = max(stalled_s or 0.0, frozen_s)
         slowed_s = max(slowed_s, frozen_s) if slowed_s is not None else None
-    causes = _causes(seen)
+    hypervisor, causes = value_of(seen.hypervisor), _causes(seen)
     severity: Severity = "none"
     if lockups_of(seen.guest):
         severity = "locked-up"
@@ -219,15 +220,9 @@ def judge(seen: Seen) -> Verdict:
         severity = "stalled"
     elif (slowed_s or 0.0) >= SLOWED_FROM_S or causes:
         severity = "slowed"
-    elif stalled_s is None or _was_silent(seen):
+    elif stalled_s is None or (hypervisor is not None and hypervisor.silence_ms >= SILENT_FROM_S * 1000):
         severity = "unknown"
     return Verdict(severity, stalled_s, slowed_s, causes)
-
-
-def _was_silent(seen: Seen) -> bool:
-    """QEMU did not answer for so long that nobody can say how the guest was in that time."""
-    hypervisor = value_of(seen.hypervisor)
-    return hypervisor is not None and hypervisor.silence_ms >= SILENT_FROM_S * 1000
 
 
 def _stalled_s(seen: Seen) -> tuple[float | None, float | None]:
