@@ -15,7 +15,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from pvehook.contract.latency import REQUEST_KINDS, RequestKind
+from pvehook.contract.latency import RequestKind
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.stall_record import Baseline, StallRecord
@@ -44,10 +44,14 @@ def figures(record: StallRecord) -> dict[str, Measured[float]]:
     return {
         "stalled_s": _stall(record, record.verdict.stalled_s),
         "slowed_s": _stall(record, record.verdict.slowed_s),
-        **{f"{kind}_p99_ms": _from(record.hypervisor, partial(_p99, kind)) for kind in REQUEST_KINDS},
+        "read_p99_ms": _from(record.hypervisor, partial(_p99, "read")),
+        "write_p99_ms": _from(record.hypervisor, partial(_p99, "write")),
+        "flush_p99_ms": _from(record.hypervisor, partial(_p99, "flush")),
         "over_1s": _from(record.hypervisor, lambda view: _over(view, lambda each: each.over_1s)),
         "over_10s": _from(record.hypervisor, lambda view: _over(view, lambda each: each.over_10s)),
-        **{f"baseline_{kind}_p99_ms": _from(record.baseline, partial(_p99_before, kind)) for kind in REQUEST_KINDS},
+        "baseline_read_p99_ms": _from(record.baseline, partial(_p99_before, "read")),
+        "baseline_write_p99_ms": _from(record.baseline, partial(_p99_before, "write")),
+        "baseline_flush_p99_ms": _from(record.baseline, partial(_p99_before, "flush")),
         "qmp_silence_ms": _at(record, "hypervisor.silence_ms"),
         "guest_io_some_s": _at(record, "guest.io.some_s"),
         "guest_io_full_s": _at(record, "guest.io.full_s"),

@@ -140,5 +140,7 @@ def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str
         "causes": [f"{cause.kind}: {cause.evidence}" for cause in stall.verdict.causes],
         **{name: encode_figure(figure) for name, figure in figures(stall).items()},
         "kernel_lines": [printable(line.text) for line in lockups_of(stall.guest)],
-        **stall.versions._asdict(),
+        "pve_manager": stall.versions.pve_manager,
+        "qemu": stall.versions.qemu,
+        "kernel": stall.versions.kernel,
     }
