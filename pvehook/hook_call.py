@@ -113,7 +113,7 @@ def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: 
         if value is not None:
             env[name] = value.decode("utf-8", "surrogateescape")
     worker_pid, outcome.chained_ns = find_worker(root + "/proc")
-    if timer_slack_ns(root + "/proc/self") == outcome.chained_ns != 0:
+    if read_number(root + "/proc/self/timerslack_ns") == outcome.chained_ns != 0:
         show("called by its own chained script, so this call does nothing; see `pvehook config check`")
         outcome.code = 0
         return ""
@@ -176,16 +176,8 @@ def find_worker(proc: str) -> tuple[int, int]:
             pid = int(read_file(f"{proc}/{pid}/stat").rpartition(b")")[2].split()[1]) or pid
     except (OSError, ValueError, IndexError):
         pass
-    slack_ns = timer_slack_ns(f"{proc}/{pid}")
+    slack_ns = read_number(f"{proc}/{pid}/timerslack_ns")
     return worker, slack_ns and slack_ns + CHAINED_NS
-
-
-def timer_slack_ns(process: str) -> int:
-    """Of a process's main thread; 0 where it cannot be read."""
-    try:
-        return int(read_file(process + "/timerslack_ns"))
-    except (OSError, ValueError):
-        return 0
 
 
 def ask_daemon(
@@ -194,7 +186,7 @@ def ask_daemon(
     """Exit code, chained script and lines. Raises NoAnswer when the daemon is not there, too slow, or does not speak
     our language."""
     marker = run_dir + "/not-taken-up"
-    known = marked_worker(marker)
+    known = read_number(marker)
     now_s = time.monotonic()
     taken_up_until_s = min(now_s + (TAKEN_UP_AGAIN_S if known == worker_pid else TAKEN_UP_S), until_s)
     words = ",".join(map(quoted, argv))
@@ -229,17 +221,18 @@ def ask_daemon(
         raise NoAnswer(f"not taken up within {taken_up_until_s - now_s:.1f} s") from None
     except OSError as error:
         raise NoAnswer(error.strerror or str(error)) from None
-    if known is not None and taken_up:
-        posix.unlink(marker)
+    if known and taken_up:
+        try:
+            posix.unlink(marker)
+        except OSError:
+            pass  # another call was quicker
     head, _, text = bytes(reply).partition(b"\n")
-    words_of_head = head.split(b" ", 3)
-    if words_of_head[0] == b"not-served":
+    verb, code, chains, chain = (head.split(b" ", 3) + [b""] * 3)[:4]
+    if verb == b"not-served":
         raise NoAnswer(text.decode(errors="replace").strip())
-    code = words_of_head[1] if len(words_of_head) >= 2 else b""
-    if words_of_head[0] != b"exit" or not (code.isdigit() and len(code) <= 3 and int(code) <= 255):
+    if verb != b"exit" or not (code.isdigit() and len(code) <= 3 and int(code) <= 255):
         raise NoAnswer("the answer broke off" if reply else "the connection was closed without an answer")
-    chain = words_of_head[3] if len(words_of_head) == 4 and words_of_head[2] == b"chain" else b""
-    return int(code), chain, text
+    return int(code), chain if chains == b"chain" else b"", text
 
 
 def more_patience(reply: bytearray) -> int:
@@ -252,16 +245,6 @@ def more_patience(reply: bytearray) -> int:
     return seconds
 
 
-def marked_worker(marker: str) -> int | None:
-    """The worker whose last call nobody took up; None without a mark."""
-    try:
-        return int(read_file(marker))
-    except OSError:
-        return None
-    except ValueError:
-        return 0
-
-
 def write_file(path: str, number: int) -> None:
     """As well as it can be done: without its marks the hook waits longer, or finds a circle later."""
     try:
@@ -270,6 +253,14 @@ def write_file(path: str, number: int) -> None:
         posix.close(file)
     except OSError:
         pass
+
+
+def read_number(path: str) -> int:
+    """0 where there is none that can be read."""
+    try:
+        return int(read_file(path))
+    except (OSError, ValueError):
+        return 0
 
 
 def read_file(path: str) -> bytes:
