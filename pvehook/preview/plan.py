@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pvehook.contract.guest_config import GuestConfig, boolean, split_list
 from pvehook.contract.section_config import Section, find_section
-from pvehook.contract.storage_config import can_snapshot_container, why_no_backup
+from pvehook.contract.storage_config import can_snapshot_container
 from pvehook.contract.vzdump_config import MODE_DEFAULT
 from pvehook.preview.jobs import Job
 from pvehook.rules.governor_policy import workers_of
@@ -27,17 +27,6 @@ class Guest(NamedTuple):
     running: bool
     config: GuestConfig
 
-    @property
-    def name(self) -> str | None:
-        return self.config.name
-
-
-class Mode(NamedTuple):
-    """The mode in which vzdump would back a guest up, and why if it is not the job's."""
-
-    name: str
-    notes: tuple[str, ...] = ()
-
 
 def takes(job: Job, vmid: int) -> bool:
     """Whether the job backs this guest up. Pools are not read: a job by pool may take every guest."""
@@ -48,51 +37,32 @@ def takes(job: Job, vmid: int) -> bool:
     return False
 
 
-def why_job_fails(
-    options: Mapping[str, str], storages: list[Section], node_name: str, executables: Mapping[str, bool]
-) -> str | None:
-    """Why Proxmox fails the whole job; None: nothing that was read speaks against it.
-
-    `executables`: scripts that exist as files, and whether they may be executed.
-    """
-    script = options.get("script")
-    if script and script not in executables:
-        return f"the hook script '{script}' does not exist"
-    if script and not executables[script]:
-        return f"the hook script '{script}' is not executable"
-    return why_no_backup(storages, options["storage"], node_name) if "storage" in options else None
-
-
 def why_guest_fails(guest: Guest) -> str | None:
     """Why Proxmox fails this guest's backup; None: nothing that was read speaks against it."""
     if guest.config.lock is None:
         return None
-    kind = "VM" if guest.vmtype == "qemu" else "CT"
-    how = "qm" if guest.vmtype == "qemu" else "pct"
+    kind, how = ("VM", "qm") if guest.vmtype == "qemu" else ("CT", "pct")
     return f"{kind} is locked ({guest.config.lock}); if nothing works on it any more: {how} unlock {guest.vmid}"
 
 
-def mode_of(options: Mapping[str, str], guest: Guest, storages: Sequence[Section]) -> Mode:
-    """As vzdump finds it when the guest's turn comes."""
+def mode_of(options: Mapping[str, str], guest: Guest, storages: Sequence[Section]) -> tuple[str, str]:
+    """The mode in which vzdump would back the guest up when its turn comes, and why if it may not be the job's."""
     wanted = options.get("mode", MODE_DEFAULT)
     if not guest.running:
-        return Mode("stop")
+        return "stop", ""
     if guest.vmtype != "lxc" or wanted != "snapshot":
-        return Mode(wanted)
+        return wanted, ""
     volumes = [volume.volume for volume in guest.config.volumes if volume.backup]
     answers = {
         volume: can_snapshot_container(find_section(storages, volume.partition(":")[0]), volume) for volume in volumes
     }
-    without = [volume for volume, can in answers.items() if can is False]
-    if without:
+    if without := [volume for volume, can in answers.items() if can is False]:
         why = f"{', '.join(without)} cannot be snapshotted, so PVE falls back from snapshot to suspend:"
-        how = "rsync copies the files twice, the second time while the container is suspended"
-        return Mode("suspend", (f"{why} {how}",))
-    unknown = [volume for volume, can in answers.items() if can is None]
-    if unknown:
-        text = f"whether {', '.join(unknown)} can be snapshotted is not known; if not, PVE falls back to suspend"
-        return Mode(wanted, (text,))
-    return Mode(wanted)
+        return "suspend", f"{why} rsync copies the files twice, the second time while the container is suspended"
+    if unknown := [volume for volume, can in answers.items() if can is None]:
+        what = f"whether {', '.join(unknown)} can be snapshotted"
+        return wanted, f"{what} is not known; if not, PVE falls back to suspend"
+    return wanted, ""
 
 
 def notes_on_job(

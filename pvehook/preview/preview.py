@@ -7,6 +7,7 @@ events are its own language. How long a guest takes is not known: each is judged
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from typing import Literal, NamedTuple, TextIO
 from pvehook.config.in_force import InForce
 from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.section_config import Section
-from pvehook.contract.storage_config import parse_storages
+from pvehook.contract.storage_config import parse_storages, why_no_backup
 from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
@@ -27,7 +28,7 @@ from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import STORAGE_CONFIG, Backup
 from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
-from pvehook.preview.plan import HOOK, Guest, mode_of, notes_on_job, takes, why_guest_fails, why_job_fails
+from pvehook.preview.plan import HOOK, Guest, mode_of, notes_on_job, takes, why_guest_fails
 from pvehook.priority.io_priority_effect import EffectOfIdle, effect_of_idle
 from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Question, admit
@@ -74,8 +75,7 @@ class _Node(NamedTuple):
     name: str
     reader: TimelyReader
     in_force: InForce
-    defaults: Mapping[str, str]
-    ignored: Sequence[str]
+    vzdump_conf: str
     storages: list[Section]
 
 
@@ -99,9 +99,7 @@ def rehearse_tonight(
     jobs = jobs_of_node(node, reader, name)
     vzdump_conf = reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or ""
     storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
-    common = _Node(
-        node, name, reader, in_force, parse_vzdump_config(vzdump_conf), ignored_lines(vzdump_conf), storages
-    )
+    common = _Node(node, name, reader, in_force, vzdump_conf, storages)
     next_runs = _next_runs(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
     outlooks = [each for job in jobs for each in _outlooks(common, job, wanted, when, next_runs.get(job.id))]
@@ -121,18 +119,11 @@ def rehearse_tonight(
 def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
     def read_all() -> list[Guest]:
         found = []
-        for kind, directory, parse in (
-            ("qemu", "/etc/pve/qemu-server", parse_vm),
-            ("lxc", "/etc/pve/lxc", parse_container),
-        ):
-            try:
-                names = os.listdir(node.path(directory))
-            except FileNotFoundError:
-                continue
-            for name in names:
-                number, _, ending = name.partition(".")
-                if ending == "conf" and number.isascii() and number.isdigit():
-                    with open(node.path(f"{directory}/{name}"), encoding="utf-8", errors="replace") as file:
+        for kind, directory, parse in (("qemu", "qemu-server", parse_vm), ("lxc", "lxc", parse_container)):
+            for path in glob.glob(node.path(f"/etc/pve/{directory}/*.conf")):
+                number = os.path.basename(path).removesuffix(".conf")
+                if number.isascii() and number.isdigit():
+                    with open(path, encoding="utf-8", errors="replace") as file:
                         config = parse(file.read(1 << 20))
                     found.append(Guest(int(number), kind, _runs(node, kind, number), config))
         return sorted(found, key=lambda guest: guest.vmid)
@@ -147,16 +138,16 @@ def _runs(node: Node, kind: str, number: str) -> bool:
     return any(os.path.exists(node.path(f"/sys/fs/cgroup{each}/{scope}")) for each in hierarchies)
 
 
-def _executables(node: Node, reader: TimelyReader, script: str | None) -> dict[str, bool]:
+def _why_script_fails(common: _Node, script: str) -> str | None:
     """As PVE asks: is it a plain file, may it be executed."""
-    if not script:
-        return {}
+    path = common.node.path(script)
 
-    def ask() -> dict[str, bool]:
-        path = node.path(script)
-        return {script: os.access(path, os.X_OK)} if os.path.isfile(path) else {}
+    def ask() -> str | None:
+        if not os.path.isfile(path):
+            return f"the hook script '{script}' does not exist"
+        return None if os.access(path, os.X_OK) else f"the hook script '{script}' is not executable"
 
-    return reader.within(READ_DEADLINE_S, "the hook script", ask)
+    return common.reader.within(READ_DEADLINE_S, "the hook script", ask)
 
 
 def _next_runs(node: Node) -> dict[str, float]:
@@ -185,12 +176,15 @@ def _outlooks(
     mine = [guest for guest in guests if takes(job, guest.vmid)]
     if not mine:
         return []
-    options = options_of_job(common.defaults, job.options)
-    executables = _executables(common.node, common.reader, options.get("script"))
-    job_fails = why_job_fails(options, common.storages, common.name, executables)
+    defaults = parse_vzdump_config(common.vzdump_conf)
+    options = options_of_job(defaults, job.options)
+    script, storage = options.get("script"), options.get("storage")
+    job_fails = _why_script_fails(common, script) if script else None
+    if job_fails is None and storage:
+        job_fails = why_no_backup(common.storages, storage, common.name)
     when, when_from = _when(common.in_force, asked, next_run_s, job.schedule)
-    notes = notes_on_job(job, options, common.defaults, common.ignored)
-    pvehook_runs = options.get("script") == HOOK
+    notes = notes_on_job(job, options, defaults, ignored_lines(common.vzdump_conf))
+    pvehook_runs = script == HOOK
     found = []
     for guest in mine:
         admission = _ask_window(common, job, options, guest, when)
@@ -200,22 +194,25 @@ def _outlooks(
             would = "be-refused-by-window"
         if pve_refuses and (job_fails or would != "be-refused-by-window"):
             would = "be-refused-by-pve"
-        mode = mode_of(options, guest, common.storages)
-        backup = Backup(guest.vmid, guest.vmtype, mode.name, options.get("storage"), options.get("dumpdir"))
+        mode, why_mode = mode_of(options, guest, common.storages)
+        backup = Backup(guest.vmid, guest.vmtype, mode, storage, options.get("dumpdir"))
+        own_notes = [why_mode] if why_mode else []
+        if not guest.running and guest.vmtype == "qemu" and would == "be-backed-up":
+            own_notes.append("it is off: vzdump starts its QEMU in the idle I/O class, pvehook restores it")
         found.append(
             Outlook(
                 job=job.id,
                 when=when,
                 when_from=when_from,
                 guest=guest,
-                mode=mode.name,
+                mode=mode,
                 would=would,
                 pvehook_runs=pvehook_runs,
                 pve_refuses=pve_refuses,
                 admission=admission,
                 effect=effect_of_idle(common.node, common.reader, backup),
                 is_guess=asked is None and next_run_s is None,
-                notes=(*mode.notes, *notes, *_notes_on_guest(guest, would)),
+                notes=(*own_notes, *notes),
             )
         )
     return found
@@ -252,12 +249,6 @@ def _when(
     return opens_at, f"Proxmox could not be asked when {schedule or 'it'!r} comes next, so when the window is open"
 
 
-def _notes_on_guest(guest: Guest, would: Would) -> list[str]:
-    if not guest.running and guest.vmtype == "qemu" and would == "be-backed-up":
-        return ["it is off: vzdump starts its QEMU in the idle I/O class, pvehook restores it"]
-    return []
-
-
 # What is shown
 
 
@@ -291,7 +282,13 @@ def _print(
     if left_out := [guest for guest in guests if guest.vmid not in in_a_job]:
         write(0, f"in no job: {', '.join(str(guest.vmid) for guest in left_out)}")
     if outlooks:
-        write(0, _sum(outlooks))
+        counts = Counter(each.would for each in outlooks)
+        backed_up = counts["be-backed-up"] + counts["be-backed-up-without-pvehook"]
+        write(
+            0,
+            f"{backed_up} would be backed up, the window would refuse {counts['be-refused-by-window']}, "
+            f"PVE would refuse {counts['be-refused-by-pve']}.",
+        )
     if outlooks and window.open:
         write(
             0,
@@ -309,16 +306,7 @@ def _verdict(each: Outlook) -> str:
     elif each.is_guess and each.pvehook_runs:
         verdict += " if it starts then"
     state = "running" if each.guest.running else "off"
-    return f"{kind} {each.guest.vmid} {each.guest.name or ''} ({state}, mode {each.mode}): {verdict}"
-
-
-def _sum(outlooks: Sequence[Outlook]) -> str:
-    counts = Counter(each.would for each in outlooks)
-    backed_up = counts["be-backed-up"] + counts["be-backed-up-without-pvehook"]
-    return (
-        f"{backed_up} would be backed up, the window would refuse {counts['be-refused-by-window']}, "
-        f"PVE would refuse {counts['be-refused-by-pve']}."
-    )
+    return f"{kind} {each.guest.vmid} {each.guest.config.name or ''} ({state}, mode {each.mode}): {verdict}"
 
 
 def _as_json(each: Outlook) -> dict[str, object]:
@@ -327,7 +315,7 @@ def _as_json(each: Outlook) -> dict[str, object]:
         "at": each.when.isoformat(),
         "at_from": each.when_from,
         "vmid": each.guest.vmid,
-        "name": each.guest.name,
+        "name": each.guest.config.name,
         "type": each.guest.vmtype,
         "running": each.guest.running,
         "mode": each.mode,
