@@ -16,7 +16,7 @@ import stat
 import time
 from typing import Self
 
-from pvehook.contract.kernel_line import KernelLine, parse_kernel_line
+from pvehook.contract.kernel_line import KernelLine, TimedLine, parse_kernel_line
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.host.clock import Clock
 from pvehook.host.node import Node
@@ -86,7 +86,7 @@ class HostKernelLog:
     def close(self) -> None:
         os.close(self._fd)
 
-    def read_new(self) -> list[KernelLine]:
+    def read_new(self) -> list[TimedLine]:
         """What was written since the last call, at most LINES_LIMIT lines; never waits. After a fault: nothing."""
         lines: list[KernelLine] = []
         taken_bytes = 0
@@ -116,20 +116,17 @@ class HostKernelLog:
                 overwritten = False
             self._next_number = number + 1
             lines.append(line)
-        self._correct(lines, at_end)
-        return lines
+        return self._timed(lines, at_end)
 
-    def at_s(self, line: KernelLine) -> float:
-        """When one of the lines just read was written, in seconds since the epoch."""
-        return self._boot_s + line.at_us / 1e6
-
-    def _correct(self, lines: list[KernelLine], at_end: bool) -> None:
+    def _timed(self, lines: list[KernelLine], at_end: bool) -> list[TimedLine]:
         """Moves the log's zero so that the lines fall between the last read and this one."""
         now_s = self._clock.now_s()
         if lines:
             self._boot_s = max(self._boot_s, self._read_s - lines[0].at_us / 1e6)
             self._boot_s = min(self._boot_s, now_s - lines[-1].at_us / 1e6)
+        timed = [TimedLine(self._boot_s + line.at_us / 1e6, line.text) for line in lines]
         if at_end:
             self._read_s = now_s
-        elif lines:
-            self._read_s = self.at_s(lines[-1])  # what is left for the next read may have been written since then
+        elif timed:
+            self._read_s = timed[-1].at_s  # what is left for the next read may have been written since then
+        return timed

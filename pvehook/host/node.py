@@ -1,8 +1,5 @@
-"""One place for every path: the whole program can be run against a directory tree.
-
-On a node the root is `/`. In tests and rehearsals it is a directory whose `proc` and `sys` are symbolic
-links to the real ones, or fixture trees of their own.
-"""
+"""One place for every path: the whole program can be run against a directory tree. On a node the root is `/`. In tests
+and rehearsals it is a directory whose `proc` and `sys` are links to the real ones, or fixture trees of their own."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@
 
 **A VM's `io` is never given.** Its cgroup does not see QEMU's disk I/O with aio=io_uring (Proxmox's default) or native:
 for a guest's fsync of 6.5 s it grew by 0 ms (facts/qemu.md); and on pve-qemu before 10.2.1-2 it shows near 100 % for an
-idle disk with an I/O thread. QEMU's histograms and the guest's own pressure show how its disks did.
+idle disk with an I/O thread.
 
-Pressure may be missing for four reasons: a kernel built without it (no file), one started without psi=1 where that is
-required (no file, or EOPNOTSUPP), an administrator who wrote 0 to the cgroup's cgroup.pressure (no file, since 6.1),
-or cgroup v1 (no file). None is a fault. Source: kernel/sched/psi.c and kernel/cgroup/cgroup.c of Linux.
+There is no file, which is no fault, with a kernel built without it, or without psi=1 where that is required (or
+EOPNOTSUPP), with 0 in the cgroup's cgroup.pressure (since 6.1), and with cgroup v1. Source: kernel/sched/psi.c and
+kernel/cgroup/cgroup.c of Linux.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Nanoseconds on a CPU, **nanoseconds on a run queue**, times it was put on a CPU;
 vCPU threads the second number is what the guest calls stolen time, seen from outside. Source:
 Documentation/scheduler/sched-stats.rst of Linux.
 
-It needs CONFIG_SCHED_INFO, which Debian's and Proxmox's kernels have by way of CONFIG_SCHEDSTATS; the sysctl
-kernel.sched_schedstats does not matter. Without it there is no file; a kernel with only delay accounting, turned off,
-writes three zeros for every thread, even for one that has run (`sched_info_on` in kernel/sched/stats.h).
+Without CONFIG_SCHEDSTATS, which Debian's and Proxmox's kernels have, there is no file; a kernel with only delay
+accounting, turned off, writes three zeros for every thread, even for one that has run (`sched_info_on` in
+kernel/sched/stats.h).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a guest's volume or a dump directory lies, by Proxmox's storage configuration.
+"""Where a guest's volume or a dump directory is, by Proxmox's storage configuration.
 
 Where a volume lies is found on local devices only, by the storages that the caller has read.
 Source of paths and names: the plugins in PVE/Storage/ of pve-storage.
@@ -19,11 +19,8 @@ from pvehook.host.block import DeviceOf, device_of, locate, locate_volume_group,
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 
-_NETWORK_TYPES = frozenset(
-    {"nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs", "zfs", "esxi"}
-)
+_NETWORK_TYPES = ("nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs", "zfs", "esxi")
 """`zfs` is ZFS over iSCSI; a local pool is `zfspool`."""
-
 
 READ_DEADLINE_S = 2.0
 LOOK_DEADLINE_S = 8.0
@@ -74,11 +71,7 @@ def locate_volume(
 
 
 def locate_dump(
-    node: Node,
-    dumpdir: str | None,
-    storeid: str | None,
-    storages: Sequence[Section],
-    device_of: DeviceOf = device_of,
+    node: Node, dumpdir: str | None, storeid: str | None, storages: Sequence[Section], device_of: DeviceOf = device_of
 ) -> Location:
     """The disks under the dump directory. A PBS has no `dumpdir`, a job with --dumpdir has no `storeid`."""
     storage = find_section(storages, storeid) if storeid else None

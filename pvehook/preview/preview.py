@@ -120,10 +120,11 @@ def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
     def read_all() -> list[Guest]:
         found = []
         for kind, directory, parse in (("qemu", "qemu-server", parse_vm), ("lxc", "lxc", parse_container)):
-            for path in glob.glob(node.path(f"/etc/pve/{directory}/*.conf")):
-                number = os.path.basename(path).removesuffix(".conf")
+            path = node.path(f"/etc/pve/{directory}")
+            for name in glob.glob("*.conf", root_dir=path):
+                number = name.removesuffix(".conf")
                 if number.isascii() and number.isdigit():
-                    with open(path, encoding="utf-8", errors="replace") as file:
+                    with open(f"{path}/{name}", encoding="utf-8", errors="replace") as file:
                         config = parse(file.read(1 << 20))
                     found.append(Guest(int(number), kind, _runs(node, kind, number), config))
         return sorted(found, key=lambda guest: guest.vmid)

@@ -91,7 +91,7 @@ class HostSampler:
         """Takes what the kernel has logged; to be called often enough that its ring does not run over."""
         if isinstance(self._log, HostKernelLog):
             for line in self._log.read_new():
-                self._events.add(self._log.at_s(line), line.text)
+                self._events.add(line.at_s, line.text)
 
     def chart_container(self) -> None:
         """The chart's next sample."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.contract.kernel_line import KernelLine
+from pvehook.contract.kernel_line import TimedLine
 from pvehook.contract.measured import Absent, Broken
 from pvehook.host.clock import SystemClock
 from pvehook.host.kernel_log import BYTES_LIMIT, LINES_LIMIT, HostKernelLog, open_kernel_log
@@ -55,7 +55,7 @@ def say_in_kernel_log(text: str) -> None:
         pytest.skip(f"nothing can be written into the kernel log here: {error}")
 
 
-def texts(lines: list[KernelLine], token: str) -> list[str]:
+def texts(lines: list[TimedLine], token: str) -> list[str]:
     return [line.text for line in lines if token in line.text]
 
 
@@ -79,7 +79,7 @@ def test_a_line_has_the_time_at_which_it_was_written() -> None:
         after_s = time.time()
         (line,) = [each for each in log.read_new() if token in each.text]
         # The kernel's clock and ours may be some parts in a million apart since the start.
-        assert before_s - 0.1 <= log.at_s(line) <= after_s + 0.1
+        assert before_s - 0.1 <= line.at_s <= after_s + 0.1
 
 
 def test_two_readers_do_not_take_each_others_lines() -> None:
@@ -251,7 +251,7 @@ def test_a_kernels_clock_that_has_gone_off_is_put_right(kmsg: Kmsg, ahead_s: flo
             clock.told_s += 10.0
             kmsg.write(2 * look, at_us=round((kernel_s + 10 * look + 4) * 1e6))
             kmsg.write(2 * look + 1, at_us=round((kernel_s + 10 * look + 6) * 1e6))
-            first, second = (log.at_s(line) for line in log.read_new())
+            first, second = (line.at_s for line in log.read_new())
             assert clock.told_s - 10.0 <= first < second <= clock.told_s
             assert second - first == pytest.approx(2.0)
 
@@ -266,4 +266,4 @@ def test_lines_left_for_the_next_look_keep_their_time(kmsg: Kmsg) -> None:
         log.read_new()
         clock.told_s += 10.0
         (left,) = log.read_new()
-        assert log.at_s(left) == pytest.approx(1_000_005.0, abs=0.5)
+        assert left.at_s == pytest.approx(1_000_005.0, abs=0.5)
