@@ -1,4 +1,4 @@
-"""The demo's night: goes as it must, says so, and says when it does not."""
+"""The demo's night: goes as it must, and reports whether it did."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.rehearsal import demo as night
+from pvehook.rehearsal import demo
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def children_of(pid: int) -> list[bytes]:
 
 def test_the_night_goes_as_it_must(tmp: Path) -> None:
     out = io.StringIO()
-    assert night.simulated_night(out) == 0, out.getvalue()
+    assert demo.simulated_night(out) == 0, out.getvalue()
     text = out.getvalue()
     table = text.partition("the night in one table")[2].partition("checked")[0].splitlines()
     rows = {line[:14].strip(): line for line in table if line.startswith(("VM", "CT"))}
@@ -62,7 +62,7 @@ def test_the_night_goes_as_it_must(tmp: Path) -> None:
 
 
 def test_nothing_is_left_of_it(tmp: Path) -> None:
-    night.simulated_night(io.StringIO())
+    demo.simulated_night(io.StringIO())
     assert list(tmp.iterdir()) == []
     assert processes_that_name(tmp) == []
 
@@ -82,11 +82,11 @@ def test_a_night_that_is_ended_leaves_nothing(tmp: Path) -> None:
     assert processes_that_name(tmp) == []
 
 
-def test_a_night_that_goes_otherwise_is_said(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = night.FILES["/etc/pvehook.yaml"].replace("next_guest: refuse", "next_guest: allow")
-    monkeypatch.setitem(night.FILES, "/etc/pvehook.yaml", config)
+def test_a_night_that_goes_otherwise_is_reported(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = demo.FILES["/etc/pvehook.yaml"].replace("next_guest: refuse", "next_guest: allow")
+    monkeypatch.setitem(demo.FILES, "/etc/pvehook.yaml", config)
     out = io.StringIO()
-    assert night.simulated_night(out) == 1
+    assert demo.simulated_night(out) == 1
     assert "FAILED  VM 104: refused in backup-start with one line" in out.getvalue()
     assert list(tmp.iterdir()) == []
     assert processes_that_name(tmp) == []

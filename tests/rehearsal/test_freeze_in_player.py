@@ -107,7 +107,7 @@ def test_each_command_has_a_connection_of_its_own_with_a_sync_first(guest: Simul
     assert all(commands[0] == "guest-sync-delimited" for commands in by_connection.values())
 
 
-def test_the_moments_are_told_on_the_clock_of_the_guest(guest: SimulatedGuest, make_run: MakeRun) -> None:
+def test_the_moments_are_reported_on_the_clock_of_the_guest(guest: SimulatedGuest, make_run: MakeRun) -> None:
     played = play(make_run())
     at_s = {event.name: event.at_s for event in played.freeze_events}
     (frozen,) = guest.frozen_intervals

@@ -48,7 +48,7 @@ def send_and_die(path: str, *commands: str) -> None:
 # Freezes
 
 
-def test_every_freeze_is_told_with_its_thaw(guest: SimulatedGuest) -> None:
+def test_every_freeze_is_reported_with_its_thaw(guest: SimulatedGuest) -> None:
     deadline = Deadline.after(LONG_S)
     with open_agent(guest.qga_path, deadline) as agent:
         agent.fsfreeze_freeze(["/home"], deadline)
@@ -161,7 +161,7 @@ def test_a_sync_runs_by_exec_until_it_has_ended(tmp_path: Path) -> None:
     ("version", "text"),
     [("7.2.22", "exec has been disabled$"), ("10.0.2", "exec has been disabled: the command is not allowed$")],
 )
-def test_a_blocked_command_is_told_as_such_and_refused(tmp_path: Path, version: str, text: str) -> None:
+def test_a_blocked_command_is_reported_as_such_and_refused(tmp_path: Path, version: str, text: str) -> None:
     deadline = Deadline.after(LONG_S)
     simulated = SimulatedGuest(str(tmp_path), 101, agent_version=version, blocked=("guest-exec",))
     with simulated as guest, open_agent(guest.qga_path, deadline) as agent:

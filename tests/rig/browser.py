@@ -31,7 +31,7 @@ FLAGS = (
 
 
 class Screen(NamedTuple):
-    """What a page is looked at on."""
+    """What a page is shown on."""
 
     name: str
     width: int

@@ -159,8 +159,8 @@ class DebianNode:
         except subprocess.TimeoutExpired as late:
             raise RigError(f"{self.suite}: {late}\n{self._what_it_does()}") from None
         if done.returncode not in ok:
-            said = done.stdout[-6000:]
-            raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{said}")
+            output = done.stdout[-6000:]
+            raise RigError(f"{self.suite}: {' '.join(command)}: exit code {done.returncode}\n{output}")
         return Result(done.returncode, done.stdout)
 
     def _what_it_does(self) -> str:
@@ -168,9 +168,9 @@ class DebianNode:
         and in whatever of this machine waits uninterruptibly."""
         shown = []
         for command in ("systemctl list-jobs", "systemctl status pvehook.service", "ps axf", "journalctl -n 60"):
-            asked = ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--", *command.split()]
+            command_line = ["nsenter", "--target", str(self.leader), "--all", "--wdns=/", "--", *command.split()]
             try:
-                done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+                done = subprocess.run(command_line, capture_output=True, text=True, timeout=10, check=False)
                 shown.append(f"{command}:\n{done.stdout[-6000:]}")
             except subprocess.TimeoutExpired:
                 shown.append(f"{command}: no answer within 10 s")
@@ -241,8 +241,8 @@ def booted(suite: str, scratch: str, binds: Mapping[str, str] | None = None) -> 
             node.run("systemctl", "is-system-running", "--wait", timeout_s=BOOT_DEADLINE_S, ok=(0, 1))
         except RigError as error:
             console.seek(0)
-            said = console.read()[-4000:].decode(errors="replace")
-            raise RigError(f"{suite}: {error}\nconsole:\n{said}") from None
+            output = console.read()[-4000:].decode(errors="replace")
+            raise RigError(f"{suite}: {error}\nconsole:\n{output}") from None
         yield node
 
 
@@ -338,7 +338,7 @@ def _fresh_copy(tree: str, scratch: str) -> Iterator[str]:
 
 
 def _wait_until_ready(ready: socket.socket, nspawn: subprocess.Popen[bytes]) -> None:
-    """Until the system's PID 1 has said READY=1 (sd_notify(3), handed on by systemd-nspawn)."""
+    """Until the system's PID 1 has sent READY=1 (sd_notify(3), handed on by systemd-nspawn)."""
     until = time.monotonic() + BOOT_DEADLINE_S
     ended = os.pidfd_open(nspawn.pid)
     waiting: list[socket.socket | int] = [ready, ended]

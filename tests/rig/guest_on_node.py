@@ -106,7 +106,7 @@ class Span(NamedTuple):
 
 
 class Witness:
-    """Who writes in the guest, and who looks on at QEMU."""
+    """Who writes in the guest, and who watches QEMU."""
 
     def __init__(self, vm: QemuGuest, qemu: Connection) -> None:
         self._vm = vm
@@ -177,7 +177,7 @@ class Witness:
 
 @contextlib.contextmanager
 def witnessed(vm: QemuGuest) -> Iterator[Witness]:
-    """Starts the writer and looks on; at the end the disk is as fast as before and the writer has ended."""
+    """Starts the writer and watches; at the end the disk is as fast as before and the writer has ended."""
     with connect(vm.events) as qemu:
         qemu.read_line(Deadline.after(ANSWER_S))  # the greeting
         qemu.send(b'{"execute": "qmp_capabilities"}\n', Deadline.after(ANSWER_S))

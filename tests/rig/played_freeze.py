@@ -27,7 +27,7 @@ from tests.vm_jobs import STOCK
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 UNIT = "pvehook.service"
 HALTED_WITHIN_S = 30.0
-LOOK_EVERY_S = 0.02
+POLL_EVERY_S = 0.02
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def halted_daemon() -> int:
         pid = int(shown)
         if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
             return pid
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_EVERY_S)
     raise TimeoutError(f"the daemon did not stop itself within {HALTED_WITHIN_S:g} s")
 
 

@@ -2,7 +2,7 @@
 
     python3 played_night.py [--stop-at PAUSE COMMAND]...
 
-Prints one JSON object: the UPID, the hook's calls, the task log, vzdump's exit code, what the commands said.
+Prints one JSON object: the UPID, the hook's calls, the task log, vzdump's exit code, what the commands printed.
 `--stop-at "before pre-stop 101" "kill ..."` lets the night stand there while the command runs.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     stops: dict[str, str] = dict(parser.parse_args().stop_at)
     run = Run(GUESTS, hook=HOOK, root="/", ionice=8, compress="zstd", pauses=tuple(stops))
     with Player(run) as player:
-        said = {}
+        printed = {}
         for pause, command in stops.items():
             player.wait_for(pause)
             done = subprocess.run(
@@ -37,12 +37,12 @@ def main() -> None:
                 stderr=subprocess.STDOUT, text=True, timeout=30, check=False,
                 env={**os.environ, "WORKER": str(player.pid), "PATH": "/usr/sbin:/usr/bin"},
             )  # fmt: skip
-            said[pause] = f"{done.stdout}exit {done.returncode}\n"
+            printed[pause] = f"{done.stdout}exit {done.returncode}\n"
             player.go_on()
         played = player.finish()
     calls = [{"argv": call.argv, "exit": call.exit_code, "lines": call.lines} for call in played.calls]
     json.dump(
-        {"upid": played.upid, "calls": calls, "log": played.task_log, "exit": played.exit_code, "said": said},
+        {"upid": played.upid, "calls": calls, "log": played.task_log, "exit": played.exit_code, "printed": printed},
         sys.stdout,
     )
 

@@ -135,10 +135,10 @@ def qemu_guest(
         # QEMU returns when its sockets listen and its pid file is written.
         started = subprocess.run(argv, cwd=root, capture_output=True, timeout=START_DEADLINE_S, check=False)
         if started.returncode != 0:
-            said = started.stderr.decode(errors="replace")
-            if aio != "threads" and any(lacking in said for lacking in _HOST_CANNOT):
-                raise CannotStart(f"this machine has no aio={aio}: {said}")
-            raise GuestFailed(f"QEMU does not start: {said}")
+            printed = started.stderr.decode(errors="replace")
+            if aio != "threads" and any(lacking in printed for lacking in _HOST_CANNOT):
+                raise CannotStart(f"this machine has no aio={aio}: {printed}")
+            raise GuestFailed(f"QEMU does not start: {printed}")
         pid = int(Path(sockets, f"{vmid}.pid").read_text())
         process = os.pidfd_open(pid)
         cleanup.callback(_end, process, pid)
@@ -172,8 +172,8 @@ def _command_line(
     # Proxmox's QEMU has an option `-id VMID`, by which everybody tells VMs apart, and stock QEMU refuses it.
     # Here `-id` is the argument of -L (one more directory to look for firmware in, which does not exist), and
     # the number is what stock QEMU takes for a disk image: a small file of that name, seen as ide0-hd0.
-    with open(root / str(vmid), "wb") as fake_vm_process:
-        fake_vm_process.truncate(512)
+    with open(root / str(vmid), "wb") as disk:
+        disk.truncate(512)
     argv = ["qemu-system-x86_64", "-L", "-id", str(vmid)]
     argv += ["-name", f"guest-{vmid},debug-threads=on"]
     argv += ["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", str(memory_mb)]

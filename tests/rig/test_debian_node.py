@@ -43,7 +43,7 @@ class Night(NamedTuple):
     calls: list[dict[str, Any]]
     log: list[str]
     exit: int
-    said: dict[str, str]
+    printed: dict[str, str]
 
     @property
     def order(self) -> list[str]:
@@ -154,9 +154,9 @@ def test_a_night_runs_and_the_journal_is_found_by_guest(node: DebianNode) -> Non
 
 
 def test_the_backup_processes_are_idle_in_the_kernels_own_words(node: DebianNode) -> None:
-    look = "for t in $(ls /proc/$WORKER/task); do ionice -p $t; done"
-    night = play_night(node, **{"archive 101": look, "before log-end 101": look})
-    assert night.said["before log-end 101"] == "idle\nexit 0\n"
+    show_priorities = "for t in $(ls /proc/$WORKER/task); do ionice -p $t; done"
+    night = play_night(node, **{"archive 101": show_priorities, "before log-end 101": show_priorities})
+    assert night.printed["before log-end 101"] == "idle\nexit 0\n"
 
 
 def test_the_script_that_was_there_hears_every_phase(node: DebianNode) -> None:
@@ -169,7 +169,7 @@ def test_the_script_that_was_there_hears_every_phase(node: DebianNode) -> None:
 def test_a_daemon_killed_in_the_night_comes_back_and_knows_the_job(node: DebianNode) -> None:
     kill = "ls /run/pvehook/jobs | wc -l; systemctl kill --kill-whom=main --signal=KILL pvehook.service"
     night = play_night(node, **{"before pre-stop 101": kill})
-    assert night.said["before pre-stop 101"] == "1\nexit 0\n"
+    assert night.printed["before pre-stop 101"] == "1\nexit 0\n"
     assert night.exit == 0, night.log
     assert night.order == NIGHT
     assert not unanswered(night)
@@ -194,8 +194,8 @@ def test_uninstalling_leaves_etc_byte_for_byte_as_before(suite: str, tmp_path: P
         installer(node, "--force")
         assert everything_in_etc(node) != before
         assert play_night(node).exit == 0
-        said = installer(node, "--uninstall").out
-        assert everything_in_etc(node) == before, said
+        printed = installer(node, "--uninstall").out
+        assert everything_in_etc(node) == before, printed
         assert node.run("find", "/usr/local", "/run", "-name", "*pvehook*").out == ""
         assert node.run("systemctl", "is-active", "pvehook.socket", "pvehook.service", ok=(3, 4)).out == (
             "inactive\ninactive\n"
@@ -208,7 +208,7 @@ def test_uninstalling_in_a_running_night_fails_no_guest(suite: str, tmp_path: Pa
     with node_with_theirs(suite, str(tmp_path)) as node:
         installer(node, "--force")
         night = play_night(node, **{"before pre-stop 101": f"{REPO_INSIDE}/install.sh --uninstall"})
-        assert "a backup is running" in night.said["before pre-stop 101"]
+        assert "a backup is running" in night.printed["before pre-stop 101"]
         assert night.exit == 0, night.log
         assert night.order == NIGHT
         installer(node, "--uninstall")
@@ -219,8 +219,8 @@ def test_uninstalling_in_a_running_night_fails_no_guest(suite: str, tmp_path: Pa
 def test_what_is_missing_comes_from_debians_packages(suite: str, tmp_path: Path) -> None:
     with node_with_theirs(suite, str(tmp_path)) as node:
         node.run("dpkg", "--purge", "--force-depends", "python3-structlog")
-        said = installer(node, "--force").out
-        assert "install Debian packages: python3-structlog\n" in said
+        printed = installer(node, "--force").out
+        assert "install Debian packages: python3-structlog\n" in printed
         assert play_night(node).exit == 0
         assert node.journal("-t", "pvehook", "PVEHOOK_VMID=101")
 

@@ -32,7 +32,7 @@ WRITE = "dd if=/dev/urandom of=/loop/dirty bs=64k count=60 2>&1"
 
 @pytest.fixture(params=sorted(AGENT_SUITES))
 def guest(request: pytest.FixtureRequest) -> Iterator[QemuGuest]:
-    """/loop lies in a file of /data, and /bind is a later bind mount of /data."""
+    """/loop is in a file of /data, and /bind is a later bind mount of /data."""
     with contextlib.ExitStack() as stack:
         try:
             guest = stack.enter_context(qemu_guest(101, disks=("/data", "/srv/two"), agent=request.param))

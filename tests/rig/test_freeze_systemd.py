@@ -33,7 +33,7 @@ RESTARTED_WITHIN_S = 20.0
 
 DROP_IN = "/etc/systemd/system/pvehook.service.d/rig.conf"
 SERVE = "/usr/bin/python3 -I /usr/local/lib/pvehook/bin/pvehook serve"
-LOOK_AT_WAITERS = """\
+COUNT_WAITERS = """\
 import sys
 sys.path.insert(0, "/usr/local/lib/pvehook")
 from pvehook.host.node import Node
@@ -140,8 +140,8 @@ def test_a_night_freezes_the_guest_out_of_the_sandbox(
 
 def test_the_sandbox_lets_it_see_who_waits_by_sock_diag(node: Node) -> None:
     """In a process of the unit, so with all of its restrictions."""
-    node.debian.write("/usr/local/lib/look_at_waiters.py", LOOK_AT_WAITERS)
-    node.restart("ExecStartPost=/usr/bin/python3 -I /usr/local/lib/look_at_waiters.py")
+    node.debian.write("/usr/local/lib/count_waiters.py", COUNT_WAITERS)
+    node.restart("ExecStartPost=/usr/bin/python3 -I /usr/local/lib/count_waiters.py")
     before = node.cursor()
     node.debian.run("systemctl", "start", "pvehook.service")
     assert "sees 0 waiters via sock_diag" in node.said_by_unit(before)
@@ -167,7 +167,7 @@ def test_whatever_is_killed_the_guest_is_thawed(
     shown = [each["MESSAGE"] for each in node.events(before, "freeze-done")]
     if victim == "daemon":
         assert len(by_stop_post) + len(by_daemon) == 1
-        assert shown == []  # nobody is left who knows how that freeze ended; the account says so
+        assert shown == []  # nobody is left who knows how that freeze ended; the summary says so
         assert node.state_after_restart() == "active"
     else:
         assert by_stop_post + by_daemon == []

@@ -106,7 +106,7 @@ def test_pressure_that_is_off_is_absent_and_pressure_without_a_wait_is_zero() ->
         assert isinstance(inside(guest).cpu, PressureTotals)
 
 
-def test_a_guest_whose_agent_has_ended_is_told_from_one_whose_agent_hangs() -> None:
+def test_a_guest_whose_agent_has_ended_is_distinguished_from_one_whose_agent_hangs() -> None:
     deadline = Deadline.after(ANSWER_S)
     with started(disks=()) as guest, open_qmp(guest.qmp, deadline) as qmp:
         guest.run("kill -STOP $(pidof qemu-ga)")

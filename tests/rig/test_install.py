@@ -1,4 +1,4 @@
-"""install.sh against plain directory trees (--root): what stands where, what comes back, what is said.
+"""install.sh against plain directory trees (--root): what is installed where, what comes back, what is printed.
 
 What needs a running systemd is in test_debian_node.py.
 """
@@ -50,7 +50,7 @@ def install(root: Path, *arguments: str, source: Path | None = None) -> Said:
 
 
 def touched(top: Path) -> dict[str, Touched]:
-    """With inode and time of change, which tell a file that was written again with the same bytes."""
+    """With inode and time of change, by which a file is found that was written again with the same bytes."""
     return {
         name: Touched(entry, (top / name).lstat().st_ino, (top / name).lstat().st_mtime_ns)
         for name, entry in entries(top).items()
@@ -99,15 +99,15 @@ def source(tmp_path: Path) -> Path:
 
 def test_check_says_what_it_would_do_and_changes_nothing(root: Path) -> None:
     before = touched(root)
-    said = install(root, "--check")
-    assert said.code == 1
-    assert f"would set script: {HOOK} and ionice: 8 in /etc/vzdump.conf" in said.text
+    done = install(root, "--check")
+    assert done.code == 1
+    assert f"would set script: {HOOK} and ionice: 8 in /etc/vzdump.conf" in done.text
     assert touched(root) == before
 
 
 def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> None:
-    said = install(root, source=REPO)
-    assert said.code == 0, said.text
+    done = install(root, source=REPO)
+    assert done.code == 0, done.text
     assert (root / "etc/vzdump.conf").read_text() == PVE_DEFAULT + FROZEN_BY_US
     assert stat.S_IMODE((root / HOOK[1:]).stat().st_mode) == 0o755  # vzdump asks -f and -x
     guest_hook = root / "usr/local/lib/pvehook/hooks/guest-hook"
@@ -142,9 +142,9 @@ def test_an_installation_that_goes_without_a_hitch_reports_no_error(root: Path, 
     if with_vms:
         (root / "etc/pve/qemu-server").mkdir()
         (root / "etc/pve/qemu-server/101.conf").write_text("name: web\n")
-    said = [install(root, *arguments) for arguments in ([], ["--uninstall"])]
-    assert [each.code for each in said] == [0, 0]
-    assert "error" not in said[0].text + said[1].text
+    done = [install(root, *arguments) for arguments in ([], ["--uninstall"])]
+    assert [each.code for each in done] == [0, 0]
+    assert "error" not in done[0].text + done[1].text
 
 
 def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path) -> None:
@@ -155,11 +155,11 @@ def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path
     snippet = root / "var/lib/vz/snippets/pvehook-guest-hook"
     snippet.parent.mkdir(parents=True)
     shutil.copy(root / "usr/local/lib/pvehook/hooks/guest-hook", snippet)
-    said = install(root, "--uninstall")
-    assert said.code == 0
-    assert "note: VM 101 still runs pvehook-guest-hook" in said.text
-    assert "qm set 101 --delete hookscript" in said.text
-    assert "VM 102" not in said.text
+    done = install(root, "--uninstall")
+    assert done.code == 0
+    assert "note: VM 101 still runs pvehook-guest-hook" in done.text
+    assert "qm set 101 --delete hookscript" in done.text
+    assert "VM 102" not in done.text
     assert snippet.exists()
     assert not (root / "usr/local/lib/pvehook").exists()
 
@@ -168,13 +168,13 @@ def test_the_installed_bytecode_is_the_one_of_the_installed_files(root: Path) ->
     install(root, source=REPO)
     sources = list((root / "usr/local/lib/pvehook/pvehook").rglob("*.py"))
     assert sources
-    # The hash is salted with the interpreter's magic number, so the one that compiled is asked: install.sh's python3.
+    # The hash is salted with the magic number of the interpreter that compiled: install.sh's python3 computes it.
     each = "importlib.util.source_hash(open(p, 'rb').read()).hex() for p in sys.argv[1:]"
-    asked = ["python3", "-I", "-c", f"import importlib.util, sys; print(*({each}))", *map(str, sources)]
-    said = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60)
-    hashes = dict(zip(sources, map(bytes.fromhex, said.stdout.split()), strict=True))
+    command = ["python3", "-I", "-c", f"import importlib.util, sys; print(*({each}))", *map(str, sources)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    hashes = dict(zip(sources, map(bytes.fromhex, done.stdout.split()), strict=True))
     for path in sources:
-        # PEP 552: bit 0 of the flags says "by hash", bytes 8 to 16 are the hash of the source.
+        # PEP 552: bit 0 of the flags means "by hash", bytes 8 to 16 are the hash of the source.
         compiled = max(path.parent.glob(f"__pycache__/{path.stem}.*.pyc")).read_bytes()
         assert compiled[4] & 1
         assert compiled[8:16] == hashes[path]
@@ -187,9 +187,9 @@ def test_max_workers_is_set_on_request_and_goes_with_pvehook(root: Path, conf: s
     if conf is not None:
         file.write_text(conf)
     assert "performance" not in install(root).text.replace("--max-workers 1", "")
-    said = install(root, "--max-workers", "1")
-    assert "set performance: max-workers=1" in said.text
-    assert "instead of Proxmox's 16" in said.text
+    done = install(root, "--max-workers", "1")
+    assert "set performance: max-workers=1" in done.text
+    assert "instead of Proxmox's 16" in done.text
     assert "performance: max-workers=1\n" in file.read_text()
     assert "nothing to change" in install(root, "--max-workers=1").text
     assert "nothing to change" in install(root).text
@@ -200,9 +200,9 @@ def test_max_workers_is_set_on_request_and_goes_with_pvehook(root: Path, conf: s
 def test_a_performance_that_is_there_stays(root: Path) -> None:
     file = root / "etc/vzdump.conf"
     file.write_text("performance: max-workers=4,pbs-entries-max=1000\n")
-    said = install(root, "--max-workers", "1")
-    assert said.code == 0
-    assert "already has performance: max-workers=4,pbs-entries-max=1000, which stays" in said.text
+    done = install(root, "--max-workers", "1")
+    assert done.code == 0
+    assert "already has performance: max-workers=4,pbs-entries-max=1000, which stays" in done.text
     assert "performance: max-workers=4,pbs-entries-max=1000\n" in file.read_text()
 
 
@@ -217,8 +217,8 @@ def test_a_performance_that_came_later_survives_the_uninstallation(root: Path) -
 
 @pytest.mark.parametrize("number", ["0", "257", "x", "-1", ""])
 def test_only_a_number_of_workers_is_taken(root: Path, number: str) -> None:
-    said = install(root, "--max-workers", number)
-    assert said.code != 0
+    done = install(root, "--max-workers", number)
+    assert done.code != 0
     assert not (root / "usr/local/lib/pvehook").exists()
 
 
@@ -300,9 +300,9 @@ def test_two_different_scripts_to_chain_stop_the_installation_before_it_began(ro
     (root / "etc/vzdump.conf").write_text("script: /theirs\n")
     (root / file).write_text("chain: /another\n")
     before = touched(root)
-    said = install(root)
-    assert said.code == 2
-    assert f"/etc/vzdump.conf runs /theirs, but /{file} already chains /another" in said.text
+    done = install(root)
+    assert done.code == 2
+    assert f"/etc/vzdump.conf runs /theirs, but /{file} already chains /another" in done.text
     assert touched(root) == before
 
 
@@ -312,9 +312,9 @@ def test_a_wrapper_around_the_hook_is_not_chained_to_it(root: Path) -> None:
     (root / "wrapper").write_text(f'#!/bin/sh\n"{HOOK}" "$@" || true\n')
     (root / "wrapper").chmod(0o755)
     (root / "etc/vzdump.conf").write_text("script: /wrapper\n")
-    said = install(root)
-    assert said.code != 0
-    assert f"/wrapper (script: in /etc/vzdump.conf) calls {HOOK} itself" in said.text
+    done = install(root)
+    assert done.code != 0
+    assert f"/wrapper (script: in /etc/vzdump.conf) calls {HOOK} itself" in done.text
     assert (root / "etc/vzdump.conf").read_text() == "script: /wrapper\n"
     assert not (root / "etc/pvehook.yaml").exists()
 
@@ -332,8 +332,8 @@ def test_what_the_admin_edits_after_the_installation_survives_uninstalling(root:
     conf.write_text("script: /theirs\nionice: 5\n")
     install(root)
     conf.write_text(f"# new\n{conf.read_text()}bwlimit: 5000\n")
-    said = install(root, "--uninstall")
-    assert "the edits stay" in said.text
+    done = install(root, "--uninstall")
+    assert "the edits stay" in done.text
     assert conf.read_text() == "# new\nscript: /theirs\nionice: 5\nbwlimit: 5000\n"
 
 
@@ -369,8 +369,8 @@ def test_installing_again_over_an_edit_still_knows_what_was_there_first(root: Pa
 def test_without_a_record_no_job_is_left_with_a_script_that_is_gone(root: Path) -> None:
     install(root)
     shutil.rmtree(root / "var/lib/pvehook")
-    said = install(root, "--uninstall")
-    assert "there is no record of what was there before" in said.text
+    done = install(root, "--uninstall")
+    assert "there is no record of what was there before" in done.text
     assert HOOK not in (root / "etc/vzdump.conf").read_text()
 
 
@@ -386,8 +386,8 @@ def test_our_lines_go_wherever_another_tool_has_left_them(root: Path, before: st
     install(root)
     with conf.open("a") as file:
         file.write(block)
-    said = install(root, "--uninstall")
-    assert said.code == 0, said.text
+    done = install(root, "--uninstall")
+    assert done.code == 0, done.text
     assert conf.read_text() == before + block.replace(f"script: {HOOK}\n", "")
 
 
@@ -405,9 +405,9 @@ def test_uninstalling_reports_no_error_whether_or_not_there_are_vms(root: Path, 
     for vmid in guests:
         (root / "etc/pve/qemu-server").mkdir(exist_ok=True)
         (root / f"etc/pve/qemu-server/{vmid}.conf").write_text("name: web\n")
-    said = install(root, "--uninstall")
-    assert said.code == 0
-    assert "error" not in said.text
+    done = install(root, "--uninstall")
+    assert done.code == 0
+    assert "error" not in done.text
 
 
 @pytest.mark.parametrize("path", ["usr/local", "etc/systemd", "var/lib", "etc/pve", "run"])
@@ -419,9 +419,9 @@ def test_a_link_that_leads_out_of_the_tree_is_not_followed(
     shutil.move(root / path, outside)
     (root / path).symlink_to(outside)
     before = touched(tmp_path)
-    said = install(root, *action)
-    assert said.code == 2
-    assert f"leads out of --root to {outside}" in said.text
+    done = install(root, *action)
+    assert done.code == 2
+    assert f"leads out of --root to {outside}" in done.text
     assert touched(tmp_path) == before
 
 
@@ -437,9 +437,9 @@ def test_a_configuration_of_ours_goes_and_one_that_was_edited_stays(root: Path) 
     yaml = root / "etc/pvehook.yaml"
     install(root)
     yaml.write_text("io_priority: {mode: off}\n" + yaml.read_text())
-    said = install(root, "--uninstall")
+    done = install(root, "--uninstall")
     assert yaml.read_text() == "io_priority: {mode: off}\n"
-    assert "kept: /etc/pvehook.yaml" in said.text
+    assert "kept: /etc/pvehook.yaml" in done.text
 
 
 def test_purge_removes_configuration_and_history(root: Path) -> None:
@@ -564,8 +564,8 @@ def test_a_new_version_replaces_the_old_one_whole(root: Path, source: Path) -> N
     install(root, source=source)
     (source / "pvehook/gone_later.py").unlink()
     (source / "pvehook/new.py").write_text("NEW = True\n")
-    said = install(root, source=source)
-    assert "install the program" in said.text
+    done = install(root, source=source)
+    assert "install the program" in done.text
     program = root / "usr/local/lib/pvehook"
     assert (program / "pvehook/new.py").is_file()
     assert not list(program.rglob("gone_later*"))
@@ -589,21 +589,21 @@ def test_a_running_backup_finds_the_hook_at_every_moment_of_an_upgrade(root: Pat
     install(root, source=source)
     hook = root / HOOK[1:]
     over = threading.Event()
-    looks: list[bool] = []
+    samples: list[bool] = []
 
-    def look() -> None:
+    def sample() -> None:
         while not over.is_set():
-            looks.append(os.access(hook, os.X_OK) and os.path.isfile(hook))
+            samples.append(os.access(hook, os.X_OK) and os.path.isfile(hook))
 
-    looker = threading.Thread(target=look)
-    looker.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     for version in range(3):
         (source / "pvehook/new.py").write_text(f"VERSION = {version}\n")
         install(root, source=source)
     over.set()
-    looker.join()
-    assert looks
-    assert all(looks)
+    sampler.join()
+    assert samples
+    assert all(samples)
     assert (root / "usr/local/lib/pvehook/pvehook/new.py").read_text() == "VERSION = 2\n"
 
 
@@ -611,9 +611,9 @@ def test_a_running_backup_finds_the_hook_at_every_moment_of_an_upgrade(root: Pat
 def test_another_system_is_refused_unless_forced(root: Path, release: str) -> None:
     (root / "etc/os-release").write_text(release)
     before = touched(root)
-    said = install(root)
-    assert said.code == 2
-    assert "Debian 12 or 13 was expected" in said.text
+    done = install(root)
+    assert done.code == 2
+    assert "Debian 12 or 13 was expected" in done.text
     assert touched(root) == before
     assert install(root, "--force").code == 0
 
@@ -624,9 +624,9 @@ def test_another_system_is_refused_unless_forced(root: Path, release: str) -> No
 def test_what_is_in_the_way_is_named_and_left_alone(root: Path, in_the_way: str, target: str) -> None:
     (root / in_the_way).unlink(missing_ok=True)
     (root / in_the_way).symlink_to(target)
-    said = install(root)
-    assert said.code == 2
-    assert in_the_way in said.text
+    done = install(root)
+    assert done.code == 2
+    assert in_the_way in done.text
     assert os.readlink(root / in_the_way) == target
     assert not (root / "usr/local/lib/pvehook").exists()
 

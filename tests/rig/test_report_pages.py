@@ -1,5 +1,5 @@
 """The report's page in a real browser: on a desk, a tablet and a phone, and in the dark; nothing sticks out, nothing is
-fetched, nothing is complained about. The pictures are kept where PVEHOOK_SCREENSHOTS says, to be looked at."""
+fetched, nothing is complained about. The pictures are kept where PVEHOOK_SCREENSHOTS says, for people to see."""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ def by_a_process_of_the_unit(node: DebianNode) -> dict[str, Any]:
     node.write(DROP_IN, "[Service]\nExecStartPost=/usr/bin/python3 -I /usr/local/lib/try.py\n")
     node.run("systemctl", "daemon-reload")
     node.run("systemctl", "restart", "pvehook.service")
-    said = [str(entry["MESSAGE"]) for entry in node.journal("--unit=pvehook.service")]
-    (line,) = [line.removeprefix("SEEN ") for line in said if line.startswith("SEEN ")]
+    messages = [str(entry["MESSAGE"]) for entry in node.journal("--unit=pvehook.service")]
+    (line,) = [line.removeprefix("SEEN ") for line in messages if line.startswith("SEEN ")]
     result: dict[str, Any] = json.loads(line)
     return result
 

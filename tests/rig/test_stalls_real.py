@@ -1,4 +1,4 @@
-"""The figures of a guest's night against what a writer inside that guest measured by itself.
+"""The figures of a guest's backup against what a writer inside that guest measured by itself.
 
 A real QEMU guest with the real qemu-ga, backed up by the vzdump player through the real hook and daemon. Each write of
 the guest to a place that is not copied yet waits until QEMU has copied it to the backup's target, and the target is
@@ -27,7 +27,7 @@ from tests.vm_jobs import SLOW_TARGET, STOCK_ONE_WORKER, STOCK_SLOW_TARGET
 
 pytestmark = pytest.mark.rig
 
-LOOKS = ALWAYS + "governor: {mode: off}\nfreeze: {mode: off}\n"
+SAMPLED_ONLY = ALWAYS + "governor: {mode: off}\nfreeze: {mode: off}\n"
 WRITES = 14
 
 _WRITER = (
@@ -54,8 +54,8 @@ def writes(vm: QemuGuest) -> list[Span]:
     return [Span(*map(float, line.split())) for line in lines]
 
 
-def night(vm: QemuGuest, node: NodeUnderTest, is_target_slow: bool) -> tuple[StallRecord, list[Span]]:
-    """The record of a backup, and the writes that began while the daemon looked."""
+def backup(vm: QemuGuest, node: NodeUnderTest, is_target_slow: bool) -> tuple[StallRecord, list[Span]]:
+    """The record of a backup, and the writes that began while the daemon sampled."""
     vm_job = STOCK_SLOW_TARGET if is_target_slow else STOCK_ONE_WORKER
     run = replace(node.run(WEB, pauses=("archive 101",)), vm_job=vm_job)
     with writing(vm):
@@ -96,16 +96,16 @@ def vm(request: pytest.FixtureRequest) -> Iterator[QemuGuest]:
 
 
 @pytest.fixture
-def looking(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:
-    node.configure(LOOKS)
+def sampled_node(node: NodeUnderTest, vm: QemuGuest) -> NodeUnderTest:
+    node.configure(SAMPLED_ONLY)
     put_on_node(vm, node)
     return node
 
 
 def test_stalls_on_a_slow_target_are_what_a_writer_inside_measured(
-    vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+    vm: QemuGuest, sampled_node: NodeUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record, inside = night(vm, looking, is_target_slow=True)
+    record, inside = backup(vm, sampled_node, is_target_slow=True)
     view = record.hypervisor
     assert isinstance(view, HypervisorView)
     stalled_inside_s = sum(each.lasted_s for each in inside if each.lasted_s > 1)
@@ -121,9 +121,9 @@ def test_stalls_on_a_slow_target_are_what_a_writer_inside_measured(
 
 
 def test_without_a_slow_target_hardly_anything_is_seen(
-    vm: QemuGuest, looking: NodeUnderTest, capsys: pytest.CaptureFixture[str]
+    vm: QemuGuest, sampled_node: NodeUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record, inside = night(vm, looking, is_target_slow=False)
+    record, inside = backup(vm, sampled_node, is_target_slow=False)
     view = record.hypervisor
     assert isinstance(view, HypervisorView)
     with capsys.disabled():
@@ -147,7 +147,7 @@ def test_lockups_in_the_guests_kernel_log_are_in_its_record_and_those_from_befor
     talking_vm: QemuGuest,
     node: NodeUnderTest,
 ) -> None:
-    node.configure(LOOKS)
+    node.configure(SAMPLED_ONLY)
     put_on_node(talking_vm, node)
     lockup = "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [dd:77]"
     rcu = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"

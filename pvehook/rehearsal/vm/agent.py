@@ -73,7 +73,7 @@ class SimulatedAgent:
         self._state = state
         self._traits = traits
         self._processes: dict[int, float] = {}
-        """What guest-exec started, by pid: the moment it ends. Gone once its end was told, as in qemu-ga."""
+        """What guest-exec started, by pid: the moment it ends. Gone once its end was reported, as in qemu-ga."""
         self._pids = count(1201)
         self._peer = _NOBODY
         """Who asked what is being carried out."""
