@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from functools import lru_cache
@@ -28,7 +29,7 @@ class Trend(NamedTuple):
     """One guest's nights, the oldest first; at least one."""
 
     last: PastBackup
-    nights: tuple[Night, ...]
+    nights: list[Night]
     regression: Regression | None
 
     @property
@@ -46,7 +47,7 @@ def trends(
     is searched for since `since_s`."""
     found = []
     for guest, own, judged in nights(history, since_s, until_s, vmid):
-        shown = tuple(night for night in own if night.started_s >= shown_from_s)
+        shown = own[bisect_left(own, shown_from_s, key=lambda night: night.started_s) :]
         if shown:
             last = backups(history, shown[-1].started_s, guest)[0]
             found.append(Trend(last, shown, find_regression(judged)))
