@@ -21,8 +21,7 @@ from pvehook.records.stall_record import Point, SpeedPoint, StallRecord
 from pvehook.report.terminal_style import TerminalStyle
 
 ROWS: Final = 9
-LEFT: Final = 9
-"""Of the scale and the labels."""
+LEFT: Final = 9  # of the scale and the labels
 
 
 def baseline_p99_ms(record: StallRecord) -> float | None:
@@ -47,11 +46,11 @@ def decades(values_ms: Sequence[float]) -> tuple[int, int]:
 def chart_lines(record: StallRecord, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """The chart of a record that has points."""
     width = style.columns - LEFT
-    columns = [_point_at(record, (column + 0.5) / width * record.duration_s) for column in range(width)]
+    at_s = [(column + 0.5) / width * record.duration_s for column in range(width)]
+    columns = [_point_at(record, moment_s) for moment_s in at_s]
     base_ms = baseline_p99_ms(record)
     seen_ms = [point.p99_ms for point in record.points if point.p99_ms]
-    title = "p99 of the guest's disk requests, ms" + (f"; before: {short_number(base_ms)}" if base_ms else "")
-    lines = [title]
+    lines = ["p99 of the guest's disk requests, ms" + (f"; before: {short_number(base_ms)}" if base_ms else "")]
     if seen_ms:
         lines += _latency_rows(columns, base_ms, *decades([*seen_ms, base_ms or seen_ms[0]]), style)
     lines.append(f"{'└' if style.unicode else '+':>{LEFT}}" + ("─" if style.unicode else "-") * width)
@@ -60,11 +59,10 @@ def chart_lines(record: StallRecord, zone: tzinfo, style: TerminalStyle) -> list
     rates = [point.backup_bytes / point.lasted_s if point is not None and point.lasted_s else None for point in columns]
     lines.append(_strip("backup", rates, style))
     scales = f"backup: up to {in_bytes(max((rate for rate in rates if rate), default=0.0))}/s"
-    limits = _limits(record, width)
-    most = max((limit for limit in limits if limit), default=None)
-    if most is not None:
+    limits = [_limit_at(record, moment_s) for moment_s in at_s]
+    if any(limits):
         lines.append(_strip("limit", limits, style))
-        scales += f"; limit: up to {in_bytes(most)}/s, blank for none"
+        scales += f"; limit: up to {in_bytes(max(limit or 0.0 for limit in limits))}/s, blank for none"
     lines.append(_marks("stalled", [point is not None and point.stalled_s > 0 for point in columns], style))
     freeze = record.freeze
     if freeze is not None and freeze.at_s is not None and record.duration_s > 0:
@@ -90,28 +88,20 @@ def _latency_rows(
 
 
 def _cell(point: Point | None, bottom: float, per_row: float, empty: str, style: TerminalStyle) -> str:
-    if point is None or not point.p99_ms:
-        return empty
-    height = (math.log10(point.p99_ms) - bottom) / per_row
+    height = (math.log10(point.p99_ms) - bottom) / per_row if point is not None and point.p99_ms else 0.0
     if height <= 0:
         return empty
-    if not style.unicode:
-        return "#"
-    return style.bars[min(int(height * len(style.bars)), len(style.bars) - 1)]
+    return style.bars[min(int(height * len(style.bars)), len(style.bars) - 1)] if style.unicode else "#"
 
 
 def _point_at(record: StallRecord, at_s: float) -> Point | None:
     return next((point for point in record.points if point.at_s - point.lasted_s <= at_s <= point.at_s), None)
 
 
-def _limits(record: StallRecord, width: int) -> list[float | None]:
-    """The governor's limit in each column; None: there was none."""
-    limits: list[float | None] = []
-    for column in range(width):
-        at_s = (column + 0.5) / width * record.duration_s
-        in_force = [speed.speed_bytes_per_s for speed in speeds_of(record) if speed.at_s <= at_s]
-        limits.append(float(in_force[-1]) if in_force and in_force[-1] else None)
-    return limits
+def _limit_at(record: StallRecord, at_s: float) -> int | None:
+    """The governor's; None: there was none."""
+    in_force = [speed.speed_bytes_per_s for speed in speeds_of(record) if speed.at_s <= at_s]
+    return in_force[-1] or None if in_force else None
 
 
 def _strip(label: str, values: Sequence[float | None], style: TerminalStyle) -> str:

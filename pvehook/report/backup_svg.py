@@ -108,7 +108,8 @@ def _axes(record: StallRecord, frame: _Frame, zone: tzinfo, width: int) -> Itera
     for decade in range(frame.low, frame.high + 1, step):
         y = frame.latency_y(10.0**decade)
         yield f'<path class="grid" d="M{frame.left} {y:.1f}H{frame.right}"/>'
-        yield f'<text x="{frame.left - 6}" y="{y + 4:.1f}" text-anchor="end">{_time_label(decade)}</text>'
+        label = f"{10 ** (decade - 3)} s" if decade >= 3 else f"{10.0**decade:g} ms"
+        yield f'<text x="{frame.left - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     yield f'<text class="title" x="{frame.left}" y="{RATE_TOP - 10}">Backup rate, MiB/s</text>'
     for part in (0.0, 0.5, 1.0):
         y, rate = RATE_TOP + (1 - part) * RATE_HEIGHT, part * frame.most_bytes_per_s / MIB
@@ -119,10 +120,6 @@ def _axes(record: StallRecord, frame: _Frame, zone: tzinfo, width: int) -> Itera
         upper, lower = f"M{x:.1f} {TOP}v{LATENCY_HEIGHT}", f"M{x:.1f} {RATE_TOP}v{RATE_HEIGHT}"
         yield f'<path class="grid" d="{upper}{lower}"/>'
         yield f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text>'
-
-
-def _time_label(decade: int) -> str:
-    return f"{10 ** (decade - 3)} s" if decade >= 3 else f"{10.0**decade:g} ms"
 
 
 def _times(record: StallRecord, frame: _Frame, zone: tzinfo, most: int) -> Iterator[tuple[float, str]]:
@@ -189,10 +186,8 @@ def _strip(record: StallRecord, frame: _Frame, zone: tzinfo) -> Iterator[str]:
         if point.stalled_s > 0:
             x, end = frame.of(point)
             part = min(max(point.stalled_s / max(point.lasted_s, 1e-3), 0.5), 1.0)
-            yield (
-                f'<rect class="stall" x="{x:.1f}" y="{STRIP_TOP}" width="{max(end - x, 1):.1f}" height="{STRIP_HEIGHT}"'
-                f' opacity="{part:.2f}"/>'
-            )
+            size = f'x="{x:.1f}" y="{STRIP_TOP}" width="{max(end - x, 1):.1f}" height="{STRIP_HEIGHT}"'
+            yield f'<rect class="stall" {size} opacity="{part:.2f}"/>'
     for whose, events in kernel_lines(record):
         for event in events:
             at_s = event.at_s - record.started_s
@@ -206,7 +201,7 @@ def _rate(record: StallRecord, frame: _Frame) -> Iterator[str]:
     floor = RATE_TOP + RATE_HEIGHT
     first = record.points[0]
     steps = "".join(f"V{frame.rate_y(_rate_of(point)):.1f}H{frame.x(point.at_s):.1f}" for point in record.points)
-    yield f'<path class="rate" d="M{frame.x(first.at_s - first.lasted_s):.1f} {floor}{steps}V{floor}z"/>'
+    yield f'<path class="rate" d="M{frame.of(first)[0]:.1f} {floor}{steps}V{floor}z"/>'
     set_bytes_per_s = [(speed.at_s, speed.speed_bytes_per_s) for speed in speeds_of(record)]
     if set_bytes_per_s:
         limits = [(at_s, frame.rate_y(speed) if speed else None) for at_s, speed in set_bytes_per_s]
@@ -242,13 +237,12 @@ def backup_summary(record: StallRecord, zone: tzinfo) -> str:
     def clock(at_s: float) -> str:
         return f"{datetime.fromtimestamp(record.started_s + at_s, zone):%H:%M:%S}"
 
-    seen = [point for point in record.points if point.p99_ms]
+    seen = [(point.p99_ms, point.at_s) for point in record.points if point.p99_ms]
     text = f"Chart of the night, {clock(0.0)} to {clock(record.duration_s)}. "
     if seen:
-        values = [point.p99_ms or 0.0 for point in seen]
-        highest = max(seen, key=lambda point: point.p99_ms or 0.0)
-        text += f"p99 of the guest's disk requests: median {short_number(statistics.median(values))} ms, highest "
-        text += f"{short_number(highest.p99_ms or 0.0)} ms at {clock(highest.at_s)}. "
+        (highest_ms, at_s), median_ms = max(seen), statistics.median(p99_ms for p99_ms, _ in seen)
+        text += f"p99 of the guest's disk requests: median {short_number(median_ms)} ms, highest "
+        text += f"{short_number(highest_ms)} ms at {clock(at_s)}. "
     base_ms = baseline_p99_ms(record)
     if base_ms:
         text += f"Before the backup: {short_number(base_ms)} ms. "

@@ -23,8 +23,7 @@ from pvehook.report.trends import Trend, day, days_of
 
 LINES_QUOTED: Final = 10
 LINE_LIMIT: Final = 200
-GAP: Final = 3
-"""Between the views."""
+GAP: Final = 3  # between the views
 
 
 def backup_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style: TerminalStyle) -> list[str]:
@@ -58,8 +57,8 @@ def _backups(trend: Trend, zone: tzinfo, style: TerminalStyle) -> list[str]:
 def _why(record: StallRecord, style: TerminalStyle) -> list[str]:
     known = figures(record)
     lines = []
-    for name, words in (("stalled_s", "stalled"), ("slowed_s", "slowed")):
-        figure = known[name]
+    for words in ("stalled", "slowed"):
+        figure = known[f"{words}_s"]
         reason = f"  ({figure.why})" if isinstance(figure, (Absent, Broken)) else ""
         text = marked(figure, lambda seconds: f"{short_number(seconds)} s") + reason
         lines += style.wrapped(text, first=f"{words:<10} ", others=" " * 11)

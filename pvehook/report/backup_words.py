@@ -57,13 +57,11 @@ def _qemu_view(view: Measured[HypervisorView], before: Measured[Baseline]) -> Vi
     if isinstance(view, (Absent, Broken)):
         return View(title, (("all of it", mark_of(view)),), tuple(missing))
     rows = []
-    for kind in ("read", "write", "flush"):
-        during: Latency = getattr(view, kind)
-        earlier: Latency | None = None if isinstance(before, (Absent, Broken)) else getattr(before, kind)
-        for name, label in (("mean_ms", "mean"), ("p50_ms", "p50"), ("p99_ms", "p99"), ("max_ms", "max")):
-            was = mark_of(before) if isinstance(before, (Absent, Broken)) else _ms(getattr(earlier, name))
-            rows.append((f"{kind} {label} ms", f"{was} > {_ms(getattr(during, name))}"))
     kinds = (view.read, view.write, view.flush)
+    for kind, during in zip(("read", "write", "flush"), kinds, strict=True):
+        for label in ("mean", "p50", "p99", "max"):
+            was = mark_of(before) if isinstance(before, (Absent, Broken)) else _ms(getattr(before, kind), label)
+            rows.append((f"{kind} {label} ms", f"{was} > {_ms(during, label)}"))
     rows += [
         ("over 1 s, 10 s", f"{sum(each.over_1s for each in kinds)}, {sum(each.over_10s for each in kinds)}"),
         ("requests", str(sum(each.operations for each in kinds))),
@@ -113,8 +111,9 @@ def _missing(what: str, measured: object) -> list[str]:
     return [f"{mark_of(measured)} {what}: {measured.why}"] if isinstance(measured, (Absent, Broken)) else []
 
 
-def _ms(value: float | None) -> str:
-    return ABSENT_MARK if value is None else short_number(value)
+def _ms(latency: Latency, name: str) -> str:
+    milliseconds = getattr(latency, f"{name}_ms")
+    return ABSENT_MARK if milliseconds is None else short_number(milliseconds)
 
 
 # What pvehook did, and what the kernels logged
@@ -149,8 +148,8 @@ def _governor_in_words(governor: GovernorSummary | None) -> list[tuple[str, str]
     cost = f"which cost {short_number(governor.cost_s)} s"
     did = f"slowed the backup for {short_number(governor.slowed_s)} s{least}, {cost}"
     text = f"{governor.mode}{target}; {did if governor.slowed_s else 'did not slow the backup'}"
-    said = [("governor", text), *(("", reason) for reason in governor.reasons)]
-    return said + [("advice", each) for each in governor.advice]
+    more = [("", reason) for reason in governor.reasons] + [("advice", each) for each in governor.advice]
+    return [("governor", text), *more]
 
 
 def _pacer_in_words(pacer: PacerSummary | None) -> str:

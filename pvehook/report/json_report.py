@@ -14,12 +14,8 @@ from pvehook.records.history import PastBackup
 from pvehook.records.nights import backups_json
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.trends import Trend, instant
-from pvehook.rules.regression import Regression
 
-_IDENTITY = ("id", "vmid", "name", "vmtype")
-
-FORMAT = 1
-"""Grows when something that was here means something else or is gone."""
+FORMAT = 1  # grows when something that was here means something else or is gone
 
 
 def overview_json(
@@ -28,7 +24,7 @@ def overview_json(
     """In pieces: every guest with its backups, the worst last backup first; the backups of a guest oldest first."""
     yield f'{{"format": {FORMAT}, "guests": ['
     for number, trend in enumerate(trends):
-        guest = json.dumps({**_identity(trend.last), "regression": _regression(trend.regression, zone)})
+        guest = json.dumps(_guest(trend, zone))
         backups = backups_json(history, trend.last.vmid, since_s, until_s, lambda at_s: instant(at_s, zone))
         yield f'{", " if number else ""}{guest[:-1]}, "backups": {backups}}}'
     yield "]}\n"
@@ -36,32 +32,24 @@ def overview_json(
 
 def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
     """The last backup: its row, all of its figures by name, and the record as it is kept."""
-    backup = trend.last
-    body: dict[str, object] = {"format": FORMAT, **_identity(backup), "regression": _regression(trend.regression, zone)}
-    body["backup"] = _backup(backup, zone)
-    body["record"] = encode(record)
+    body = {"format": FORMAT, **_guest(trend, zone), "backup": _backup(trend.last, zone), "record": encode(record)}
     if not isinstance(record, (Absent, Broken)):
         body["figures"] = {name: encode_figure(figure) for name, figure in figures(record).items()}
     return body
 
 
-def _identity(backup: PastBackup) -> dict[str, object]:
-    return {"vmid": backup.vmid, "name": backup.name, "type": backup.vmtype}
+def _guest(trend: Trend, zone: tzinfo) -> dict[str, object]:
+    last, found = trend.last, trend.regression
+    regression = None
+    if found is not None:
+        known = {name: encode(value) for name, value in found._asdict().items()}
+        regression = {"since": instant(found.since_s, zone), **known}
+    return {"vmid": last.vmid, "name": last.name, "type": last.vmtype, "regression": regression}
 
 
 def _backup(backup: PastBackup, zone: tzinfo) -> dict[str, object]:
     body: dict[str, object] = {"started": instant(backup.started_s, zone)}
     for name, value in backup._asdict().items():
-        if name not in _IDENTITY:
-            body[name] = encode_figure(value) if isinstance(value, (Absent, Broken)) else value
+        body[name] = encode_figure(value) if isinstance(value, (Absent, Broken)) else value
     body["causes"] = backup.causes.split()
-    return body
-
-
-def _regression(found: Regression | None, zone: tzinfo) -> dict[str, object] | None:
-    if found is None:
-        return None
-    return {
-        "since": instant(found.since_s, zone),
-        **{name: encode(value) for name, value in found._asdict().items()},
-    }
+    return {name: value for name, value in body.items() if name not in ("id", "vmid", "name", "vmtype")}

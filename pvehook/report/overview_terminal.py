@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
-from pvehook.records.nights import Night
 from pvehook.report.terminal_style import TerminalStyle
-from pvehook.report.trends import LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of
+from pvehook.report.trends import LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of_each
 from pvehook.rules.regression import in_words
 
 _FIXED = "{} {:<9} {:>7} {:>10}  {}"
@@ -67,15 +66,10 @@ def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[
 
 def sparkline(trend: Trend, days: Sequence[str], width: int, zone: tzinfo, style: TerminalStyle) -> str:
     """A bar for each of the last days; where there are more days than `width` columns, the worst of each few."""
-    of_day: dict[str, list[Night]] = {}
-    for night in trend.nights:
-        of_day.setdefault(day(night.started_s, zone), []).append(night)
-    each = math.ceil(len(days) / width)
-    columns = []
-    for start in range(len(days) % each if len(days) > each else 0, len(days), each):
-        nights = [night for day in days[start : start + each] for night in of_day.get(day, [])]
-        columns.append(marked(level(worst_of(nights)), lambda height: style.bars[int(height)]) if nights else " ")
-    return "".join(columns)
+    days_a_bar = math.ceil(len(days) / width)
+    worst = worst_of_each(trend, days, days_a_bar, zone)
+    shown = {bar: marked(level(night), lambda height: style.bars[int(height)]) for bar, night in worst.items()}
+    return "".join(shown.get(bar, " ") for bar in reversed(range(math.ceil(len(days) / days_a_bar))))
 
 
 def _legend(style: TerminalStyle) -> list[str]:

@@ -7,7 +7,7 @@ browser from fetching anything even if that failed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from html import escape
 from typing import Final
@@ -30,15 +30,12 @@ from pvehook.report.backup_chart import baseline_p99_ms, speeds_of
 from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.page_style import SCRIPT, STYLE
-from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of
+from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of_each
 from pvehook.rules.regression import in_words
 
-CHARTS: Final = 12
-"""Guests whose last backup is shown in detail, by default."""
-BARS_MOST: Final = 90
-"""Of a guest's nights; where there are more, the worst of each few."""
-BARS_LEAST: Final = 14
-"""Room for so many, so that the bars of a young history are no blocks."""
+CHARTS: Final = 12  # guests whose last backup is shown in detail, by default
+BARS_MOST: Final = 90  # of a guest's nights; where there are more, the worst of each few
+BARS_LEAST: Final = 14  # room for so many, so that the bars of a young history are no blocks
 LINES_QUOTED: Final = 20
 REASON_LIMIT: Final = 600
 
@@ -52,7 +49,7 @@ def html_report(
     """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
     detailed = trends[: worst if worst is not None else CHARTS]
     records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
-    lines = [*_head(trends, now, zone), *_regressions(trends, zone), *_tiles(trends)]
+    lines = [*_head(trends, now, zone), *_regressions(trends, zone), _tiles(trends)]
     lines += _table(trends, {trend.last.vmid for trend in detailed}, zone)
     lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
     lines += (line for trend, record in records for line in _backup(trend, record, zone))
@@ -92,7 +89,7 @@ def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
             yield f'<p class="loud">{text}.</p>'
 
 
-def _tiles(trends: Sequence[Trend]) -> list[str]:
+def _tiles(trends: Sequence[Trend]) -> str:
     last = [trend.last for trend in trends]
     stalled = [backup for backup in last if backup.severity in ("stalled", "locked-up")]
     seconds = sum(backup.stalled_s for backup in last if isinstance(backup.stalled_s, float))
@@ -104,7 +101,12 @@ def _tiles(trends: Sequence[Trend]) -> list[str]:
         ("slowed, not stalled", str(slowed)),
         ("could not be read", str(broken)),
     )
-    return ['<dl class="tiles">', *(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in tiles), "</dl>"]
+    return _definitions("tiles", tiles)
+
+
+def _definitions(css: str, items: Iterable[tuple[str, str]]) -> str:
+    shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in items)
+    return f'<dl class="{css}">{shown}</dl>'
 
 
 # The table
@@ -136,12 +138,11 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
     rank, stalled_s, slowed_s = severity_key(last.severity, last.stalled_s, last.slowed_s)
     title = _text(trend.title)
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
-    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
     cause = causes_in_short(last.severity, last.causes.split())
     cells = (
         f'<td class="name" data-sort="{title}">{name}</td>',
-        f'<td class="nights" data-sort="{whole_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',
+        f'<td class="nights" data-sort="{trend.stalled_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',
         f'<td class="severity" data-sort="{rank}">{_word(last.severity)}</td>',
         _number("stalled", stalled_s, _figure(last.stalled_s, "s")),
         _number("slowed", slowed_s, _figure(last.slowed_s, "s")),
@@ -181,20 +182,17 @@ def _pair(before: Measured[float], during: Measured[float]) -> str:
 def _sparkline(trend: Trend, days: Sequence[str], each: int, zone: tzinfo) -> str:
     """A bar for each night, one path for each kind of bar: 200 guests of 400 nights have to fit into a page."""
     columns = max(-(-len(days) // each), BARS_LEAST)
-    place = {name: columns - 1 - (len(days) - 1 - index) // each for index, name in enumerate(days)}
-    of_column: dict[int, list[Night]] = {}
-    for night in trend.nights:
-        of_column.setdefault(place[day(night.started_s, zone)], []).append(night)
     paths: dict[str, list[str]] = {}
-    for column, nights in of_column.items():
-        kind, bar = _bar(worst_of(nights), column * BAR)
+    for column, night in worst_of_each(trend, days, each, zone).items():
+        kind, bar = _bar(night, (columns - 1 - column) * BAR)
         paths.setdefault(kind, []).append(bar)
     words = ", ".join(f"{len(bars)} {_BAR_WORDS[kind]}" for kind, bars in paths.items())
     drawn = "".join(f'<path class="{kind}" d="{"".join(bars)}"/>' for kind, bars in paths.items())
     if trend.regression is not None:
         since = day(trend.regression.since_s, zone)
-        if since in place:
-            drawn += f'<path class="change" d="M{place[since] * BAR - 0.5} 0V{BAR_HEIGHT}"/>'
+        if since in days:
+            column = columns - 1 - (len(days) - 1 - days.index(since)) // each
+            drawn += f'<path class="change" d="M{column * BAR - 0.5} 0V{BAR_HEIGHT}"/>'
     return (
         f'<svg class="spark" viewBox="0 0 {columns * BAR} {BAR_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{words}">{drawn}</svg>'
@@ -265,20 +263,18 @@ def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterat
 
 def _figures(record: StallRecord) -> str:
     known = figures(record)
+    stalled_s, reason = known["stalled_s"], ""
     shown = (
-        ("stalled", _figure(known["stalled_s"], "s")),
+        ("stalled", _figure(stalled_s, "s")),
         ("slowed", _figure(known["slowed_s"], "s")),
         ("p99 of writes, before → during", _pair(known["baseline_write_p99_ms"], known["write_p99_ms"])),
         ("requests over 1 s", _figure(known["over_1s"], "")),
         ("frozen", _figure(known["frozen_ms"], "ms")),
     )
-    figures_shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown)
-    stalled_s = known["stalled_s"]
-    reason = ""
     if isinstance(stalled_s, (Absent, Broken)):  # a phone shows no tooltip
         kind = "could not be read" if isinstance(stalled_s, Broken) else "was not there to be seen"
         reason = f'<p class="small">Whether it stalled {kind}: {_text(stalled_s.why)}</p>'
-    return f'<dl class="figures">{figures_shown}</dl>{reason}'
+    return _definitions("figures", shown) + reason
 
 
 def _causes(record: StallRecord) -> str:

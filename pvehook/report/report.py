@@ -23,10 +23,8 @@ from pvehook.report.terminal_style import style_of
 from pvehook.report.trends import Trend, day, days_of, trends
 
 DEFAULT_SINCE: Final = "30d"
-TREND_DAYS: Final = 120
-"""How far back to search for a regression, even if fewer backups are shown."""
-WORST_SHOWN: Final = 20
-"""Guests shown in a terminal, by default."""
+TREND_DAYS: Final = 120  # how far back to search for a regression, even if fewer backups are shown
+WORST_SHOWN: Final = 20  # guests shown in a terminal, by default
 
 EXIT_OK, EXIT_ERROR = 0, 2
 

@@ -12,8 +12,7 @@ from pvehook.contract.text import printable
 BARS: Final = "▁▂▃▄▅▆▇█"
 ASCII_BARS: Final = "_.:=+*#@"
 
-FEWEST_COLUMNS: Final = 80
-"""Narrower than this nothing gets; a narrower terminal wraps."""
+FEWEST_COLUMNS: Final = 80  # narrower than this nothing gets; a narrower terminal wraps
 
 _COLOURS: Final = {"locked-up": "1;35", "stalled": "1;31", "slowed": "33", "none": "32", "unknown": "36"}
 
@@ -39,12 +38,9 @@ class TerminalStyle(NamedTuple):
 
     def wrapped(self, text: str, first: str = "", others: str = "") -> list[str]:
         """A text of others as lines, with `first` in front of the first and `others` of those that follow."""
+        shown = self.shown(printable(text, 600))
         lines = textwrap.wrap(
-            self.shown(printable(text, 600)),
-            self.columns,
-            initial_indent=first,
-            subsequent_indent=others,
-            break_on_hyphens=False,
+            shown, self.columns, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
         )
         return lines or [first.rstrip()]
 

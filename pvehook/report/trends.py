@@ -20,8 +20,7 @@ from pvehook.rules.regression import Regression, find_regression
 NAME_LIMIT: Final = 64
 QUARTER_S: Final = 900
 
-LEVELS_S: Final = (3.0, 10.0, 30.0, 100.0, 300.0)
-"""Stalled seconds at which a backup's bar gets one step higher."""
+LEVELS_S: Final = (3.0, 10.0, 30.0, 100.0, 300.0)  # stalled seconds at which a backup's bar gets one step higher
 LEVELS: Final = 3 + len(LEVELS_S)
 
 
@@ -33,11 +32,15 @@ class Trend(NamedTuple):
     regression: Regression | None
 
     @property
+    def stalled_s(self) -> float:
+        """Of all nights, as far as it is known."""
+        return sum(night.stalled_s for night in self.nights if isinstance(night.stalled_s, float))
+
+    @property
     def title(self) -> str:
         """`VM 101 web`, fit to be shown."""
-        return (
-            f"{guest_number(self.last.vmtype, self.last.vmid)} {printable(self.last.name or '', NAME_LIMIT)}".rstrip()
-        )
+        last = self.last
+        return f"{guest_number(last.vmtype, last.vmid)} {printable(last.name or '', NAME_LIMIT)}".rstrip()
 
 
 def trends(
@@ -56,8 +59,7 @@ def trends(
 
 def _goodness(trend: Trend) -> tuple[float, ...]:
     last = trend.last
-    whole_s = sum(night.stalled_s for night in trend.nights if isinstance(night.stalled_s, float))
-    worst_first = (*severity_key(last.severity, last.stalled_s, last.slowed_s), whole_s)
+    worst_first = (*severity_key(last.severity, last.stalled_s, last.slowed_s), trend.stalled_s)
     return (*(-each for each in worst_first), last.vmid)
 
 
@@ -73,11 +75,18 @@ def first_and_last_day(trends: Sequence[Trend], zone: tzinfo) -> tuple[str, str]
     return day(first_s, zone), day(last_s, zone)
 
 
-def worst_of(nights: Sequence[Night]) -> Night:
-    """Of several backups of a day, or several nights that share a bar."""
-    if len(nights) == 1:
-        return nights[0]
-    return max(nights, key=lambda night: severity_key(night.severity, night.stalled_s, night.slowed_s))
+def worst_of_each(trend: Trend, days: Sequence[str], days_a_bar: int, zone: tzinfo) -> dict[int, Night]:
+    """The worst night for each bar of so many days; 0 is the bar of the latest days. A bar without a night is left
+    out."""
+    bars = {name: (len(days) - 1 - index) // days_a_bar for index, name in enumerate(days)}
+    found: dict[int, list[Night]] = {}
+    for night in trend.nights:
+        found.setdefault(bars[day(night.started_s, zone)], []).append(night)
+    return {bar: max(nights, key=_badness) if len(nights) > 1 else nights[0] for bar, nights in found.items()}
+
+
+def _badness(night: Night) -> tuple[int, float, float]:
+    return severity_key(night.severity, night.stalled_s, night.slowed_s)
 
 
 def level(night: Night) -> Measured[int]:
