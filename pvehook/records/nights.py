@@ -22,7 +22,7 @@ _NOT_NUMBERS: Final = (*_TEXTS, "id", "vmid", "name", "vmtype", "causes")
 _NUMBERS: Final = tuple(name for name in PastBackup._fields if name not in _NOT_NUMBERS)
 _JSON: Final = '{"started": "%s", ' + "".join(f'"{name}": %s, ' for name in _NUMBERS)
 """What follows is made by SQLite, which writes texts quicker than Python, and numbers slower."""
-_CAUSES: Final = "json(iif(causes = '', '[]', '[\"' || replace(causes, ' ', '\",\"') || '\"]'))"
+_CAUSES: Final = "json(iif(causes = '', '[]', '[' || replace(json_quote(causes), ' ', '\",\"') || ']'))"
 _JSON_COLUMNS: Final = ", ".join(
     (
         *(f"iif(typeof({name}) = 'real', {name}, json_quote({name}))" for name in _NUMBERS),

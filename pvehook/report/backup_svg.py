@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
 from html import escape
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from pvehook.contract.text import printable
@@ -142,9 +143,12 @@ def _latency(record: StallRecord, frame: _Frame) -> Iterator[str]:
     if bands:
         yield f'<path class="band" d="{bands}"/>'
     floor = TOP + LATENCY_HEIGHT
-    for run in _runs(record.points):
+    for has_request, piece in groupby(record.points, key=lambda point: bool(point.p99_ms)):
+        if not has_request:
+            continue  # the line is broken where the guest made none
+        run = list(piece)
         steps = "".join(f"V{frame.latency_y(point.p99_ms or 0.0):.1f}H{frame.x(point.at_s):.1f}" for point in run)
-        start = f"M{frame.x(run[0].at_s - run[0].lasted_s):.1f} "
+        start = f"M{frame.of(run[0])[0]:.1f} "
         yield f'<path class="under" d="{start}{floor}{steps}V{floor}z"/>'
         yield f'<path class="latency" d="{start}{frame.latency_y(run[0].p99_ms or 0.0):.1f}{steps}"/>'
     base_ms = baseline_p99_ms(record)
@@ -165,17 +169,6 @@ def _steps(steps: Sequence[tuple[float, float | None]], frame: _Frame) -> str:
             joined = pieces and pieces[-1].endswith(f"H{frame.x(at_s):.1f}")
             pieces.append((f"V{y:.1f}" if joined else f"M{frame.x(at_s):.1f} {y:.1f}") + f"H{frame.x(end_s):.1f}")
     return "".join(pieces)
-
-
-def _runs(points: Sequence[Point]) -> list[list[Point]]:
-    """Pieces of the line; it is broken where the guest made no request."""
-    runs: list[list[Point]] = [[]]
-    for point in points:
-        if point.p99_ms:
-            runs[-1].append(point)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
 
 
 def _strip(record: StallRecord, frame: _Frame, zone: tzinfo) -> Iterator[str]:

@@ -29,7 +29,7 @@ GAP: Final = 3  # between the views
 def backup_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style: TerminalStyle) -> list[str]:
     """All that is known of the last night."""
     backup = trend.last
-    severity = style.painted(backup.severity.replace("-", " "), backup.severity)
+    severity = style.painted(printable(backup.severity.replace("-", " ")), backup.severity)
     lines = [f"{style.shown(trend.title)}, night of {day(backup.started_s, zone)}: {severity}"]
     before = [*regression_lines([trend], zone, style), "", *_backups(trend, zone, style)]
     if isinstance(record, (Absent, Broken)):

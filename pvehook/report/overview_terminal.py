@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
+from pvehook.contract.text import printable
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
 from pvehook.report.terminal_style import TerminalStyle
 from pvehook.report.trends import LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of_each
@@ -55,10 +56,10 @@ def _table(trends: Sequence[Trend], zone: tzinfo, style: TerminalStyle) -> list[
         last = trend.last
         fixed = _FIXED.format(
             f"{sparkline(trend, days, nights, zone, style):<{nights}}",
-            style.painted(f"{last.severity.replace('-', ' '):<9}", last.severity),
+            style.painted(f"{printable(last.severity.replace('-', ' '), 9):<9}", last.severity),
             marked(last.stalled_s, lambda seconds: f"{short_number(seconds)}s"),
             before_and_during(last.baseline_write_p99_ms, last.write_p99_ms),
-            (causes_in_short(last.severity, last.causes.split()) or ABSENT_MARK)[:cause],
+            printable(causes_in_short(last.severity, last.causes.split()) or ABSENT_MARK)[:cause],
         )
         lines.append(f"{style.shown(trend.title):<{guest}.{guest}} {fixed}".rstrip())
     return lines

@@ -139,7 +139,7 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
     title = _text(trend.title)
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
-    cause = causes_in_short(last.severity, last.causes.split())
+    cause = _text(causes_in_short(last.severity, last.causes.split()))
     cells = (
         f'<td class="name" data-sort="{title}">{name}</td>',
         f'<td class="nights" data-sort="{trend.stalled_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',
@@ -248,7 +248,9 @@ def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterat
         return
     yield f'<p class="muted small">{_text(run_in_words(record, zone))}</p>'
     yield _figures(record)
-    yield _causes(record)
+    causes = ((_text(cause.text), _text(cause.evidence)) for cause in record.verdict.causes)
+    items = "".join(f'<li>{text}<br><span class="muted small">{evidence}</span></li>' for text, evidence in causes)
+    yield f'<ul class="causes">{items}</ul>' if items else ""
     if record.points:
         yield f"<figure>{backup_svg(record, zone, f'c{last.vmid}')}<figcaption>{_key(record)}</figcaption></figure>"
     yield from _kernel(record, zone)
@@ -275,14 +277,6 @@ def _figures(record: StallRecord) -> str:
         kind = "could not be read" if isinstance(stalled_s, Broken) else "was not there to be seen"
         reason = f'<p class="small">Whether it stalled {kind}: {_text(stalled_s.why)}</p>'
     return _definitions("figures", shown) + reason
-
-
-def _causes(record: StallRecord) -> str:
-    items = "".join(
-        f'<li>{_text(cause.text)}<br><span class="muted small">{_text(cause.evidence)}</span></li>'
-        for cause in record.verdict.causes
-    )
-    return f'<ul class="causes">{items}</ul>' if items else ""
 
 
 def _key(record: StallRecord) -> str:

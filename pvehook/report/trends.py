@@ -54,13 +54,7 @@ def trends(
         if shown:
             last = backups(history, shown[-1].started_s, guest)[0]
             found.append(Trend(last, shown, find_regression(judged)))
-    return sorted(found, key=_goodness)
-
-
-def _goodness(trend: Trend) -> tuple[float, ...]:
-    last = trend.last
-    worst_first = (*severity_key(last.severity, last.stalled_s, last.slowed_s), trend.stalled_s)
-    return (*(-each for each in worst_first), last.vmid)
+    return sorted(found, key=lambda trend: (_badness(trend.last), trend.stalled_s), reverse=True)
 
 
 def days_of(trends: Iterable[Trend], zone: tzinfo) -> list[str]:
@@ -85,7 +79,7 @@ def worst_of_each(trend: Trend, days: Sequence[str], days_a_bar: int, zone: tzin
     return {bar: max(nights, key=_badness) if len(nights) > 1 else nights[0] for bar, nights in found.items()}
 
 
-def _badness(night: Night) -> tuple[int, float, float]:
+def _badness(night: Night | PastBackup) -> tuple[int, float, float]:
     return severity_key(night.severity, night.stalled_s, night.slowed_s)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
+import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -125,6 +127,19 @@ def test_names_reasons_and_kernel_lines_are_text_and_nothing_else(history: str) 
     assert "<script>alert(1)</script>" in page.text  # as text
     assert "\x1b" not in text
     assert "\u202e" not in text
+
+
+def test_a_history_of_others_is_text_and_nothing_else(history: str) -> None:
+    append(history, charted(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as theirs:
+        texts = ("node", "name", "vmtype", "result", "severity", "causes", "pve_manager", "qemu", "kernel")
+        theirs.execute(f"UPDATE backups SET {', '.join(f'{column} = ?1' for column in texts)}", (EVIL,))
+    page = Page(written(history))
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert "img" not in [tag for tag, _ in page.elements]
+    (cause,) = [each for tag, each in page.elements if tag == "td" and (each.get("class") or "").startswith("cause")]
+    assert cause["data-sort"] is not None
+    assert "><script>alert(1)</script><img" in cause["data-sort"]
 
 
 def test_zero_absent_and_broken_are_three_things_with_their_reasons(history: str) -> None:

@@ -339,6 +339,20 @@ def test_what_a_guest_says_cannot_move_the_cursor_or_forge_a_line(history: str) 
     assert "\\x1b[2J\\nVM 999" in report(history, vmid=101)
 
 
+def test_a_history_of_others_cannot_move_the_cursor(history: str) -> None:
+    """`--history FILE` may be anybody's: no column of it is trusted."""
+    append(history, backup(0), backup(1), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as theirs:
+        texts = ("node", "name", "vmtype", "result", "severity", "causes", "pve_manager", "qemu", "kernel")
+        theirs.execute(f"UPDATE backups SET {', '.join(f'{column} = ?1' for column in texts)}", (EVIL,))
+        theirs.execute("UPDATE backups SET stalled_s = 'broken: ' || ?1, write_p99_ms = ?1", (EVIL,))
+    for text in (report(history), report(history, vmid=101), report(history, encoding="ascii")):
+        assert all(char.isprintable() for char in text if char != "\n")
+        assert not [line for line in text.splitlines() if line.startswith("VM 999")]
+    (guest,) = json.loads(report(history, as_json=True))["guests"]
+    assert [each["severity"] for each in guest["backups"]] == [EVIL, EVIL]
+
+
 def on_a_terminal(history: str, columns: int, **options: Any) -> str:
     """What it writes to a real terminal of so many columns."""
     master, slave = pty.openpty()
