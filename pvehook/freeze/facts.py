@@ -56,27 +56,9 @@ def gather(
     """
     deadline = deadline or Deadline.after(CONFIG_S + QMP_S + facts_within_s)
     config, unknown = _config(node, reader, vmid, deadline)
-    try:
-        history = past_freezes(node, reader, vmid)
-    except NodeError as error:
-        history, unknown = (), unknown or str(error)
+    history = past_freezes(node, reader, vmid)
     option = parse_agent_option(config.agent) if config is not None else AgentOption(True, True)
-    facts = FreezeFacts(
-        vmtype=vmtype,
-        mode=mode,
-        run_state=None,
-        qmp_fault=None,
-        migrating=False,
-        agent_option=option,
-        agent_fault=None,
-        info=None,
-        os_id=None,
-        status=None,
-        filesystems=None,
-        history=history,
-        now_s=now_s,
-        unknown=unknown,
-    )
+    facts = FreezeFacts(vmtype, mode, option, history, now_s, unknown)
     if vmtype != "lxc" and mode == "snapshot":
         facts = _qemu_facts(facts, qmp_path(node, vmid), deadline.within(QMP_S))
         if facts.run_state == "running" and option.enabled and option.freezes:
@@ -102,7 +84,7 @@ def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFact
         return facts._replace(qmp_fault=str(error))
     state = migration.get("status") if isinstance(migration, dict) else None
     return facts._replace(
-        run_state=status.status, qmp_fault=None, migrating=state in ("setup", "active", "pre-switchover", "device")
+        run_state=status.status, migrating=state in ("setup", "active", "pre-switchover", "device")
     )
 
 
@@ -134,20 +116,14 @@ def _os_id(agent: AgentConnection, facts: FreezeFacts, deadline: Deadline) -> st
     return os_id if isinstance(os_id, str) else None
 
 
-class PreFlush(NamedTuple):
-    """A `sync` in the guest before its freeze. `took_ms` None: it did not end in its time, or could not be started."""
-
-    took_ms: int | None
-    text: str
-
-
-def pre_flush(node: Node, facts: FreezeFacts, vmid: int, within_s: float) -> PreFlush:
-    """Writes the guest's dirty pages back while it still runs: a freeze waits for every one of them, with every
-    writer blocked (8566 ms became 185 ms, facts/qemu.md). Never raises."""
+def pre_flush(node: Node, facts: FreezeFacts, vmid: int, within_s: float) -> tuple[int | None, str]:
+    """A `sync` in the guest: it writes its dirty pages back while it still runs, since a freeze waits for every one of
+    them, with every writer blocked (8566 ms became 185 ms, facts/qemu.md). How many ms it took, None when it did not
+    end in its time or could not be started, and a text. Never raises."""
     if facts.info is None or not facts.info.commands.get(EXEC):
-        return PreFlush(None, "the guest does not allow guest-exec")
+        return None, "the guest does not allow guest-exec"
     if facts.os_id == "mswindows":
-        return PreFlush(None, "not for Windows")
+        return None, "not for Windows"
     began_s = time.monotonic()
     deadline = Deadline.after(within_s)
     try:
@@ -159,9 +135,9 @@ def pre_flush(node: Node, facts: FreezeFacts, vmid: int, within_s: float) -> Pre
                 if isinstance(answer, dict) and answer.get("exited") is True:
                     took_ms = round((time.monotonic() - began_s) * 1000)
                     if answer.get("exitcode") == 0:
-                        return PreFlush(took_ms, f"sync took {took_ms} ms")
-                    return PreFlush(None, "sync failed in the guest")
+                        return took_ms, f"sync took {took_ms} ms"
+                    return None, "sync failed in the guest"
                 time.sleep(min(0.05, deadline.left_s()))
     except GuestError as error:
-        return PreFlush(None, str(error))
-    return PreFlush(None, f"sync did not end within {within_s:g} s")
+        return None, str(error)
+    return None, f"sync did not end within {within_s:g} s"

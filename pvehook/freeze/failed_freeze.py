@@ -40,46 +40,31 @@ def thaw_failed(agent: AgentConnection, within_s: float) -> bool | None:
     return None
 
 
-class HungFreeze:
-    """One freeze that hangs, on its held connection."""
+def thaw_behind_freeze(agent: AgentConnection, on_sent: Callable[[], None]) -> Thawed | None:
+    """Waits for the end of a freeze that hangs, however long it takes: whoever comes meanwhile waits behind us. None:
+    nothing sensible comes on this connection any more.
 
-    def __init__(self, agent: AgentConnection, close: Callable[[], None], thaw_anew: Callable[[], Thawed]) -> None:
-        """`close` gives the held connection up; `thaw_anew` then thaws on connections of its own."""
-        self._agent = agent
-        self._close = close
-        self._thaw_anew = thaw_anew
-        self._status: Pending | None = None
-        self._send_at_s, self._pause_s = 0.0, SEND_AGAIN_S
-
-    def wait_for_thaw(self) -> Thawed:
-        """However long it takes: whoever comes meanwhile waits behind us."""
-        while (thawed := self.poll()) is None:
-            pass
-        return thawed
-
-    def poll(self) -> Thawed | None:
-        """Waits SLICE_S for the thaw; None: the freeze still hangs.
-
-        Thaw and status are sent again after ever longer pauses: an agent that was restarted meanwhile never saw them.
-        Not in every poll, since a guest that hangs for an hour has to answer them all when it goes on."""
+    Thaw and status are sent again after ever longer pauses: an agent that was restarted meanwhile never saw them. Not
+    with every wait, since a guest that hangs for an hour has to answer them all when it goes on."""
+    status: Pending | None = None
+    send_at_s, pause_s = 0.0, SEND_AGAIN_S
+    while True:
         try:
-            now_s = time.monotonic()
-            if now_s >= self._send_at_s:
-                self._agent.send_thaw(Deadline.after(SEND_S))
-                sent = self._agent.send_status(Deadline.after(SEND_S))
-                self._status = self._status or sent
-                self._send_at_s = now_s + self._pause_s
-                self._pause_s = min(2 * self._pause_s, SEND_AGAIN_AT_MOST_S)
-            if self._status is None:
+            if time.monotonic() >= send_at_s:
+                send_at_s = time.monotonic() + pause_s
+                pause_s = min(2 * pause_s, SEND_AGAIN_AT_MOST_S)
+                agent.send_thaw(Deadline.after(SEND_S))
+                sent = agent.send_status(Deadline.after(SEND_S))
+                status = status or sent
+                on_sent()
+            if status is None:
                 time.sleep(SLICE_S)
-                return None
-            if self._agent.receive_status(self._status, Deadline.after(SLICE_S)) == "thawed":
+            elif agent.receive_status(status, Deadline.after(SLICE_S)) == "thawed":
                 return Thawed("thawed", 0, "thawed behind the freeze", time.monotonic())
-            self._status = None
+            else:
+                status = None
         except TimedOut:
-            pass
+            on_sent()  # or it cannot be sent
         except GuestError:
-            # Nothing sensible comes on this connection any more; kept open it would be in our own way.
-            self._close()
-            return self._thaw_anew()
-        return None
+            on_sent()  # from here on it is tried on other connections
+            return None

@@ -26,6 +26,7 @@ from pvehook.freeze.watchdog import Watchdog
 from pvehook.host.processes import ProcessId
 from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord
+from pvehook.records.guest_summary import guest_title
 from pvehook.records.journal import Log
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
 from pvehook.rescue.thaw import patience, thaw_until_thawed, wait_for_pve
@@ -113,13 +114,13 @@ class GuestFreeze:
         self._freezes = freezes
         self._worker = worker
         self._guest = guest
-        self._log = log
+        self._log = log.bind(vmid=guest.vmid)
+        self._title = guest_title(guest)
         self._on_over = on_over
         self._on_begun = on_begun
         self._rendezvous: Rendezvous | None = None
         self._waited = False
-        kept = guest.freeze.mountpoints if guest.freeze is not None else None
-        self._mountpoints = tuple(kept) if kept is not None else None
+        self._mountpoints = tuple(guest.freeze.mountpoints) if guest.freeze and guest.freeze.mountpoints else None
         """What is to be frozen; None: all, or nothing."""
         self.silent_agent: Absent | Broken | None = None
         """Known from pre-stop on. None: the agent answered, or was not asked because PVE does not freeze this guest."""
@@ -161,13 +162,13 @@ class GuestFreeze:
             is_short = sum(map(len, verdict.mountpoints)) <= LIST_CHARACTERS
             summary.mountpoints = list(verdict.mountpoints) if is_short else None
         if verdict.action == "freeze" and config.pre_flush:
-            flushed = pre_flush(self._node, known.facts, guest.vmid, config.pre_flush_within_s)
-            summary.pre_flush_ms, summary.pre_flush = flushed.took_ms, flushed.text
+            within_s = config.pre_flush_within_s
+            summary.pre_flush_ms, summary.pre_flush = pre_flush(self._node, known.facts, guest.vmid, within_s)
         self._report_verdict(summary)
         if verdict.action == "none":
             return []
         what = {"freeze": "will be frozen for the backup's start", "veto": "will NOT be frozen"}[verdict.action]
-        return [f"{guest_text(guest)} {what}: {'; '.join(summary.reasons)}"]
+        return [f"{self._title} {what}: {'; '.join(summary.reasons)}"]
 
     def arm(self, config: FreezeConfig) -> list[str]:
         """post-restart: from here on PVE cannot reach the agent before we let it. Lines for the task log."""
@@ -206,70 +207,64 @@ class GuestFreeze:
             self._freezes.end()
             self._on_over()
             summary.consistency, summary.why = "left-to-pve", f"the agent's socket could not be held: {error}"
-            self._log.warning(
-                "freeze-not-armed",
-                message=f"{guest_text(guest)}: {summary.why}; PVE decides about the freeze alone",
-                vmid=guest.vmid,
-            )
-            return [f"{guest_text(guest)}: {summary.why}; PVE decides about the freeze alone"]
+            line = f"{self._title}: {summary.why}; PVE decides about the freeze alone"
+            self._log.warning("freeze-not-armed", message=line)
+            return [line]
         if rendezvous.alert:
             summary.alert = rendezvous.alert
-            self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {summary.alert}", vmid=guest.vmid)
+            self._log.critical("freeze-alert", message=f"{self._title}: {summary.alert}")
         self._rendezvous = rendezvous
         return []
 
     def over(self, deadline: Deadline) -> None:
         """backup-end, backup-abort: the backup is over, so nothing of ours may stay frozen."""
         if self._rendezvous is not None:
-            self._rendezvous.abandon()
-            self._waited = not self._rendezvous.wait_until_not_frozen(deadline.within(OVER_S).left_s())
+            self._rendezvous.abandoned.set()
+            self._waited = not self._rendezvous.not_frozen.wait(deadline.within(OVER_S).left_s())
 
     def settle(self, deadline: Deadline) -> None:
         """log-end: the summary is complete, or says that its freeze still hangs. What backup-end has waited for in vain
         is not waited for a second time."""
-        guest, summary = self._guest, self._guest.freeze
+        summary = self._guest.freeze
         if summary is None or self._rendezvous is None:
             return
-        self._rendezvous.abandon()
+        self._rendezvous.abandoned.set()
         wait_s = 0.0 if self._waited else deadline.within(OVER_S).left_s()
-        if not self._rendezvous.wait_until_ended(wait_s) and summary.consistency is None:
+        if not self._rendezvous.ended.wait(wait_s) and summary.consistency is None:
             summary.consistency, summary.hung = "crash-consistent", True
             # Remembered now: should the daemon not live to see its end, the next backup must know of it.
             self._remember(PastFreeze(self._clock.now_s(), None, "hung"))
             summary.why = "it has not reported yet that it is thawed; it is sent thaws until it does, see the journal"
             self._log.critical(
                 "freeze-not-thawed",
-                message=f"{guest_text(guest)}: STILL FROZEN, as far as we know, after its backup: it is sent thaws "
+                message=f"{self._title}: STILL FROZEN, as far as we know, after its backup: it is sent thaws "
                 "until it reports that it is thawed; if it stays frozen, reset the VM",
-                vmid=guest.vmid,
             )
 
     def worker_died(self) -> None:
         """No PVE any more that could thaw: neither what we froze, nor what PVE froze itself."""
         guest, rendezvous, summary = self._guest, self._rendezvous, self._guest.freeze
         if rendezvous is not None:
-            rendezvous.abandon()
+            rendezvous.abandoned.set()
         if summary is None or not summary.in_archive or not summary.was_thawed:
             return
 
         def thaw(cancelled: threading.Event) -> None:
             if rendezvous is not None:
-                rendezvous.wait_until_ended(LEFT_BY_PVE_S)
+                rendezvous.ended.wait(LEFT_BY_PVE_S)
             too_long = patience(LEFT_BY_PVE_S)
             path = agent_path(self._node, guest.vmid)
             done = thaw_until_thawed(path, lambda: cancelled.is_set() or too_long())
             if done.outcome == "thawed":
                 self._log.warning(
                     "freeze-left-by-pve",
-                    message=f"{guest_text(guest)}: vzdump was killed and left it frozen; {done.text}",
-                    vmid=guest.vmid,
+                    message=f"{self._title}: vzdump was killed and left it frozen; {done.text}",
                 )
             elif done.outcome == "not-answered" and not cancelled.is_set():
                 self._log.critical(
                     "freeze-unknown",
-                    message=f"{guest_text(guest)}: vzdump was killed during its backup, and whether it is frozen "
+                    message=f"{self._title}: vzdump was killed during its backup, and whether it is frozen "
                     f"cannot be found out: {done.text}; try: pvehook thaw {guest.vmid} --force",
-                    vmid=guest.vmid,
                 )
 
         self._freezes.run(guest.vmid, thaw)
@@ -280,14 +275,12 @@ class GuestFreeze:
         remember(self._node, self._reader, self._guest.vmid, freeze)
 
     def _report_verdict(self, summary: FreezeSummary) -> None:
-        guest = self._guest
         # What the administrator has switched off is no news either.
         wanted = all(reason.startswith("never:") for reason in summary.reasons)
         write = self._log.warning if summary.action == "veto" and not wanted else self._log.info
         write(
             "freeze-verdict",
-            message=f"{guest_text(guest)}: freeze {summary.action}: {'; '.join(summary.reasons)}",
-            vmid=guest.vmid,
+            message=f"{self._title}: freeze {summary.action}: {'; '.join(summary.reasons)}",
             action=summary.action,
             reasons=summary.reasons,
             mountpoints=self._mountpoints,
@@ -295,29 +288,25 @@ class GuestFreeze:
             pre_flush_ms=summary.pre_flush_ms,
         )
         if summary.alert:
-            self._log.critical("freeze-alert", message=f"{guest_text(guest)}: {summary.alert}", vmid=guest.vmid)
+            self._log.critical("freeze-alert", message=f"{self._title}: {summary.alert}")
 
     def _rendezvous_ended(self, summary: FreezeSummary, config: FreezeConfig, outcome: Outcome) -> None:
         """In the rendezvous' own thread, when nothing is frozen any more."""
-        guest = self._guest
-        summary.consistency, summary.why, summary.hung = outcome.consistency, outcome.why, outcome.hung
-        summary.frozen_ms = outcome.frozen_ms
-        if outcome.frozen_ms is not None:  # it was thawed a moment ago
-            summary.frozen_at_s = self._clock.now_s() - outcome.frozen_ms / 1000
-        summary.filesystems_frozen, summary.filesystems_thawed = outcome.filesystems_frozen, outcome.filesystems_thawed
-        summary.waited_for_pve_ms = outcome.waited_for_pve_ms
+        for name, value in outcome._asdict().items():
+            setattr(summary, name, value)
         try:
             if outcome.frozen_ms is not None:
-                word = _outcome_word(outcome, config)
-                self._remember(PastFreeze(self._clock.now_s(), outcome.frozen_ms, word))
+                now_s = self._clock.now_s()  # it was thawed a moment ago
+                summary.frozen_at_s = now_s - outcome.frozen_ms / 1000
+                took: Literal["ok", "slow"] = "slow" if outcome.frozen_ms > config.slow_after_s * 1000 else "ok"
+                self._remember(PastFreeze(now_s, outcome.frozen_ms, "hung" if outcome.hung else took))
             # A veto was logged with its reasons before; what follows from it is no news.
             went_wrong = outcome.consistency == "left-to-pve" and outcome.frozen_ms is not None
             is_news = (outcome.consistency == "crash-consistent" and summary.action != "veto") or went_wrong
             write = self._log.warning if is_news else self._log.info
             write(
                 "freeze-done",
-                message=f"{guest_text(guest)}: {summary.in_words()}",
-                vmid=guest.vmid,
+                message=f"{self._title}: {summary.in_words()}",
                 consistency=outcome.consistency,
                 why=outcome.why,
                 frozen_ms=outcome.frozen_ms,
@@ -337,18 +326,6 @@ def _silent_agent(facts: FreezeFacts) -> Absent | Broken | None:
         return Absent(f"the VM does not run: it is {facts.run_state}")
     fault = facts.qmp_fault or facts.agent_fault
     return Broken(fault) if fault is not None else None
-
-
-def _outcome_word(outcome: Outcome, config: FreezeConfig) -> Literal["ok", "slow", "hung"]:
-    if outcome.hung:
-        return "hung"
-    assert outcome.frozen_ms is not None  # noqa: S101  (asked by the caller)
-    return "slow" if outcome.frozen_ms > config.slow_after_s * 1000 else "ok"
-
-
-def guest_text(guest: GuestRecord) -> str:
-    """`VM 101 (web)`. Freezes are for VMs only."""
-    return f"VM {guest.vmid}" + (f" ({guest.name})" if guest.name else "")
 
 
 def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:

@@ -59,8 +59,9 @@ class PveWatch:
         self._tracker = BackupTracker()
         self._open = contextlib.ExitStack()
         self._agent = self._waiters(agent_path)
-        self._monitor = self._waiters(qmp_path)
-        self._queue: SocketQueue | None = None
+        self.agent_queue = self._open.enter_context(contextlib.closing(SocketQueue(agent_path, self._agent)))
+        """A place behind PVE at the agent's socket."""
+        self._queue = self._open.enter_context(contextlib.closing(SocketQueue(qmp_path, self._waiters(qmp_path))))
         self._waiting: Connection | None = None
         self._next_poll_s = 0.0
         self.monitor_latency_s = 0.0
@@ -71,8 +72,6 @@ class PveWatch:
 
     def __exit__(self, *_: object) -> None:
         self.leave_monitor()
-        if self._queue is not None:
-            self._queue.close()
         self._open.close()
 
     def _waiters(self, path: str) -> WaiterWatch | None:
@@ -85,11 +84,6 @@ class PveWatch:
     def can_see(self) -> bool:
         """Whether it can be seen who waits for the agent."""
         return self._agent is not None
-
-    def queue_at_agent(self, path: str) -> SocketQueue:
-        """A place behind PVE at the agent's socket."""
-        assert self._agent is not None  # noqa: S101  (without it there is no freeze)
-        return SocketQueue(path, self._agent)
 
     # At the agent's socket
 
@@ -138,7 +132,10 @@ class PveWatch:
                 self._waiting = connect(self._qmp_path)
         if self._waiting is None or not self._waiting.is_readable:
             return None
-        return self._poll_waiting()
+        connection, self._waiting = self._waiting, None
+        with contextlib.suppress(GuestError):
+            return self._poll(connection, Deadline.after(self._poll_s))
+        return None
 
     def leave_monitor(self) -> None:
         """Gives up the place of a poll that has not had its turn. Once QEMU serves it, everybody else waits for what
@@ -147,47 +144,30 @@ class PveWatch:
             self._waiting.close()
             self._waiting = None
 
-    def _poll_waiting(self) -> bool | None:
-        connection, self._waiting = self._waiting, None
-        assert connection is not None  # noqa: S101  (asked by the callers)
-        try:
-            return self._poll(connection, Deadline.after(self._poll_s))
-        except GuestError:
-            return None
-
     def expect_start(self, agent_latency_s: float) -> None:
         """The guest is frozen, and PVE comes to the monitor when the agent has given it four answers."""
-        if self._monitor is not None:
-            self._queue = SocketQueue(self._qmp_path, self._monitor)
-            self._queue.go_to_end()
+        self._queue.go_to_end()
         self._safety_every_s = SAFETY_POLL_EVERY_S + 4 * (agent_latency_s + self.monitor_latency_s)
-        self._next_poll_s = time.monotonic() + (self._safety_every_s if self._has_place else 0.0)
+        self._next_poll_s = time.monotonic() + (self._safety_every_s if self._queue.has_place else 0.0)
         self._has_passed = False
 
     def start_seen(self, within_s: float) -> bool:
         """To be called every few milliseconds after `expect_start`: whether the backup has begun."""
         # Only once: PVE's next connection (`cont`) follows its backup command at once, and the guest is frozen.
-        if self._queue is not None and not self._has_passed:
+        if not self._has_passed:
             self._has_passed = self._queue.yield_to_pve()
-        is_our_turn = self._queue is not None and self._has_passed and self._queue.is_greeted
+        is_our_turn = self._has_passed and self._queue.is_greeted
         if not is_our_turn and time.monotonic() < self._next_poll_s:
             return False
-        taken = self._queue.take() if self._queue is not None else None
-        try:
+        with contextlib.suppress(GuestError):
             deadline = Deadline.after(min(self._poll_s, within_s))
-            if self._poll(taken or connect(self._qmp_path), deadline, is_frozen=True):
+            if self._poll(self._queue.take() or connect(self._qmp_path), deadline, is_frozen=True):
                 return True
-        except GuestError:
-            pass
-        if self._queue is not None:
-            self._queue.go_to_end()
+        self._queue.go_to_end()
         self._has_passed = False
-        self._next_poll_s = time.monotonic() + (self._safety_every_s if self._has_place else self.monitor_latency_s)
+        pause_s = self._safety_every_s if self._queue.has_place else self.monitor_latency_s
+        self._next_poll_s = time.monotonic() + pause_s
         return False
-
-    @property
-    def _has_place(self) -> bool:
-        return self._queue is not None and self._queue.has_place
 
     @property
     def _poll_s(self) -> float:

@@ -26,11 +26,10 @@ from typing import Literal, get_args
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
-from pvehook.freeze.failed_freeze import SEND_S, HungFreeze, thaw_failed
+from pvehook.freeze.failed_freeze import SEND_S, thaw_behind_freeze, thaw_failed
 from pvehook.freeze.limits import ARM_ANSWERS_S, PVE_NEXT_S, PVE_PING_S, VETO_ARM_S, Limits, Outcome
-from pvehook.freeze.locked_memory import lock_memory
 from pvehook.freeze.pve_watch import OnBegun, PveWatch
-from pvehook.freeze.watchdog import Watchdog
+from pvehook.freeze.watchdog import Watchdog, lock_memory
 from pvehook.guest.agent import open_agent, synchronise, thaw_at_once
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
@@ -87,18 +86,17 @@ class Rendezvous:
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
         self._qmp_path = node.path(f"/var/run/qemu-server/{vmid}.qmp")
         self.alert: str | None = None  # what needs attention, found while arming
+        self.abandoned = threading.Event()
+        """To be set when the backup is over, one way or another: the agent is released, and thawed if need be."""
+        self.not_frozen = threading.Event()
+        """Nothing of ours is frozen."""
+        self.not_frozen.set()
+        self.ended = threading.Event()
         self._open = contextlib.ExitStack()
         self._hold = self._open.enter_context(contextlib.ExitStack())
-        self._abandoned = threading.Event()
-        self._not_frozen = threading.Event()
-        self._not_frozen.set()
-        self._ended = threading.Event()
         self._pinged = False
         self._arrived_s: float | None = None
         self._frozen_from_s = 0.0
-        self.outcome: Outcome | None = None
-
-    # What the phases call
 
     def arm(self, now_s: float) -> None:
         """Holds the agent's socket, opens everything and starts the thread. Raises GuestError when the socket cannot be
@@ -124,18 +122,6 @@ class Rendezvous:
             raise
         self._at_step("armed")
 
-    def abandon(self) -> None:
-        """The backup is over, one way or another: release the agent, thaw if need be."""
-        self._abandoned.set()
-
-    def wait_until_not_frozen(self, seconds: float) -> bool:
-        """Whether nothing of ours is frozen, waiting at most this long."""
-        return self._not_frozen.wait(seconds)
-
-    def wait_until_ended(self, seconds: float) -> bool:
-        """Whether the rendezvous has ended, waiting at most this long."""
-        return self._ended.wait(seconds)
-
     def _prepare_freeze(self, now_s: float) -> str:
         """All that a freeze needs and a veto does not. Why there can be no freeze; "" when there can."""
         if not self._pve.can_see:
@@ -145,8 +131,6 @@ class Rendezvous:
             path = record_path(self._node, self.vmid)
             self._record = FrozenRecord(path, self.vmid, self._worker.pid, self._agent_path, now_s)
             self._open.callback(self._record.remove)
-            self._queue = self._pve.queue_at_agent(self._agent_path)
-            self._open.callback(self._queue.close)
             self._at_step("recorded")
             began_s = time.monotonic()
             deadline = Deadline.after(ARM_ANSWERS_S)
@@ -173,14 +157,13 @@ class Rendezvous:
             outcome = self._meet()
         except Exception as fault:  # whatever happened: nothing may stay frozen
             outcome = Outcome("crash-consistent", f"fault in the rendezvous: {fault!r}")
-            if not self._not_frozen.is_set():
+            if not self.not_frozen.is_set():
                 self._thaw()
         finally:
             self._at_step("settled")
             self._open.close()
-            self.outcome = outcome
             self._on_end(outcome)
-            self._ended.set()
+            self.ended.set()
 
     def _meet(self) -> Outcome:
         if self._veto:
@@ -204,7 +187,7 @@ class Rendezvous:
         not_begun = False
         while not self._pve.waits():
             now_s = time.monotonic()
-            if self._abandoned.wait(POLL_EVERY_S):
+            if self.abandoned.wait(POLL_EVERY_S):
                 return "the backup ended before PVE came to the agent"
             # Fleecing images may take long: while QEMU reports no backup, PVE will come. And what a list leaves out
             # must not be frozen after all.
@@ -231,7 +214,7 @@ class Rendezvous:
             self._agent = synchronise(behind, Deadline.after(PVE_PING_S + self._limits.answers_s))
             until_s = time.monotonic() + PVE_NEXT_S
             while not self._pve.waits():
-                if time.monotonic() >= until_s or self._abandoned.wait(POLL_EVERY_S):
+                if time.monotonic() >= until_s or self.abandoned.wait(POLL_EVERY_S):
                     raise TimedOut("PVE has not come again after its ping")
         except (GuestError, NodeError) as error:
             self._hold.close()
@@ -241,7 +224,7 @@ class Rendezvous:
 
     def _freeze(self) -> Outcome:
         self._record.say("freezing")
-        self._not_frozen.clear()
+        self.not_frozen.clear()
         self._watchdog.freezes(self.vmid, self._limits.frozen_at_most_s)
         self._frozen_from_s = time.monotonic()
         self._at_step("freezing")
@@ -263,7 +246,7 @@ class Rendezvous:
             return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed), filesystems_frozen=frozen)
         self._record.say("frozen")
         self._at_step("frozen")
-        self._queue.go_to_end()
+        self._pve.agent_queue.go_to_end()
         self._hold.close()
         self._at_step("released")
         has_begun = self._wait_for_start()
@@ -284,15 +267,15 @@ class Rendezvous:
         self._pve.expect_start(self._limits.latency_s)
         while (left_s := until_s - time.monotonic()) > 0:
             self._watchdog.still_freezes()
-            self._queue.yield_to_pve()
+            self._pve.agent_queue.yield_to_pve()
             if self._pve.start_seen(left_s):
                 return True
-            if self._abandoned.wait(POLL_EVERY_S):
+            if self.abandoned.wait(POLL_EVERY_S):
                 return False
         return False
 
     def _why_not_begun(self) -> str:
-        if self._abandoned.is_set():
+        if self.abandoned.is_set():
             return "the backup ended before its job began"
         return f"PVE's backup had not begun after {self._limits.frozen_at_most_s:g} s; the guest was thawed without it"
 
@@ -302,7 +285,7 @@ class Rendezvous:
             self._hold.close()
             return Outcome("left-to-pve", why, waited_for_pve_ms=self._waited_ms())
         gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
-        while not self._abandoned.wait(POLL_EVERY_S):
+        while not self.abandoned.wait(POLL_EVERY_S):
             waits = self._pve.waits_or_unknown()
             now_s = time.monotonic()
             if waits and gives_up_s is None:
@@ -322,14 +305,13 @@ class Rendezvous:
         self._record.say("thawing")
         self._at_step("thawing")
         gives_up_s = time.monotonic() + self._limits.veto_hold_at_most_s
-        hung = HungFreeze(self._agent, self._hold.close, self._thaw_until_thawed)
-        thawed = hung.poll()
-        self._watchdog.thaw_sent(self.vmid)
-        while thawed is None and self._pve_still_waits(gives_up_s):
-            thawed = hung.poll()
-        while self._pve_still_waits(gives_up_s):
-            self._abandoned.wait(POLL_EVERY_S)
-        thawed = thawed or hung.wait_for_thaw()
+        thawed = thaw_behind_freeze(self._agent, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
+        if thawed is None:
+            self._hold.close()  # kept open it would be in our own way
+            thawed = thaw_until_thawed(self._agent_path)
+        while time.monotonic() < gives_up_s and self._pve.waits_or_unknown() is not False:
+            if self.abandoned.wait(POLL_EVERY_S):
+                break
         self._thaw_is_over()
         return Outcome(
             "left-to-pve" if self._pinged else "crash-consistent",
@@ -339,10 +321,6 @@ class Rendezvous:
             waited_for_pve_ms=self._waited_ms(),
             hung=True,
         )
-
-    def _pve_still_waits(self, until_s: float) -> bool:
-        waits = self._pve.waits_or_unknown() is not False
-        return time.monotonic() < until_s and not self._abandoned.is_set() and waits
 
     def _freeze_failed(self, error: GuestError) -> Outcome:
         """Refused, or no sensible answer. It was thawed when we armed, and nobody else reaches the agent: what is
@@ -367,18 +345,13 @@ class Rendezvous:
         thawed: Thawed | None = None
         with contextlib.suppress(GuestError, OSError):
             deadline = Deadline.after(self._limits.answers_s)
-            with self._queue.take() or connect(self._agent_path) as connection:
-                answer = thaw_at_once(connection, deadline, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
-            if answer.status == "thawed":
-                thawed = Thawed("thawed", answer.filesystems, "thawed", answer.at_s)
+            with self._pve.agent_queue.take() or connect(self._agent_path) as connection:
+                filesystems, at_s = thaw_at_once(connection, deadline, lambda: self._watchdog.thaw_sent(self.vmid))
+            thawed = Thawed("thawed", filesystems, "thawed", at_s)
         self._watchdog.thaw_sent(self.vmid)  # or it cannot be sent: from here on that is tried for as long as it takes
-        thawed = thawed or self._thaw_until_thawed()
+        thawed = thawed or thaw_until_thawed(self._agent_path)
         self._thaw_is_over()
         return thawed
-
-    def _thaw_until_thawed(self) -> Thawed:
-        """Never given up while the VM runs: a guest that stays frozen is the worst that can happen."""
-        return thaw_until_thawed(self._agent_path, give_up=lambda: False)
 
     def _thaw_is_over(self) -> None:
         self._nothing_is_frozen()
@@ -387,7 +360,7 @@ class Rendezvous:
     def _nothing_is_frozen(self) -> None:
         self._record.say("thawed")
         self._watchdog.thaw_sent(self.vmid)
-        self._not_frozen.set()
+        self.not_frozen.set()
 
     def _frozen_ms(self, thawed: Thawed | None = None) -> int:
         end_s = thawed.at_s if thawed is not None else time.monotonic()

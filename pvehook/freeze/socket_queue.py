@@ -29,7 +29,7 @@ class SocketQueue:
     """One silent connection at the end of the queue. Nothing here waits or raises: without a place, whoever needs a
     connection makes a new one, 100 ms later where it is the agent's."""
 
-    def __init__(self, path: str, watch: WaiterWatch) -> None:
+    def __init__(self, path: str, watch: WaiterWatch | None) -> None:
         self._path = path
         self._watch = watch
         self._connection: Connection | None = None
@@ -48,7 +48,7 @@ class SocketQueue:
         """Connects behind everybody who waits now."""
         before, self._connection = self._connection, None
         try:
-            if self._watch.waiting_sockets() is not None:
+            if self._watch is not None and self._watch.waiting_sockets() is not None:
                 self._connection = connect(self._path)
         except (GuestError, NodeError):
             pass
@@ -57,7 +57,7 @@ class SocketQueue:
 
     def yield_to_pve(self) -> bool:
         """To be called every few milliseconds: whoever waits behind us is let to the front. Whether somebody was."""
-        if self._connection is None:
+        if self._connection is None or self._watch is None:
             return False
         try:
             waiting = self._watch.waiting_sockets()

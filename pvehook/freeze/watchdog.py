@@ -12,6 +12,7 @@ and the unit's own timeout is in force again: a guest that does not answer its t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -27,6 +28,8 @@ machine with eight times as much to do as it has processors (measured), so a fre
 second."""
 
 PING_EVERY_S = 0.5
+
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # Linux include/uapi/asm-generic/mman.h
 
 
 class Watchdog:
@@ -71,3 +74,9 @@ class Watchdog:
         if self._until_s:
             left_s = min(HANG_S, *(each - self._pinged_s for each in self._until_s.values()))
         systemd.notify(f"WATCHDOG_USEC={round(max(left_s, 0.001) * 1e6)}\nWATCHDOG=1")
+
+
+def lock_memory() -> None:
+    """Keeps the daemon's memory in memory: a page that must be read back from a stalled disk would hold up a thaw. Not
+    allowed outside of the service (RLIMIT_MEMLOCK), and then no fault."""
+    ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)

@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
 from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError
-from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
-from pvehook.guest.validate import boolean, items, mapping, refusal, text, whole_number
+from pvehook.guest.sockets import Connection, connect, parse_document
+from pvehook.guest.validate import boolean, is_number, items, mapping, request, returned, text, whole_number
 
 _FLUSH = b"\xff"
 """Never part of JSON. Sent, it makes the agent drop somebody's half line; received, it marks a sync."""
@@ -64,17 +62,14 @@ class AgentConnection:
 
     def send(self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline) -> Pending:
         """Sends `command` behind all that was sent before, without waiting for an answer."""
-        request: dict[str, object] = {"execute": command}
-        if arguments is not None:
-            request["arguments"] = arguments
-        self._connection.send(json.dumps(request).encode() + b"\n", deadline)
+        self._connection.send(request(command, arguments), deadline)
         pending = Pending(command)
         self._unanswered.append(pending)
         return pending
 
-    def receive(self, pending: Pending, *, deadline: Deadline, limit_bytes: int = REPLY_LIMIT_BYTES) -> object:
+    def receive(self, pending: Pending, *, deadline: Deadline) -> object:
         """The `return` of `pending`. Answers to earlier commands come first and are kept for who asks."""
-        self._connection.allow(limit_bytes)
+        self._connection.allow()
         while pending in self._unanswered:
             line = self._connection.read_line(deadline)
             earliest = self._unanswered.popleft()
@@ -83,17 +78,9 @@ class AgentConnection:
             raise pending._answer
         return pending._answer
 
-    def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        *,
-        deadline: Deadline,
-        limit_bytes: int = REPLY_LIMIT_BYTES,
-    ) -> object:
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline) -> object:
         """Sends `command` and waits for its answer."""
-        pending = self.send(command, arguments, deadline=deadline)
-        return self.receive(pending, deadline=deadline, limit_bytes=limit_bytes)
+        return self.receive(self.send(command, arguments, deadline=deadline), deadline=deadline)
 
     def ping(self, deadline: Deadline) -> None:
         """Returns when the agent answers."""
@@ -139,7 +126,7 @@ class AgentConnection:
         if reply == "frozen":
             return "frozen"
         seen = printable(str(reply)[:80], 80)
-        raise BadReply(f"{self._source('guest-fsfreeze-status')}: neither `thawed` nor `frozen`: {seen}")
+        raise BadReply(f"{self._source(pending.command)}: neither `thawed` nor `frozen`: {seen}")
 
     def send_freeze(self, mountpoints: Sequence[str] | None, deadline: Deadline) -> Pending:
         """Sends the freeze of all filesystems, or of those at exactly `mountpoints`; see `receive_count`."""
@@ -219,25 +206,16 @@ def synchronise(connection: Connection, deadline: Deadline) -> AgentConnection:
     return AgentConnection(connection)
 
 
-_THAW = b'{"execute": "guest-fsfreeze-thaw"}\n'
-_STATUS = b'{"execute": "guest-fsfreeze-status"}\n'
-
-
-class ThawAnswer(NamedTuple):
-    """What a thaw reached, the status after it, and when it was answered, on the monotonic clock."""
-
-    filesystems: int
-    status: FreezeStatus
-    at_s: float
-
-
-def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[], None]) -> ThawAnswer:
-    """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves.
+def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[], None]) -> tuple[int, float]:
+    """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves. How many filesystems, and
+    when that was answered, on the monotonic clock.
 
     The thaw is sent first, with sync and status behind it in the same write: with a slow agent, each answer that is
-    waited for before the thaw keeps the guest frozen. Raises GuestError; the thaw may have run all the same."""
+    waited for before the thaw keeps the guest frozen. Raises GuestError, also when it still reports `frozen`; the thaw
+    may have run all the same."""
     fresh, sync = _fresh_sync()
-    connection.send(_FLUSH + _THAW + sync + _STATUS, deadline)
+    status = request("guest-fsfreeze-status")
+    connection.send(_FLUSH + request("guest-fsfreeze-thaw") + sync + status, deadline)
     on_sent()
     # The answer right before the sync's is the thaw's: the agent answers in order, and nobody else is served.
     answer, at_s = b"", time.monotonic()
@@ -245,19 +223,18 @@ def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[
         answer, at_s = line, time.monotonic()
     agent = AgentConnection(connection)
     agent._unanswered.append(Pending("guest-fsfreeze-status"))
-    now = agent.receive_status(agent._unanswered[0], deadline)
+    source = f"{connection.path}: guest-fsfreeze-thaw"
+    if agent.receive_status(agent._unanswered[0], deadline) != "thawed":
+        raise BadReply(f"{source}: it still reports `frozen`")
     try:
-        source = f"{connection.path}: guest-fsfreeze-thaw"
-        filesystems = whole_number(_answer(answer, source=source), source=source)
+        return whole_number(_answer(answer, source=source), source=source), at_s
     except BadReply:
-        filesystems = 0  # the status is what is believed
-    return ThawAnswer(filesystems, now, at_s)
+        return 0, at_s  # the status is what is believed
 
 
 def _fresh_sync() -> tuple[int, bytes]:
     fresh = secrets.randbelow(2**52)  # nobody's left-over sync has it; exact also where numbers are doubles
-    request = json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": fresh}})
-    return fresh, request.encode() + b"\n"
+    return fresh, request("guest-sync-delimited", {"id": fresh})
 
 
 def _until_sync(connection: Connection, fresh: int, deadline: Deadline) -> Iterator[bytes]:
@@ -267,26 +244,13 @@ def _until_sync(connection: Connection, fresh: int, deadline: Deadline) -> Itera
         line = connection.read_line(deadline)
         # What comes before the mark on the line is somebody's half answer; a line without it is a whole one.
         _, mark, tail = line.rpartition(_FLUSH)
-        if mark and _is_sync(tail, fresh, source=f"{connection.path}: guest-sync-delimited"):
+        if mark and is_number(_answer(tail, source=f"{connection.path}: guest-sync-delimited"), fresh):
             return
         yield line
 
 
-def _is_sync(data: bytes, fresh: int, *, source: str) -> bool:
-    try:
-        answered = parse_document(data, source=source).get("return")
-    except BadReply:
-        return False  # whatever it is, it is not ours
-    return type(answered) is int and answered == fresh
-
-
 def _answer(line: bytes, *, source: str) -> object | GuestError:
     try:
-        reply = parse_document(line, source=source)
-    except BadReply as error:
+        return returned(parse_document(line, source=source), source=source)
+    except GuestError as error:
         return error
-    if "error" in reply:
-        return refusal(reply["error"], source=source)
-    if "return" not in reply:
-        return BadReply(f"{source}: the answer holds neither `return` nor `error`")
-    return reply["return"]

@@ -13,7 +13,6 @@ Wire format (docs/interop/qmp-spec of QEMU), one JSON object on a line:
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Refused
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
-from pvehook.guest.validate import boolean, integer, items, mapping, refusal, text
+from pvehook.guest.validate import boolean, integer, is_number, items, mapping, request, returned, text
 
 NODES_LIMIT_BYTES = 4 * 1024 * 1024
 """Of `query-named-block-nodes`: 1 kB a node, and a disk with many snapshots has a node for each."""
@@ -81,21 +80,13 @@ class QmpConnection:
     ) -> object:
         """The `return` of `command`; raises Refused when QEMU says no."""
         self._last_id += 1
-        request: dict[str, object] = {"execute": command, "id": self._last_id}
-        if arguments is not None:
-            request["arguments"] = arguments
         self._connection.allow(limit_bytes)
-        self._connection.send(json.dumps(request).encode() + b"\n", deadline)
+        self._connection.send(request(command, arguments, id=self._last_id), deadline)
         source = self.source(command)
         while True:
             reply = parse_document(self._connection.read_line(deadline), source=source)
-            if not _is_for(reply, self._last_id):
-                continue  # an event, or an answer to somebody else's question
-            if "error" in reply:
-                raise refusal(reply["error"], source=source)
-            if "return" not in reply:
-                raise BadReply(f"{source}: the answer holds neither `return` nor `error`")
-            return reply["return"]
+            if is_number(reply.get("id"), self._last_id):  # else an event, or somebody else's answer
+                return returned(reply, source=source)
 
     def query_status(self, deadline: Deadline) -> Status:
         """Whether the VM runs."""
@@ -216,9 +207,3 @@ def greet(connection: Connection, deadline: Deadline) -> QmpConnection:
     qmp = QmpConnection(connection)
     qmp.execute("qmp_capabilities", deadline=deadline)
     return qmp
-
-
-def _is_for(reply: Mapping[str, object], request_id: int) -> bool:
-    # `True == 1` in Python, and a peer may send what it likes.
-    answered = reply.get("id")
-    return type(answered) is int and answered == request_id

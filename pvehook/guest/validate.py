@@ -1,7 +1,9 @@
-"""Validates replies: what a peer sent has the shape of an answer, or it is a BadReply. Every check names its source."""
+"""The JSON that is sent to agent and monitor, and the checks of what they answer: it has the shape of an answer, or it
+is a BadReply. Every check names its source."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from pvehook.contract.text import printable
@@ -60,16 +62,30 @@ def whole_number(value: object, *, source: str) -> int:
     return value
 
 
-def refusal(error: object, *, source: str) -> Refused | BadReply:
-    """The `error` of a reply as the exception to raise."""
-    if not isinstance(error, dict):
-        return BadReply(f"{source}: `error` should be an object, seen {_seen(error)}")
+def is_number(value: object, expected: int) -> bool:
+    """Whether `value` is this number: `True == 1` in Python, and a peer may send what it likes."""
+    return type(value) is int and value == expected
+
+
+def request(command: str, arguments: Mapping[str, object] | None = None, **more: object) -> bytes:
+    """A command to agent or monitor, as it is sent."""
+    fields = {"execute": command, **more} | ({"arguments": arguments} if arguments is not None else {})
+    return json.dumps(fields).encode() + b"\n"
+
+
+def returned(reply: Mapping[str, object], *, source: str) -> object:
+    """What is under `return`. An `error` is raised as Refused or NotActive."""
+    if "error" not in reply and "return" not in reply:
+        raise BadReply(f"{source}: the answer holds neither `return` nor `error`")
+    if "error" not in reply:
+        return reply["return"]
+    error = mapping(reply["error"], source=f"{source}: `error`")
     kind, description = error.get("class"), error.get("desc")
     if not isinstance(kind, str) or not isinstance(description, str):
-        return BadReply(f"{source}: an `error` without `class` and `desc`")
+        raise BadReply(f"{source}: an `error` without `class` and `desc`")
     refused = NotActive if kind == "DeviceNotActive" else Refused
     message = f"{source}: refused: {printable(kind, 40)}: {printable(description)}"
-    return refused(message, kind=kind, description=description)
+    raise refused(message, kind=kind, description=description)
 
 
 def _bounded_list(value: object, *, source: str) -> list[object]:

@@ -48,8 +48,9 @@ class Thawed(NamedTuple):
     """When it was known, on the monotonic clock: at the answer to the thaw itself where there was one."""
 
 
-def thaw_until_thawed(agent_path: str, give_up: Callable[[], bool]) -> Thawed:
-    """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`."""
+def thaw_until_thawed(agent_path: str, give_up: Callable[[], bool] = lambda: False) -> Thawed:
+    """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`; never
+    given up otherwise: a guest that stays frozen is the worst that can happen."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "not tried", 0, 0.0
     while True:
         try:

@@ -51,25 +51,25 @@ class FreezeFacts(NamedTuple):
     vmtype: str | None
     mode: str
     """vzdump's, the one in force for this guest."""
-    run_state: str | None
-    """Of QMP's query-status; None: QMP did not answer, and `qmp_fault` says why."""
-    qmp_fault: str | None
-    migrating: bool
     agent_option: AgentOption
-    agent_fault: str | None
-    """Why facts of the agent are missing; None if it answered."""
-    info: GuestInfo | None
-    os_id: str | None
-    """`id` of guest-get-osinfo: `debian`, `mswindows`; None: not known."""
-    status: FreezeStatus | None
-    filesystems: tuple[Filesystem, ...] | None
-    """In the agent's order."""
     history: tuple[PastFreeze, ...]
     """Newest last."""
     now_s: float
     """Seconds since the epoch, to know how old the history is."""
     unknown: str | None = None
-    """Why the guest's configuration or its history could not be read: its tags and its past are not known."""
+    """Why the guest's configuration could not be read: its tags are not known."""
+    run_state: str | None = None
+    """Of QMP's query-status; None: QMP did not answer, and `qmp_fault` says why."""
+    qmp_fault: str | None = None
+    migrating: bool = False
+    agent_fault: str | None = None
+    """Why facts of the agent are missing; None if it answered."""
+    info: GuestInfo | None = None
+    os_id: str | None = None
+    """`id` of guest-get-osinfo: `debian`, `mswindows`; None: not known."""
+    status: FreezeStatus | None = None
+    filesystems: tuple[Filesystem, ...] | None = None
+    """In the agent's order."""
 
 
 class FreezeVerdict(NamedTuple):
