@@ -41,10 +41,10 @@ def _freeze_check(arguments: Arguments) -> int:
         raise UsageError(f"there is no VM {arguments.vmid} on this node (containers are never frozen)")
     # As its backup would find it: in mode snapshot or, if it does not run, in the mode that vzdump uses then.
     mode = "snapshot" if runs else "stop"
-    known = gather(node, reader, arguments.vmid, "qemu", mode, freeze.facts_within_s, SystemClock().now_s())
-    verdict = decide(known.facts, policy_for(freeze, arguments.vmid, known.name, known.tags))
+    facts, vm = gather(node, reader, arguments.vmid, "qemu", mode, freeze.facts_within_s, SystemClock().now_s())
+    verdict = decide(facts, policy_for(freeze, arguments.vmid, vm.name, vm.tags))
     if arguments.json:
-        print(json.dumps(freeze_check_json(arguments.vmid, known.name, known.facts, verdict)))
+        print(json.dumps(freeze_check_json(arguments.vmid, vm.name, facts, verdict)))
     else:
-        print("\n".join(freeze_check_lines(arguments.vmid, known.name, known.facts, verdict)))
+        print("\n".join(freeze_check_lines(arguments.vmid, vm.name, facts, verdict)))
     return 0 if verdict.action == "freeze" else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from pvehook.contract.guest_config import AgentOption, GuestConfig, parse_agent_option, parse_vm
 from pvehook.deadline import Deadline
@@ -19,14 +18,6 @@ CONFIG_S = 1.0
 QMP_S = 1.2
 OS_INFO = "guest-get-osinfo"
 EXEC = "guest-exec"
-
-
-class KnownGuest(NamedTuple):
-    """A guest's facts and what its configuration says of it."""
-
-    facts: FreezeFacts
-    name: str | None
-    tags: tuple[str, ...]
 
 
 def agent_path(node: Node, vmid: int) -> str:
@@ -48,31 +39,31 @@ def gather(
     facts_within_s: float,
     now_s: float,
     deadline: Deadline | None = None,
-) -> KnownGuest:
+) -> tuple[FreezeFacts, GuestConfig]:
     """Reads configuration, QEMU's state and the agent's facts; the agent has `facts_within_s` for all its answers, and
-    nothing is waited for beyond the deadline. Never raises: what did not answer is a fact of its own.
+    nothing is waited for beyond the deadline. Never raises: what did not answer is a fact of its own, and a
+    configuration that could not be read is an empty one.
 
     The agent is used only where PVE would freeze, and left alone in a guest that is never frozen.
     """
     deadline = deadline or Deadline.after(CONFIG_S + QMP_S + facts_within_s)
     config, unknown = _config(node, reader, vmid, deadline)
-    history = past_freezes(node, reader, vmid)
-    option = parse_agent_option(config.agent) if config is not None else AgentOption(True, True)
-    facts = FreezeFacts(vmtype, mode, option, history, now_s, unknown)
+    option = parse_agent_option(config.agent) if unknown is None else AgentOption(True, True)
+    facts = FreezeFacts(vmtype, mode, option, past_freezes(node, reader, vmid), now_s, unknown)
     if vmtype != "lxc" and mode == "snapshot":
         facts = _qemu_facts(facts, qmp_path(node, vmid), deadline.within(QMP_S))
         if facts.run_state == "running" and option.enabled and option.freezes:
             facts = _agent_facts(facts, agent_path(node, vmid), deadline.within(facts_within_s))
-    return KnownGuest(facts, config.name if config else None, config.tags if config else ())
+    return facts, config
 
 
-def _config(node: Node, reader: TimelyReader, vmid: int, deadline: Deadline) -> tuple[GuestConfig | None, str | None]:
+def _config(node: Node, reader: TimelyReader, vmid: int, deadline: Deadline) -> tuple[GuestConfig, str | None]:
     path = f"/etc/pve/qemu-server/{vmid}.conf"
     try:
         text = reader.text(node.path(path), deadline.within(CONFIG_S).left_s())
     except NodeError as error:
-        return None, str(error)
-    return (parse_vm(text), None) if text is not None else (None, f"{path} is not there")
+        return parse_vm(""), str(error)
+    return parse_vm(text or ""), f"{path} is not there" if text is None else None
 
 
 def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:
@@ -83,9 +74,7 @@ def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFact
     except GuestError as error:
         return facts._replace(qmp_fault=str(error))
     state = migration.get("status") if isinstance(migration, dict) else None
-    return facts._replace(
-        run_state=status.status, migrating=state in ("setup", "active", "pre-switchover", "device")
-    )
+    return facts._replace(run_state=status, migrating=state in ("setup", "active", "pre-switchover", "device"))
 
 
 def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:

@@ -54,7 +54,7 @@ def thaw_behind_freeze(agent: AgentConnection, on_sent: Callable[[], None]) -> T
                 send_at_s = time.monotonic() + pause_s
                 pause_s = min(2 * pause_s, SEND_AGAIN_AT_MOST_S)
                 agent.send_thaw(Deadline.after(SEND_S))
-                sent = agent.send_status(Deadline.after(SEND_S))
+                sent = agent.send("guest-fsfreeze-status", deadline=Deadline.after(SEND_S))
                 status = status or sent
                 on_sent()
             if status is None:

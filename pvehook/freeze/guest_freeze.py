@@ -136,25 +136,17 @@ class GuestFreeze:
         # Asked in mode off too: what a killed vzdump leaves frozen is thawed in every mode, if it was thawed before.
         if guest.mode == "snapshot" and config.pre_flush:
             more_time(config.pre_flush_within_s)
-        known = gather(
-            self._node,
-            self._reader,
-            guest.vmid,
-            guest.vmtype,
-            guest.mode,
-            config.facts_within_s,
-            self._clock.now_s(),
-            deadline,
-        )
-        self.silent_agent = _silent_agent(known.facts)
-        policy = policy_for(config, guest.vmid, known.name or guest.name, known.tags)
-        verdict = decide(known.facts, policy)
+        within_s, now_s = config.facts_within_s, self._clock.now_s()
+        facts, vm = gather(self._node, self._reader, guest.vmid, guest.vmtype, guest.mode, within_s, now_s, deadline)
+        self.silent_agent = _silent_agent(facts)
+        policy = policy_for(config, guest.vmid, vm.name or guest.name, vm.tags)
+        verdict = decide(facts, policy)
         summary = guest.freeze = FreezeSummary(
             action=verdict.action,
             reasons=[printable(reason, REASON_CHARACTERS) for reason in verdict.reasons[:REASONS_KEPT]],
             alert=verdict.alert,
-            was_thawed=known.facts.status == "thawed",
-            is_windows=known.facts.os_id == WINDOWS,
+            was_thawed=facts.status == "thawed",
+            is_windows=facts.os_id == WINDOWS,
         )
         self._mountpoints = verdict.mountpoints
         if verdict.mountpoints is not None:
@@ -163,7 +155,7 @@ class GuestFreeze:
             summary.mountpoints = list(verdict.mountpoints) if is_short else None
         if verdict.action == "freeze" and config.pre_flush:
             within_s = config.pre_flush_within_s
-            summary.pre_flush_ms, summary.pre_flush = pre_flush(self._node, known.facts, guest.vmid, within_s)
+            summary.pre_flush_ms, summary.pre_flush = pre_flush(self._node, facts, guest.vmid, within_s)
         self._report_verdict(summary)
         if verdict.action == "none":
             return []
@@ -178,12 +170,6 @@ class GuestFreeze:
         if summary is None or summary.action == "none":
             self._on_over()
             return []
-        limits = Limits(
-            reply_within_s=config.reply_within_s,
-            frozen_at_most_s=config.windows_frozen_at_most_s if summary.is_windows else config.frozen_at_most_s,
-            wait_for_pve_s=config.wait_for_pve_s,
-            veto_hold_at_most_s=config.veto_hold_at_most_s,
-        )
         # A long list was lost with the daemon that knew it: whatever it left out must not be frozen now.
         is_lost = summary.has_list and self._mountpoints is None
         rendezvous = Rendezvous(
@@ -192,7 +178,7 @@ class GuestFreeze:
             self._worker,
             veto=summary.action == "veto" or is_lost,
             mountpoints=self._mountpoints,
-            limits=limits,
+            limits=Limits(config, summary.is_windows),
             watchdog=self._freezes.watchdog,
             at_step=self._freezes.at_step,
             on_begun=self._on_begun,

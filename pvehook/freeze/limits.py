@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
+from pvehook.settings import FreezeConfig
+
 SLOW_AGENT_S: Final = 0.09
 """From this latency on PVE's ping is answered before the freeze, or two late answers more are spent frozen. With a fast
 agent the ping comes after it: a freeze that hangs then keeps PVE from freezing, which costs PVE 3 s and not an hour."""
@@ -36,11 +38,13 @@ THAW_RESERVE_S: Final = 0.5
 class Limits(NamedTuple):
     """In seconds. `latency_s` is the agent's, for one answer."""
 
-    reply_within_s: float
-    frozen_at_most_s: float
-    wait_for_pve_s: float
-    veto_hold_at_most_s: float
+    config: FreezeConfig
+    is_windows: bool
     latency_s: float = 0.0
+
+    @property
+    def frozen_at_most_s(self) -> float:
+        return self.config.windows_frozen_at_most_s if self.is_windows else self.config.frozen_at_most_s
 
     @property
     def is_slow(self) -> bool:
@@ -59,8 +63,8 @@ class Limits(NamedTuple):
     def freeze_within_s(self, *, pinged: bool) -> float:
         """From PVE's arrival on; after that its next two answers must still be in time."""
         if pinged:
-            return min(self.reply_within_s + self.latency_s, PVE_STATUS_S - 2.5 * self.latency_s)
-        return min(self.reply_within_s, PVE_PING_S - 2.5 * self.latency_s)
+            return min(self.config.reply_within_s + self.latency_s, PVE_STATUS_S - 2.5 * self.latency_s)
+        return min(self.config.reply_within_s, PVE_PING_S - 2.5 * self.latency_s)
 
 
 class Outcome(NamedTuple):

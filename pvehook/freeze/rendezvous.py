@@ -162,6 +162,9 @@ class Rendezvous:
         finally:
             self._at_step("settled")
             self._open.close()
+            if self._arrived_s is not None:
+                waited_s = self._arrived_s - self._armed_s
+                outcome = outcome._replace(waited_for_pve_ms=round(waited_s * 1000))
             self._on_end(outcome)
             self.ended.set()
 
@@ -183,7 +186,7 @@ class Rendezvous:
 
     def _wait_for_pve(self) -> str:
         """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted, so no waiter."""
-        until_s = self._armed_s + self._limits.wait_for_pve_s
+        until_s = self._armed_s + self._limits.config.wait_for_pve_s
         not_begun = False
         while not self._pve.waits():
             now_s = time.monotonic()
@@ -192,7 +195,7 @@ class Rendezvous:
             # Fleecing images may take long: while QEMU reports no backup, PVE will come. And what a list leaves out
             # must not be frozen after all.
             if now_s >= until_s and not not_begun and self._mountpoints is None:
-                return f"PVE did not come to the agent within {self._limits.wait_for_pve_s:g} s"
+                return f"PVE did not come to the agent within {self._limits.config.wait_for_pve_s:g} s"
             begun = self._pve.backup_has_begun()
             if begun:
                 return "PVE began its backup without the agent"
@@ -238,12 +241,12 @@ class Rendezvous:
         except GuestError as error:
             return self._freeze_failed(error)
         if frozen == 0:
-            self._nothing_is_frozen()
+            self._thaw_is_over()
             return self._keep_pve_from_freezing("the freeze reached no filesystem")
         if self._pve.waits_or_unknown() is False:
             thawed = self._thaw()
             why = "PVE had given up and gone on before the guest was frozen"
-            return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed), filesystems_frozen=frozen)
+            return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed.at_s), filesystems_frozen=frozen)
         self._record.say("frozen")
         self._at_step("frozen")
         self._pve.agent_queue.go_to_end()
@@ -253,13 +256,18 @@ class Rendezvous:
         if has_begun:
             self._at_step("backup-begun")
         thawed = self._thaw()
+        why = f"{frozen} filesystems were frozen when the backup began"
+        if not has_begun:
+            at_most = f"{self._limits.frozen_at_most_s:g} s"
+            why = f"PVE's backup had not begun after {at_most}; the guest was thawed without it"
+            if self.abandoned.is_set():
+                why = "the backup ended before its job began"
         return Outcome(
             "filesystem-consistent" if has_begun else "crash-consistent",
-            f"{frozen} filesystems were frozen when the backup began" if has_begun else self._why_not_begun(),
-            frozen_ms=self._frozen_ms(thawed),
+            why,
+            frozen_ms=self._frozen_ms(thawed.at_s),
             filesystems_frozen=frozen,
             filesystems_thawed=thawed.filesystems,
-            waited_for_pve_ms=self._waited_ms(),
         )
 
     def _wait_for_start(self) -> bool:
@@ -274,29 +282,24 @@ class Rendezvous:
                 return False
         return False
 
-    def _why_not_begun(self) -> str:
-        if self.abandoned.is_set():
-            return "the backup ended before its job began"
-        return f"PVE's backup had not begun after {self._limits.frozen_at_most_s:g} s; the guest was thawed without it"
-
     def _keep_pve_from_freezing(self, why: str) -> Outcome:
         """Holds until PVE's ping has given up, or its backup has begun or is over: who else comes proves nothing."""
         if self._pinged:
             self._hold.close()
-            return Outcome("left-to-pve", why, waited_for_pve_ms=self._waited_ms())
-        gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.veto_hold_at_most_s
+            return Outcome("left-to-pve", why)
+        gives_up_s = None if self._arrived_s is None else time.monotonic() + self._limits.config.veto_hold_at_most_s
         while not self.abandoned.wait(POLL_EVERY_S):
             waits = self._pve.waits_or_unknown()
             now_s = time.monotonic()
             if waits and gives_up_s is None:
-                self._arrived_s, gives_up_s = now_s, now_s + self._limits.veto_hold_at_most_s
+                self._arrived_s, gives_up_s = now_s, now_s + self._limits.config.veto_hold_at_most_s
             if gives_up_s is not None and (waits is False or now_s >= gives_up_s):
                 break
             if self._pve.backup_has_begun():
                 break
         self._pve.leave_monitor()
         self._hold.close()
-        return Outcome("crash-consistent", why, waited_for_pve_ms=self._waited_ms())
+        return Outcome("crash-consistent", why)
 
     # A freeze that goes wrong
 
@@ -304,7 +307,7 @@ class Rendezvous:
         """PVE is kept from freezing too, until it has given up; from then on somebody else may come."""
         self._record.say("thawing")
         self._at_step("thawing")
-        gives_up_s = time.monotonic() + self._limits.veto_hold_at_most_s
+        gives_up_s = time.monotonic() + self._limits.config.veto_hold_at_most_s
         thawed = thaw_behind_freeze(self._agent, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
         if thawed is None:
             self._hold.close()  # kept open it would be in our own way
@@ -315,10 +318,9 @@ class Rendezvous:
         self._thaw_is_over()
         return Outcome(
             "left-to-pve" if self._pinged else "crash-consistent",
-            f"the freeze was not answered within {self._limits.reply_within_s:g} s ({error})",
-            frozen_ms=self._frozen_ms(thawed),
+            f"the freeze was not answered within {self._limits.config.reply_within_s:g} s ({error})",
+            frozen_ms=self._frozen_ms(thawed.at_s),
             filesystems_thawed=thawed.filesystems,
-            waited_for_pve_ms=self._waited_ms(),
             hung=True,
         )
 
@@ -327,12 +329,12 @@ class Rendezvous:
         frozen now is ours."""
         was_frozen = thaw_failed(self._agent, self._limits.answers_s)
         self._watchdog.thaw_sent(self.vmid)
-        frozen_ms = self._frozen_ms() if was_frozen else None
+        frozen_ms = self._frozen_ms(time.monotonic()) if was_frozen else None
         if was_frozen is not None:
             self._thaw_is_over()
         outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
         if was_frozen is None:
-            frozen_ms = self._frozen_ms(self._thaw())
+            frozen_ms = self._frozen_ms(self._thaw().at_s)
         return outcome._replace(frozen_ms=frozen_ms)
 
     # Thawing
@@ -354,17 +356,10 @@ class Rendezvous:
         return thawed
 
     def _thaw_is_over(self) -> None:
-        self._nothing_is_frozen()
-        self._at_step("thawed")
-
-    def _nothing_is_frozen(self) -> None:
         self._record.say("thawed")
         self._watchdog.thaw_sent(self.vmid)
         self.not_frozen.set()
+        self._at_step("thawed")
 
-    def _frozen_ms(self, thawed: Thawed | None = None) -> int:
-        end_s = thawed.at_s if thawed is not None else time.monotonic()
-        return round((end_s - self._frozen_from_s) * 1000)
-
-    def _waited_ms(self) -> int | None:
-        return None if self._arrived_s is None else round((self._arrived_s - self._armed_s) * 1000)
+    def _frozen_ms(self, thawed_s: float) -> int:
+        return round((thawed_s - self._frozen_from_s) * 1000)

@@ -112,14 +112,10 @@ class AgentConnection:
 
     def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
         """Whether a freeze is in force, whoever requested it."""
-        return self.receive_status(self.send_status(deadline), deadline)
-
-    def send_status(self, deadline: Deadline) -> Pending:
-        """Sends the question for the status; see `receive_status`."""
-        return self.send("guest-fsfreeze-status", deadline=deadline)
+        return self.receive_status(self.send("guest-fsfreeze-status", deadline=deadline), deadline)
 
     def receive_status(self, pending: Pending, deadline: Deadline) -> FreezeStatus:
-        """The answer to `send_status`."""
+        """The answer to a `guest-fsfreeze-status` that was sent before."""
         reply = self.receive(pending, deadline=deadline)
         if reply == "thawed":
             return "thawed"

@@ -6,8 +6,7 @@
     query-named-block-nodes  a backup provider's (PVE 8.4 and      a new `snapshot-access` node is there
                              later) is in neither of them
 
-    NotYet    nothing has changed
-    Foreign   nothing has changed, and a backup of somebody else runs: one that a killed vzdump left behind, an
+    NotYet    nothing has changed. A backup of somebody else may run: one that a killed vzdump left behind, an
               administrator's `blockdev-backup`
     Running   ours, with its block jobs (none between two disks, and none with a backup provider)
     Over      ours has begun and is not there any more
@@ -20,6 +19,7 @@ providers only (facts/qemu.md), which is why a foreign job is not taken for a pr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pvehook.contract.block_job import BlockJob
@@ -34,10 +34,6 @@ class NotYet(NamedTuple):
     """It has not begun."""
 
 
-class Foreign(NamedTuple):
-    """It has not begun; somebody else's backup runs."""
-
-
 class Running(NamedTuple):
     """It runs."""
 
@@ -48,7 +44,7 @@ class Over(NamedTuple):
     """It has begun, and is over."""
 
 
-Progress = NotYet | Foreign | Running | Over
+Progress = NotYet | Running | Over
 
 
 class Seen(NamedTuple):
@@ -65,15 +61,11 @@ class Seen(NamedTuple):
 class Tracked(NamedTuple):
     """What is known of the backups of one guest: what was there before ours, and whether ours was seen."""
 
-    run: BackupRun | None
-    foreign_jobs: Mapping[str, BlockJob]
+    run: BackupRun | None = None
+    foreign_jobs: Mapping[str, BlockJob] = MappingProxyType({})
     """By device, as they were seen last; see `_may_be`."""
-    access_nodes: frozenset[str]
+    access_nodes: frozenset[str] = frozenset()
     begun: bool = False
-
-
-NOTHING_BEFORE = Tracked(None, {}, frozenset())
-"""For a daemon that was restarted during the backup: whatever runs is ours."""
 
 
 def armed_with(seen: Seen) -> Tracked:
@@ -100,10 +92,7 @@ def progress(tracked: Tracked, seen: Seen) -> tuple[Tracked, Progress]:
     tracked = Tracked(tracked.run, foreign, nodes, tracked.begun or is_begun)
     if is_running:
         return tracked, Running(ours)
-    if tracked.begun:
-        return tracked, Over()
-    is_foreign = bool(seen.jobs) or (seen.run is not None and seen.run.is_active)
-    return tracked, Foreign() if is_foreign else NotYet()
+    return tracked, Over() if tracked.begun else NotYet()
 
 
 def _may_be(before: BlockJob, now: BlockJob) -> bool:
@@ -125,12 +114,11 @@ class BackupTracker:
 
     def __init__(self, *, picked_up: bool = False) -> None:
         """`picked_up`: the daemon was restarted during the backup, so what runs at the first poll is ours."""
-        self._tracked: Tracked | None = NOTHING_BEFORE if picked_up else None
-        self._has_query_backup = True
+        self._tracked = Tracked() if picked_up else None
 
     def arm(self, qmp: QmpConnection, deadline: Deadline) -> None:
         """The backup is about to begin: what is there now is not it."""
-        run = self._query_backup(qmp, deadline)
+        run = qmp.query_backup(deadline)
         self._tracked = armed_with(Seen(run, qmp.query_backup_jobs(deadline), qmp.query_access_nodes(deadline)))
 
     def poll(self, qmp: QmpConnection, deadline: Deadline, *, with_jobs: bool = True) -> Progress:
@@ -141,7 +129,7 @@ class BackupTracker:
         if self._tracked is None:
             self.arm(qmp, deadline)
         assert self._tracked is not None  # noqa: S101  (armed)
-        run, nodes = self._query_backup(qmp, deadline), None
+        run, nodes = qmp.query_backup(deadline), None
         with_jobs = with_jobs or run is None
         jobs = qmp.query_backup_jobs(deadline) if with_jobs else ()
         is_clear = _has_changed(self._tracked.run, run) if run is not None else bool(jobs)
@@ -157,8 +145,3 @@ class BackupTracker:
         foreign = self._tracked.foreign_jobs if self._tracked is not None else {}
         jobs = qmp.query_backup_jobs(deadline)
         return tuple(each for each in jobs if each.device.startswith(DRIVE_PREFIX) and each.device not in foreign)
-
-    def _query_backup(self, qmp: QmpConnection, deadline: Deadline) -> BackupRun | None:
-        run = qmp.query_backup(deadline) if self._has_query_backup else None
-        self._has_query_backup = run is not None
-        return run

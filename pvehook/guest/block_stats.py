@@ -28,11 +28,9 @@ from pvehook.contract.latency import (
 from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, Refused
-from pvehook.guest.qmp import QmpConnection
+from pvehook.guest.qmp import DISKS_REPLY_LIMIT_BYTES, QmpConnection
 from pvehook.guest.validate import integer, items, mapping, numbers, text
 
-REPLY_LIMIT_BYTES: Final = 4 * 1024 * 1024
-"""A disk with our histograms takes 12 kB, some more with a chain of snapshots; Proxmox allows 57 disks."""
 DISKS_LIMIT: Final = 256
 
 _QDEV: Final = re.compile(r"(?:/machine/peripheral/)?(?P<name>[^/]+)(?:/virtio-backend)?")
@@ -58,10 +56,8 @@ def read_disks(qmp: QmpConnection, deadline: Deadline, known: Collection[str] = 
     `known` are qdevs of an earlier reading: whether they are CD drives is not queried again.
     """
     source = qmp.source("query-blockstats")
-    reply = items(
-        qmp.execute("query-blockstats", deadline=deadline, limit_bytes=REPLY_LIMIT_BYTES),
-        source=source,
-    )
+    answer = qmp.execute("query-blockstats", deadline=deadline, limit_bytes=DISKS_REPLY_LIMIT_BYTES)
+    reply = items(answer, source=source)
     if len(reply) > DISKS_LIMIT:
         raise BadReply(f"{source}: {len(reply)} drives, more than {DISKS_LIMIT}")
     disks = (_disk(entry, source=source) for entry in reply)

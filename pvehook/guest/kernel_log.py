@@ -30,8 +30,7 @@ from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import AgentConnection
-from pvehook.guest.file_access import explain
-from pvehook.guest.guest_counters import parse_uptime_s, read_start
+from pvehook.guest.guest_counters import explain, parse_uptime_s, read_start
 
 BYTES_LIMIT: Final = 64 * 1024
 """Of one read: some 800 lines of a real log, 20 s of reading under TCG, so the deadline may end it before. A line has 9
@@ -108,7 +107,7 @@ def read_kernel_log(
         if isinstance(error, Refused) and error.description.endswith(_NO_HANDLE):
             return Broken("the guest's agent was started anew since the kernel log was opened")
         return explain(agent, _PATH, error, deadline)
-    return _understood(log, stream)
+    return _understood(log, *stream)
 
 
 def close_kernel_log(agent: AgentConnection, log: KernelLogHandle, deadline: Deadline) -> None:
@@ -117,18 +116,11 @@ def close_kernel_log(agent: AgentConnection, log: KernelLogHandle, deadline: Dea
         agent.file_close(log.handle, deadline)
 
 
-class _Stream(NamedTuple):
-    """What the reads gave."""
-
-    data: bytes
-    ended: bool
-    """There was nothing more to read."""
-    overwritten: bool
-    missing: tuple[str, ...]
-
-
-def _read_stream(agent: AgentConnection, handle: int, deadline: Deadline, limit_bytes: int) -> _Stream:
-    """Raises what the first answer raises; later faults end the stream."""
+def _read_stream(
+    agent: AgentConnection, handle: int, deadline: Deadline, limit_bytes: int
+) -> tuple[bytes, bool, bool, list[str]]:
+    """What was read, whether there was nothing more to read, whether records were overwritten, and what else is
+    missing. Raises what the first answer raises; later faults end the stream."""
     data = bytearray()
     missing = []
     ended = overwritten = False
@@ -159,13 +151,12 @@ def _read_stream(agent: AgentConnection, handle: int, deadline: Deadline, limit_
         if not data:
             raise
         missing.append(f"not read to its end: {error}")
-    return _Stream(bytes(data), ended, overwritten, tuple(missing))
+    return bytes(data), ended, overwritten, missing
 
 
-def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
+def _understood(log: KernelLogHandle, data: bytes, ended: bool, overwritten: bool, missing: list[str]) -> KernelLog:
     now_epoch_s = time.time()
-    whole, _, rest = (log.rest + stream.data.decode("ascii", "replace")).rpartition("\n")
-    missing = list(stream.missing)
+    whole, _, rest = (log.rest + data.decode("ascii", "replace")).rpartition("\n")
     lines: list[KernelLine] = []
     numbers: list[int] = []
     damaged = 0
@@ -179,7 +170,7 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
             continue
         lines.append(line)
         numbers.append(number)
-    if stream.overwritten:
+    if overwritten:
         lost = sum(max(after - before - 1, 0) for before, after in itertools.pairwise(numbers))
         missing.append(f"records overwritten before they were read: {lost or 'an unknown number'}")
     if damaged or len(rest) > _RECORD_BYTES:
@@ -193,7 +184,7 @@ def _understood(log: KernelLogHandle, stream: _Stream) -> KernelLog:
         TimedLine(min(max(zero_epoch_s + line.at_us / 1e6, log.looked_epoch_s), now_epoch_s), line.text)
         for line in lines
     )
-    looked_epoch_s = now_epoch_s if stream.ended or not timed else timed[-1].at_s
+    looked_epoch_s = now_epoch_s if ended or not timed else timed[-1].at_s
     handle = log._replace(
         zero_epoch_s=zero_epoch_s,
         looked_epoch_s=looked_epoch_s,

@@ -22,16 +22,10 @@ from pvehook.errors import BadReply, Refused
 from pvehook.guest.sockets import REPLY_LIMIT_BYTES, Connection, connect, parse_document
 from pvehook.guest.validate import boolean, integer, is_number, items, mapping, request, returned, text
 
-NODES_LIMIT_BYTES = 4 * 1024 * 1024
-"""Of `query-named-block-nodes`: 1 kB a node, and a disk with many snapshots has a node for each."""
+DISKS_REPLY_LIMIT_BYTES = 4 * 1024 * 1024
+"""Of answers about all disks: 12 kB a disk with our histograms, 1 kB a node, and a disk with many snapshots has a node
+for each; Proxmox allows 57 disks."""
 ACCESS_DRIVER = "snapshot-access"
-
-
-class Status(NamedTuple):
-    """The answer to `query-status`."""
-
-    status: str
-    running: bool
 
 
 class BackupRun(NamedTuple):
@@ -46,16 +40,6 @@ class BackupRun(NamedTuple):
     @property
     def is_active(self) -> bool:
         return self.status == "active"
-
-
-class QemuVersion(NamedTuple):
-    """The answer to `query-version`: the QEMU that runs, which may not be the one that is installed."""
-
-    major: int
-    minor: int
-    micro: int
-    package: str
-    """Who built it; on Proxmox `pve-qemu-kvm_10.0.2-4`."""
 
 
 class QmpConnection:
@@ -88,14 +72,10 @@ class QmpConnection:
             if is_number(reply.get("id"), self._last_id):  # else an event, or somebody else's answer
                 return returned(reply, source=source)
 
-    def query_status(self, deadline: Deadline) -> Status:
-        """Whether the VM runs."""
+    def query_status(self, deadline: Deadline) -> str:
+        """Whether the VM is `running`, `paused`, or what else QEMU calls it."""
         source = self.source("query-status")
-        reply = mapping(self.execute("query-status", deadline=deadline), source=source)
-        return Status(
-            status=text(reply, "status", source=source),
-            running=boolean(reply, "running", source=source),
-        )
+        return text(mapping(self.execute("query-status", deadline=deadline), source=source), "status", source=source)
 
     def query_block_jobs(self, deadline: Deadline) -> tuple[BlockJob, ...]:
         """The block jobs that exist now."""
@@ -134,7 +114,7 @@ class QmpConnection:
         """The block nodes through which a backup provider, or fleecing, reads the disks as they were at its start."""
         source = self.source("query-named-block-nodes")
         flat = {"flat": True}
-        reply = self.execute("query-named-block-nodes", flat, deadline=deadline, limit_bytes=NODES_LIMIT_BYTES)
+        reply = self.execute("query-named-block-nodes", flat, deadline=deadline, limit_bytes=DISKS_REPLY_LIMIT_BYTES)
         nodes = items(reply, source=source)
         return frozenset(text(node, "node-name", source=source) for node in nodes if node.get("drv") == ACCESS_DRIVER)
 
@@ -143,17 +123,14 @@ class QmpConnection:
         arguments = {"device": device, "speed": bytes_per_s}
         self.execute("block-job-set-speed", arguments, deadline=deadline)
 
-    def query_version(self, deadline: Deadline) -> QemuVersion:
-        """Which QEMU this VM runs on."""
+    def query_version(self, deadline: Deadline) -> str:
+        """Which QEMU runs, which may not be the one that is installed: `pve-qemu-kvm_10.0.2-4` on Proxmox, else its
+        number."""
         source = self.source("query-version")
         reply = mapping(self.execute("query-version", deadline=deadline), source=source)
         number = mapping(reply.get("qemu"), source=source)
-        return QemuVersion(
-            major=integer(number, "major", source=source),
-            minor=integer(number, "minor", source=source),
-            micro=integer(number, "micro", source=source),
-            package=text(reply, "package", source=source),
-        )
+        numbers = [str(integer(number, part, source=source)) for part in ("major", "minor", "micro")]
+        return text(reply, "package", source=source) or ".".join(numbers)
 
     def query_cpus_fast(self, deadline: Deadline) -> tuple[int, ...]:
         """The host's thread ids of the vCPUs, the first vCPU first."""

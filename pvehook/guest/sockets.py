@@ -14,7 +14,6 @@ import re
 import select
 import socket
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from pvehook.contract.text import printable
@@ -63,9 +62,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -127,9 +124,7 @@ class Connection:
         except OSError as error:
             raise self._gone(error) from error
         if not data:
-            raise Unreachable(
-                f"{self.path}: the other side hung up, {len(self._received)} bytes into its answer"
-            )
+            raise Unreachable(f"{self.path}: the other side hung up, {len(self._received)} bytes into its answer")
         self._room_bytes -= len(data)
         self._received += data
 

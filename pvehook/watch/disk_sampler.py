@@ -145,7 +145,7 @@ class DiskSampler:
         if self.start is not None and self.start.armed:
             # A VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own.
             with contextlib.suppress(GuestError), open_qmp(self._path, deadline) as qmp:
-                self._run_state = qmp.query_status(deadline).status
+                self._run_state = qmp.query_status(deadline)
                 disarm_histograms(qmp, self.start.armed, deadline)
         return self._samples > before
 
@@ -174,7 +174,7 @@ class DiskSampler:
         before = read_disks(qmp, deadline)
         arming = arm_histograms(qmp, before, deadline)
         version = qmp.query_version(deadline)
-        self._run_state = qmp.query_status(deadline).status
+        self._run_state = qmp.query_status(deadline)
         return Start(
             at_s=self._steady_s(),
             disks=read_disks(qmp, deadline, [disk.qdev for disk in before]),
@@ -182,7 +182,7 @@ class DiskSampler:
             theirs=arming.theirs,
             not_armed=tuple(f"{qdev}: {why}" for qdev, why in arming.refused),
             vcpus=qmp.query_cpus_fast(deadline),
-            qemu=version.package or f"{version.major}.{version.minor}.{version.micro}",
+            qemu=version,
         )
 
     def _take(self, at_s: float, disks: tuple[DiskCounters, ...], jobs: Sequence[BlockJob]) -> None:

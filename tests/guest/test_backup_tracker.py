@@ -10,7 +10,6 @@ from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.guest.backup_tracker import (
     BackupTracker,
-    Foreign,
     NotYet,
     Over,
     Progress,
@@ -56,10 +55,10 @@ PLAYS: dict[str, tuple[tuple[Seen, ...], Progress]] = {
     "seen, then over": ((Seen(YESTERDAY), Seen(ACTIVE, (job(),)), Seen(DONE)), Over()),
     "the same start time and uuid, active again": ((Seen(DONE), Seen(ACTIVE)), Running(())),
     "QEMU was started anew": ((Seen(YESTERDAY), Seen(NO_BACKUP)), NotYet()),
-    "left by a killed vzdump": ((Seen(ACTIVE, (job(),)), Seen(ACTIVE, (job(offset=9),))), Foreign()),
+    "left by a killed vzdump": ((Seen(ACTIVE, (job(),)), Seen(ACTIVE, (job(offset=9),))), NotYet()),
     "left by a killed vzdump, and ended": ((Seen(ACTIVE, (job(),)), Seen(DONE)), NotYet()),
-    "an administrator's job": ((Seen(YESTERDAY), Seen(YESTERDAY, (job("mine"),))), Foreign()),
-    "an administrator's job under a drive's name": ((Seen(YESTERDAY), Seen(YESTERDAY, (job(),))), Foreign()),
+    "an administrator's job": ((Seen(YESTERDAY), Seen(YESTERDAY, (job("mine"),))), NotYet()),
+    "an administrator's job under a drive's name": ((Seen(YESTERDAY), Seen(YESTERDAY, (job(),))), NotYet()),
     "an administrator's job beside ours": (
         (Seen(YESTERDAY), Seen(ACTIVE, (job("mine"), job()))),
         Running((job(),)),
@@ -70,7 +69,7 @@ PLAYS: dict[str, tuple[tuple[Seen, ...], Progress]] = {
     "stock: nothing yet": ((Seen(None), Seen(None)), NotYet()),
     "stock: a new job": ((Seen(None), Seen(None, (job(),))), Running((job(),))),
     "stock: it ends": ((Seen(None), Seen(None, (job(),)), Seen(None)), Over()),
-    "stock: a job that was there": ((Seen(None, (job(),)), Seen(None, (job(offset=9),))), Foreign()),
+    "stock: a job that was there": ((Seen(None, (job(),)), Seen(None, (job(offset=9),))), NotYet()),
     "stock: a new job of the same name": (
         (Seen(None, (job(),)), Seen(None, (job(offset=0),))),
         Running((job(offset=0),)),
@@ -103,7 +102,7 @@ def test_a_backup_is_followed_from_its_start_to_its_end(tmp_path: Path, with_job
         tracker = BackupTracker()
         assert polled(guest, tracker) == NotYet()
         guest.start_foreign_job("mine")
-        assert polled(guest, tracker) == Foreign()
+        assert polled(guest, tracker) == NotYet()
         now = polled(guest, tracker, "backup", with_jobs=with_jobs)
         assert isinstance(now, Running)
         assert [each.device for each in now.jobs] == (["drive-scsi0"] if with_jobs else [])
@@ -133,4 +132,4 @@ def test_a_restarted_daemon_goes_on_with_the_backup_that_runs(tmp_path: Path) ->
     with SimulatedGuest(str(tmp_path), 101) as guest:
         polled(guest, BackupTracker(), "backup")
         assert isinstance(polled(guest, BackupTracker(picked_up=True)), Running)
-        assert polled(guest, BackupTracker()) == Foreign()
+        assert polled(guest, BackupTracker()) == NotYet()

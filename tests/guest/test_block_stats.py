@@ -183,6 +183,11 @@ def test_a_version_of_a_wrong_shape_is_a_bad_reply(tmp_path: Path, value: object
     assert str(caught.value).isprintable()
 
 
+def test_a_version_without_a_package_is_its_number(tmp_path: Path) -> None:
+    shown = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}
+    assert ask(tmp_path, qmp_that_returns(shown), QmpConnection.query_version) == "10.0.2"
+
+
 def test_the_threads_of_the_cpus_come_in_the_cpus_order(tmp_path: Path) -> None:
     shown = [{"cpu-index": 1, "thread-id": 11}, {"cpu-index": 0, "thread-id": 12}]
     assert ask(tmp_path, qmp_that_returns(shown), QmpConnection.query_cpus_fast) == (12, 11)

@@ -11,7 +11,7 @@ import pytest
 from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError, Refused, TimedOut, Unreachable
-from pvehook.guest.qmp import Status, open_qmp
+from pvehook.guest.qmp import open_qmp
 from tests.guest.hostile import (
     GREETING,
     NASTY,
@@ -28,7 +28,7 @@ RUNNING = b'{"return": {"status": "running", "running": true}, "id": ID}\r\n'
 JOB = {"device": "drive-scsi0", "type": "backup", "offset": 1, "len": 2, "speed": 0}
 
 
-def ask_status(tmp_path: Path, script: Script, seconds: float = 30) -> Status:
+def ask_status(tmp_path: Path, script: Script, seconds: float = 30) -> str:
     deadline = Deadline.after(seconds)
     with peer(str(tmp_path), script) as path, open_qmp(path, deadline) as qmp:
         return qmp.query_status(deadline)
@@ -42,7 +42,7 @@ def ask_jobs(tmp_path: Path, script: Script) -> tuple[BlockJob, ...]:
 
 def test_events_and_answers_to_others_are_passed_over(tmp_path: Path) -> None:
     others = b'{"event": "STOP"}\r\n{"return": {}, "id": 99}\r\n{"return": {}, "id": true}\r\n{"return": {}}\r\n'
-    assert ask_status(tmp_path, qmp_that_sends(others + RUNNING)) == Status("running", True)
+    assert ask_status(tmp_path, qmp_that_sends(others + RUNNING)) == "running"
 
 
 def test_only_answers_to_others_is_no_answer(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_monitor_that_hangs_times_out_and_answers_the_next_time(tmp_path: Path
         guest.unstick("qmp")
         deadline = Deadline.after(30)
         with open_qmp(guest.qmp_path, deadline) as qmp:
-            assert qmp.query_status(deadline).running
+            assert qmp.query_status(deadline) == "running"
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\n", b"[[[[\n", b"{}\n", b"\n", b'{"QMP": NaN}\n'])

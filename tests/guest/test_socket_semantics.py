@@ -174,7 +174,7 @@ def test_mountpoints_match_exactly_and_others_freeze_nothing(vm: Sockets) -> Non
 def test_a_job_that_does_not_exist_has_no_speed(vm: Sockets) -> None:
     deadline = Deadline.after(LONG_S)
     with open_qmp(vm.qmp, deadline) as qmp:
-        assert qmp.query_status(deadline).running
+        assert qmp.query_status(deadline) == "running"
         assert qmp.query_block_jobs(deadline) == ()
         with pytest.raises(Refused, match="DeviceNotActive: Block job 'drive-scsi0' not found"):
             qmp.execute("block-job-set-speed", {"device": "drive-scsi0", "speed": 0}, deadline=deadline)

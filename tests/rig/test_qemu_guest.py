@@ -92,7 +92,7 @@ def test_a_list_freezes_only_what_it_names(guest: QemuGuest) -> None:
 def test_qmp_tells_the_state_and_refuses_proxmoxs_own_command(guest: QemuGuest) -> None:
     deadline = Deadline.after(ANSWER_S)
     with open_qmp(guest.qmp, deadline) as qmp:
-        assert qmp.query_status(deadline) == ("running", True)
+        assert qmp.query_status(deadline) == "running"
         assert qmp.query_block_jobs(deadline) == ()
         with pytest.raises(Refused, match="CommandNotFound: The command backup-cancel has not been found"):
             qmp.backup_cancel(deadline)
