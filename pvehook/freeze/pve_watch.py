@@ -18,7 +18,7 @@ from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError
 from pvehook.freeze.socket_queue import SocketQueue
-from pvehook.guest.backup_tracker import BackupTracker, Over, Progress, Running
+from pvehook.guest.backup_tracker import BackupTracker
 from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection, connect
 from pvehook.host.node import Node
@@ -176,9 +176,9 @@ class PveWatch:
     def _poll(self, connection: Connection, deadline: Deadline, *, is_frozen: bool = False) -> bool:
         with connection:
             qmp = greet(connection, deadline)
-            progress: Progress = self._tracker.poll(qmp, deadline, with_jobs=False)
-            if is_frozen and isinstance(progress, Running) and self.monitor_latency_s < QUICK_MONITOR_S:
+            progress = self._tracker.poll(qmp, deadline, with_jobs=False)
+            if is_frozen and progress.state == "running" and self.monitor_latency_s < QUICK_MONITOR_S:
                 with contextlib.suppress(GuestError):  # then the sampler does it, after the thaw
                     soon = Deadline.after(ON_BEGUN_S)
                     self._on_begun(qmp, progress.jobs or self._tracker.jobs(qmp, soon), soon)
-        return isinstance(progress, Running | Over)
+        return progress.state != "not-yet"

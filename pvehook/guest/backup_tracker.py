@@ -6,10 +6,10 @@
     query-named-block-nodes  a backup provider's (PVE 8.4 and      a new `snapshot-access` node is there
                              later) is in neither of them
 
-    NotYet    nothing has changed. A backup of somebody else may run: one that a killed vzdump left behind, an
+    not-yet   nothing has changed. A backup of somebody else may run: one that a killed vzdump left behind, an
               administrator's `blockdev-backup`
-    Running   ours, with its block jobs (none between two disks, and none with a backup provider)
-    Over      ours has begun and is not there any more
+    running   ours, with its block jobs (none between two disks, and none with a backup provider)
+    over      ours has begun and is not there any more
 
 query-backup keeps the result of the last backup, so one that is over before the first poll is still seen. A block job
 of type `backup` has a `copy-before-write` node too, whoever started it; `snapshot-access` is made for fleecing and for
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
@@ -30,21 +30,11 @@ DRIVE_PREFIX = "drive-"
 """Proxmox names a backup's block jobs after the VM's drives: `drive-scsi0`, `drive-tpmstate0-backup`."""
 
 
-class NotYet(NamedTuple):
-    """It has not begun."""
+class Progress(NamedTuple):
+    """How far our backup is."""
 
-
-class Running(NamedTuple):
-    """It runs."""
-
-    jobs: tuple[BlockJob, ...]
-
-
-class Over(NamedTuple):
-    """It has begun, and is over."""
-
-
-Progress = NotYet | Running | Over
+    state: Literal["not-yet", "running", "over"]
+    jobs: tuple[BlockJob, ...] = ()
 
 
 class Seen(NamedTuple):
@@ -91,8 +81,8 @@ def progress(tracked: Tracked, seen: Seen) -> tuple[Tracked, Progress]:
         ours = tuple(job for job in ours if job.device.startswith(DRIVE_PREFIX))
     tracked = Tracked(tracked.run, foreign, nodes, tracked.begun or is_begun)
     if is_running:
-        return tracked, Running(ours)
-    return tracked, Over() if tracked.begun else NotYet()
+        return tracked, Progress("running", ours)
+    return tracked, Progress("over" if tracked.begun else "not-yet")
 
 
 def _may_be(before: BlockJob, now: BlockJob) -> bool:
@@ -125,7 +115,7 @@ class BackupTracker:
         """How far the backup is. The first poll arms, where that was not done.
 
         Without `with_jobs` it takes as few commands as possible, for a guest that is frozen and a PVE that may wait for
-        the monitor: one where Proxmox's backup has begun. Running then comes without its jobs."""
+        the monitor: one where Proxmox's backup has begun. `running` then comes without its jobs."""
         if self._tracked is None:
             self.arm(qmp, deadline)
         assert self._tracked is not None  # noqa: S101  (armed)

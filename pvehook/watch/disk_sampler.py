@@ -21,7 +21,7 @@ from pvehook.contract.latency import REQUEST_KINDS, DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
-from pvehook.guest.backup_tracker import BackupTracker, Running
+from pvehook.guest.backup_tracker import BackupTracker
 from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
@@ -125,8 +125,8 @@ class DiskSampler:
             self.start = self._begin(qmp, deadline)
             self._last, self._last_s, disks = self.start.disks, None, self.start.disks
         progress = self._tracker.poll(qmp, deadline)
-        self.job_seen |= isinstance(progress, Running)
-        jobs = progress.jobs if isinstance(progress, Running) else ()
+        self.job_seen |= progress.state == "running"
+        jobs = progress.jobs
         at_s = time.monotonic()
         self._take(at_s, disks, jobs)
         if self._act is not None:

@@ -220,9 +220,9 @@ def test_the_speed_of_a_job_is_set_and_seen_until_it_has_ended(vm: Vm, qmp: QmpC
 
 
 def test_it_tells_its_version_and_the_threads_of_its_cpus(qmp: QmpConnection, deadline: Deadline) -> None:
-    version = re.search(r"(\d+)\.\d+", qmp.query_version(deadline))
-    assert version is not None
-    assert int(version[1]) >= 7
+    version = qmp.query_version(deadline)
+    number = re.search(r"(\d+)\.\d+", version)
+    assert version == "simulated" if number is None else int(number[1]) >= 7
     (thread,) = qmp.query_cpus_fast(deadline)
     assert Path(f"/proc/{thread}/schedstat").exists()
 

@@ -20,7 +20,7 @@ from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent
 from pvehook.deadline import Deadline
-from pvehook.guest.backup_tracker import BackupTracker, Running
+from pvehook.guest.backup_tracker import BackupTracker
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import QmpConnection, open_qmp
 from pvehook.guest.sockets import connect
@@ -69,7 +69,7 @@ class Sampler:
         self.guest.serve_requests("write", latency_ms, writes)
         self.at_s += after_s
         progress = self.tracker.poll(qmp, deadline)
-        jobs = progress.jobs if isinstance(progress, Running) else ()
+        jobs = progress.jobs
         for job in jobs:
             self.copied += int(min(job.speed_bytes_per_s or FAST, FAST) * after_s)
         jobs = tuple(job._replace(offset_bytes=self.copied, length_bytes=LENGTH) for job in jobs)
