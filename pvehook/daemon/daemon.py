@@ -37,7 +37,8 @@ from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.contract.upid import parse_upid
 from pvehook.daemon.run import Run, chain_of
 from pvehook.deadline import Deadline
-from pvehook.freeze.guest_freeze import OpenFreezes, thaw_left_over_in_daemon
+from pvehook.freeze.guest_freeze import thaw_left_over_in_daemon
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of, vzdump_task_of
 from pvehook.records import run_state

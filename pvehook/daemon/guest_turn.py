@@ -26,7 +26,8 @@ from pvehook.admission.window_end import check_window_end
 from pvehook.config.in_force import InForce
 from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
-from pvehook.freeze.guest_freeze import GuestFreeze, OpenFreezes
+from pvehook.freeze.guest_freeze import GuestFreeze
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
 from pvehook.priority.idle_priority import IdlePriority

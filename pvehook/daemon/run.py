@@ -23,7 +23,7 @@ from pvehook.contract.phases import GUEST_PHASES
 from pvehook.contract.text import printable
 from pvehook.daemon.guest_turn import Event, GuestTurn, Phase, RunParts
 from pvehook.deadline import Deadline
-from pvehook.freeze.guest_freeze import OpenFreezes
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader

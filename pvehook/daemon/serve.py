@@ -8,7 +8,7 @@ import signal
 from pvehook import __version__
 from pvehook.config.in_force import Configuration
 from pvehook.daemon.daemon import Daemon, listen
-from pvehook.freeze.guest_freeze import OpenFreezes
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.clock import Clock, RehearsalClock, SystemClock
 from pvehook.host.node import Node

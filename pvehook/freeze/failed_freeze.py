@@ -40,9 +40,11 @@ def thaw_failed(agent: AgentConnection, within_s: float) -> bool | None:
     return None
 
 
-def thaw_behind_freeze(agent: AgentConnection, on_sent: Callable[[], None]) -> Thawed | None:
-    """Waits for the end of a freeze that hangs, however long it takes: whoever comes meanwhile waits behind us. None:
-    nothing sensible comes on this connection any more.
+def thaw_behind_freeze(
+    agent: AgentConnection, is_held: Callable[[], bool], on_sent: Callable[[], None]
+) -> Thawed | None:
+    """Waits for the end of a freeze that hangs, as long as `is_held()`: whoever comes meanwhile waits behind us. None:
+    it hangs on, and what was sent is still carried out when it ends; or nothing sensible comes on this connection.
 
     Thaw and status are sent again after ever longer pauses: an agent that was restarted meanwhile never saw them. Not
     with every wait, since a guest that hangs for an hour has to answer them all when it goes on."""
@@ -66,5 +68,8 @@ def thaw_behind_freeze(agent: AgentConnection, on_sent: Callable[[], None]) -> T
         except TimedOut:
             on_sent()  # or it cannot be sent
         except GuestError:
-            on_sent()  # from here on it is tried on other connections
-            return None
+            break
+        if not is_held():
+            break
+    on_sent()  # from here on it is tried on other connections
+    return None

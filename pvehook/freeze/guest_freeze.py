@@ -20,16 +20,16 @@ from pvehook.deadline import Deadline
 from pvehook.freeze.facts import agent_path, gather, pre_flush
 from pvehook.freeze.history import remember
 from pvehook.freeze.limits import Limits, Outcome
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.freeze.pve_watch import OnBegun
-from pvehook.freeze.rendezvous import Rendezvous, Step
-from pvehook.freeze.watchdog import Watchdog
+from pvehook.freeze.rendezvous import Rendezvous
 from pvehook.host.processes import ProcessId
 from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord
 from pvehook.records.guest_summary import guest_title
 from pvehook.records.journal import Log
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
-from pvehook.rescue.thaw import patience, thaw_until_thawed, wait_for_pve
+from pvehook.rescue.thaw import Waiting, patience, pves_own_freeze, thawing
 from pvehook.rules.freeze_policy import policy_for
 from pvehook.rules.freeze_safety import FreezeFacts, PastFreeze, decide
 from pvehook.settings import FreezeConfig
@@ -40,6 +40,9 @@ OVER_S = 2.5
 LEFT_BY_PVE_S = 900.0
 """How long a guest is polled after its vzdump was killed: a freeze of PVE's own may hang for as long (10 min)."""
 
+ENDED_POLL_S = 0.05
+"""Between two polls whether our own freeze of that guest is over."""
+
 LEFT_OVER_HUNG_S = 2.0
 """A left-over freeze that takes longer than this to thaw was one that hung: a thaw takes 4 to 20 ms."""
 
@@ -47,50 +50,6 @@ REASONS_KEPT, REASON_CHARACTERS, LIST_CHARACTERS = 20, 300, 8192
 """In a guest's record: a guest can have any number of filesystems, and name them as it likes."""
 
 WINDOWS = "mswindows"
-
-
-class OpenFreezes:
-    """What the daemon must not leave before it has ended, and the seam by which tests stop at a step."""
-
-    def __init__(self, at_step: Callable[[Step], None] = lambda step: None) -> None:
-        self.at_step = at_step
-        self.watchdog = Watchdog()
-        self._open = 0
-        self._thaws: dict[int, list[threading.Event]] = {}
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        with self._lock:
-            self._open += 1
-
-    def end(self) -> None:
-        with self._lock:
-            self._open -= 1
-
-    @property
-    def any(self) -> bool:
-        return self._open > 0
-
-    def cancel(self, vmid: int) -> None:
-        """A new rendezvous with this guest begins: thaws of earlier ones are given up."""
-        with self._lock:
-            for cancelled in self._thaws.pop(vmid, ()):
-                cancelled.set()
-
-    def run(self, vmid: int, work: Callable[[threading.Event], None]) -> None:
-        """Thaws one guest in a thread that the daemon waits for. `work` gives up when its event is set."""
-        cancelled = threading.Event()
-        with self._lock:
-            self._thaws.setdefault(vmid, []).append(cancelled)
-        self.begin()
-
-        def run() -> None:
-            try:
-                work(cancelled)
-            finally:
-                self.end()
-
-        threading.Thread(target=run, name=f"thaw-{vmid}", daemon=True).start()
 
 
 class GuestFreeze:
@@ -176,11 +135,10 @@ class GuestFreeze:
             self._node,
             guest.vmid,
             self._worker,
+            self._freezes,
             veto=summary.action == "veto" or is_lost,
             mountpoints=self._mountpoints,
             limits=Limits(config, summary.is_windows),
-            watchdog=self._freezes.watchdog,
-            at_step=self._freezes.at_step,
             on_begun=self._on_begun,
             on_end=lambda outcome: self._rendezvous_ended(summary, config, outcome),
         )
@@ -235,12 +193,13 @@ class GuestFreeze:
         if summary is None or not summary.in_archive or not summary.was_thawed:
             return
 
-        def thaw(cancelled: threading.Event) -> None:
-            if rendezvous is not None:
-                rendezvous.ended.wait(LEFT_BY_PVE_S)
+        def thaw(cancelled: threading.Event) -> Waiting[None]:
+            too_long = patience(LEFT_BY_PVE_S)
+            while rendezvous is not None and not rendezvous.ended.is_set() and not too_long():
+                yield None, time.monotonic() + ENDED_POLL_S
             too_long = patience(LEFT_BY_PVE_S)
             path = agent_path(self._node, guest.vmid)
-            done = thaw_until_thawed(path, lambda: cancelled.is_set() or too_long())
+            done = yield from thawing(path, lambda: cancelled.is_set() or too_long())
             if done.outcome == "thawed":
                 self._log.warning(
                     "freeze-left-by-pve",
@@ -253,7 +212,7 @@ class GuestFreeze:
                     f"cannot be found out: {done.text}; try: pvehook thaw {guest.vmid} --force",
                 )
 
-        self._freezes.run(guest.vmid, thaw)
+        self._freezes.thaw(guest.vmid, thaw)
 
     # Reports
 
@@ -321,10 +280,10 @@ def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
             remove_record(left)
             continue
 
-        def thaw(cancelled: threading.Event, left: FreezeRecord = left) -> None:
-            wait_for_pve(context.node, left)
+        def thaw(cancelled: threading.Event, left: FreezeRecord = left) -> Waiting[None]:
+            yield from pves_own_freeze(context.node, left)
             began_s = time.monotonic()
-            done = thaw_until_thawed(left.agent_path, cancelled.is_set)
+            done = yield from thawing(left.agent_path, cancelled.is_set)
             if cancelled.is_set():
                 return  # the record is a newer freeze's by now
             remove_record(left)
@@ -337,4 +296,4 @@ def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
                 outcome=done.outcome,
             )
 
-        freezes.run(left.vmid, thaw)
+        freezes.thaw(left.vmid, thaw)

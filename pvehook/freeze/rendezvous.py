@@ -22,36 +22,20 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, get_args
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, thaw_behind_freeze, thaw_failed
 from pvehook.freeze.limits import ARM_ANSWERS_S, PVE_NEXT_S, PVE_PING_S, VETO_ARM_S, Limits, Outcome
+from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.freeze.pve_watch import OnBegun, PveWatch
-from pvehook.freeze.watchdog import Watchdog, lock_memory
+from pvehook.freeze.watchdog import lock_memory
 from pvehook.guest.agent import open_agent, synchronise, thaw_at_once
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
 from pvehook.rescue.freeze_record import FrozenRecord, record_path
-from pvehook.rescue.thaw import Thawed, thaw_until_thawed
-
-Step = Literal[
-    "recorded",
-    "held",
-    "armed",
-    "pve-arrived",
-    "freezing",
-    "frozen",
-    "released",
-    "backup-begun",
-    "thawing",
-    "thawed",
-    "settled",
-]
-STEPS: tuple[Step, ...] = get_args(Step)
-"""Every step that a freeze passes, in order. The kill matrix of the tests is made from this list."""
+from pvehook.rescue.thaw import Thawed, Waiting, thawing
 
 POLL_EVERY_S = 0.002
 
@@ -64,12 +48,11 @@ class Rendezvous:
         node: Node,
         vmid: int,
         worker: ProcessId,
+        freezes: OpenFreezes,
         *,
         veto: bool,
         mountpoints: tuple[str, ...] | None,
         limits: Limits,
-        watchdog: Watchdog,
-        at_step: Callable[[Step], None],
         on_begun: OnBegun,
         on_end: Callable[[Outcome], None],
     ) -> None:
@@ -79,8 +62,9 @@ class Rendezvous:
         self._veto = "vetoed" if veto else ""
         self._mountpoints = mountpoints
         self._limits = limits
-        self._watchdog = watchdog
-        self._at_step = at_step
+        self._freezes = freezes
+        self._watchdog = freezes.watchdog
+        self._at_step = freezes.at_step
         self._on_begun = on_begun
         self._on_end = on_end
         self._agent_path = node.path(f"/var/run/qemu-server/{vmid}.qga")
@@ -116,7 +100,8 @@ class Rendezvous:
             self._at_step("held")
             lock_memory()
             self._armed_s = time.monotonic()
-            threading.Thread(target=self._run, name=f"freeze-{self.vmid}", daemon=True).start()
+            run, name = self._run(), f"freeze-{self.vmid}"
+            threading.Thread(target=self._freezes.run, args=(run,), name=name, daemon=True).start()
         except BaseException:
             self._open.close()
             raise
@@ -149,16 +134,16 @@ class Rendezvous:
             return "frozen by somebody else since pre-stop"
         return ""
 
-    # The meeting, in its own thread
+    # The meeting, in its own thread. It yields where only the thaw is left, and the guest does not answer it.
 
-    def _run(self) -> None:
+    def _run(self) -> Waiting[None]:
         outcome = Outcome("crash-consistent", "fault in the rendezvous")
         try:
-            outcome = self._meet()
+            outcome = yield from self._meet()
         except Exception as fault:  # whatever happened: nothing may stay frozen
             outcome = Outcome("crash-consistent", f"fault in the rendezvous: {fault!r}")
             if not self.not_frozen.is_set():
-                self._thaw()
+                yield from self._thaw()
         finally:
             self._at_step("settled")
             self._open.close()
@@ -168,7 +153,7 @@ class Rendezvous:
             self._on_end(outcome)
             self.ended.set()
 
-    def _meet(self) -> Outcome:
+    def _meet(self) -> Waiting[Outcome]:
         if self._veto:
             return self._keep_pve_from_freezing(self._veto)
         try:
@@ -182,7 +167,7 @@ class Rendezvous:
             return Outcome("left-to-pve", not_met)
         self._at_step("pve-arrived")
         not_met = self._let_ping_pass() if self._limits.is_slow and self._mountpoints is None else ""
-        return Outcome("left-to-pve", not_met) if not_met else self._freeze()
+        return Outcome("left-to-pve", not_met) if not_met else (yield from self._freeze())
 
     def _wait_for_pve(self) -> str:
         """Until PVE waits behind us: "", or why it did not come. Our own connection is accepted, so no waiter."""
@@ -225,7 +210,7 @@ class Rendezvous:
         self._arrived_s = time.monotonic()
         return ""
 
-    def _freeze(self) -> Outcome:
+    def _freeze(self) -> Waiting[Outcome]:
         self._record.say("freezing")
         self.not_frozen.clear()
         self._watchdog.freezes(self.vmid, self._limits.frozen_at_most_s)
@@ -237,14 +222,14 @@ class Rendezvous:
             patience_s = self._arrived_s + self._limits.freeze_within_s(pinged=self._pinged) - time.monotonic()
             frozen = self._agent.receive_count(pending, Deadline.after(max(patience_s, 0.001)))
         except TimedOut as error:
-            return self._freeze_hangs(error)
+            return (yield from self._freeze_hangs(error))
         except GuestError as error:
-            return self._freeze_failed(error)
+            return (yield from self._freeze_failed(error))
         if frozen == 0:
             self._thaw_is_over()
             return self._keep_pve_from_freezing("the freeze reached no filesystem")
         if self._pve.waits_or_unknown() is False:
-            thawed = self._thaw()
+            thawed = yield from self._thaw()
             why = "PVE had given up and gone on before the guest was frozen"
             return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed.at_s), filesystems_frozen=frozen)
         self._record.say("frozen")
@@ -255,7 +240,7 @@ class Rendezvous:
         has_begun = self._wait_for_start()
         if has_begun:
             self._at_step("backup-begun")
-        thawed = self._thaw()
+        thawed = yield from self._thaw()
         why = f"{frozen} filesystems were frozen when the backup began"
         if not has_begun:
             at_most = f"{self._limits.frozen_at_most_s:g} s"
@@ -303,18 +288,21 @@ class Rendezvous:
 
     # A freeze that goes wrong
 
-    def _freeze_hangs(self, error: TimedOut) -> Outcome:
+    def _freeze_hangs(self, error: TimedOut) -> Waiting[Outcome]:
         """PVE is kept from freezing too, until it has given up; from then on somebody else may come."""
         self._record.say("thawing")
         self._at_step("thawing")
         gives_up_s = time.monotonic() + self._limits.config.veto_hold_at_most_s
-        thawed = thaw_behind_freeze(self._agent, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
-        if thawed is None:
-            self._hold.close()  # kept open it would be in our own way
-            thawed = thaw_until_thawed(self._agent_path)
-        while time.monotonic() < gives_up_s and self._pve.waits_or_unknown() is not False:
-            if self.abandoned.wait(POLL_EVERY_S):
-                break
+
+        def pve_waits() -> bool:
+            waits = self._pve.waits_or_unknown() is not False
+            return time.monotonic() < gives_up_s and not self.abandoned.is_set() and waits
+
+        thawed = thaw_behind_freeze(self._agent, pve_waits, on_sent=lambda: self._watchdog.thaw_sent(self.vmid))
+        while thawed is not None and pve_waits():
+            self.abandoned.wait(POLL_EVERY_S)
+        self._hold.close()
+        thawed = thawed or (yield from thawing(self._agent_path))
         self._thaw_is_over()
         return Outcome(
             "left-to-pve" if self._pinged else "crash-consistent",
@@ -324,7 +312,7 @@ class Rendezvous:
             hung=True,
         )
 
-    def _freeze_failed(self, error: GuestError) -> Outcome:
+    def _freeze_failed(self, error: GuestError) -> Waiting[Outcome]:
         """Refused, or no sensible answer. It was thawed when we armed, and nobody else reaches the agent: what is
         frozen now is ours."""
         was_frozen = thaw_failed(self._agent, self._limits.answers_s)
@@ -334,12 +322,13 @@ class Rendezvous:
             self._thaw_is_over()
         outcome = self._keep_pve_from_freezing(f"the freeze failed: {error}")
         if was_frozen is None:
-            frozen_ms = self._frozen_ms(self._thaw().at_s)
+            thawed = yield from self._thaw()
+            frozen_ms = self._frozen_ms(thawed.at_s)
         return outcome._replace(frozen_ms=frozen_ms)
 
     # Thawing
 
-    def _thaw(self) -> Thawed:
+    def _thaw(self) -> Waiting[Thawed]:
         """What we froze ourselves, so the thaw is sent without asking first."""
         self._record.say("thawing")
         self._at_step("thawing")
@@ -351,7 +340,7 @@ class Rendezvous:
                 filesystems, at_s = thaw_at_once(connection, deadline, lambda: self._watchdog.thaw_sent(self.vmid))
             thawed = Thawed("thawed", filesystems, "thawed", at_s)
         self._watchdog.thaw_sent(self.vmid)  # or it cannot be sent: from here on that is tried for as long as it takes
-        thawed = thawed or thaw_until_thawed(self._agent_path)
+        thawed = thawed or (yield from thawing(self._agent_path))
         self._thaw_is_over()
         return thawed
 

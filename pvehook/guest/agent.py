@@ -195,8 +195,18 @@ def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
 
 def synchronise(connection: Connection, deadline: Deadline) -> AgentConnection:
     """Synchronises on a connection that was made before; the caller closes it. Raises as `open_agent`."""
+    return receive_sync(connection, send_sync(connection, deadline), deadline)
+
+
+def send_sync(connection: Connection, deadline: Deadline) -> int:
+    """Sends a synchronisation, and returns what is to be answered to it; see `receive_sync`."""
     fresh, sync = _fresh_sync()
     connection.send(_FLUSH + sync, deadline)
+    return fresh
+
+
+def receive_sync(connection: Connection, fresh: int, deadline: Deadline) -> AgentConnection:
+    """The answer to `send_sync`. After TimedOut it may be called again."""
     for _ in _until_sync(connection, fresh, deadline):
         pass
     return AgentConnection(connection)

@@ -68,6 +68,9 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     @property
     def inode(self) -> int:
         """Of our end: the kernel reports by it who waits at a listener (host/waiters.py)."""

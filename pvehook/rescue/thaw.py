@@ -7,14 +7,19 @@ a guest that is not frozen, and never ends a freeze that no record calls ours, u
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import select
 import time
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 from pvehook.deadline import Deadline
-from pvehook.errors import GuestError, Unreachable
-from pvehook.guest.agent import open_agent
+from pvehook.errors import GuestError, TimedOut, Unreachable
+from pvehook.guest.agent import receive_sync, send_sync
+from pvehook.guest.sockets import Connection, connect
 from pvehook.host.node import Node
 from pvehook.rescue.freeze_record import (
     FROZEN_BY_US,
@@ -24,7 +29,7 @@ from pvehook.rescue.freeze_record import (
     record_path,
     remove_record,
 )
-from pvehook.rescue.left_over import Report, at_once, has_ended
+from pvehook.rescue.left_over import Report, has_ended
 
 ATTEMPT_S = 1.0
 """One attempt: a thaw takes 4 to 20 ms (facts/qemu.md), and an agent that hangs in a freeze answers when that ends."""
@@ -33,6 +38,9 @@ PVES_OWN_FREEZE_S = 2.0
 """From PVE's ping to the end of its own freeze takes some 0.3 s of a sound guest (measured)."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+
+AT_ONCE_S = 0.001
+"""For the rest of an answer that has begun to come."""
 
 LEFT_OVER_PATIENCE_S = 8.0
 """`thaw --left-over` gives one guest this long; systemd then starts the next daemon, which keeps trying."""
@@ -48,21 +56,35 @@ class Thawed(NamedTuple):
     """When it was known, on the monotonic clock: at the answer to the thaw itself where there was one."""
 
 
-def thaw_until_thawed(agent_path: str, give_up: Callable[[], bool] = lambda: False) -> Thawed:
+Wait = tuple[Connection | None, float]
+"""What a thaw waits for: something to read on this connection, or this moment on the monotonic clock."""
+T = TypeVar("T")
+Waiting = Generator[Wait, None, T]
+"""Work that yields whenever it has to wait, so that one thread does any number of them: a guest that never answers, or
+that reports `frozen` for ever, costs no thread."""
+NO_WAIT: Wait = (None, 0.0)
+
+
+def thawing(agent_path: str, give_up: Callable[[], bool] = lambda: False) -> Waiting[Thawed]:
     """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`; never
     given up otherwise: a guest that stays frozen is the worst that can happen."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "not tried", 0, 0.0
     while True:
         try:
             deadline = Deadline.after(ATTEMPT_S)
-            with open_agent(agent_path, deadline) as agent:
-                if agent.fsfreeze_status(deadline) == "thawed":
+            with connect(agent_path) as connection:
+                sync = send_sync(connection, deadline)
+                agent = yield from _received(connection, deadline, partial(receive_sync, connection, sync))
+                status = agent.send("guest-fsfreeze-status", deadline=deadline)
+                if (yield from _received(connection, deadline, partial(agent.receive_status, status))) == "thawed":
                     # `reached`: by a thaw after which it still reported frozen.
                     how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
                     return Thawed(how, reached, _reports_thawed(reached), at_s or time.monotonic())
-                reached += agent.fsfreeze_thaw(deadline)
+                thaw = agent.send_thaw(deadline)
+                reached += yield from _received(connection, deadline, partial(agent.receive_count, thaw))
                 at_s = time.monotonic()
-                if agent.fsfreeze_status(deadline) == "thawed":
+                status = agent.send("guest-fsfreeze-status", deadline=deadline)
+                if (yield from _received(connection, deadline, partial(agent.receive_status, status))) == "thawed":
                     return Thawed("thawed", reached, _reports_thawed(reached), at_s)
                 fault = f"it reports frozen, although its thaw was answered with {reached} filesystems"
         except Unreachable as error:
@@ -73,8 +95,49 @@ def thaw_until_thawed(agent_path: str, give_up: Callable[[], bool] = lambda: Fal
             fault = str(error)
         if give_up():
             return Thawed("not-answered", reached, fault, time.monotonic())
-        time.sleep(pause_s)
+        yield None, time.monotonic() + pause_s
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _received(connection: Connection, deadline: Deadline, receive: Callable[[Deadline], T]) -> Waiting[T]:
+    """What `receive` receives. Raises GuestError as that does."""
+    at_once_s = 0.0  # it may have come with the answer before
+    while deadline.left_s() > 0:
+        with contextlib.suppress(TimedOut):
+            return receive(Deadline.after(at_once_s))
+        yield connection, deadline.at_s
+        at_once_s = AT_ONCE_S
+    return receive(deadline)
+
+
+def go_on(waits: dict[Waiting[T], Wait], at_most_s: float) -> dict[Waiting[T], T]:
+    """Waits until one of these can go on, at most this long, and lets all that can. Those that have ended are taken
+    out, and returned with their results."""
+    poller = select.poll()
+    for connection, _ in waits.values():
+        if connection is not None:
+            poller.register(connection, select.POLLIN)
+    first_s = min(until_s for _, until_s in waits.values())
+    wait_s = max(0.0, min(first_s - time.monotonic(), at_most_s))
+    readable = {fd for fd, _ in poller.poll(math.ceil(wait_s * 1000))}
+    ended = {}
+    for each, (connection, until_s) in list(waits.items()):
+        if time.monotonic() >= until_s or (connection is not None and connection.fileno() in readable):
+            try:
+                waits[each] = next(each)
+            except StopIteration as end:
+                del waits[each]
+                ended[each] = end.value
+    return ended
+
+
+def together(works: Sequence[Waiting[T]]) -> list[T]:
+    """Does all of them at once, and returns their results in order."""
+    waits: dict[Waiting[T], Wait] = dict.fromkeys(works, NO_WAIT)
+    ended: dict[Waiting[T], T] = {}
+    while waits:
+        ended |= go_on(waits, ATTEMPT_S)
+    return [ended[each] for each in works]
 
 
 def _reports_thawed(filesystems: int) -> str:
@@ -98,35 +161,35 @@ def thaw_left_over(
     if spare_living_daemon:
         left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
 
-    def thaw(each: FreezeRecord) -> Report:
+    def thaw(each: FreezeRecord) -> Waiting[Report]:
         if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
-            wait_for_pve(node, each)
-        return _thaw_left(each, patience_s)
+            yield from pves_own_freeze(node, each)
+        return (yield from _thaw_left(each, patience_s))
 
-    return at_once(thaw, left)
+    return together([thaw(each) for each in left])
 
 
 def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_OVER_PATIENCE_S) -> Report:
     """Thaws one guest; without `force` only a freeze that a record calls ours."""
     left = read_record(record_path(node, vmid))
     if left is not None and left.state in FROZEN_BY_US:
-        return _thaw_left(left, patience_s)
+        return together([_thaw_left(left, patience_s)])[0]
     if not force:
         unknown = f"guest {vmid}: pvehook knows of no freeze of its own; --force thaws it whoever froze it"
         return Report(vmid, False, unknown)
-    done = thaw_until_thawed(node.path(f"/var/run/qemu-server/{vmid}.qga"), patience(patience_s))
+    (done,) = together([thawing(node.path(f"/var/run/qemu-server/{vmid}.qga"), patience(patience_s))])
     return Report(vmid, done.outcome in ("thawed", "was-thawed"), f"guest {vmid}: {done.text}")
 
 
-def wait_for_pve(node: Node, left: FreezeRecord) -> None:
+def pves_own_freeze(node: Node, left: FreezeRecord) -> Waiting[None]:
     """`freezing` means that our freeze was about to be sent, and perhaps never was. Then PVE, which waited behind us,
     freezes by itself now and thaws a moment later, not to be taken for ours: a living worker gets this moment."""
     if left.state == "freezing" and os.path.exists(node.path(f"/proc/{left.worker_pid}")):
-        time.sleep(PVES_OWN_FREEZE_S)
+        yield None, time.monotonic() + PVES_OWN_FREEZE_S
 
 
-def _thaw_left(left: FreezeRecord, patience_s: float) -> Report:
-    done = thaw_until_thawed(left.agent_path, patience(patience_s))
+def _thaw_left(left: FreezeRecord, patience_s: float) -> Waiting[Report]:
+    done = yield from thawing(left.agent_path, patience(patience_s))
     if done.outcome == "not-answered":
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
     remove_record(left)

@@ -1,6 +1,6 @@
 """SIGKILL to daemon, hook and worker at every step of a freeze: the guest is thawed, whatever was killed.
 
-The steps come from the code (pvehook.freeze.rendezvous.STEPS), so a new step joins the matrix by itself. `--halt-at`
+The steps come from the code (pvehook.freeze.open_freezes.STEPS), so a new step joins the matrix by itself. `--halt-at`
 makes the daemon stop itself (SIGSTOP) there; the test kills its victim then, and plays systemd's part: ExecStopPost's
 thaw and a new daemon where the daemon was killed, SIGCONT where it was not.
 """
@@ -15,7 +15,7 @@ import sys
 import psutil
 import pytest
 
-from pvehook.freeze.rendezvous import STEPS
+from pvehook.freeze.open_freezes import STEPS
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rescue.freeze_record import freeze_records
 from tests.freeze.test_freeze import WEB, running_vm

@@ -19,7 +19,7 @@ from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
 from pvehook.rescue.freeze_record import FROZEN_BY_US, FrozenRecord, State, record_path
 from pvehook.rescue.last_good import store_config
-from pvehook.rescue.thaw import Thawed, patience, thaw_until_thawed
+from pvehook.rescue.thaw import Thawed, patience, thawing, together
 from pvehook.settings import Config, WindowConfig
 from tests.guest import hostile
 from tests.guest_files import SimulatedGuest
@@ -171,7 +171,7 @@ def frozen_for_ever(client: socket.socket) -> None:
 
 def test_who_says_frozen_for_ever_is_given_up_after_the_patience(tmp_path: Path) -> None:
     with hostile.peer(str(tmp_path), frozen_for_ever) as path:
-        done = thaw_until_thawed(path, patience(0.0))
+        (done,) = together([thawing(path, patience(0.0))])
     assert done[:2] == ("not-answered", 2)
     assert done.text == "it reports frozen, although its thaw was answered with 2 filesystems"
     assert isinstance(done, Thawed)
