@@ -1,0 +1,110 @@
+"""A guest may report `frozen` for as long as it likes. Whoever owns 66 such guests costs the node one thread, and the
+next guest's backup nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import psutil
+
+from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
+from pvehook.rehearsal.vzdump.player import play
+from pvehook.rehearsal.vzdump.run import Guest
+from pvehook.rescue.freeze_record import freeze_records
+from tests.freeze.test_freeze import WEB, running_vm
+from tests.freeze.test_hostile_agent import HostileAgent, Lie, returns
+from tests.node_under_test import NodeUnderTest
+from tests.rescue.test_thaw_command import leave_record
+
+HOSTILE = range(201, 267)
+THREADS_AT_MOST = 20
+"""Of the daemon, with its main loop, the threads of one run and the one of all left-over thaws. Its unit's TasksMax is
+64."""
+ITS_OWN_THREADS = 2
+"""The main loop, and the reader of files that may hang."""
+WAIT_S = 60.0
+
+
+class FrozenForEver(HostileAgent):
+    """Answers each thaw, and reports `frozen` all the same."""
+
+    def __init__(self, path: str) -> None:
+        self.was_thawed = threading.Event()
+        """Somebody has sent a thaw."""
+        super().__init__(path, {"guest-fsfreeze-status": returns("frozen")})
+        self.lies["guest-fsfreeze-thaw"] = self._thaw
+
+    def _thaw(self, client: socket.socket, number: int) -> None:
+        self.was_thawed.set()
+        returns(2)(client, number)
+
+
+def test_66_guests_that_report_frozen_for_ever_do_not_keep_an_honest_one_from_its_freeze(
+    node_without_daemon: NodeUnderTest,
+) -> None:
+    node = node_without_daemon
+    os.makedirs(node.root / "var/run/qemu-server", exist_ok=True)
+    with ExitStack() as stack:
+        agents = [FrozenForEver(str(node.root / f"var/run/qemu-server/{vmid}.qga")) for vmid in HOSTILE]
+        for vmid, agent in zip(HOSTILE, agents, strict=True):
+            stack.callback(agent.close)
+            leave_record(node, "frozen", vmid)
+        daemon = psutil.Process(node.start_daemon().pid)
+        assert all(agent.was_thawed.wait(WAIT_S) for agent in agents)
+        with running_vm(node) as guest:
+            played = play(node.run(WEB))
+            done = node.wait_for_event("freeze-done", vmid="101")
+            assert daemon.num_threads() <= THREADS_AT_MOST
+            assert not guest.is_frozen
+        assert played.exit_code == 0
+        assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
+        assert done["PVEHOOK_FILESYSTEMS_FROZEN"] == done["PVEHOOK_FILESYSTEMS_THAWED"] == "2"
+        assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_RESULT"] == "ok"
+        assert len(freeze_records(node.node)) == len(HOSTILE)
+        for agent in agents:
+            agent.lies.clear()
+        for vmid in HOSTILE:
+            node.wait_for_event("freeze-left-over", vmid=str(vmid))
+    assert freeze_records(node.node) == []
+
+
+def test_freezes_of_ours_that_are_never_ended_share_one_thread(node_without_daemon: NodeUnderTest) -> None:
+    node = node_without_daemon
+    daemon = psutil.Process(node.start_daemon().pid)
+    directory = node.root / "var/run/qemu-server"
+    with ExitStack() as stack:
+        agents = []
+        for vmid in (102, 103, 104):
+            (node.root / f"etc/pve/qemu-server/{vmid}.conf").write_text("agent: 1\n")
+            stack.enter_context(SimulatedGuest(str(directory), vmid, backup_s=0.1))
+            agents.append(HostileAgent(str(directory / f"{vmid}.qga"), {}))
+            stack.callback(agents[-1].close)
+            agents[-1].lies["guest-fsfreeze-thaw"] = returns(1)
+            agents[-1].lies["guest-fsfreeze-freeze"] = freezes_for_ever(agents[-1])
+        played = play(node.run(*(Guest(vmid, agent=True) for vmid in (102, 103, 104))))
+        assert played.exit_code == 0
+        for vmid in (102, 103, 104):
+            node.wait_for_event("freeze-not-thawed", vmid=str(vmid))
+        node.wait_for_event("job-ended")
+        until_s = time.monotonic() + WAIT_S
+        while daemon.num_threads() > ITS_OWN_THREADS + 1:
+            assert time.monotonic() < until_s, daemon.threads()
+            time.sleep(0.05)
+        assert len(freeze_records(node.node)) == 3
+        for agent in agents:
+            agent.lies.clear()
+        for vmid in (102, 103, 104):
+            node.wait_for_event("freeze-done", vmid=str(vmid))
+    assert freeze_records(node.node) == []
+
+
+def freezes_for_ever(agent: HostileAgent) -> Lie:
+    def freeze(client: socket.socket, number: int) -> None:
+        agent.lies["guest-fsfreeze-status"] = returns("frozen")
+        returns(1)(client, number)
+
+    return freeze
