@@ -18,6 +18,8 @@ CONFIG_S = 1.0
 QMP_S = 1.2
 OS_INFO = "guest-get-osinfo"
 EXEC = "guest-exec"
+FACTS_ANSWERS = 4
+"""Of the agent, at least: sync, guest-info, status and the list of filesystems."""
 
 
 def agent_path(node: Node, vmid: int) -> str:
@@ -80,8 +82,11 @@ def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFact
 def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:
     """All answers within the limit: an agent that cannot list its filesystems in that time is not one to freeze. What
     system it is comes last, since the guest can be frozen without it."""
+    began_s = time.monotonic()
+    latency_s = 0.0
     try:
         with open_agent(path, deadline) as agent:
+            latency_s = time.monotonic() - began_s
             facts = facts._replace(info=agent.guest_info(deadline))
             facts = facts._replace(status=agent.fsfreeze_status(deadline))
             if facts.status != "thawed" or facts.info is None:
@@ -90,7 +95,13 @@ def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFac
                 facts = facts._replace(filesystems=agent.get_fsinfo(deadline))
             facts = facts._replace(os_id=_os_id(agent, facts, deadline))
     except GuestError as error:
-        return facts._replace(agent_fault=str(error))
+        fault = str(error)
+        if isinstance(error, TimedOut) and FACTS_ANSWERS * latency_s >= deadline.total_s:
+            fault = (
+                f"it takes {latency_s:.1f} s for each answer; between a freeze and its thaw there are several of them, and "
+                f"every write of the guest would wait for them (limit: all facts within {deadline.total_s:.3g} s)"
+            )
+        return facts._replace(agent_fault=fault)
     return facts
 
 
