@@ -98,8 +98,8 @@ def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFac
         fault = str(error)
         if isinstance(error, TimedOut) and FACTS_ANSWERS * latency_s >= deadline.total_s:
             fault = (
-                f"it takes {latency_s:.1f} s for each answer; between a freeze and its thaw there are several of them, and "
-                f"every write of the guest would wait for them (limit: all facts within {deadline.total_s:.3g} s)"
+                f"it takes {latency_s:.1f} s for each answer, and frozen, the guest's writes would wait for several of "
+                f"them (all facts are to come within {deadline.total_s:.3g} s)"
             )
         return facts._replace(agent_fault=fault)
     return facts

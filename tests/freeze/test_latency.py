@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from pvehook.hook_call import DEADLINE_S
 from pvehook.rehearsal.vzdump.player import Played, play
 from tests.freeze.test_freeze import WEB, running_vm
 from tests.node_under_test import ALWAYS, NodeUnderTest
@@ -14,6 +15,12 @@ MONITOR_S = (0.0, 0.05, 0.1, 0.3)
 
 MACHINE_S = 0.6
 """What a test machine adds to a freeze that runs six tests at a time on two cores."""
+
+FACTS_WITHIN_S = 2.0
+"""`freeze.facts_within`: what an agent shows that answers once in that time is how slow it is."""
+
+PRE_STOP_S = 3.0
+"""More than the facts may take, and less than its deadline: vzdump waits, and nothing is frozen yet."""
 
 ATTEMPTS = 5
 """A busy machine only ever adds to a freeze, at times more than that, or answers too late for the facts."""
@@ -43,17 +50,26 @@ def test_a_slow_guest_is_frozen_hardly_longer_than_by_pve(
     raise AssertionError(seen)
 
 
+def within_s(phase: str) -> float:
+    """How long the hook may keep vzdump waiting in this phase."""
+    return PRE_STOP_S if phase == "pre-stop" else DEADLINE_S[phase]
+
+
 def what_is_wrong(node: NodeUnderTest, agent_s: float, monitor_s: float) -> str:
     """Of one backup with the hook and one without; empty: nothing."""
     before = len(node.journal.events)
     node.configure(ALWAYS)
-    ours_s, _ = frozen_s(node, agent_s, monitor_s)
+    ours_s, played = frozen_s(node, agent_s, monitor_s)
     done = node.wait_for_event("freeze-done", before, vmid="101")
     verdict = node.wait_for_event("freeze-verdict", before, vmid="101")
     node.configure(ALWAYS + "freeze: {mode: off}\n")
     native_s, _ = frozen_s(node, agent_s, monitor_s)
     seen = f"{ours_s:.3f} s, native {native_s:.3f} s; {verdict['MESSAGE']}; {done['MESSAGE']}"
+    late = [(each.argv, each.took_s) for each in played.calls if each.took_s > within_s(each.argv[0]) + MACHINE_S]
+    if late:
+        return f"{late}; {seen}"
     if verdict["PVEHOOK_ACTION"] != "freeze":
-        return "" if ours_s == 0 and agent_s >= 0.5 else seen
+        why = f"takes {agent_s:.1f} s for each answer" if agent_s < FACTS_WITHIN_S else "does not answer within 2 s"
+        return "" if ours_s == 0 and agent_s >= 0.5 and why in verdict["MESSAGE"] else seen
     limit_s = native_s + 2 * (agent_s + monitor_s) + MACHINE_S
     return "" if done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent" and 0 < ours_s <= limit_s else seen

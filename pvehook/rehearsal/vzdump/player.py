@@ -42,6 +42,7 @@ class Call:
     """Negative: the signal that ended it."""
     lines: tuple[str, ...]
     """Its output, both streams, as split by PVE."""
+    took_s: float
 
 
 class FreezeEvent(NamedTuple):
@@ -161,7 +162,7 @@ class Player:
         """What has been seen up to now."""
         events = self.events()
         calls = tuple(
-            Call(tuple(event["argv"]), event["env"], event["exit"], tuple(event["lines"]))
+            Call(tuple(event["argv"]), event["env"], event["exit"], tuple(event["lines"]), event["took_s"])
             for event in events
             if event["event"] == "called"
         )

@@ -83,8 +83,9 @@ class Session:
         self.pause(f"before {where}")
         self.send("calling", argv=argv, env=env)
         command = [run.hook, *argv]
+        began_s = time.monotonic()
         code = run_command(command, collect, self.signals, env)
-        self.send("called", argv=argv, env=env, exit=code, lines=lines)
+        self.send("called", argv=argv, env=env, exit=code, lines=lines, took_s=time.monotonic() - began_s)
         self.pause(f"after {where}")
         check(command, code)
 
