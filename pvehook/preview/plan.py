@@ -1,11 +1,12 @@
 """What vzdump itself would do with a job and a guest, from what its configuration says. Pure.
 
-Proxmox fails a whole job before its first guest when the script or the storage is unfit (PVE/VZDump.pm `new`), and one
-guest when it is locked. What is not read here, and so not known: members of a pool, HA, free space, the other node.
+Proxmox starts no job whose options contradict each other or whose pool is not there, fails a whole job before its first
+guest when the script or the storage is unfit (PVE/VZDump.pm `new`), and one guest when it is locked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,13 +29,34 @@ class Guest(NamedTuple):
     config: GuestConfig
 
 
-def takes(job: Job, vmid: int) -> bool:
-    """Whether the job backs this guest up. Pools are not read: a job by pool may take every guest."""
-    if "vmid" in job.options:
-        return str(vmid) in split_list(job.options["vmid"])
-    if boolean(job.options.get("all")) or "pool" in job.options:
-        return str(vmid) not in split_list(job.options.get("exclude", ""))
-    return False
+Pools = Mapping[str, Collection[int]]
+
+
+def takes(job: Job, vmid: int, pools: Pools) -> bool:
+    """Whether the job takes this guest. Of a pool it takes all, whatever `exclude` says; `exclude` alone is all others
+    (`get_included_guests` in PVE/VZDump.pm)."""
+    options = job.options
+    if "pool" in options or "vmid" in options:
+        return vmid in named_guests(job, pools)
+    takes_all = boolean(options.get("all")) or "exclude" in options
+    return bool(takes_all) and str(vmid) not in split_list(options.get("exclude", ""))
+
+
+def named_guests(job: Job, pools: Pools) -> Collection[int]:
+    """Those that the job names, by itself or by a pool, whichever node they are on."""
+    if "pool" in job.options:
+        return pools.get(job.options["pool"], ())
+    return {int(each) for each in split_list(job.options.get("vmid", "")) if re.fullmatch("[0-9]{1,9}", each)}
+
+
+def why_job_does_not_start(job: Job, pools: Pools) -> str | None:
+    """Why Proxmox ends it before any hook is called (`verify_vzdump_parameters`); None: nothing speaks against it."""
+    options = job.options
+    for other in ("all", "exclude", "pool"):
+        if "vmid" in options and other in options and boolean(options[other]) is not False:
+            return f"option '{other}' conflicts with option 'vmid'"
+    unknown = "pool" in options and options["pool"] not in pools
+    return f"pool '{options['pool']}' does not exist" if unknown else None
 
 
 def why_guest_fails(guest: Guest) -> str | None:
@@ -85,8 +107,6 @@ def notes_on_job(
         notes.append(
             f"max-workers={workers_of(own)} of {where} wins over max-workers={workers_of(default)} of /etc/vzdump.conf"
         )
-    if "pool" in options:
-        notes.append(f"the job takes the guests of pool {options['pool']}; whether this one is in it was not read")
     if not options.get("dumpdir", "/").startswith("/"):
         notes.append(f"dumpdir {options['dumpdir']} is relative to the directory in which vzdump is started")
     if boolean(options.get("repeat-missed")):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, TextIO
 
 from pvehook.config.in_force import InForce
 from pvehook.contract.guest_config import parse_container, parse_vm
-from pvehook.contract.section_config import Section
+from pvehook.contract.pools import parse_pools
+from pvehook.contract.section_config import Section, parse_sections
 from pvehook.contract.storage_config import parse_storages, why_no_backup
 from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
@@ -28,7 +30,17 @@ from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import STORAGE_CONFIG, Backup
 from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
-from pvehook.preview.plan import HOOK, Guest, mode_of, notes_on_job, takes, why_guest_fails
+from pvehook.preview.plan import (
+    HOOK,
+    Guest,
+    mode_of,
+    named_guests,
+    notes_on_job,
+    takes,
+    why_guest_fails,
+    why_job_does_not_start,
+)
+from pvehook.preview.target import Target, look_at_target
 from pvehook.priority.io_priority_effect import EffectOfIdle, effect_of_idle
 from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Question, admit
@@ -65,6 +77,7 @@ class Outlook(NamedTuple):
     effect: EffectOfIdle
     is_guess: bool
     """Proxmox could not be asked when the job runs next."""
+    target: Target
     notes: tuple[str, ...]
 
 
@@ -77,6 +90,12 @@ class _Node(NamedTuple):
     in_force: InForce
     vzdump_conf: str
     storages: list[Section]
+    guests: Sequence[Guest]
+    pools: Mapping[str, set[int]]
+    ha: Collection[int]
+    """The guests that HA manages."""
+    node_of: Mapping[int, str]
+    """Of every guest of the cluster."""
 
 
 def rehearse_tonight(
@@ -99,7 +118,9 @@ def rehearse_tonight(
     jobs = jobs_of_node(node, reader, name)
     vzdump_conf = reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or ""
     storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
-    common = _Node(node, name, reader, in_force, vzdump_conf, storages)
+    pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
+    ha, node_of = _ha_guests(node, reader), _node_of_guests(node, reader)
+    common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of)
     next_runs = _next_runs(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
     outlooks = [each for job in jobs for each in _outlooks(common, job, wanted, when, next_runs.get(job.id))]
@@ -107,10 +128,11 @@ def rehearse_tonight(
         json.dump([_as_json(each) for each in outlooks], out, indent=1)
         out.write("\n")
     else:
-        _print(outlooks, wanted, jobs, in_force, out)
-    if not outlooks:
-        return 2
-    return 1 if any(each.would in ("be-refused-by-window", "be-refused-by-pve") for each in outlooks) else 0
+        _print(common, outlooks, wanted, jobs, out)
+    refused = any(each.would in ("be-refused-by-window", "be-refused-by-pve") for each in outlooks)
+    if refused or any(why_job_does_not_start(job, pools) for job in jobs):
+        return 1
+    return 0 if outlooks else 2
 
 
 # What the node says
@@ -130,6 +152,20 @@ def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
         return sorted(found, key=lambda guest: guest.vmid)
 
     return reader.within(READ_DEADLINE_S, "/etc/pve", read_all)
+
+
+def _node_of_guests(node: Node, reader: TimelyReader) -> dict[int, str]:
+    """The node of each guest of the cluster, by /etc/pve/nodes/NODE/qemu-server/ID.conf and lxc/ID.conf."""
+    root = node.path("/etc/pve/nodes")
+    paths = reader.within(READ_DEADLINE_S, "/etc/pve/nodes", lambda: glob.glob("*/*/*.conf", root_dir=root))
+    found = (re.fullmatch(r"([^/]+)/(?:qemu-server|lxc)/([0-9]{1,9})\.conf", path) for path in paths)
+    return {int(match[2]): match[1] for match in found if match}
+
+
+def _ha_guests(node: Node, reader: TimelyReader) -> set[int]:
+    """The guests that HA may move: `vm: 101` and `ct: 102` of its resources."""
+    sections = parse_sections(reader.text(node.path("/etc/pve/ha/resources.cfg"), READ_DEADLINE_S) or "")
+    return {int(each.id) for each in sections if each.type in ("vm", "ct") and re.fullmatch("[0-9]{1,9}", each.id)}
 
 
 def _runs(node: Node, kind: str, number: str) -> bool:
@@ -174,15 +210,17 @@ def _outlooks(
     common: _Node, job: Job, guests: Iterable[Guest], asked: datetime | None, next_run_s: float | None
 ) -> list[Outlook]:
     """One job's guests, in the order in which vzdump takes them."""
-    mine = [guest for guest in guests if takes(job, guest.vmid)]
+    mine = [guest for guest in guests if takes(job, guest.vmid, common.pools)]
     if not mine:
         return []
     defaults = parse_vzdump_config(common.vzdump_conf)
     options = options_of_job(defaults, job.options)
     script, storage = options.get("script"), options.get("storage")
-    job_fails = _why_script_fails(common, script) if script else None
-    if job_fails is None and storage:
+    job_fails = why_job_does_not_start(job, common.pools) or (script and _why_script_fails(common, script))
+    if not job_fails and storage:
         job_fails = why_no_backup(common.storages, storage, common.name)
+    target = look_at_target(common.node, options, common.storages)
+    job_fails = job_fails or target.refusal
     when, when_from = _when(common.in_force, asked, next_run_s, job.schedule)
     notes = notes_on_job(job, options, defaults, ignored_lines(common.vzdump_conf))
     pvehook_runs = script == HOOK
@@ -200,6 +238,10 @@ def _outlooks(
         own_notes = [why_mode] if why_mode else []
         if not guest.running and guest.vmtype == "qemu" and would == "be-backed-up":
             own_notes.append("it is off: vzdump starts its QEMU in the idle I/O class, pvehook restores it")
+        if guest.vmid in common.ha:
+            own_notes.append(
+                "HA manages it: which node it is on when the job starts is not known; only that node backs it up"
+            )
         found.append(
             Outlook(
                 job=job.id,
@@ -213,6 +255,7 @@ def _outlooks(
                 admission=admission,
                 effect=effect_of_idle(common.node, common.reader, backup),
                 is_guess=asked is None and next_run_s is None,
+                target=target,
                 notes=(*own_notes, *notes),
             )
         )
@@ -254,12 +297,12 @@ def _when(
 
 
 def _print(
-    outlooks: Sequence[Outlook], guests: Sequence[Guest], jobs: Sequence[Job], in_force: InForce, out: TextIO
+    common: _Node, outlooks: Sequence[Outlook], guests: Sequence[Guest], jobs: Sequence[Job], out: TextIO
 ) -> None:
     def write(indent: int, text: str) -> None:
         out.write(" " * indent + printable(text, TEXT_LIMIT) + "\n")  # texts of configuration files are in it
 
-    window = in_force.config.window
+    window = common.in_force.config.window
     write(
         0,
         f"window: {', '.join(window.open) or 'never'} ({window.timezone or 'zone of the node'}); "
@@ -269,10 +312,21 @@ def _print(
         write(0, "no enabled backup job runs on this node, neither of /etc/pve/jobs.cfg nor of cron")
     for job in jobs:
         mine = [each for each in outlooks if each.job == job.id]
-        if not mine:
+        why_not = why_job_does_not_start(job, common.pools)
+        elsewhere = sorted(set(named_guests(job, common.pools)) - {guest.vmid for guest in common.guests})
+        if not (mine or why_not or elsewhere):
             continue
         out.write("\n")
-        write(0, f"job {job.id}, judged at {mine[0].when:%a %Y-%m-%d %H:%M %Z} ({mine[0].when_from})")
+        if mine:
+            write(0, f"job {job.id}, judged at {mine[0].when:%a %Y-%m-%d %H:%M %Z} ({mine[0].when_from})")
+            write(2, mine[0].target.in_words())
+        else:
+            write(0, f"job {job.id}: " + (f"PVE would REFUSE it: {why_not}" if why_not else "no guest of this node"))
+        for vmid in elsewhere:
+            there = common.node_of.get(vmid)
+            where = f"on node {there}: this node's run leaves it out" if there else "not on this node"
+            nowhere = ", nor on another: PVE fails its backup" if common.node_of and not there else ""
+            write(2, f"guest {vmid} is {where}{nowhere}")
         for each in mine:
             write(2, _verdict(each))
             shown = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
@@ -328,5 +382,6 @@ def _as_json(each: Outlook) -> dict[str, object]:
         "reason": each.admission.reason,
         "lines": list(each.admission.lines),
         "idle_effect": {"in_short": each.effect.in_short, "dump": each.effect.dump, "volumes": each.effect.volumes},
+        "target_free_bytes": each.target.free_bytes,
         "notes": list(each.notes),
     }

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,6 +158,7 @@ def test_a_jobs_dumpdir_drops_the_default_storage_and_its_exemption(preview: Pre
         "etc/pve/jobs.cfg": NIGHTLY.replace("storage nas", "dumpdir /var/lib/vz/dump"),
         "etc/vzdump.conf": BASE["etc/vzdump.conf"] + "storage: nas\n",
         "etc/pvehook.yaml": "window:\n  exempt:\n    storages: [nas]\n",
+        "var/lib/vz/dump/x": "",
     }
     assert preview(files, AT_NOON).would() == "be-refused-by-window"
 
@@ -346,6 +350,131 @@ def test_a_storage_of_this_node_is_used(preview: Preview) -> None:
 def test_a_run_that_is_made_up_for_is_mentioned(preview: Preview) -> None:
     shown = preview({"etc/pve/jobs.cfg": NIGHTLY + "\trepeat-missed 1\n"})
     assert "repeat-missed: a run that was missed while the node was off starts when it boots" in notes(shown)
+
+
+# Pools, HA and the other nodes
+
+BY_POOL = {
+    "etc/pve/jobs.cfg": NIGHTLY.replace("vmid 101", "pool web"),
+    "etc/pve/user.cfg": "pool:web::101,105:nas:\npool:web/test::102:\n",
+    "etc/pve/qemu-server/102.conf": "name: b\n",
+}
+
+
+def test_a_pool_takes_its_own_guests_and_nobody_elses(preview: Preview) -> None:
+    shown = preview(BY_POOL)
+    assert (shown.code, shown.would(), list(shown.guests)) == (0, "be-backed-up", [101])
+    assert "in no job: 102" in shown.text
+    assert "guest 105 is not on this node\n" in shown.text
+
+
+def test_a_pool_takes_also_what_the_job_excludes(preview: Preview) -> None:
+    files = {**BY_POOL, "etc/pve/jobs.cfg": BY_POOL["etc/pve/jobs.cfg"] + "\texclude 101\n"}
+    assert preview(files).would() == "be-backed-up"
+
+
+def test_exclude_alone_means_all_others(preview: Preview) -> None:
+    files = {**BY_POOL, "etc/pve/jobs.cfg": NIGHTLY.replace("vmid 101", "exclude 101")}
+    assert list(preview(files).guests) == [102]
+
+
+def test_a_pool_that_is_not_there_ends_the_job(preview: Preview) -> None:
+    shown = preview({**BY_POOL, "etc/pve/user.cfg": "pool:other::101:\n"})
+    assert (shown.code, shown.guests) == (1, {})
+    assert "job nightly: PVE would REFUSE it: pool 'web' does not exist\n" in shown.text
+
+
+@pytest.mark.parametrize("option", ["all 1", "exclude 102", "pool web"])
+def test_guests_named_twice_over_end_the_job(preview: Preview, option: str) -> None:
+    shown = preview({**BY_POOL, "etc/pve/jobs.cfg": f"{NIGHTLY}\t{option}\n"})
+    assert (shown.code, shown.would()) == (1, "be-refused-by-pve")
+    why = f"option '{option.partition(' ')[0]}' conflicts with option 'vmid', so the whole job fails"
+    assert shown.guests[101]["pve_refuses"] == why
+
+
+def test_a_guest_of_another_node_is_left_out_and_one_of_none_fails(preview: Preview) -> None:
+    files = {
+        "etc/pve/jobs.cfg": NIGHTLY.replace("101", "101,102,103"),
+        "etc/pve/nodes/pve1/qemu-server/101.conf": "name: a\n",
+        "etc/pve/nodes/pve2/lxc/102.conf": "hostname: b\n",
+    }
+    shown = preview(files)
+    assert list(shown.guests) == [101]
+    assert "guest 102 is on node pve2: this node's run leaves it out\n" in shown.text
+    assert "guest 103 is not on this node, nor on another: PVE fails its backup\n" in shown.text
+
+
+def test_a_job_without_a_guest_of_this_node_says_so(preview: Preview) -> None:
+    shown = preview({"etc/pve/jobs.cfg": NIGHTLY.replace("101", "102")})
+    assert (shown.code, shown.guests) == (2, {})
+    assert "job nightly: no guest of this node\n  guest 102 is not on this node\n" in shown.text
+
+
+@pytest.mark.parametrize(("resource", "managed"), [("vm: 101", True), ("ct: 102", False)])
+def test_where_ha_puts_a_guest_is_not_known(preview: Preview, resource: str, managed: bool) -> None:
+    shown = preview({"etc/pve/ha/resources.cfg": f"{resource}\n\tstate started\n"})
+    assert ("which node it is on when the job starts is not known" in notes(shown)) == managed
+
+
+# The target as it is now
+
+USB = "dir: nas\n\tpath /mnt/usb\n\tcontent backup\n"
+
+
+def test_what_is_free_on_a_directory_is_shown(preview: Preview, tmp_path: Path) -> None:
+    shown = preview({"etc/pve/storage.cfg": USB, "mnt/usb/dump/x": ""})
+    free = os.statvfs(tmp_path)
+    assert abs(shown.guests[101]["target_free_bytes"] - free.f_bavail * free.f_frsize) < 1 << 30
+    assert re.search(r"\n  free on storage nas: [0-9.]+ GiB; PVE does not check whether an archive fits\n", shown.text)
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        (NAS, "free on storage nas: not known (a storage of type nfs)"),
+        ("pbs: nas\n\tdatastore x\n\tcontent backup\n", "free on storage nas: not known (a storage of type pbs)"),
+        (USB, "free on storage nas: not known (the directory is not there)"),
+    ],
+)
+def test_what_is_free_elsewhere_is_said_to_be_not_known(preview: Preview, storage: str, why: str) -> None:
+    shown = preview({"etc/pve/storage.cfg": storage})
+    assert (shown.would(), shown.guests[101]["target_free_bytes"]) == ("be-backed-up", None)
+    assert why in shown.text
+
+
+def test_a_directory_that_hangs_costs_only_what_is_free_there(
+    preview: Preview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("pvehook.preview.target.os.statvfs", lambda _: released.wait())
+    monkeypatch.setattr("pvehook.preview.target.READ_DEADLINE_S", 0.05)
+    shown = preview({"etc/pve/storage.cfg": USB, "mnt/usb/dump/x": ""})
+    released.set()
+    assert shown.would() == "be-backed-up"
+    assert "free on storage nas: not known (/mnt/usb did not answer within 0.05 s)" in shown.text
+
+
+@pytest.mark.parametrize("is_mountpoint", ["1", "yes", "/mnt"])
+def test_a_disk_that_is_not_mounted_fails_the_job(preview: Preview, is_mountpoint: str) -> None:
+    files = {"etc/pve/storage.cfg": f"{USB}\tis_mountpoint {is_mountpoint}\n", "mnt/usb/dump/x": ""}
+    shown = preview(files)
+    assert (shown.code, shown.would()) == (1, "be-refused-by-pve")
+    assert "storage nas is to be a mount point, and nothing is mounted at /mnt" in shown.guests[101]["pve_refuses"]
+
+
+def test_a_disk_that_is_mounted_is_used(preview: Preview, tmp_path: Path) -> None:
+    files = {
+        "etc/pve/storage.cfg": f"{USB}\tis_mountpoint 1\n",
+        "mnt/usb/dump/x": "",
+        "proc/self/mountinfo": f"36 35 8:1 / {tmp_path}/mnt/usb rw - ext4 /dev/sdz1 rw\n",
+    }
+    assert preview(files).would() == "be-backed-up"
+
+
+def test_a_dumpdir_that_is_not_there_fails_the_job(preview: Preview) -> None:
+    shown = preview({"etc/pve/jobs.cfg": NIGHTLY.replace("storage nas", "dumpdir /srv/dump")})
+    assert (shown.code, shown.would()) == (1, "be-refused-by-pve")
+    assert shown.guests[101]["pve_refuses"] == "dumpdir /srv/dump does not exist, so the whole job fails"
 
 
 def test_texts_of_files_move_no_cursor(preview: Preview) -> None:
