@@ -76,7 +76,8 @@ class Daemon:
         self._runs: dict[ProcessId, Run] = {}
         self._runs_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
-        self._pidfds: dict[ProcessId, int] = {}
+        self._pidfds: dict[ProcessId, int | None] = {}
+        """What shows a worker's death; None: it has died, and its run is being brought to its end."""
         self._calls: dict[socket.socket, float] = {}
         """The calls that are answered now, and when each is to be over, on the monotonic clock."""
         self._dead: set[ProcessId] = set()
@@ -244,8 +245,10 @@ class Daemon:
             return True  # its run ended and began anew: a chained script that fails in job-end brings a job-abort
         try:
             pidfd = os.pidfd_open(worker.pid)
-        except OSError:
+        except ProcessLookupError:
             return False
+        except OSError:
+            return True  # out of descriptors; tried again at the next beat
         self._pidfds[worker] = pidfd
         self._selector.register(pidfd, selectors.EVENT_READ, worker)
         self._wake()
@@ -253,18 +256,26 @@ class Daemon:
 
     def _worker_died(self, worker: ProcessId) -> None:
         self._dead.add(worker)
-        pidfd = self._pidfds.pop(worker, None)
+        pidfd, self._pidfds[worker] = self._pidfds.get(worker), None
         if pidfd is not None:
             self._selector.unregister(pidfd)
             os.close(pidfd)
 
     def _end_dead_runs(self) -> None:
         """Brings the runs of dead workers to their end. Where no thread can be started, again in a moment."""
+        with self._runs_lock:
+            unwatched = [worker for worker in self._runs if worker not in self._pidfds]
+        for worker in unwatched:
+            if not self._watch(worker):
+                self._worker_died(worker)
         for worker in list(self._dead):
             with self._runs_lock:
                 run = self._runs.get(worker)
-            if run is None or self._start_thread("worker-died", self._end_without_vzdump, run, worker):
-                self._dead.discard(worker)
+            if run is None:
+                self._pidfds.pop(worker, None)
+            elif not self._start_thread("worker-died", self._end_without_vzdump, run, worker):
+                continue
+            self._dead.discard(worker)
 
     def _end_without_vzdump(self, run: Run, worker: ProcessId) -> None:
         try:
@@ -273,6 +284,7 @@ class Daemon:
             self._report_fault("worker-died", None, fault)
         finally:
             self._forget(worker)
+            self._pidfds.pop(worker, None)
             self._last_call_s = time.monotonic()
 
     def _forget(self, worker: ProcessId) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any, cast
 import pytest
 
 from pvehook.daemon.daemon import CALLS_AT_ONCE, LOST_AFTER_S, Daemon
-from pvehook.host.processes import ProcessId
+from pvehook.host.node import Node
+from pvehook.host.processes import ProcessId, identify
 
 
 class Log:
@@ -129,4 +131,36 @@ def test_a_dead_workers_run_is_brought_to_its_end_as_soon_as_there_is_a_thread_f
         daemon._end_dead_runs()
     assert not Run.died.is_set()
     daemon._end_dead_runs()
+    assert Run.died.wait(30)
+
+
+def test_a_worker_that_could_not_be_watched_for_want_of_descriptors_lives_and_is_watched_later(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    class Run:
+        ended = False
+        died = threading.Event()
+
+        def worker_died(self) -> None:
+            self.died.set()
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        worker = identify(Node("/"), process.pid)
+        assert worker is not None
+        daemon._runs[worker] = cast(Any, Run())
+        with monkeypatch.context() as patch:
+            patch.setattr("os.pidfd_open", no_descriptor)
+            daemon._end_dead_runs()
+        assert list(daemon._runs) == [worker]
+        assert daemon._dead == set()
+        daemon._end_dead_runs()
+        assert worker in daemon._pidfds
+        process.kill()
+    while not Run.died.is_set():  # as the main thread does
+        for key, _ in daemon._selector.select(30):
+            daemon._worker_died(key.data)
+        daemon._end_dead_runs()
     assert Run.died.wait(30)
