@@ -12,6 +12,7 @@ is absent or broken, and the record is made of the others.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ class BackupSampler:
         self._baseline_of = baseline_of
         self._pve_may_freeze = pve_may_freeze
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
-        seen = _seen_before(guest)
+        seen: Seen | None = None
+        with contextlib.suppress(ValueError):  # another version's
+            seen = decode(Seen, guest.seen) if guest.seen is not None else None
         self._host = HostSampler(context, guest, seen.host if seen else None)
         self._inside = GuestSampler(context, guest, config.guest_kernel_log, seen.inside if seen else None)
         self._disks: DiskSampler | None = None
@@ -233,9 +236,7 @@ class BackupSampler:
         deadline = Deadline.after(LAST_SAMPLE_S)
         if self._governor is not None:
             self._governor.release()
-        answers = True
-        if self._disks is not None:
-            answers = self._disks.end(deadline.within(LAST_DISKS_S))
+        answers = self._disks is None or self._disks.end(deadline.within(LAST_DISKS_S))
         return self._views_now(self._inside.view(deadline if answers else deadline.within(HANGS_S)))
 
     def _views_now(self, guest: Measured[GuestView]) -> Views:
@@ -263,11 +264,3 @@ class BackupSampler:
         """What a restarted daemon would go on from; the next phase writes it down."""
         disks = self._disks.start if self._disks is not None else None
         self._guest.seen = encode(Seen(self._host.start, disks, value_of(self._inside.start)))
-
-
-def _seen_before(guest: GuestRecord) -> Seen | None:
-    """What an earlier daemon kept; None where there was none, or another version's."""
-    try:
-        return decode(Seen, guest.seen) if guest.seen is not None else None
-    except ValueError:
-        return None

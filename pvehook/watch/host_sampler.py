@@ -5,6 +5,7 @@ Everything here only grows, so it is read at the beginning and at the end; procf
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pvehook.contract.latency import RequestCounters
@@ -123,7 +124,7 @@ class HostSampler:
             guest_io=seconds_between(start.guest_io, now.guest_io),
             kernel=self._events.seen(fault),
             agent_slowest_ms=agent_slowest_ms,
-            kernel_missing=self._missing(),
+            kernel_missing=(*self._events.not_kept(), *self._lost()),
         )
 
     def close(self) -> None:
@@ -141,13 +142,12 @@ class HostSampler:
         delays_s = [(after[tid] - before[tid]) / 1e9 for tid in before if tid in after]
         return delays_s or Absent("the VM's vCPUs are gone: it ended during its backup")
 
-    def _missing(self) -> tuple[str, ...]:
-        """What is not among the events."""
-        missing = self._events.not_kept()
-        if isinstance(self._log, HostKernelLog):
-            missing += [f"{self._log.lost} lines were overwritten before they were read"] if self._log.lost else []
-            missing += [self._log.fault.why] if self._log.fault is not None else []
-        return tuple(missing)
+    def _lost(self) -> Iterator[str]:
+        """What could not be read."""
+        if isinstance(self._log, HostKernelLog) and self._log.lost:
+            yield f"{self._log.lost} lines were overwritten before they were read"
+        if isinstance(self._log, HostKernelLog) and self._log.fault is not None:
+            yield self._log.fault.why
 
 
 def seconds_between(before: Measured[PressureTotals], after: Measured[PressureTotals]) -> Measured[PressureSeconds]:
