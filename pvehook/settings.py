@@ -1,9 +1,10 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 3,
+        {"v": 4,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
-                    "running_guest": "finish", "exempt": {"guests": [], "jobs": [], "storages": []}},
+                    "running_guest": "finish", "enforce": "exit",
+                    "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
          "freeze": {"mode": "auto", "windows": "auto", "reply_within_s": 2.0, ...: a key for each field of FreezeConfig,
@@ -26,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pvehook.errors import ConfigError
 
-JSON_LAYOUT = 3
+JSON_LAYOUT = 4
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 
@@ -54,6 +55,7 @@ Path = Annotated[str, ABSOLUTE]
 
 NextGuest = Literal["refuse", "allow"]
 RunningGuest = Literal["finish", "cancel"]
+Enforce = Literal["exit", "cancel"]
 IoMode = Literal["idle", "off"]
 FreezeMode = Literal["auto", "never", "off"]
 FreezeRuleMode = Literal["auto", "never", "mountpoints", "off"]
@@ -84,6 +86,7 @@ class WindowConfig(NamedTuple):
     timezone: str | None = None
     next_guest: NextGuest = "refuse"
     running_guest: RunningGuest = "finish"
+    enforce: Enforce = "exit"
     exempt: Exempt = Exempt()
 
 

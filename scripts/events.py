@@ -19,11 +19,13 @@ EVENTS: Final = {
     "window-refused": ("warning", "A run or a guest is refused because the window is closed."),
     "refusal-ignored": (
         "critical",
-        "A run or guest goes on although it was refused: a script around the hook lost its exit code.",
+        "A run or guest goes on although it was refused: a script around the hook lost its exit code. "
+        "Says whether it is cancelled (`window.enforce`).",
     ),
     "window-closed-on-guest": ("warning", "The window closed while this guest was in backup."),
     "backup-cancelled": ("warning", "`running_guest: cancel`: pvehook had QEMU cancel the backup."),
     "backup-cancel-failed": ("error", "`running_guest: cancel`: the backup could not be cancelled."),
+    "allowances-not-read": ("error", "The exceptions from the window could not be read in time: none of them counts."),
     "allowance-made": ("warning", "`pvehook allow` made an exception; who, why, until when."),
     "allowance-revoked": ("warning", "`pvehook allow --revoke` ended an exception early."),
     # A guest

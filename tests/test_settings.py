@@ -42,8 +42,8 @@ def test_the_default_window_is_one_that_opens() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "part"),
     [
-        ("v", 1, "layout 1, expected 3"),
-        ("v", 0, "layout 0, expected 3"),
+        ("v", 1, "layout 1, expected 4"),
+        ("v", 0, "layout 0, expected 4"),
         ("v", None, "layout None"),
         ("window", None, "wrong value"),
         ("window", [], "wrong value"),

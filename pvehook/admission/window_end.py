@@ -1,12 +1,21 @@
-"""The window's end, for a guest whose backup runs: reported, and cancelled where `running_guest: cancel` says so."""
+"""A backup that runs although the window is closed, and how it is cancelled.
+
+The window closes in the middle of it       reported; `running_guest: cancel`: Proxmox's own `backup-cancel`
+It was refused and goes on all the same     daemon/run.py; `enforce: cancel`: the signal of Proxmox's own Stop
+"""
 
 from __future__ import annotations
+
+import os
+import signal
 
 from pvehook.admission.gate import Gate
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
-from pvehook.errors import GuestError
+from pvehook.errors import GuestError, NodeError
 from pvehook.guest.qmp import open_qmp
+from pvehook.host.node import Node
+from pvehook.host.processes import ProcessId, vzdump_task_of
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.run_state import RunState
@@ -56,3 +65,12 @@ def _cancel(context: Context, guest: GuestRecord) -> None:
         guest.cancel_sent = True
         text = f"guest {guest.vmid}: backup-cancel sent, the window has closed"
         context.log.warning("backup-cancelled", message=text, vmid=guest.vmid)
+
+
+def interrupt_vzdump(node: Node, worker: ProcessId) -> None:
+    """SIGTERM, while vzdump waits for its hook: then only this guest fails, with backup-abort and log-end, and the next
+    one has its turn (facts/vzdump.md, "Signals"). Never SIGKILL: vzdump cleans up. Raises OSError, and NodeError for a
+    caller that is no vzdump task, as where somebody calls the hook by hand."""
+    if vzdump_task_of(node, worker.pid) != worker.pid:
+        raise NodeError(f"process {worker.pid}, which called, is no vzdump task")
+    os.kill(worker.pid, signal.SIGTERM)

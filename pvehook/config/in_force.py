@@ -10,6 +10,7 @@ are not in force, every job reports it.
 
 from __future__ import annotations
 
+from datetime import UTC, tzinfo
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -66,6 +67,8 @@ class Configuration:
     ) -> None:
         self._node = node
         self._reader = reader
+        self._own_files = TimelyReader()  # a /etc/pve that hangs must not cost the node's time zone, nor the other way
+        self._zone: tzinfo = UTC
         self._only_file = only_file
         # Only the daemon writes the last good configuration down, and not one that is tried out by --config.
         self._remembers = remembers and only_file is None
@@ -90,7 +93,11 @@ class Configuration:
         return self._in_force(DEFAULT, "built-in defaults", problems)
 
     def _in_force(self, config: Config, source: Source, problems: tuple[str, ...]) -> InForce:
-        window, doubt = window_of(config, local_zone(self._node))
+        try:
+            self._zone = self._own_files.within(READ_DEADLINE_S, "/etc/localtime", lambda: local_zone(self._node))
+        except NodeError as error:
+            problems = (*problems, f"{error}; the node's time zone is taken to be {self._zone}")
+        window, doubt = window_of(config, self._zone)
         return InForce(config, window, source, (*problems, doubt) if doubt else problems)
 
     def _remember(self, config: Config) -> None:
@@ -100,12 +107,12 @@ class Configuration:
         if not self._remembers:
             return
         try:
-            self._reader.within(READ_DEADLINE_S, LAST_GOOD_FILE, lambda: store_config(self._node, config))
+            self._own_files.within(READ_DEADLINE_S, LAST_GOOD_FILE, lambda: store_config(self._node, config))
         except (NodeError, OSError):
             pass  # it is in memory; the next change or the next daemon tries again
 
     def _stored(self) -> Config | None:
         try:
-            return stored_config(self._node)
-        except ConfigError:
+            return self._own_files.within(READ_DEADLINE_S, LAST_GOOD_FILE, lambda: stored_config(self._node))
+        except (ConfigError, NodeError):
             return None

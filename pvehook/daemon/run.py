@@ -17,12 +17,14 @@ from collections.abc import Callable
 from typing import cast
 
 from pvehook.admission.gate import Gate
+from pvehook.admission.window_end import interrupt_vzdump
 from pvehook.config.in_force import Configuration, InForce
 from pvehook.contract.call import HookCall, Reply
 from pvehook.contract.phases import GUEST_PHASES
 from pvehook.contract.text import printable
 from pvehook.daemon.guest_turn import Event, GuestTurn, Phase, RunParts
 from pvehook.deadline import Deadline
+from pvehook.errors import NodeError
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
@@ -151,7 +153,7 @@ class Run:
 
     def backup_start(self, call: HookCall, phase: Phase) -> Reply:
         """The window is asked for every guest: a night can run over."""
-        ignored = self._report_ignored_refusal("this run") if self._refused else ()
+        ignored = self._report_ignored_refusal("this run", "") if self._refused else ()
         turn = self._new_turn(call, phase)
         decision = self._ask_gate(call, phase.in_force)
         turn.guest.admitted_by = decision.reason
@@ -164,9 +166,10 @@ class Run:
         turn = self._turn
         if turn is None or turn.guest.vmid != call.vmid:
             turn = self._new_turn(call, phase)
-        goes_on = call.phase in GOES_ON_PHASES and turn.guest.result == "refused"
-        ignored = self._report_ignored_refusal(f"guest {call.vmid}") if goes_on else ()
-        return Reply(_ours([*self._handle(turn, cast(Event, call.phase), phase), *ignored]))
+        lines = self._handle(turn, cast(Event, call.phase), phase)
+        if turn.guest.result == "refused":
+            lines += self._enforce(call.phase, turn.guest, phase.in_force)
+        return Reply(_ours(lines))
 
     # The end that vzdump does not announce
 
@@ -259,6 +262,7 @@ class Run:
                 return
             restore_strays(self._context, self._state)
             self._parts.records.end()
+            self._parts.gate.close()
             self._parts.effect_reader.close()
             self._parts.pacer_reader.close()
             run_state.remove(self._context.node, self._state)
@@ -284,11 +288,27 @@ class Run:
         )
         return decision
 
-    def _report_ignored_refusal(self, name: str) -> tuple[str, ...]:
+    def _enforce(self, phase: str, guest: GuestRecord, in_force: InForce) -> tuple[str, ...]:
+        """A refused guest that is backed up all the same: reported, and cancelled where `window.enforce` says so."""
+        if phase == "backup-abort" and guest.cancel_sent:  # vzdump has not read the reply in which it was said first
+            return (f"guest {guest.vmid} was refused, but went on: it is cancelled (window.enforce: cancel)",)
+        if phase not in GOES_ON_PHASES:
+            return ()
+        then = ""
+        if phase == "pre-stop" and in_force.config.window.enforce == "cancel":
+            try:
+                interrupt_vzdump(self._context.node, self._state.worker)
+                guest.cancel_sent = True
+                then = ". It is cancelled (window.enforce: cancel)"
+            except (NodeError, OSError) as error:
+                then = f". It could not be cancelled (window.enforce: cancel): {error}"
+        return self._report_ignored_refusal(f"guest {guest.vmid}", then)
+
+    def _report_ignored_refusal(self, name: str, then: str) -> tuple[str, ...]:
         """vzdump never goes on after a refusal that reached it."""
         text = (
             f"{name} was refused, but goes on: the hook's exit code did not reach vzdump. A script of your own that"
-            " calls the hook must end with the hook's exit code"
+            f" calls the hook must end with the hook's exit code{then}"
         )
         self._log.critical("refusal-ignored", message=text)
         return (text,)

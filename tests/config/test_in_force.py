@@ -10,6 +10,7 @@ import pytest
 
 from pvehook.rehearsal.vzdump.player import Call, Player, play
 from pvehook.rescue.last_good import stored_config
+from tests.daemon.caller import Caller
 from tests.node_under_test import ALWAYS, NEVER, NodeUnderTest
 
 WRONG = 'window:\n  opens: ["00:00-24:00"]\n'
@@ -33,6 +34,20 @@ def let_go(fifo: Path) -> None:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
         pass  # nobody hangs on it
+
+
+def test_a_time_zone_that_hangs_holds_no_phase(node: NodeUnderTest) -> None:
+    """/etc/localtime on a file system that hangs: the phases are answered, the window by UTC, and that is reported."""
+    (node.root / "etc/localtime").unlink(missing_ok=True)
+    os.mkfifo(node.root / "etc/localtime")
+    try:
+        with Caller(node) as vzdump:
+            for phase in ("job-init", "job-start", "job-end"):
+                assert "exit 0" in vzdump.call(phase, within_s=7.0)
+        assert "/etc/localtime" in node.wait_for_event("configuration-problem")["MESSAGE"]
+        assert "fault" not in node.event_names()
+    finally:
+        let_go(node.root / "etc/localtime")
 
 
 def doubts(call: Call) -> list[str]:

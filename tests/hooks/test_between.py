@@ -13,8 +13,10 @@ from pvehook.hook_call import CHAINED_NS
 from pvehook.host.ioprio import IDLE, read_all_threads, restore_normal
 from pvehook.host.node import Node
 from pvehook.rehearsal.vzdump.player import Player, play
+from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.last_good import store_config
 from pvehook.settings import Config, WindowConfig
+from tests.daemon.caller import Caller
 from tests.node_under_test import ALWAYS, NEVER, NodeUnderTest
 from tests.rescue.test_without_daemon import assert_idle
 
@@ -129,6 +131,35 @@ def test_a_refusal_whose_exit_code_is_lost_is_reported_as_critical(
         assert node.wait_for_event("refusal-ignored")["PRIORITY"] == "2"
     else:
         assert "refusal-ignored" not in node.event_names()
+
+
+@pytest.mark.parametrize("guest", [Guest(101), Guest(110, kind="lxc", name="mail")], ids=["vm", "container"])
+def test_what_runs_in_spite_of_a_refusal_is_cancelled_where_that_is_wanted(
+    node_without_daemon: NodeUnderTest, guest: Guest
+) -> None:
+    """Guest by guest: the next one, which the window exempts, is backed up."""
+    node = node_without_daemon
+    node.configure('window: {open: [], enforce: cancel, exempt: {guests: [102]}}\n')
+    node.start_daemon()
+    wrapper = write(node.root / "wrapper", f'#!/bin/sh\n"{node.hook}" "$@" || true\n')
+    played = play(replace(node.run(guest, Guest(102)), hook=wrapper))
+    phases = [call.argv[0] for call in played.calls if call.argv[2:] == (str(guest.vmid),)]
+    assert phases == ["backup-start", "backup-abort", "log-end"]  # pre-stop is interrupted, before anything was read
+    assert any("was refused, but went on: it is cancelled" in line for line in played.task_log)
+    report = node.wait_for_event("refusal-ignored")
+    assert report["PRIORITY"] == "2"
+    assert report["MESSAGE"].endswith("It is cancelled (window.enforce: cancel)")
+    assert node.wait_for_event("guest-done", vmid=str(guest.vmid))["PVEHOOK_RESULT"] == "refused"
+    assert node.wait_for_event("guest-done", vmid="102")["PVEHOOK_RESULT"] == "ok"
+
+
+def test_nobody_but_vzdump_is_cancelled(node: NodeUnderTest) -> None:
+    """The hook called by hand: its caller is a shell."""
+    node.configure("window: {open: [], enforce: cancel}\n")
+    with Caller(node) as shell:
+        assert "is refused" in shell.call("backup-start", "snapshot", "101")
+        assert "could not be cancelled" in shell.call("pre-stop", "snapshot", "101")
+        assert "exit 0" in shell.call("log-end", "snapshot", "101")
 
 
 def open_window(node: NodeUnderTest, has_daemon: bool) -> None:
