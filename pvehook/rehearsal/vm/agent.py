@@ -13,8 +13,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from pvehook.contract.guest_facts import Filesystem
-from pvehook.rehearsal.vm.sockets import JOIN_S, DenialError, Peer, Port, Requests, reply_to
-from pvehook.rehearsal.vm.state import GuestState
+from pvehook.rehearsal.vm.sockets import JOIN_S, DenialError, GuestState, Peer, Port, Requests, reply_to
 
 _WHILE_FROZEN: Final = (
     *("guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-info", "guest-ping"),

@@ -23,8 +23,7 @@ from pvehook.contract.latency import RequestKind
 from pvehook.rehearsal.vm import backup_job
 from pvehook.rehearsal.vm.agent import AgentTraits, FrozenInterval, SimulatedAgent
 from pvehook.rehearsal.vm.disks import EMPTY_CD_DRIVE, SimulatedDisk
-from pvehook.rehearsal.vm.sockets import DenialError, Peer, Port, Requests, reply_to
-from pvehook.rehearsal.vm.state import GuestState, Sticky
+from pvehook.rehearsal.vm.sockets import DenialError, GuestState, Peer, Port, Requests, Sticky, reply_to
 
 _VERSION: Final = {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "simulated"}
 

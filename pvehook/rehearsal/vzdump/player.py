@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -108,9 +109,10 @@ class Player:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the worker and the VMs that it started, if they still run."""
+        """End the worker with its hook and the VMs that it started, if they still run."""
         with self._worker as worker:
-            worker.kill()
+            if worker.poll() is None:
+                os.killpg(self.pid, signal.SIGKILL)
             self._reader.join(WAIT_S)
         node = Node(self.run.root)
         started_here = {event["vmid"] for event in self._events if event["event"] == "vm"}
