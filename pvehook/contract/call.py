@@ -106,7 +106,7 @@ def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: fl
 
 
 TAKEN_UP = b"taken-up\n"
-"""Sent as soon as a call is understood, before anything is done about it: the hook waits only a moment for this."""
+"""Sent as soon as a call is understood: the hook waits only a moment for this."""
 
 
 def encode_patience(seconds: float) -> bytes:

@@ -22,8 +22,8 @@ from pvehook.host.node import Node
 
 _VM_COMMANDS = frozenset({"kvm", "swtpm", "virtiofsd"})
 _VM_COMMAND_PREFIX = "qemu-system-"
-_VM_CGROUP = re.compile(r"/qemu\.slice/(\d+)\.scope(?:/|$)", re.MULTILINE)
-_CONTAINER_CGROUP = re.compile(r"/lxc/(\d+)(?:/|$)", re.MULTILINE)
+_GUEST_CGROUP = re.compile(rb"/(?:qemu\.slice/\d+\.scope|lxc/\d+)(?:/|$)", re.MULTILINE)  # `0::/qemu.slice/101.scope`
+_CONTAINER_CGROUP = re.compile(rb"/lxc/\d+(?:/|$)", re.MULTILINE)
 _VM_PID_FILE = re.compile(r"([1-9][0-9]{2,8})\.pid")  # beside ID.swtpm.pid; Proxmox numbers guests from 100 on
 _PID_DIGITS = 10
 _ANCESTORS_LIMIT = 8
@@ -124,7 +124,7 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
     found: dict[int, Found] = {}
 
     def is_guests(row: _Row) -> bool:
-        return _has_vm_name(row) or _in_guest_cgroup(node, row)
+        return _has_vm_name(row) or bool(_GUEST_CGROUP.search(_read_cgroup(node, row)))
 
     if (first := rows.get(worker.pid)) and first.process == worker and _is_vzdump_task(first):
         found[worker.pid] = Found(worker, first.comm, "the vzdump worker")
@@ -193,8 +193,8 @@ def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
     for row in _read_table(node):
         if not _is_younger(row, born_after) or not _is_of(node, row):
             continue
-        cgroup = _read_cgroup(node, row.process.pid)
-        if _CONTAINER_CGROUP.search(cgroup) or not (_has_vm_name(row) or _VM_CGROUP.search(cgroup)):
+        cgroup = _read_cgroup(node, row)
+        if _CONTAINER_CGROUP.search(cgroup) or not (_has_vm_name(row) or _GUEST_CGROUP.search(cgroup)):
             continue
         states = ioprio.read_all_threads(node, row.process.pid).values()
         idle = sum(state.priority == ioprio.IDLE for state in states)
@@ -256,8 +256,7 @@ def _has_vm_name(row: _Row) -> bool:
 
 
 def _known_vmid(row: _Row) -> int | None:
-    vmid = _vmid_of_qemu(row)
-    return _vmid_of_swtpm(row) if vmid is None else vmid
+    return _vmid_of_qemu(row) or _vmid_of_swtpm(row)
 
 
 def _vmid_of_qemu(row: _Row) -> int | None:
@@ -273,11 +272,6 @@ def _vmid_of_swtpm(row: _Row) -> int | None:
         return None
     match = _SWTPM_PATH.search("\n".join(row.argv))
     return int(match[1]) if match else None
-
-
-def _in_guest_cgroup(node: Node, row: _Row) -> bool:
-    cgroup = _read_cgroup(node, row.process.pid)
-    return bool(_VM_CGROUP.search(cgroup) or _CONTAINER_CGROUP.search(cgroup))
 
 
 def _read_table(node: Node) -> list[_Row]:
@@ -304,9 +298,8 @@ def _read_row(node: Node, pid: int) -> _Row | None:
     return _Row(ProcessId(pid, int(fields[19])), int(fields[1]), comm, argv)
 
 
-def _read_cgroup(node: Node, pid: int) -> str:
-    """Lines like `0::/qemu.slice/101.scope`; "" for a process that is gone."""
-    return node.read(f"/proc/{pid}/cgroup").decode(errors="replace")
+def _read_cgroup(node: Node, row: _Row) -> bytes:
+    return node.read(f"/proc/{row.process.pid}/cgroup")
 
 
 def _read_pid(node: Node, path: str) -> int:

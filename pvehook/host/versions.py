@@ -13,6 +13,7 @@ running one. QEMU's version belongs to each running VM, not to the node.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -45,17 +46,16 @@ def _pve_manager(node: Node) -> Measured[str]:
     path = node.path(_STATUS)
     try:
         with open(path, "rb") as file:
-            status = b"\n" + file.read(_STATUS_LIMIT_BYTES) + b"\n"
+            status = file.read(_STATUS_LIMIT_BYTES)
     except FileNotFoundError:
         return Absent("no Proxmox VE: dpkg is not used here")
     except OSError as error:
         return Broken(f"{path} cannot be read: {error.strerror}")
-    begin = status.find(b"\nPackage: pve-manager\n")
-    if begin < 0:
+    paragraph = re.search(rb"^Package: pve-manager\n(.+\n)*", status, re.MULTILINE)
+    # Else only its configuration is left, or half of it.
+    if paragraph is None or not re.search(rb"^Status: .* installed$", paragraph[0], re.MULTILINE):
         return Absent("no Proxmox VE: pve-manager is not installed")
-    paragraph = status[begin : status.find(b"\n\n", begin)].decode("utf-8", errors="replace")
-    fields = dict(line.split(": ", 1) for line in paragraph.split("\n") if ": " in line and not line.startswith(" "))
-    if not fields.get("Status", "").endswith(" installed"):  # or only its configuration is left, or half of it
-        return Absent("no Proxmox VE: pve-manager is not installed")
-    version = fields.get("Version", "")
-    return printable(version, _VERSION_CHARACTERS) if version else Broken(f"{path}: pve-manager without a version")
+    version = re.search(rb"^Version: (.+)$", paragraph[0], re.MULTILINE)
+    if version is None:
+        return Broken(f"{path}: pve-manager without a version")
+    return printable(version[1].decode(errors="replace"), _VERSION_CHARACTERS)

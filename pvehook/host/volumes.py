@@ -1,6 +1,5 @@
-"""Where a guest's volume or a dump directory is, by Proxmox's storage configuration.
+"""Where a guest's volume or a dump directory is, by Proxmox's storage configuration. Only local devices are looked at.
 
-Where a volume lies is found on local devices only, by the storages that the caller has read.
 Source of paths and names: the plugins in PVE/Storage/ of pve-storage.
 """
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 from collections.abc import Mapping
@@ -63,43 +64,28 @@ def all_jobs(node: Node, reader: TimelyReader) -> list[Job]:
         for section in sections
         if section.type == "vzdump"
     ]
-    for path in (*_CRON_FILES, *_files_of_cron(node, reader)):
+    directory = node.path(_CRON_DIRECTORY)
+    names = reader.within(READ_DEADLINE_S, _CRON_DIRECTORY, lambda: sorted(glob.glob("*", root_dir=directory)))
+    files = [f"{_CRON_DIRECTORY}/{name}" for name in names if "." not in name]  # cron(8) skips the others
+    for path in (*_CRON_FILES, *files):
         jobs += parse_cron(reader.text(node.path(path), READ_DEADLINE_S) or "", path)
     return jobs + parse_cron(
         reader.text(node.path(_ROOTS_CRONTAB), READ_DEADLINE_S) or "", _ROOTS_CRONTAB, has_user=False
     )
 
 
-def _files_of_cron(node: Node, reader: TimelyReader) -> list[str]:
-    def names() -> list[str]:
-        try:
-            return sorted(os.listdir(node.path(_CRON_DIRECTORY)))
-        except FileNotFoundError:
-            return []
-
-    found = reader.within(READ_DEADLINE_S, _CRON_DIRECTORY, names)
-    return [f"{_CRON_DIRECTORY}/{name}" for name in found if "." not in name]  # cron(8) skips the others
-
-
 def parse_cron(text: str, path: str, has_user: bool = True) -> list[Job]:
     """The lines that call vzdump. What else a line does, in a pipe or after a semicolon, is not read."""
     found = []
     for number, line in enumerate(text.splitlines()[:_CRON_LINES], 1):
-        times, command = _split_cron_line(line, has_user)
-        options = _vzdump_options(command)
+        times = 1 if line.lstrip().startswith("@") else _TIME_FIELDS  # `@daily`
+        fields = line.split(None, times + has_user)
+        if len(fields) <= times + has_user or fields[0].startswith("#"):
+            continue  # of another kind
+        options = _vzdump_options(fields[-1].rstrip())
         if options is not None:
-            found.append(Job(f"{path}:{number}", options, times, is_cron=True))
+            found.append(Job(f"{path}:{number}", options, " ".join(fields[:times]), is_cron=True))
     return found
-
-
-def _split_cron_line(line: str, has_user: bool) -> tuple[str, str]:
-    """When it runs, and what; two empty texts for a line of another kind."""
-    stripped = line.strip()
-    number = 1 if stripped.startswith("@") else _TIME_FIELDS  # `@daily`
-    fields = stripped.split(None, number + has_user)
-    if stripped.startswith("#") or len(fields) <= number + has_user:
-        return "", ""
-    return " ".join(fields[:number]), fields[-1]
 
 
 def _vzdump_options(command: str) -> dict[str, str] | None:

@@ -22,13 +22,13 @@ from pvehook.config.in_force import InForce
 from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.section_config import Section, parse_sections
-from pvehook.contract.storage_config import parse_storages, why_no_backup
+from pvehook.contract.storage_config import why_no_backup
 from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import STORAGE_CONFIG, Backup
+from pvehook.host.volumes import Backup, read_storages
 from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
 from pvehook.preview.plan import (
     HOOK,
@@ -117,7 +117,7 @@ def rehearse_tonight(
         raise NodeError(f"guest {', '.join(map(str, unknown))} is not on this node")
     jobs = jobs_of_node(node, reader, name)
     vzdump_conf = reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or ""
-    storages = parse_storages(reader.text(node.path(STORAGE_CONFIG), READ_DEADLINE_S) or "")
+    storages = read_storages(node, reader)
     pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
     ha, node_of = _ha_guests(node, reader), _node_of_guests(node, reader)
     common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of)
