@@ -164,8 +164,8 @@ def _append(path: str, records: tuple[StallRecord, ...], now_s: float, keep_days
                 _insert(history, record)
             _drop_old(history, now_s, keep_days)
             history.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        if _primary_code(error) in _DAMAGED:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes the damage
+        if isinstance(error, UnicodeDecodeError) or _primary_code(error) in _DAMAGED:
             raise _NotOurs(f"damaged ({error})", "damaged") from error
         raise
 
@@ -275,7 +275,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
                         shutil.copyfile(path + journal, copy + journal)
                 history = stack.enter_context(closing(_connect_to_read(copy)))
                 version = _version(history)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise NodeError(f"history {path}: {error}") from error
         if version > len(SCHEMA):
             raise NodeError(f"history {path}: made by a newer pvehook (version {version}, not {len(SCHEMA)})")
@@ -283,7 +283,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
             raise NodeError(f"history {path}: of an older pvehook; the next backup brings it up to date")
         try:
             yield history
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: as in _append
             raise NodeError(f"history {path}: {error}") from error
 
 

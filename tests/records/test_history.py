@@ -365,6 +365,21 @@ def test_a_page_that_is_damaged_is_found_when_it_is_written_to(path: str) -> Non
     assert [vmid for vmid, _ in kept(path)] == [102]
 
 
+def test_damage_that_sqlites_own_message_quotes_is_damage_too(path: str) -> None:
+    """Found by tests/bench/fuzz_parsers.py: the bytes are no text, so Python raises something else for them."""
+    append(path, record(), now_s=NOW_S)
+    whole = Path(path).read_bytes()
+    damaged = whole.replace(b"CREATE INDEX details_by_time", b"CREATE \xd3\xd3\xd3\xd3\xd3 details_by_time")
+    assert damaged != whole
+    Path(path).write_bytes(damaged)
+    with pytest.raises(NodeError, match="history"), reading(path) as opened:
+        backups(opened)
+    said = append(path, record(vmid=102), now_s=NOW_S)
+    assert said is not None
+    assert f"it is now {path}.damaged, and a new one was begun" in said
+    assert [vmid for vmid, _ in kept(path)] == [102]
+
+
 def test_what_is_moved_aside_every_night_does_not_fill_the_disk(path: str) -> None:
     os.makedirs(os.path.dirname(path))
     for _ in range(5):
