@@ -177,7 +177,7 @@ class GuestFreeze:
         if not self._rendezvous.ended.wait(wait_s) and summary.consistency is None:
             summary.consistency, summary.hung = "crash-consistent", True
             # Remembered now: should the daemon not live to see its end, the next backup must know of it.
-            self._remember(PastFreeze(self._clock.now_s(), None, "hung"))
+            remember(self._node, self._reader, self._guest.vmid, PastFreeze(self._clock.now_s(), None, "hung"))
             summary.why = "it has not reported yet that it is thawed; it is sent thaws until it does, see the journal"
             self._log.critical(
                 "freeze-not-thawed",
@@ -216,9 +216,6 @@ class GuestFreeze:
 
     # Reports
 
-    def _remember(self, freeze: PastFreeze) -> None:
-        remember(self._node, self._reader, self._guest.vmid, freeze)
-
     def _report_verdict(self, summary: FreezeSummary) -> None:
         # What the administrator has switched off is no news either.
         wanted = all(reason.startswith("never:") for reason in summary.reasons)
@@ -243,8 +240,9 @@ class GuestFreeze:
             if outcome.frozen_ms is not None:
                 now_s = self._clock.now_s()  # it was thawed a moment ago
                 summary.frozen_at_s = now_s - outcome.frozen_ms / 1000
-                took: Literal["ok", "slow"] = "slow" if outcome.frozen_ms > config.slow_after_s * 1000 else "ok"
-                self._remember(PastFreeze(now_s, outcome.frozen_ms, "hung" if outcome.hung else took))
+                how: Literal["ok", "slow", "hung"] = "slow" if outcome.frozen_ms > config.slow_after_s * 1000 else "ok"
+                past = PastFreeze(now_s, outcome.frozen_ms, "hung" if outcome.hung else how)
+                remember(self._node, self._reader, self._guest.vmid, past)
             # A veto was logged with its reasons before; what follows from it is no news.
             went_wrong = outcome.consistency == "left-to-pve" and outcome.frozen_ms is not None
             is_news = (outcome.consistency == "crash-consistent" and summary.action != "veto") or went_wrong

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Self
+from contextlib import ExitStack
 
 from pvehook.contract.block_job import BlockJob
 from pvehook.deadline import Deadline
@@ -49,41 +49,28 @@ agent or monitor are slow, or it would be in front of PVE's command."""
 
 class PveWatch:
     """One guest's. Used by one thread. The agent's waiters are watched as soon as it is made, if the kernel tells them:
-    `can_see` says so."""
+    `can_see` says so. `stack` closes what is opened."""
 
-    def __init__(self, node: Node, worker: ProcessId, agent_path: str, qmp_path: str, on_begun: OnBegun) -> None:
+    def __init__(
+        self, stack: ExitStack, node: Node, worker: ProcessId, agent_path: str, qmp_path: str, on_begun: OnBegun
+    ) -> None:
         self._node = node
         self._worker = worker
         self._qmp_path = qmp_path
         self._on_begun = on_begun
         self._tracker = BackupTracker()
-        self._open = contextlib.ExitStack()
-        self._agent = self._waiters(agent_path)
-        self.agent_queue = self._open.enter_context(contextlib.closing(SocketQueue(agent_path, self._agent)))
+        self._agent = _waiters(stack, node, agent_path)
+        self.can_see = self._agent is not None
+        """Whether it can be seen who waits for the agent."""
+        self.agent_queue = SocketQueue(agent_path, self._agent)
         """A place behind PVE at the agent's socket."""
-        self._queue = self._open.enter_context(contextlib.closing(SocketQueue(qmp_path, self._waiters(qmp_path))))
+        self._queue = SocketQueue(qmp_path, _waiters(stack, node, qmp_path))
+        for close in (self.agent_queue.close, self._queue.close, self.leave_monitor):
+            stack.callback(close)
         self._waiting: Connection | None = None
         self._next_poll_s = 0.0
         self.monitor_latency_s = 0.0
         """How long the monitor took for one answer, when it was asked last."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave_monitor()
-        self._open.close()
-
-    def _waiters(self, path: str) -> WaiterWatch | None:
-        try:
-            return self._open.enter_context(watch_waiters(self._node, path))
-        except NodeError:
-            return None
-
-    @property
-    def can_see(self) -> bool:
-        """Whether it can be seen who waits for the agent."""
-        return self._agent is not None
 
     # At the agent's socket
 
@@ -182,3 +169,9 @@ class PveWatch:
                     soon = Deadline.after(ON_BEGUN_S)
                     self._on_begun(qmp, progress.jobs or self._tracker.jobs(qmp, soon), soon)
         return progress.state != "not-yet"
+
+
+def _waiters(stack: ExitStack, node: Node, path: str) -> WaiterWatch | None:
+    with contextlib.suppress(NodeError):
+        return stack.enter_context(watch_waiters(node, path))
+    return None

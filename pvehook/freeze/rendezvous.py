@@ -86,8 +86,8 @@ class Rendezvous:
         """Holds the agent's socket, opens everything and starts the thread. Raises GuestError when the socket cannot be
         held; then PVE meets the agent as if we were not there. Whatever else fails makes the freeze a veto."""
         try:
-            pve = PveWatch(self._node, self._worker, self._agent_path, self._qmp_path, self._on_begun)
-            self._pve = self._open.enter_context(pve)
+            paths = self._agent_path, self._qmp_path
+            self._pve = PveWatch(self._open, self._node, self._worker, *paths, self._on_begun)
             if self._veto:
                 with contextlib.suppress(GuestError):  # a veto holds without it, until PVE has given up
                     self._pve.arm(VETO_ARM_S)
