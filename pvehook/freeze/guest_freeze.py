@@ -233,7 +233,7 @@ class GuestFreeze:
             self._log.critical("freeze-alert", message=f"{self._title}: {summary.alert}")
 
     def _rendezvous_ended(self, summary: FreezeSummary, config: FreezeConfig, outcome: Outcome) -> None:
-        """In the rendezvous' own thread, when nothing is frozen any more."""
+        """In the thread that thawed it, when nothing is frozen any more."""
         for name, value in outcome._asdict().items():
             setattr(summary, name, value)
         try:
