@@ -132,6 +132,8 @@ class RunParts(NamedTuple):
     effect_reader: TimelyReader
     pacer_reader: TimelyReader
     """Each its own: the disks under a storage may take 8 s to be found, and nobody else waits behind them."""
+    keep: Callable[[], None]
+    """Writes down what the next daemon would go on from."""
 
 
 class GuestTurn:
@@ -299,6 +301,7 @@ class GuestTurn:
 
     def _freeze_over(self) -> None:
         self.handle("freeze-over", Phase(self._in_force, Deadline.after(0.0)))
+        self._parts.keep()
 
     def _limit_backup(self, qmp: QmpConnection, jobs: tuple[BlockJob, ...], deadline: Deadline) -> None:
         """The backup has begun and the guest is still frozen: what waits in it is not to queue behind a burst."""

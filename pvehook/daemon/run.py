@@ -65,9 +65,11 @@ class Run:
             RunRecords(context, state),
             effect_reader=TimelyReader(),
             pacer_reader=TimelyReader(),
+            keep=self._keep,
         )
         self._turn: GuestTurn | None = None
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
         self._problems: tuple[str, ...] = ()
         self._refused = False
         self.ended = False
@@ -132,14 +134,16 @@ class Run:
         """All guests had their turn; what is printed here is mailed."""
         reply = self._end(phase)
         results = [guest.result for guest in self._state.done]
-        ok, refused = results.count("ok"), results.count("refused")
+        ok, refused, unknown = (results.count(each) for each in ("ok", "refused", "unknown"))
+        not_known = f", {unknown} not known" if unknown else ""
         self._log.info(
             "job-ended",
             message=f"vzdump ended: {len(results)} guests, {ok} backed up, {refused} refused, "
-            f"{len(results) - ok - refused} failed",
+            f"{len(results) - ok - refused - unknown} failed{not_known}",
             guests=len(results),
             guests_ok=ok,
             guests_refused=refused,
+            guests_unknown=unknown or None,
         )
         return reply
 
@@ -254,18 +258,24 @@ class Run:
         return Reply(tuple(job_table((guest, records.get(guest.vmid)) for guest in self._state.done)))
 
     def _close_what_ended(self) -> None:
-        """What a run started ends with it. What a new daemon would go on from is written down; a full /run must not
-        cost the answer, a refusal above all."""
-        try:
-            if not self.ended:
-                run_state.save(self._context.node, self._state)
-                return
+        """What a run started ends with it. What a new daemon would go on from is written down."""
+        if self.ended:
             restore_strays(self._context, self._state)
             self._parts.records.end()
             self._parts.gate.close()
             self._parts.effect_reader.close()
             self._parts.pacer_reader.close()
-            run_state.remove(self._context.node, self._state)
+        self._keep()
+
+    def _keep(self) -> None:
+        """The recovery note, also at a freeze's end, which is no phase. A full /run must not cost the answer, a refusal
+        above all."""
+        try:
+            with self._keeping:
+                if self.ended:
+                    run_state.remove(self._context.node, self._state)
+                else:
+                    run_state.save(self._context.node, self._state)
         except OSError as error:
             self._log.error(
                 "record-not-written",

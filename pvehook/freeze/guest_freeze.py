@@ -28,8 +28,17 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord
 from pvehook.records.guest_summary import guest_title
 from pvehook.records.journal import Log
-from pvehook.rescue.freeze_record import FROZEN_BY_US, FreezeRecord, freeze_records, remove_record
-from pvehook.rescue.thaw import Waiting, patience, pves_own_freeze, thawing
+from pvehook.rescue.freeze_record import (
+    FROZEN_BY_US,
+    FreezeRecord,
+    freeze_records,
+    leave_thaw_note,
+    read_record,
+    record_path,
+    remove_record,
+    take_thaw_note,
+)
+from pvehook.rescue.thaw import Waiting, note_thaw, patience, pves_own_freeze, thawing
 from pvehook.rules.freeze_policy import policy_for
 from pvehook.rules.freeze_safety import FreezeFacts, PastFreeze, decide
 from pvehook.settings import FreezeConfig
@@ -109,7 +118,7 @@ class GuestFreeze:
         )
         self._mountpoints = verdict.mountpoints
         if verdict.mountpoints is not None:
-            summary.has_list = True
+            summary.has_list, summary.is_partial = True, verdict.is_partial
             is_short = sum(map(len, verdict.mountpoints)) <= LIST_CHARACTERS
             summary.mountpoints = list(verdict.mountpoints) if is_short else None
         if verdict.action == "freeze" and config.pre_flush:
@@ -142,7 +151,8 @@ class GuestFreeze:
             on_begun=self._on_begun,
             on_end=lambda outcome: self._rendezvous_ended(summary, config, outcome),
         )
-        # An older run's thaw of this guest must not take the coming freeze for its own.
+        # An older run's thaw of this guest must not take the coming freeze for its own, nor be taken for its end.
+        take_thaw_note(record_path(self._node, guest.vmid))
         self._freezes.cancel(guest.vmid)
         self._freezes.begin()
         try:
@@ -170,7 +180,10 @@ class GuestFreeze:
         """log-end: the summary is complete, or says that its freeze still hangs. What backup-end has waited for in vain
         is not waited for a second time."""
         summary = self._guest.freeze
-        if summary is None or self._rendezvous is None:
+        if summary is None:
+            return
+        if self._rendezvous is None:
+            self._say_how_it_was_left(summary)
             return
         self._rendezvous.abandoned.set()
         wait_s = 0.0 if self._waited else deadline.within(OVER_S).left_s()
@@ -184,6 +197,21 @@ class GuestFreeze:
                 message=f"{self._title}: STILL FROZEN, as far as we know, after its backup: it is sent thaws "
                 "until it reports that it is thawed; if it stays frozen, reset the VM",
             )
+
+    def _say_how_it_was_left(self, summary: FreezeSummary) -> None:
+        """The daemon that froze it is gone. Whether the backup began before the thaw nobody saw, so no more is claimed
+        for it than is sure."""
+        if not summary.in_archive or summary.action != "freeze" or summary.consistency is not None:
+            return
+        left = read_record(record_path(self._node, self._guest.vmid))
+        if note := take_thaw_note(record_path(self._node, self._guest.vmid)):
+            summary.consistency, summary.frozen_ms = "crash-consistent", note.frozen_ms
+            summary.why = f"the daemon ended during its freeze; {note.by}"
+        elif left is not None and left.state in FROZEN_BY_US:
+            summary.consistency, summary.hung = "crash-consistent", True
+            summary.why = "the daemon ended during its freeze, and it has not reported yet that it is thawed"
+        else:
+            summary.consistency, summary.why = "left-to-pve", "the daemon ended before it was frozen"
 
     def worker_died(self) -> None:
         """No PVE any more that could thaw: neither what we froze, nor what PVE froze itself."""
@@ -236,6 +264,8 @@ class GuestFreeze:
         """In the thread that thawed it, when nothing is frozen any more."""
         for name, value in outcome._asdict().items():
             setattr(summary, name, value)
+        if summary.is_partial and outcome.consistency == "filesystem-consistent":
+            summary.consistency = "partly-consistent"
         try:
             if outcome.frozen_ms is not None:
                 now_s = self._clock.now_s()  # it was thawed a moment ago
@@ -250,7 +280,7 @@ class GuestFreeze:
             write(
                 "freeze-done",
                 message=f"{self._title}: {summary.in_words()}",
-                consistency=outcome.consistency,
+                consistency=summary.consistency,
                 why=outcome.why,
                 frozen_ms=outcome.frozen_ms,
                 filesystems_frozen=outcome.filesystems_frozen,
@@ -275,6 +305,8 @@ def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
     """What a new daemon does first: every guest that a record calls frozen by us is thawed, however long it takes."""
     for left in freeze_records(context.node):
         if left.state not in FROZEN_BY_US:
+            if left.state == "thawed":
+                leave_thaw_note(left, "thawed by it", left.thawed_at_s)
             remove_record(left)
             continue
 
@@ -284,6 +316,7 @@ def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
             done = yield from thawing(left.agent_path, cancelled.is_set)
             if cancelled.is_set():
                 return  # the record is a newer freeze's by now
+            note_thaw(left, done, "the next daemon")
             remove_record(left)
             if time.monotonic() - began_s > LEFT_OVER_HUNG_S:
                 remember(context.node, context.reader, left.vmid, PastFreeze(context.clock.now_s(), None, "hung"))

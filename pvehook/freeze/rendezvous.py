@@ -77,6 +77,7 @@ class Rendezvous:
         self.not_frozen.set()
         self.ended = threading.Event()
         self._open = contextlib.ExitStack()
+        self._recorded = contextlib.ExitStack()
         self._hold = self._open.enter_context(contextlib.ExitStack())
         self._pinged = False
         self._arrived_s: float | None = None
@@ -104,6 +105,7 @@ class Rendezvous:
             threading.Thread(target=self._freezes.run, args=(run,), name=name, daemon=True).start()
         except BaseException:
             self._open.close()
+            self._recorded.close()
             raise
         self._at_step("armed")
 
@@ -115,7 +117,7 @@ class Rendezvous:
             self._pve.arm()
             path = record_path(self._node, self.vmid)
             self._record = FrozenRecord(path, self.vmid, self._worker.pid, self._agent_path, now_s)
-            self._open.callback(self._record.remove)
+            self._recorded.callback(self._record.remove)
             self._at_step("recorded")
             began_s = time.monotonic()
             deadline = Deadline.after(ARM_ANSWERS_S)
@@ -151,6 +153,7 @@ class Rendezvous:
                 waited_s = self._arrived_s - self._armed_s
                 outcome = outcome._replace(waited_for_pve_ms=round(waited_s * 1000))
             self._on_end(outcome)
+            self._recorded.close()  # now that the outcome is written down
             self.ended.set()
 
     def _meet(self) -> Waiting[Outcome]:

@@ -32,7 +32,7 @@ _SHORT_CAUSES: Final = {
     "shared-disks": "shared disks",
     "disks": "slow disks",
     "cpu": "no CPU",
-    "freeze": "frozen",
+    "freeze": "long freeze",
     "memory": "no memory",
 }
 

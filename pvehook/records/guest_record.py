@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pvehook.contract.text import printable
 
 TurnState = Literal["new", "admitted", "prepared", "armed", "archiving", "over", "refused", "accounted"]
 """How far a guest's turn is; daemon/guest_turn.py says what each means."""
 
 Result = Literal["running", "ok", "failed", "refused", "cancelled", "worker-died", "unknown"]
-"""How a guest's backup ended. unknown: its last phases were answered without the daemon."""
+"""How a guest's backup ended. unknown: its last phases were answered without the daemon, so it may well be there."""
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class FreezeSummary:
     """Some filesystems are to be frozen, and not all."""
     mountpoints: list[str] | None = None
     """Which ones, for a restarted daemon; None where the list is too long to be kept."""
+    is_partial: bool = False
+    """What is not in the list could be frozen, and is not."""
     alert: str | None = None
     was_thawed: bool = False
     """The agent said so before the backup: whatever is frozen later was frozen by this run."""
@@ -33,7 +38,8 @@ class FreezeSummary:
     pre_flush: str | None = None
     pre_flush_ms: int | None = None
     consistency: str | None = None
-    """filesystem-consistent, crash-consistent, or left-to-pve; None: not known yet, or not applicable."""
+    """filesystem-consistent, partly-consistent (what is in the list), crash-consistent, or left-to-pve; None: not known
+    yet, or not applicable."""
     why: str = ""
     frozen_ms: int | None = None
     frozen_at_s: float | None = None
@@ -47,12 +53,19 @@ class FreezeSummary:
         """How it ended, for people."""
         if self.consistency is None:
             return f"freeze: {self.action}"
-        text = f"{self.consistency}: {self.why}"
+        text = f"{consistency_in_words(self.consistency, self.mountpoints)}: {self.why}"
         if self.frozen_ms is not None:
             text += f"; frozen for {self.frozen_ms} ms"
         if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:
             text += f"; {self.filesystems_frozen} filesystems frozen, {self.filesystems_thawed} thawed"
         return text
+
+
+def consistency_in_words(consistency: str, mountpoints: Sequence[str] | None) -> str:
+    """`crash-consistent`; of a freeze of a list `partly-consistent: only /data`."""
+    if consistency != "partly-consistent":
+        return consistency
+    return f"{consistency}: only {printable(', '.join(mountpoints), 100) if mountpoints else 'a long list'}"
 
 
 @dataclass(slots=True)

@@ -52,7 +52,8 @@ def summary_message(guest: GuestRecord, stall: StallRecord | None = None) -> str
     """One sentence: the guest, how it ended, what was done, whether it had an effect, what the guest suffered."""
     if guest.result == "refused":
         return f"{guest_title(guest)}: refused, the window is closed"
-    parts = [f"{guest_title(guest)}: backup {guest.result}", idle_in_words(guest), f"effect: {guest.effect_in_short}"]
+    result = "ended unseen" if guest.result == "unknown" else guest.result
+    parts = [f"{guest_title(guest)}: backup {result}", idle_in_words(guest), f"effect: {guest.effect_in_short}"]
     if guest.freeze is not None and guest.freeze.consistency is not None:
         parts.append(guest.freeze.in_words())
     if guest.restored:
@@ -106,8 +107,9 @@ def stall_in_words(stall: StallRecord) -> str:
 
 
 def is_good(guest: GuestRecord, stall: StallRecord | None) -> bool:
-    """Whether there is nothing to warn about: its backup is there, and it did not stall."""
-    return guest.result == "ok" and (stall is None or stall.verdict.severity not in ("stalled", "locked-up"))
+    """Whether there is nothing to warn about: no backup that is known to have failed, and no stall."""
+    stalled = stall is not None and stall.verdict.severity in ("stalled", "locked-up")
+    return guest.result in ("ok", "unknown") and not stalled
 
 
 def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str, object]:
@@ -132,6 +134,7 @@ def guest_done_fields(guest: GuestRecord, stall: StallRecord | None) -> dict[str
         "put_back_to_normal": guest.restored or None,
         "freeze": freeze.action if freeze else None,
         "consistency": freeze.consistency if freeze else None,
+        "freeze_list": freeze.mountpoints if freeze else None,
     }
     if stall is None:
         return fields | {"frozen_ms": freeze.frozen_ms if freeze else None}

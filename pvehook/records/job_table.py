@@ -29,7 +29,7 @@ from pvehook.records.figures import (
     short_duration,
     short_number,
 )
-from pvehook.records.guest_record import GuestRecord
+from pvehook.records.guest_record import GuestRecord, consistency_in_words
 from pvehook.records.guest_summary import guest_number, idle_counts
 from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import lockups_of
@@ -54,7 +54,9 @@ def job_table(guests: Iterable[Told]) -> list[str]:
     lines = [title, _ROW.format(**columns, p99="write p99", idle="idle", cause="cause")]
     lines += [_row(guest, stall) for guest, stall in rows]
     lines += [line for guest, stall in rows for line in _why(guest, stall)]
-    lines += _idle_effects(guest for guest, _ in rows)
+    begun = [guest for guest, _ in rows if guest.result != "refused"]
+    lines += _by_text("freeze", ((guest.vmid, _consistency(guest)) for guest in begun))
+    lines += _by_text("idle priority", ((guest.vmid, guest.effect_in_short) for guest in begun))
     if any(f" {BROKEN_MARK} " in f"{line} " or f"{BROKEN_MARK}>" in line for line in lines[2 : 2 + len(rows)]):
         lines.append(f"{ABSENT_MARK} nothing to measure   {BROKEN_MARK} could not be read")
     return [line.encode("ascii", "replace").decode("ascii")[:WIDTH].rstrip() for line in lines]
@@ -103,14 +105,21 @@ def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
     return _wrap(text)
 
 
-def _idle_effects(guests: Iterable[GuestRecord]) -> list[str]:
-    """Whether idle I/O priority could have an effect, for which guests."""
-    by_effect: dict[str, list[int]] = {}
-    for guest in guests:
-        if guest.result != "refused":
-            by_effect.setdefault(guest.effect_in_short, []).append(guest.vmid)
-    texts = [f"idle priority: {effect}: {', '.join(map(str, vmids))}" for effect, vmids in by_effect.items()]
-    return [line for text in texts for line in _wrap(text)]
+def _by_text(title: str, texts: Iterable[tuple[int, str]]) -> list[str]:
+    """What can be said of several guests is said once."""
+    by_text: dict[str, list[int]] = {}
+    for vmid, text in texts:
+        by_text.setdefault(text, []).append(vmid)
+    said = [f"{title}: {text}: {', '.join(map(str, vmids))}" for text, vmids in by_text.items() if text]
+    return [line for text in said for line in _wrap(text)]
+
+
+def _consistency(guest: GuestRecord) -> str:
+    """Empty where there is nothing to say: all of it was frozen, or nothing is known of a freeze."""
+    freeze = guest.freeze
+    if freeze is None or freeze.consistency in (None, "filesystem-consistent", "left-to-pve"):
+        return ""
+    return consistency_in_words(freeze.consistency, freeze.mountpoints)
 
 
 def _wrap(text: str) -> list[str]:

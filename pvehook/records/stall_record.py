@@ -87,6 +87,8 @@ class FreezeOutcome(NamedTuple):
     why: str
     at_s: float | None = None
     """When it began, in seconds since the backup's start; None: not frozen, or not known."""
+    mountpoints: tuple[str, ...] | None = None
+    """What of a partly-consistent guest was frozen."""
 
 
 class IdlePriority(NamedTuple):

@@ -116,7 +116,10 @@ METRICS: Final[dict[str, tuple[str, Samples]]] = {
         lambda record, _: [({}, record.started_s)],
     ),
     "pvehook_backup_duration_seconds": ("How long it took.", lambda record, _: [({}, record.duration_s)]),
-    "pvehook_backup_ok": ("1 if it succeeded, else 0.", lambda record, _: [({}, float(record.result == "ok"))]),
+    "pvehook_backup_ok": (
+        "1 if it succeeded, else 0; no sample: its end was not seen.",
+        lambda record, _: [({}, float(record.result == "ok"))] if record.result != "unknown" else [],
+    ),
     "pvehook_backup_size_bytes": ("What the backup had to read.", _figure("backup_bytes")),
     "pvehook_severity": ("1 for how bad the guest's night was, 0 for the other severities.", _severity),
     "pvehook_view_up": (

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import ABSENT_MARK, in_bytes, mark_of, marked, short_duration, short_number
+from pvehook.records.guest_record import consistency_in_words
 from pvehook.records.stall_record import Baseline, FreezeOutcome, GovernorSummary, PacerSummary, StallRecord, Versions
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView, KernelEvent
@@ -137,7 +138,8 @@ def _freeze_in_words(freeze: FreezeOutcome | None) -> str:
     if freeze is None:
         return "not applicable"
     frozen = f", frozen for {freeze.frozen_ms} ms" if freeze.frozen_ms is not None else ""
-    return f"{freeze.action}{frozen}; {freeze.consistency or 'consistency not known'}: {freeze.why}"
+    consistency = consistency_in_words(freeze.consistency or "consistency not known", freeze.mountpoints)
+    return f"{freeze.action}{frozen}; {consistency}: {freeze.why}"
 
 
 def _governor_in_words(governor: GovernorSummary | None) -> list[tuple[str, str]]:

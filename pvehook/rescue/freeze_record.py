@@ -4,6 +4,10 @@
         freezing\\n                       the current state, padded to 16 bytes
         {"vmid": 101, "worker": 4711, "agent": "/var/run/qemu-server/101.qga", "armed_s": 1795312800.0, "daemon": 4712}
 
+    /run/pvehook/frozen/101.thawed       who ended a freeze that a dead daemon had left, for the guest's summary
+
+The page ends with the times of the freeze and of its thaw: seconds on the monotonic clock, one for all processes.
+
 The page is mapped and its first word is stored without a system call: between a freeze and its thaw nothing may wait
 for a file system. /run is memory, and what was stored survives a SIGKILL of the writer.
 
@@ -15,6 +19,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import time
+from math import isnan, nan
 from typing import Literal, NamedTuple, get_args
 
 from pvehook.host.node import Node
@@ -24,9 +30,10 @@ State = Literal["armed", "freezing", "frozen", "thawing", "thawed"]
 FROZEN_BY_US: tuple[State, ...] = ("freezing", "frozen", "thawing")
 """With one of these in the record, the guest may be frozen by us. `armed`: nothing was sent yet."""
 
-_STATE_BYTES = 16
+_STATE_BYTES = _TIME_BYTES = 16
 _PAGE_BYTES = 4096
 _WORDS: dict[State, bytes] = {state: state.encode().ljust(_STATE_BYTES - 1) + b"\n" for state in get_args(State)}
+_TIME_AT: dict[State, slice] = {"freezing": slice(4064, 4080), "thawed": slice(4080, 4096)}
 
 
 class FrozenRecord:
@@ -49,6 +56,8 @@ class FrozenRecord:
 
     def say(self, state: State) -> None:
         """Stores the state. No system call, hardly an allocation."""
+        if state in _TIME_AT:
+            self._page[_TIME_AT[state]] = f"{time.monotonic():.3f}".encode().ljust(_TIME_BYTES)
         self._page[:_STATE_BYTES] = _WORDS[state]
 
     def remove(self) -> None:
@@ -68,6 +77,18 @@ class FreezeRecord(NamedTuple):
     armed_s: float
     daemon_pid: int
     """The process that wrote it."""
+    frozen_from_s: float
+    thawed_at_s: float
+    """Both on the monotonic clock; not a number: not sent, not thawed yet."""
+
+
+class ThawNote(NamedTuple):
+    """How a freeze ended that a daemon had left when it died."""
+
+    frozen_ms: int | None
+    """None: not known."""
+    by: str
+    """Who saw to it that it is thawed."""
 
 
 def record_path(node: Node, vmid: int) -> str:
@@ -86,7 +107,7 @@ def read_record(path: str) -> FreezeRecord | None:
     try:
         page = read_regular_file(path, _PAGE_BYTES)
         state = page[:_STATE_BYTES].decode("ascii").strip()
-        body = json.loads(page[_STATE_BYTES:].rstrip(b"\0"))
+        body = json.loads(page[_STATE_BYTES:].partition(b"\0")[0])
         if state not in get_args(State):
             return None
         return FreezeRecord(
@@ -97,6 +118,7 @@ def read_record(path: str) -> FreezeRecord | None:
             str(body["agent"]),
             float(body["armed_s"]),
             int(body["daemon"]),
+            *(float(page[place].strip(b"\0 ") or nan) for place in _TIME_AT.values()),
         )
     except DAMAGED:
         return None
@@ -107,3 +129,32 @@ def remove_record(left: FreezeRecord) -> None:
     now = read_record(left.path)
     if now is not None and now.armed_s == left.armed_s:
         remove_file(left.path)  # one that stays costs the next reader a query of a thawed guest
+
+
+def leave_thaw_note(left: FreezeRecord, by: str, thawed_at_s: float = nan) -> None:
+    """For `take_thaw_note`; `thawed_at_s` on the monotonic clock. A note that cannot be written costs a sentence."""
+    frozen_s = thawed_at_s - left.frozen_from_s
+    frozen_ms = None if isnan(frozen_s) else round(frozen_s * 1000)
+    try:
+        replace_file(_note_path(left.path), json.dumps({"frozen_ms": frozen_ms, "by": by}))
+    except OSError:
+        pass
+
+
+def has_thaw_note(left: FreezeRecord) -> bool:
+    """Whether somebody has left one."""
+    return os.path.exists(_note_path(left.path))
+
+
+def take_thaw_note(record: str) -> ThawNote | None:
+    """Reads and deletes the note of this guest's last freeze, if there is one. `record`: as `record_path`."""
+    try:
+        body = json.loads(read_regular_file(_note_path(record), _PAGE_BYTES))
+        remove_file(_note_path(record))
+        return ThawNote(None if body["frozen_ms"] is None else int(body["frozen_ms"]), str(body["by"]))
+    except DAMAGED:
+        return None
+
+
+def _note_path(record: str) -> str:
+    return record.removesuffix(".freeze") + ".thawed"

@@ -25,6 +25,8 @@ from pvehook.rescue.freeze_record import (
     FROZEN_BY_US,
     FreezeRecord,
     freeze_records,
+    has_thaw_note,
+    leave_thaw_note,
     read_record,
     record_path,
     remove_record,
@@ -164,7 +166,8 @@ def thaw_left_over(
     def thaw(each: FreezeRecord) -> Waiting[Report]:
         if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
             yield from pves_own_freeze(node, each)
-        return (yield from _thaw_left(each, patience_s))
+        by = "the hook, without a daemon" if spare_living_daemon else "systemd's `pvehook thaw --left-over`"
+        return (yield from _thaw_left(each, patience_s, by))
 
     return together([thaw(each) for each in left])
 
@@ -173,7 +176,7 @@ def thaw_guest(node: Node, vmid: int, *, force: bool, patience_s: float = LEFT_O
     """Thaws one guest; without `force` only a freeze that a record calls ours."""
     left = read_record(record_path(node, vmid))
     if left is not None and left.state in FROZEN_BY_US:
-        return together([_thaw_left(left, patience_s)])[0]
+        return together([_thaw_left(left, patience_s, "`pvehook thaw`")])[0]
     if not force:
         unknown = f"guest {vmid}: pvehook knows of no freeze of its own; --force thaws it whoever froze it"
         return Report(vmid, False, unknown)
@@ -188,9 +191,21 @@ def pves_own_freeze(node: Node, left: FreezeRecord) -> Waiting[None]:
         yield None, time.monotonic() + PVES_OWN_FREEZE_S
 
 
-def _thaw_left(left: FreezeRecord, patience_s: float) -> Waiting[Report]:
+def _thaw_left(left: FreezeRecord, patience_s: float, by: str) -> Waiting[Report]:
     done = yield from thawing(left.agent_path, patience(patience_s))
     if done.outcome == "not-answered":
         return Report(left.vmid, False, f"guest {left.vmid}: STILL FROZEN, as far as we know: {done.text}")
+    note_thaw(left, done, by)
     remove_record(left)
     return Report(left.vmid, True, f"guest {left.vmid}: a freeze by pvehook was left over; now {done.text}")
+
+
+def note_thaw(left: FreezeRecord, done: Thawed, by: str) -> None:
+    """For the guest's summary. For how long a guest was frozen that thawed by itself, or by others, is not known."""
+    if done.outcome == "thawed":
+        leave_thaw_note(left, f"thawed by {by}", done.at_s)
+    elif not has_thaw_note(left):  # of two who thaw at once, the one who did it counts
+        was = "its VM had ended" if done.outcome == "gone" else "it was thawed already"
+        after_s = done.at_s - left.frozen_from_s
+        after = "" if math.isnan(after_s) else f", {after_s:.1f} s after its freeze"
+        leave_thaw_note(left, f"{was} when {by} came to thaw it{after}")

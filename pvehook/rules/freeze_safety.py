@@ -80,6 +80,8 @@ class FreezeVerdict(NamedTuple):
     reasons: tuple[str, ...]
     alert: str | None
     """What needs attention now, whatever becomes of the backup."""
+    is_partial: bool = False
+    """Some filesystems are left out, and so crash-consistent."""
 
 
 def decide(facts: FreezeFacts, policy: FreezePolicy) -> FreezeVerdict:
@@ -89,7 +91,7 @@ def decide(facts: FreezeFacts, policy: FreezePolicy) -> FreezeVerdict:
     selection = _select(facts, policy)
     if reasons := (*_unsafe(facts, policy), *selection.against):
         return FreezeVerdict("veto", None, reasons, _FROZEN_ALERT if facts.status == "frozen" else None)
-    return FreezeVerdict("freeze", selection.mountpoints, selection.notes, None)
+    return FreezeVerdict("freeze", selection.mountpoints, selection.notes, None, selection.is_partial)
 
 
 def _not_attempted(facts: FreezeFacts, policy: FreezePolicy) -> Iterator[str]:

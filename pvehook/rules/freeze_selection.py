@@ -50,6 +50,8 @@ class Selection(NamedTuple):
     mountpoints: tuple[str, ...] | None
     notes: tuple[str, ...]
     against: tuple[str, ...]
+    is_partial: bool = False
+    """Something that could be frozen is left out."""
 
 
 def select(filesystems: tuple[Filesystem, ...], info: GuestInfo, policy: FreezePolicy) -> Selection:
@@ -79,9 +81,10 @@ def select(filesystems: tuple[Filesystem, ...], info: GuestInfo, policy: FreezeP
     if fault := command_fault(info, LIST_COMMAND):
         return Selection(None, (), (*notes, f"no-list: a list is needed, but {fault}"))
     frozen = {_device(each) for each in kept}
-    if out := [each for each in everything if _device(each) not in frozen]:
+    out = [each for each in everything if _device(each) not in frozen]
+    if out:
         notes.append(f"crash-consistent: not frozen, so in this backup as after a power cut: {named(out)}")
-    return Selection(tuple(dict.fromkeys(each.mountpoint for each in kept)), tuple(notes), ())
+    return Selection(tuple(dict.fromkeys(each.mountpoint for each in kept)), tuple(notes), (), is_partial=bool(out))
 
 
 def _beside_loops(

@@ -223,4 +223,6 @@ def _freeze(freeze: FreezeSummary | None, started_s: float) -> FreezeOutcome | N
     at_s = freeze.frozen_at_s - started_s if freeze.frozen_at_s is not None else None
     if at_s is not None and at_s < 0:
         at_s = None  # the clock was set
-    return FreezeOutcome(freeze.action, freeze.consistency, freeze.frozen_ms, freeze.why, at_s)
+    partly = freeze.mountpoints if freeze.consistency == "partly-consistent" else None
+    listed = tuple(partly) if partly is not None else None
+    return FreezeOutcome(freeze.action, freeze.consistency, freeze.frozen_ms, freeze.why, at_s, listed)

@@ -62,6 +62,7 @@ class Guest:
             cast(Any, None),
             reader,
             reader,
+            lambda: None,
         )
         fakes = {
             "GuestFreeze": lambda *args: FakeFreeze(self, args[5]),

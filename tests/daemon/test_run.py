@@ -38,6 +38,26 @@ def test_a_run_in_the_window_is_backed_up_and_accounted_for(node: NodeUnderTest)
     assert node.wait_for_event("job-ended")["PVEHOOK_GUESTS_OK"] == "2"
 
 
+def test_a_backup_whose_end_no_daemon_saw_is_unknown_and_not_failed(node: NodeUnderTest) -> None:
+    run = node.run(Guest(101, name="web"), pauses=("archive 101", "before log-end 101"))
+    with Player(run) as player:
+        player.wait_for("archive 101")
+        node.kill_daemon()
+        player.go_on()
+        player.wait_for("before log-end 101")
+        node.start_daemon()
+        node.wait_for_event("job-picked-up")
+        player.go_on()
+        played = player.finish()
+    done = node.wait_for_event("guest-done", vmid="101")
+    assert (done["PVEHOOK_RESULT"], done["PRIORITY"]) == ("unknown", "6")
+    assert "backup ended unseen" in done["MESSAGE"]
+    ended = node.wait_for_event("job-ended")
+    assert ended["MESSAGE"] == "vzdump ended: 1 guests, 0 backed up, 0 refused, 0 failed, 1 not known"
+    assert ended["PVEHOOK_GUESTS_UNKNOWN"] == "1"
+    assert any("VM 101 web        unknown" in line for line in played.notification)
+
+
 def test_every_thread_of_worker_and_compressor_is_idle_while_the_archive_runs(node: NodeUnderTest) -> None:
     with Player(node.run(pauses=("archive 101",))) as player:
         player.wait_for("archive 101")

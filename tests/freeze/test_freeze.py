@@ -23,6 +23,7 @@ from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 WEB = Guest(101, name="web", agent=True)
+LIST = "freeze: {{rules: [{{guests: [101], mode: mountpoints, mountpoints: [{}]}}]}}\n"
 VM_CONFIG = "agent: 1\nname: web\nscsi0: local:101/vm-101-disk-0.raw\n"
 
 
@@ -165,6 +166,25 @@ def test_the_history_of_freezes_is_kept_and_bounded(node: NodeUnderTest) -> None
             node.wait_for_event("freeze-done", vmid="101")
     history = json.loads((node.root / "var/lib/pvehook/freezes/101.json").read_text())
     assert [each["outcome"] for each in history] == ["ok", "ok"]
+
+
+def test_a_freeze_of_a_list_is_a_consistency_of_its_own_that_names_the_list(node: NodeUnderTest) -> None:
+    node.configure(ALWAYS + LIST.format("/home"))
+    with running_vm(node):
+        played = play(node.run(WEB))
+    assert node.wait_for_event("freeze-done")["PVEHOOK_CONSISTENCY"] == "partly-consistent"
+    done = node.wait_for_event("guest-done")
+    assert (done["PVEHOOK_CONSISTENCY"], done["PVEHOOK_FREEZE_LIST"]) == ("partly-consistent", "/home")
+    log = "\n".join(played.task_log)
+    assert "pvehook: VM 101 (web): partly-consistent: only /home: 1 filesystems were frozen when" in log
+    assert "INFO: freeze: partly-consistent: only /home: 101" in log
+
+
+def test_a_freeze_of_a_list_that_leaves_nothing_out_is_filesystem_consistent(node: NodeUnderTest) -> None:
+    node.configure(ALWAYS + LIST.format("/home, /"))
+    with running_vm(node):
+        play(node.run(WEB))
+    assert node.wait_for_event("guest-done")["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
 
 
 @pytest.mark.parametrize("mounts", [3, 400])

@@ -8,6 +8,7 @@ thaw and a new daemon where the daemon was killed, SIGCONT where it was not.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,20 @@ def test_whatever_is_killed_at_whatever_step_the_guest_is_thawed(
             assert foreign_jobs == []
         by_pve = sum(each.frozen_by.pid == player.pid for each in freezes)
         print(f"| {victim:<6} | {step:<11} | {len(freezes)} ({by_pve} by PVE) | {longest_s * 1000:6.0f} ms | thawed |")
-        node.wait_for_event("guest-done", vmid="101")
+        done = node.wait_for_event("guest-done", vmid="101")
+        ours = [each for each in freezes if each.frozen_by.pid != player.pid]
+        ours_s = [each.until_s - each.asked_at_s for each in ours if each.until_s]
+        if victim == "daemon" and ours_s:  # the summary says for how long it was frozen, and who thawed it
+            assert done["PVEHOOK_CONSISTENCY"] in ("crash-consistent", "filesystem-consistent")
+            already = re.search(
+                r"it was thawed already when (systemd|the hook).*, ([\d.]+) s after its freeze", done["MESSAGE"]
+            )
+            if already:  # by the daemon's last breath
+                assert float(already[2]) > sum(ours_s) - 0.1
+            else:
+                assert "frozen for " in done["MESSAGE"]
+                assert abs(int(done["PVEHOOK_FROZEN_MS"]) / 1000 - sum(ours_s)) < 0.5
+                left_over = "the daemon ended during its freeze; thawed by (systemd|the hook|it)"
+                assert re.search(f"frozen when the backup began|{left_over}", done["MESSAGE"])
     node.stop()
     assert [each for each in freeze_records(node.node) if each.state != "thawed"] == []

@@ -124,6 +124,11 @@ def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> No
     assert not [labels for metric, labels in samples if metric != "pvehook_guest_info" and "name" in dict(labels)]
 
 
+def test_a_backup_whose_end_was_not_seen_is_neither_good_nor_bad() -> None:
+    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {101})
+    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {101})
+
+
 def test_labels_are_bounded() -> None:
     """Words of our own only: a guest has so many series and no more."""
     for shown in (charted(), container(), record(hypervisor=HUNG, guest=NO_AGENT)):

@@ -313,6 +313,13 @@ def test_only_the_mountpoints_that_the_administrator_named() -> None:
     )
 
 
+def test_a_list_is_partial_only_where_it_leaves_something_out() -> None:
+    policy = RULE._replace(mode="mountpoints", mountpoints=("/",))
+    assert verdict(policy).is_partial
+    assert not verdict(policy._replace(mountpoints=("/", "/home"))).is_partial
+    assert not verdict().is_partial
+
+
 def test_none_of_the_named_mountpoints_exists() -> None:
     assert vetoed(RULE._replace(mode="mountpoints", mountpoints=("/srv",))) == (
         "mountpoints: freeze.rules[0] (guest 101) freezes /srv and nothing else; the guest has no mountpoint /srv",
