@@ -50,10 +50,8 @@ class FreezeSummary:
     hung: bool = False
 
     def in_words(self) -> str:
-        """How it ended, for people."""
-        if self.consistency is None:
-            return f"freeze: {self.action}"
-        text = f"{consistency_in_words(self.consistency, self.mountpoints)}: {self.why}"
+        """How it ended, for people, once that is known."""
+        text = f"{consistency_in_words(self.consistency or 'not known', self.mountpoints)}: {self.why}"
         if self.frozen_ms is not None:
             text += f"; frozen for {self.frozen_ms} ms"
         if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:

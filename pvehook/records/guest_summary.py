@@ -32,8 +32,6 @@ def guest_number(vmtype: str | None, vmid: int) -> str:
 
 def idle_in_words(guest: GuestRecord) -> str:
     """Which processes had the idle I/O class, and whether that was read back."""
-    if guest.result == "refused":
-        return "not begun"
     if not guest.idle:
         return "no backup process was set to the idle I/O class"
     processes, threads, confirmed = idle_counts(guest)
