@@ -20,7 +20,7 @@ import json
 import mmap
 import os
 import time
-from math import isnan, nan
+from math import isfinite, nan
 from typing import Literal, NamedTuple, get_args
 
 from pvehook.host.node import Node
@@ -134,7 +134,7 @@ def remove_record(left: FreezeRecord) -> None:
 def leave_thaw_note(left: FreezeRecord, by: str, thawed_at_s: float = nan) -> None:
     """For `take_thaw_note`; `thawed_at_s` on the monotonic clock. A note that cannot be written costs a sentence."""
     frozen_s = thawed_at_s - left.frozen_from_s
-    frozen_ms = None if isnan(frozen_s) else round(frozen_s * 1000)
+    frozen_ms = round(frozen_s * 1000) if isfinite(frozen_s) else None  # a damaged record has any number
     try:
         replace_file(_note_path(left.path), json.dumps({"frozen_ms": frozen_ms, "by": by}))
     except OSError:

@@ -207,5 +207,5 @@ def note_thaw(left: FreezeRecord, done: Thawed, by: str) -> None:
     elif not has_thaw_note(left):  # of two who thaw at once, the one who did it counts
         was = "its VM had ended" if done.outcome == "gone" else "it was thawed already"
         after_s = done.at_s - left.frozen_from_s
-        after = "" if math.isnan(after_s) else f", {after_s:.1f} s after its freeze"
+        after = f", {after_s:.1f} s after its freeze" if math.isfinite(after_s) else ""
         leave_thaw_note(left, f"{was} when {by} came to thaw it{after}")

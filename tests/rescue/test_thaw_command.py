@@ -17,7 +17,7 @@ import pytest
 
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.rescue.freeze_record import FROZEN_BY_US, FrozenRecord, State, record_path
+from pvehook.rescue.freeze_record import FROZEN_BY_US, FrozenRecord, State, record_path, take_thaw_note
 from pvehook.rescue.last_good import store_config
 from pvehook.rescue.thaw import Thawed, patience, thawing, together
 from pvehook.settings import Config, WindowConfig
@@ -71,6 +71,23 @@ def test_a_guest_that_the_record_calls_ours_is_thawed(node_without_daemon: NodeU
         assert done.stdout == "guest 101: a freeze by pvehook was left over; now it reports thawed, 2 filesystems\n"
         assert not guest.is_frozen
     assert not record.exists()
+
+
+@pytest.mark.parametrize("time", [b"1e999", b"nan", b"0.000"])
+def test_who_thaws_leaves_a_note_and_a_damaged_time_hinders_nobody(
+    node_without_daemon: NodeUnderTest, time: bytes
+) -> None:
+    record = leave_record(node_without_daemon, "frozen")
+    page = record.read_bytes()
+    record.write_bytes(page[:4064] + time.ljust(16) + page[4080:])
+    with frozen_vm(node_without_daemon) as guest:
+        assert thaw(node_without_daemon, "101").returncode == 0
+        assert not guest.is_frozen
+    note = take_thaw_note(str(record))
+    assert note is not None
+    assert note.by == "thawed by `pvehook thaw`"
+    assert (note.frozen_ms is not None) is (time == b"0.000")
+    assert take_thaw_note(str(record)) is None
 
 
 @pytest.mark.parametrize("state", [None, "armed", "thawed"])
