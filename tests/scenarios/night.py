@@ -64,9 +64,10 @@ _REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (r"\d+\.\d+ s for the disk, at most \d+\.\d+ s for a step", "<T> for the disk, at most <T> for a step"),
     (r"\b\d+(\.\d+)? ms\b", "<T> ms"),
     (r"\b(for|within) \d+\.\d+ s\b", r"\1 <T> s"),
+    (r"\b(stalled|slowed) for [1-9]\d* s\b", r"\1 for <T> s"),
     (r"archive file size: \d+KB", "archive file size: <N>KB"),
     (r" +\d+/\d+  ", "   all  "),
-    (r" \d\.\ds  ", " <T>s  "),
+    (r" (\d\.\d|[1-9])s  ", " <T>s  "),
 )
 
 
