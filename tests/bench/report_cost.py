@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """What a report costs with 500 guests over 400 nights.
 
-    python tests/bench/report_cost.py [--json] [--rounds N] [--guests N]
+    python tests/bench/report_cost.py [--json] [--rounds N] [--guests N] [--against DIR]
 
 Whole runs, each a Python of its own: `pvehook report --since 400d` (report), the same with its default of 30 days
 (report_30d), `--html` of all 400 nights (html), `--json` of them (json), and one record put into the history (append):
 medians of the seconds (_s) and of the CPU seconds (_cpu_s), and the most memory (_mb). textfile_cpu_s is what writing
 node_exporter's file takes at each guest's end, without the disk. db_bytes is the history with its journal.
+
+DIR is another checkout of pvehook, also one from before its rooms (pvehook/report/) were made: its own code writes its
+own history, and its rounds take turns with ours.
 """
 
 from __future__ import annotations
@@ -20,69 +23,120 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final, NamedTuple
 
 TOP = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(TOP))
-
-from pvehook.records.history import append  # noqa: E402
-from tests.records.backups import NOW_S, a_nodes_backups, write_long_history  # noqa: E402  (the path above is where it lies)
-
 NIGHTS = 400
 
-PEAK = """
+_NAMES: Final = {"REPORT": "report.report", "BACKUPS": "backups", "MADE": "a_nodes_backups"}
+_NAMES_BEFORE_ROOMS: Final = {"REPORT": "records.report", "BACKUPS": "nights", "MADE": "a_nodes_nights"}
+
+_PEAK = """
 print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
 """
-REPORT = f"""
-import sys
-from datetime import UTC, datetime
-sys.path.insert(0, {str(TOP)!r})
-from pvehook.report.report import run_report
-history, options = sys.argv[1], eval(sys.argv[2])
-run_report(history, open('/dev/null', 'w'), datetime.fromtimestamp({NOW_S}, UTC), **options)
-{PEAK}"""
-APPEND = f"""
-import sys
-sys.path.insert(0, {str(TOP)!r})
+_CODE: Final = {
+    "write": """
+from tests.records.BACKUPS import NOW_S, MADE, write_long_history
 from pvehook.records.history import append
-from tests.records.backups import NOW_S, charted
+guests, nights = map(int, sys.argv[2:])
+write_long_history(sys.argv[1], guests, nights)
+append(sys.argv[1], *MADE(guests, 1, charts_for_days=0), now_s=NOW_S)
+""",
+    "report": f"""
+from datetime import UTC, datetime
+from pvehook.REPORT import run_report
+now = datetime.fromtimestamp(1_795_500_000.0, UTC)  # the NOW_S of the nights
+run_report(sys.argv[1], open('/dev/null', 'w'), now, **eval(sys.argv[2]))
+{_PEAK}""",
+    "append": f"""
+from pvehook.records.history import append
+from tests.records.BACKUPS import NOW_S, charted
 append(sys.argv[1], charted(), now_s=NOW_S)
-{PEAK}"""
-
-
-TEXTFILE = f"""
-import sys
-sys.path.insert(0, {str(TOP)!r})
-from pvehook.records.history import last_samples
-from pvehook.records.textfile import exposition
+{_PEAK}""",
+    "textfile": """
+from pvehook.records import history, textfile
 import time
 began_s = time.process_time()
-samples = last_samples(sys.argv[1], 0.0)
-text = exposition(samples, set(samples))
+if hasattr(history, 'last_samples'):
+    last = history.last_samples(sys.argv[1], 0.0)
+    text = textfile.exposition(last, set(last))
+else:
+    with history.reading(sys.argv[1]) as database:
+        records = history.last_records(database, 0.0)
+    text = textfile.exposition(records, {record.vmid for record in records})
 print(time.process_time() - began_s)
-"""
+""",
+}
 
 
-def cost(rounds: int, code: str, *arguments: str) -> tuple[float, float, float]:
-    """Medians of the seconds and the CPU seconds, and the most MB, of whole runs."""
-    took_s, cpu_s, most_kib = [], [], 0
-    for _ in range(rounds):
+class Cost(NamedTuple):
+    """Of one whole run."""
+
+    took_s: float
+    cpu_s: float
+    printed: float
+
+
+class Checkout:
+    """One state of pvehook, and a history that its own code has written."""
+
+    def __init__(self, top: Path, place: Path) -> None:
+        self._top = top
+        self.history, self.page = place / "history.db", place / "report.html"
+        place.mkdir()
+
+    def run(self, code: str, *arguments: str) -> Cost:
         began_s = time.perf_counter()
-        running = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, "-c", self._code(code), str(self.history), *arguments]
+        running = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert running.stdout is not None
-        most_kib = max(most_kib, int(running.stdout.readlines()[-1]))  # getrusage's counts the parent before its exec
+        printed = running.stdout.read().split()  # getrusage's memory counts the parent before its exec
         running.stdout.close()
         _, status, usage = os.wait4(running.pid, 0)
         running.returncode = os.waitstatus_to_exitcode(status)
         if running.returncode:
-            raise SystemExit(f"a run failed: {arguments}")
-        took_s.append(time.perf_counter() - began_s)
-        cpu_s.append(usage.ru_utime + usage.ru_stime)
-    return round(statistics.median(took_s), 3), round(statistics.median(cpu_s), 3), round(most_kib / 1024, 1)
+            raise SystemExit(f"a run of {self._top} failed: {code} {arguments}")
+        took_s = time.perf_counter() - began_s
+        return Cost(took_s, usage.ru_utime + usage.ru_stime, float(printed[-1]) if printed else 0.0)
+
+    def _code(self, name: str) -> str:
+        code = f"import sys\nsys.path.insert(0, {str(self._top)!r})\n{_CODE[name]}"
+        has_rooms = (self._top / "pvehook" / "report").is_dir()
+        for word, meant in (_NAMES if has_rooms else _NAMES_BEFORE_ROOMS).items():
+            code = code.replace(word, meant)
+        return code
 
 
-def textfile_cpu_s(rounds: int, history: str) -> float:
-    runs = [subprocess.check_output([sys.executable, "-c", TEXTFILE, history]) for _ in range(rounds)]
-    return round(statistics.median(map(float, runs)), 4)
+def measured(checkouts: list[Checkout], rounds: int, guests: int) -> list[dict[str, float]]:
+    """Each checkout's figures."""
+    for checkout in checkouts:
+        checkout.run("write", str(guests), str(NIGHTS))
+    found: list[dict[str, float]] = [{} for _ in checkouts]
+    for name in ("report", "report_30d", "html", "json", "append", "textfile"):
+        runs: list[list[Cost]] = [[] for _ in checkouts]
+        for _ in range(rounds):
+            for checkout, own in zip(checkouts, runs, strict=True):
+                options = {
+                    "report": {"since": "400d"},
+                    "html": {"since": "400d", "html": str(checkout.page)},
+                    "json": {"since": "400d", "as_json": True},
+                }
+                code = name if name in _CODE else "report"
+                own.append(checkout.run(code, repr(options.get(name, {}))))
+        for figures, own in zip(found, runs, strict=True):
+            took_s, cpu_s, printed = zip(*own, strict=True)
+            if name == "textfile":
+                figures["textfile_cpu_s"] = round(statistics.median(printed), 4)
+                continue
+            figures[f"{name}_s"] = round(statistics.median(took_s), 3)
+            figures[f"{name}_cpu_s"] = round(statistics.median(cpu_s), 3)
+            figures[f"{name}_mb"] = round(max(printed) / 1024, 1)
+    for checkout, figures in zip(checkouts, found, strict=True):
+        figures["html_bytes"] = checkout.page.stat().st_size
+        journals = ("", "-wal", "-shm")
+        files = (Path(f"{checkout.history}{journal}") for journal in journals)
+        figures["db_bytes"] = sum(file.stat().st_size for file in files if file.exists())
+    return found
 
 
 def main() -> None:
@@ -90,32 +144,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--guests", type=int, default=500)
+    parser.add_argument("--against", type=Path, metavar="DIR")
     arguments = parser.parse_args()
-    figures: dict[str, float] = {}
+    tops = {"this": TOP} | ({"against": arguments.against.resolve()} if arguments.against else {})
     with tempfile.TemporaryDirectory() as place:
-        history, page = str(Path(place) / "history.db"), str(Path(place) / "report.html")
-        write_long_history(history, arguments.guests, NIGHTS)
-        append(history, *a_nodes_backups(arguments.guests, 1, charts_for_days=0), now_s=NOW_S)
-        runs: dict[str, tuple[str, tuple[str, ...]]] = {
-            "report": (REPORT, (repr({"since": "400d"}),)),
-            "report_30d": (REPORT, ("{}",)),
-            "html": (REPORT, (repr({"since": "400d", "html": page}),)),
-            "json": (REPORT, (repr({"since": "400d", "as_json": True}),)),
-            "append": (APPEND, ()),
-        }
-        for name, (code, options) in runs.items():
-            found = cost(arguments.rounds, code, history, *options)
-            figures |= dict(zip((f"{name}_s", f"{name}_cpu_s", f"{name}_mb"), found, strict=True))
-        figures["textfile_cpu_s"] = textfile_cpu_s(arguments.rounds, history)
-        figures["html_bytes"] = os.path.getsize(page)
-        figures["db_bytes"] = sum(
-            os.path.getsize(path) for path in Path(place).glob("history.db*") if "template" not in str(path)
-        )
+        checkouts = [Checkout(top, Path(place) / name) for name, top in tops.items()]
+        found = dict(zip(tops, measured(checkouts, arguments.rounds, arguments.guests), strict=True))
     if arguments.json:
-        print(json.dumps(figures))
+        print(json.dumps(found if arguments.against else found["this"]))
         return
-    for name, value in figures.items():
-        print(f"{name:<16} {value}")
+    print(f"{'':<16}", *(f"{name:>12}" for name in found))
+    for name in found["this"]:
+        print(f"{name:<16}", *(f"{figures[name]:>12}" for figures in found.values()))
 
 
 if __name__ == "__main__":
