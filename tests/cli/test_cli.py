@@ -451,6 +451,31 @@ def test_a_night_is_told_guest_by_guest(pvehook: Command) -> None:
     assert "pvehook will NOT run" not in done.out
 
 
+EVIL = "a\x1b[2J\x9b1A\u202e\u2028b"
+
+
+def test_what_others_named_moves_no_cursor_in_a_rehearsal(pvehook: Command, node_with_guests: Path) -> None:
+    jobs = (
+        f"vzdump: n{EVIL}\n\tschedule 02:30{EVIL}\n\tvmid 101,110\n\tstorage {EVIL}\n\tscript /{EVIL}\n\tmode {EVIL}\n"
+    )
+    jobs += f"\nvzdump: other\n\tschedule 02:30\n\tvmid 101,102\n\tpool {EVIL}\n\tcomment {EVIL}\n\tnode {EVIL}\n"
+    jobs += f"\nvzdump: third\n\tschedule 02:30\n\tvmid 102,110\n\tstorage nas\n\tperformance max-workers={EVIL}\n"
+    files = {
+        "etc/pve/jobs.cfg": jobs,
+        "etc/pve/qemu-server/101.conf": f"name: {EVIL}\ntags: {EVIL}\nlock: {EVIL}\nscsi0: {EVIL}:101/disk,size=8G\n",
+        "etc/pve/qemu-server/102.conf": f"name: {EVIL}\nscsi0: local:{EVIL},size=8G\n",
+        "etc/pve/lxc/110.conf": f"hostname: {EVIL}\nrootfs: thin:{EVIL},size=8G\nmp0: {EVIL}:x,mp=/{EVIL}\n",
+        "etc/vzdump.conf": f"script: /{EVIL}\nionice: {EVIL}\nstorage: {EVIL}\ntmpdir: /{EVIL}\n",
+        "etc/pvehook.yaml": NIGHT + 'chain: "/a\\e[2J"\n"windows\\e[2J": 1\n',
+    }
+    for name, text in files.items():
+        (node_with_guests / name).write_text(text, encoding="utf-8")
+    for words in ((), ("--at", IN_WINDOW), ("--vmid", "102"), ("--json",), ("--at", f"{IN_WINDOW}\x1b[2J")):
+        done = pvehook("rehearse", *words)
+        assert [line for line in (done.out + done.err).split("\n") if not line.isprintable()] == [], words
+    assert "a\\x1b[2J" in pvehook("rehearse").out
+
+
 @pytest.mark.usefixtures("node_with_guests")
 def test_a_night_for_scripts(pvehook: Command) -> None:
     shown = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))
