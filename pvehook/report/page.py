@@ -121,15 +121,12 @@ def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterato
         *(("Guest", "name"), ("Nights", ""), ("Last night", ""), ("Stalled", "number"), ("Slowed", "number")),
         *(("Write p99", "number"), ("Took", "number"), ("Cause", "")),
     )
-    text = " data-text=1"
-    heads = "".join(
-        f'<th scope="col" class="{css}"{text if name in ("Guest", "Cause") else ""}>'
-        f'<button type="button">{name}</button></th>'
-        for name, css in columns
-    )
-    yield f'<div class="card"><table id="guests"><thead><tr>{heads}</tr></thead><tbody>'
-    for trend in trends:
-        yield _row(trend, days, each, trend.last.vmid in detailed, zone)
+    yield '<div class="card"><table id="guests"><thead><tr>'
+    for name, css in columns:
+        is_text = " data-text=1" if name in ("Guest", "Cause") else ""
+        yield f'<th scope="col" class="{css}"{is_text}><button type="button">{name}</button></th>'
+    yield "</tr></thead><tbody>"
+    yield from (_row(trend, days, each, trend.last.vmid in detailed, zone) for trend in trends)
     yield "</tbody></table></div>"
 
 
@@ -229,10 +226,8 @@ def _legend(each: int) -> str:
     )
     items = [_swatch("spark", kind, f"M9 12v-{height}", words) for kind, height, words in bars]
     items.append('<span><b class="absent">–</b> nothing to measure</span>')
-    items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span>')
-    items.append("<span>gap: no backup</span>")
-    if each > 1:
-        items.append(f"<span>each bar is the worst of {each} nights</span>")
+    items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span><span>gap: no backup</span>')
+    items += [f"<span>each bar is the worst of {each} nights</span>"] if each > 1 else []
     return f'<div class="legend">{"".join(items)}</div>'
 
 
@@ -308,12 +303,11 @@ def _view(view: View) -> str:
 
 def _kernel(record: StallRecord, zone: tzinfo) -> Iterator[str]:
     for whose, events in kernel_lines(record):
-        lines = "".join(
-            f"<li>{datetime.fromtimestamp(event.at_s, zone):%H:%M:%S} {_text(event.text, 300)}</li>"
-            for event in events[:LINES_QUOTED]
-        )
-        more = f"<li>and {len(events) - LINES_QUOTED} more</li>" if len(events) > LINES_QUOTED else ""
-        yield f'<p class="small muted">{whose} logged</p><ul class="kernel-log">{lines}{more}</ul>'
+        stamped = [(datetime.fromtimestamp(event.at_s, zone), event.text) for event in events[:LINES_QUOTED]]
+        lines = [f"<li>{at:%H:%M:%S} {_text(text, 300)}</li>" for at, text in stamped]
+        if len(events) > LINES_QUOTED:
+            lines.append(f"<li>and {len(events) - LINES_QUOTED} more</li>")
+        yield f'<p class="small muted">{whose} logged</p><ul class="kernel-log">{"".join(lines)}</ul>'
 
 
 _FOOT: Final = f"""<footer class="small muted measure">
