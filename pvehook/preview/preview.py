@@ -143,9 +143,10 @@ def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
         found = []
         for kind, directory, parse in (("qemu", "qemu-server", parse_vm), ("lxc", "lxc", parse_container)):
             path = node.path(f"/etc/pve/{directory}")
-            for name in glob.glob("*.conf", root_dir=path):
-                number = name.removesuffix(".conf")
-                if number.isascii() and number.isdigit():
+            # Not by glob, which takes a directory that cannot be read for an empty one.
+            for name in os.listdir(path) if os.path.lexists(path) else ():
+                number, suffix = os.path.splitext(name)
+                if suffix == ".conf" and number.isascii() and number.isdigit():
                     with open(f"{path}/{name}", encoding="utf-8", errors="replace") as file:
                         config = parse(file.read(1 << 20))
                     found.append(Guest(int(number), kind, _runs(node, kind, number), config))

@@ -493,6 +493,7 @@ def test_a_night_for_scripts(pvehook: Command) -> None:
         "pve_refuses": None,
         "pvehook_runs": True,
         "at_is_guess": False,
+        "target_free_bytes": None,
         "allowed": True,
         "reason": "window-open",
         "lines": [],
