@@ -51,30 +51,22 @@ class Ready(NamedTuple):
 class Governor(NamedTuple):
     """One backup, as far as it is known."""
 
-    acts: bool
-    """False: it only observes; or it was stopped, since the record cannot be written or QEMU refuses."""
-    law: State | None = None
-    """None: no job has appeared yet."""
+    acts: bool  # False: it only observes; or it was stopped, since the record cannot be written or QEMU refuses
+    law: State | None = None  # None: no job has appeared yet
     at_s: float | None = None
-    jobs_changed_s: float | None = None
-    """When a job appeared, or went: then the next disk's may appear."""
-    last: DiskSample | None = None
-    """None: it had no job."""
+    jobs_changed_s: float | None = None  # when a job appeared, or went: then the next disk's may appear
+    last: DiskSample | None = None  # None: it had no job
     offsets: Mapping[str, int] = _NO_JOBS
     speeds: Speeds = NOTHING_SET
     manually_limited: frozenset[str] = frozenset()
     is_recorded: bool = False
-    has_observed: bool = False
-    """What it would do is reported no more."""
+    has_observed: bool = False  # what it would do is reported no more
 
     # What this backup has come to so far
-    suffered: bool = False
-    """The guest was above its target at least once."""
-    culprit: Culprit | None = None
-    """Why slowing was given up; None: it never was."""
+    suffered: bool = False  # the guest was above its target at least once
+    culprit: Culprit | None = None  # why slowing was given up; None: it never was
     slowed_s: float = 0.0
-    cost_s: float = 0.0
-    """How much longer the backup takes for it, estimated."""
+    cost_s: float = 0.0  # how much longer the backup takes for it, estimated
     lowest_bytes_per_s: int | None = None
 
     @property

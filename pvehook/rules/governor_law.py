@@ -46,8 +46,7 @@ from pvehook.rules import governor_constants as c
 from pvehook.rules.governor_readings import Bounds, Culprit, Reading, Sample, in_mb_per_s, in_ms, reading_of, together
 from pvehook.rules.governor_state import Action, Resting, Starting, State, Throttling, Trying, Watching
 
-Next = tuple[State, Action | None]
-"""The state after a sample, and the change of speed that it asks for."""
+Next = tuple[State, Action | None]  # the state after a sample, and the change of speed that it asks for
 
 
 def first_state(bounds: Bounds) -> State:
@@ -102,8 +101,8 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
     else:
         silent_s = state.silent_s + sample.period_s
         state = state._replace(silent_s=silent_s)
-        # Silent all at once, after slow requests: it waits. After quick ones, or for long: it has nothing to do.
         missing = state.requests_per_s * silent_s
+        # Silent all at once, after slow requests: it waits. After quick ones, or for long: it has nothing to do.
         if missing >= c.MIN_REQUESTS and silent_s < c.IDLE_AFTER_S and state.latency_ms > bounds.target_ms:
             reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.copied_per_s, None, None, is_silence=True)
             return state._replace(gathered=(), idle_s=0.0), reading
@@ -135,9 +134,8 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
     """Faster with each reading, until the guest suffers or the disks give no more."""
     state = state._replace(gathered=(*state.gathered, sample))
     if not phase.burst_is_over:
-        if state.since_change_s > c.START_SETTLING_S or (
-            len(state.gathered) > 1 and _copied_slowly(state, state.gathered[-2:])
-        ):
+        has_come_down = len(state.gathered) > 1 and _copied_slowly(state, state.gathered[-2:])
+        if has_come_down or state.since_change_s > c.START_SETTLING_S:
             state = state._replace(gathered=(), phase=Starting(burst_is_over=True))
         return state, None
     reading = reading_of(state.gathered)
@@ -206,8 +204,7 @@ def _hold(state: State, phase: Trying | Throttling, sample: Sample, bounds: Boun
     if state.idle_s >= c.IDLE_AFTER_S:
         return _release(state, bounds, f"the guest has been idle for {state.idle_s:.0f} s")
     lowest, why = state.lowest_speed(sample, bounds)
-    free = state.free_per_s
-    if math.isinf(lowest) or (free is not None and lowest >= c.NEARLY * free):
+    if math.isinf(lowest) or lowest >= c.NEARLY * (state.free_per_s or math.inf):
         state = released(state._replace(deadline_reported=True), bounds)
         return state, Action("deadline", state.bytes_per_s, f"not slowed any more: {why}")
     if isinstance(phase, Trying):

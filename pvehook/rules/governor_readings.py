@@ -42,8 +42,7 @@ class Bounds(NamedTuple):
 class Sample(NamedTuple):
     """What happened since the sample before."""
 
-    at_s: float
-    """On a clock that only goes forward."""
+    at_s: float  # on a clock that only goes forward
     period_s: float
     completed: Mapping[str, RequestCounters]
     """By kind of request, all disks of the guest together (rules.latency.disks_between)."""
@@ -62,8 +61,7 @@ class Reading(NamedTuple):
     seconds: float
     operations: int
     latency_ms: float
-    in_flight: float
-    """Requests, on average (Little's law)."""
+    in_flight: float  # requests, on average (Little's law)
     copied_per_s: float
     read_ms: float | None
     write_ms: float | None

@@ -60,14 +60,11 @@ class Throttling(NamedTuple):
     before: Reading
     from_start: bool
     error: float
-    saturation_speed: float
-    """From here on the speed is raised with care."""
-    above_target_s: float = 0.0
-    """Without a break."""
+    saturation_speed: float  # from here on the speed is raised with care
+    above_target_s: float = 0.0  # without a break
     unbound_s: float = 0.0
-    """The backup has not reached its limit for so long, and nobody suffers,"""
     short_s: float = 0.0
-    """or the guest does."""
+    """The backup has not reached its limit for so long; and nobody suffers, or the guest does."""
     lasted_s: float = 0.0
     latency_ms: float = 0.0
     copied_per_s: float = 0.0
@@ -80,28 +77,22 @@ Phase = Starting | Watching | Resting | Trying | Throttling
 class State(NamedTuple):
     """Of one backup."""
 
-    bytes_per_s: int
-    """The limit."""
+    bytes_per_s: int  # the limit
     phase: Phase = Watching()
     since_change_s: float = math.inf
-    gathered: tuple[Sample, ...] = ()
-    """Samples that are not a reading yet."""
+    gathered: tuple[Sample, ...] = ()  # samples that are not a reading yet
 
     # How fast the backup is, and would be
     began_s: float | None = None
     copied_bytes: int = 0
-    copied_per_s: float = 0.0
-    """Over about a second."""
-    limit_per_s: float = math.inf
-    """The limit, on the same average."""
-    free_bytes: float = 0.0
-    """At its own speed, like the next."""
+    copied_per_s: float = 0.0  # over about a second
+    limit_per_s: float = math.inf  # the limit, on the same average
+    free_bytes: float = 0.0  # at its own speed, like the next
     free_s: float = 0.0
 
     # What the guest asks of its disks
     silent_s: float = 0.0
-    requests_per_s: float = 0.0
-    """Lately; while it is silent, before that."""
+    requests_per_s: float = 0.0  # lately; while it is silent, before that
     latency_ms: float = 0.0
     idle_s: float = 0.0
 

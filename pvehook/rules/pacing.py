@@ -56,8 +56,7 @@ class PacerRecord(NamedTuple):
     """One guest's archive, as far as it was paced."""
 
     mode: PacerMode
-    pacing: Pacing | None
-    """None: the disks are not found yet, or could not be."""
+    pacing: Pacing | None  # None: the disks are not found yet, or could not be
     step_bytes: int
     end: End = "not-begun"
     """`running` until the archive is complete, that is, has got its final name."""
@@ -66,11 +65,9 @@ class PacerRecord(NamedTuple):
     file: str | None = None
     paced_bytes: int = 0
     steps: int = 0
-    blocked_s: float = 0.0
-    """Waited for the disk, in all steps: the pacer's time, nobody else waits with it."""
+    blocked_s: float = 0.0  # waited for the disk, in all steps: the pacer's time, nobody else waits with it
     worst_step_s: float = 0.0
-    most_behind_bytes: int = 0
-    """How far the archive was ahead at the worst: the disk did not keep up or was not quiet."""
+    most_behind_bytes: int = 0  # how far the archive was ahead at the worst: the disk did not keep up or was not quiet
     cpu_s: float = 0.0
 
     @property

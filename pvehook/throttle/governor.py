@@ -72,7 +72,7 @@ class Governor:
         self._is_released = mode == "off"
         self._picked_up = picked_up_s is not None
         self._last: DiskSample | None = None
-        self._knows_activity = mode == "off"
+        self._knows_activity = mode == "off" or self._picked_up  # then it begins as it is
         self._seen_s = self._seen_ms = 0.0
         self._seen_operations = 0
         self._inherited: rule.Speeds | None = None
@@ -98,11 +98,11 @@ class Governor:
         before = value_of(baseline)
         if before is None:
             if not self._knows_activity:  # its disks have not been used since it was started
-                self._know_activity(0, 0.0, 1.0)
+                self._bounds = self._bounds.with_activity(0, 0.0, 1.0)
             return
         self._bounds = self._bounds._replace(target_ms=self._target_ms(before))
-        if before.source == "before":
-            self._know_activity(*_requests_before(before), before.lasted_s)
+        if before.source == "before" and not self._picked_up:
+            self._bounds = self._bounds.with_activity(*_requests_before(before), before.lasted_s)
             self._knows_activity = True
 
     def know_archive(self, shares_disk: bool | None) -> None:
@@ -188,13 +188,8 @@ class Governor:
             speeds=tuple(self._points),
         )
 
-    def _know_activity(self, operations: int, total_ms: float, seconds: float) -> None:
-        if not self._picked_up:
-            self._bounds = self._bounds.with_activity(operations, total_ms, seconds)
-
     def _note_activity(self, sample: DiskSample) -> None:
-        """The first guest of a run has no baseline that tells how often it asked: then the samples until its backup
-        begins do."""
+        """The first guest of a run has no baseline that tells how often it asked: its samples before the backup do."""
         last, self._last = self._last, sample
         if self._knows_activity or last is None or self._governor.law is not None:
             return
@@ -203,7 +198,7 @@ class Governor:
         self._seen_operations += sum(each.operations for each in kinds)
         self._seen_ms += sum(each.total_time_ns for each in kinds) / NS_PER_MS
         if self._seen_s >= ACTIVITY_S:
-            self._know_activity(self._seen_operations, self._seen_ms, self._seen_s)
+            self._bounds = self._bounds.with_activity(self._seen_operations, self._seen_ms, self._seen_s)
 
     def _target_ms(self, before: Baseline | None) -> float:
         baseline_ms = latency_before_ms(before) if before is not None else None

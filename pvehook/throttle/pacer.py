@@ -79,8 +79,6 @@ class Pacer:
         if self._thread.ident is not None:
             self._thread.join(STOP_WITHIN_S)
 
-    # The thread
-
     def _run(self) -> None:
         end: End = "failed"
         try:
