@@ -57,7 +57,7 @@ FREE_MEMORY_S: Final = 60.0  # bench neighbours: for how long the free speed is 
 # The trial
 FIRST_CUT, LATER_CUT = 0.3, 0.5  # × the speed reached. prototype; after a failed trial less is risked
 SETTLING_S: Final = 0.7  # QEMU with 16 workers: a lower limit acts after 0.5 s; the guest's queue follows
-LONGEST_SETTLING_S: Final = 2.5  # QEMU with 64 workers: 1.9 s
+LONGEST_SETTLING_S: Final = 2.5  # QEMU with 64 workers: 1.9 s; until then a speed may also be set late (backups)
 COME_DOWN: Final = 1.5  # × its limit: as low it has come down. QEMU copies 1 MiB at once, so short samples are uneven
 COME_DOWN_SAMPLES: Final = 4  # the same
 TRIAL_S, LATER_TRIAL_S = 0.8, 3.0  # bench neighbours: after a failed trial longer, to see past a pause of others

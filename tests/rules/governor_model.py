@@ -258,8 +258,11 @@ def night(
     stretch_at_most: float = 1.9,
     seed: int = 1,
     longest_s: float = 600.0,
+    late_at_most_s: float = 0.0,
 ) -> Night:
-    """Plays one backup to its end; its guest began `BEFORE_S` earlier. `window_s`: the window closes so long after."""
+    """Plays one backup to its end; its guest began `BEFORE_S` earlier. `window_s`: the window closes so long after.
+    `late_at_most_s`: on a busy node every second look, by chance, comes so much later than it should, and every second
+    speed is in force half as late."""
     play = _Play(source, target, guest or Guest(), size_mib * MIB, workers, seed)
     play.done_at_s = BEFORE_S
     play.start_guest()
@@ -282,9 +285,15 @@ def night(
     began = not governed
     play.start_job()
     copied_before = 0
+    chance, lag_s = random.Random(seed + 3), 0.0
+
+    def late_s(at_most_s: float) -> float:
+        return chance.uniform(0.2, 1.0) * at_most_s if at_most_s and chance.random() < 0.5 else 0.0
+
     while play.done_at_s is None and play.now_s < BEFORE_S + longest_s:
         is_young = play.now_s < BEFORE_S + FIRST_S or isinstance(state.phase, Starting)
         period_s = FIRST_LOOKS_EVERY_S if is_young else LOOK_EVERY_S
+        period_s += late_s(late_at_most_s)
         play.run_until(play.now_s + period_s)
         completed = play.completed()
         if not governed:
@@ -294,11 +303,14 @@ def night(
             play.set_limit(state.bytes_per_s)
             continue
         copied = play.copied_bytes
-        sample = Sample(play.now_s, period_s, completed, copied - copied_before, play.size - copied)
+        sample = Sample(play.now_s, lag_s + period_s, completed, copied - copied_before, play.size - copied)
         copied_before = copied
         state, action = advance(state, sample, bounds)
+        lag_s = 0.0
         if action is not None:
             actions.append((play.now_s - BEFORE_S, action))
+            lag_s = late_s(late_at_most_s / 2)
+            play.run_until(play.now_s + lag_s)
             play.set_limit(state.bytes_per_s)
         speeds.append(state.bytes_per_s)
     return Night(

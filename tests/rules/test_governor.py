@@ -459,6 +459,20 @@ def test_what_the_guest_makes_it_copy_above_the_limit_raises_the_limit() -> None
     assert watch.state.bytes_per_s > 2 * limit
 
 
+def test_what_its_workers_had_sent_is_not_taken_for_the_guests_first_writes_where_a_look_comes_late() -> None:
+    """The limit was in force a second late, on a node that had no time for us. The backup ran free then, for as long as
+    it took to see that the guest suffers, and was cut once more."""
+    watch = Watch()
+    watch.until("slow", 200.0)
+    watch.at_s += 1.2
+    copied = FAST + int(0.2 * watch.state.bytes_per_s)
+    late = Sample(watch.at_s, 1.2, {"write": _requests(100, 200.0)}, copied, watch.remaining)
+    watch.state, action = advance(watch.state, late, watch.bounds)
+    assert action is None
+    assert isinstance(watch.state.phase, Trying)
+    assert watch.until("throttle", 10.0).bytes_per_s < FAST
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     latencies_ms=st.lists(st.floats(0.1, 5000), min_size=20, max_size=60),
