@@ -8,15 +8,7 @@ from __future__ import annotations
 JOB_PHASES = ("job-init", "job-start", "job-end", "job-abort")
 """Called as `SCRIPT PHASE`."""
 
-GUEST_PHASES = (
-    "backup-start",
-    "pre-stop",
-    "pre-restart",
-    "post-restart",
-    "backup-end",
-    "backup-abort",
-    "log-end",
-)
+GUEST_PHASES = ("backup-start", "pre-stop", "pre-restart", "post-restart", "backup-end", "backup-abort", "log-end")
 """Called as `SCRIPT PHASE MODE VMID`."""
 
 PHASES = JOB_PHASES + GUEST_PHASES

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-DEFAULT_LIMIT = 200
-_CUT = "..."
 
-
-def printable(text: str, limit: int = DEFAULT_LIMIT) -> str:
+def printable(text: str, limit: int = 200) -> str:
     """`text` on one line, of visible characters only, at most `limit` characters long (at least 3).
 
-    Whatever moves a cursor, ends a line, turns the direction of writing or cannot be encoded is written as
-    an escape: `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay
-    as they are (`C:\\` is a mountpoint), so the original cannot be recovered from the result.
+    Whatever moves a cursor, ends a line, turns the direction of writing or cannot be encoded is written as an escape:
+    `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay as they are (`C:\\` is
+    a mountpoint), so the original cannot be recovered from the result.
     """
     # At most limit + 1 characters are processed, however long the text is.
     pieces = [_visible(char) for char in text[: limit + 1]]
     if sum(map(len, pieces)) <= limit:
         return "".join(pieces)
-    room = limit - len(_CUT)
+    room = limit - len("...")
     while sum(map(len, pieces)) > room:
         pieces.pop()  # a whole escape at a time: half of one would mean something else
-    return "".join(pieces) + _CUT
+    return "".join(pieces) + "..."
 
 
 def _visible(char: str) -> str:

@@ -82,11 +82,8 @@ class GrowingFile:
         return "elsewhere" if os.fstat(self._fd).st_nlink else "deleted"
 
     def start_writeback(self, offset: int, length: int) -> None:
-        """Queues the dirty pages of the range. Waits only while the disk's queue is full.
-
-        Not with WAIT_AFTER in one call: the kernel then writes as for an fsync, and the guest's disk scheduler
-        prefers such requests.
-        """
+        """Queues the dirty pages of the range. Waits only while the disk's queue is full. Not with WAIT_AFTER in one
+        call: the kernel then writes as for an fsync, and the guest's disk scheduler prefers such requests."""
         _sync(self._fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def wait_for_writeback(self, offset: int, length: int) -> None:
