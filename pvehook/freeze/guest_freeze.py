@@ -201,10 +201,11 @@ class GuestFreeze:
     def _say_how_it_was_left(self, summary: FreezeSummary) -> None:
         """The daemon that froze it is gone. Whether the backup began before the thaw nobody saw, so no more is claimed
         for it than is sure."""
+        record = record_path(self._node, self._guest.vmid)
+        left, note = read_record(record), take_thaw_note(record)
         if not summary.in_archive or summary.action != "freeze" or summary.consistency is not None:
             return
-        left = read_record(record_path(self._node, self._guest.vmid))
-        if note := take_thaw_note(record_path(self._node, self._guest.vmid)):
+        if note is not None:
             summary.consistency, summary.frozen_ms = "crash-consistent", note.frozen_ms
             summary.why = f"the daemon ended during its freeze; {note.by}"
         elif left is not None and left.state in FROZEN_BY_US:

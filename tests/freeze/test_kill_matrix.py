@@ -84,3 +84,4 @@ def test_whatever_is_killed_at_whatever_step_the_guest_is_thawed(
                 assert re.search(f"frozen when the backup began|{left_over}", done["MESSAGE"])
     node.stop()
     assert [each for each in freeze_records(node.node) if each.state != "thawed"] == []
+    assert list((node.root / "run/pvehook/frozen").glob("*.thawed")) == []
