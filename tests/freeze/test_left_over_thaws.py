@@ -24,8 +24,9 @@ HOSTILE = range(201, 267)
 THREADS_AT_MOST = 20
 """Of the daemon, with its main loop, the threads of one run and the one of all left-over thaws. Its unit's TasksMax is
 64."""
-ITS_OWN_THREADS = 2
-"""The main loop, and the reader of files that may hang."""
+STUBBORN = (102, 103, 104, 105)
+ITS_OWN_THREADS = 3
+"""At most: the main loop, and the readers of files that may hang."""
 WAIT_S = 60.0
 
 
@@ -78,26 +79,26 @@ def test_freezes_of_ours_that_are_never_ended_share_one_thread(node_without_daem
     directory = node.root / "var/run/qemu-server"
     with ExitStack() as stack:
         agents = []
-        for vmid in (102, 103, 104):
+        for vmid in STUBBORN:
             (node.root / f"etc/pve/qemu-server/{vmid}.conf").write_text("agent: 1\n")
             stack.enter_context(SimulatedGuest(str(directory), vmid, backup_s=0.1))
             agents.append(HostileAgent(str(directory / f"{vmid}.qga"), {}))
             stack.callback(agents[-1].close)
             agents[-1].lies["guest-fsfreeze-thaw"] = returns(1)
             agents[-1].lies["guest-fsfreeze-freeze"] = freezes_for_ever(agents[-1])
-        played = play(node.run(*(Guest(vmid, agent=True) for vmid in (102, 103, 104))))
+        played = play(node.run(*(Guest(vmid, agent=True) for vmid in STUBBORN)))
         assert played.exit_code == 0
-        for vmid in (102, 103, 104):
+        for vmid in STUBBORN:
             node.wait_for_event("freeze-not-thawed", vmid=str(vmid))
         node.wait_for_event("job-ended")
         until_s = time.monotonic() + WAIT_S
         while daemon.num_threads() > ITS_OWN_THREADS + 1:
             assert time.monotonic() < until_s, daemon.threads()
             time.sleep(0.05)
-        assert len(freeze_records(node.node)) == 3
+        assert len(freeze_records(node.node)) == len(STUBBORN)
         for agent in agents:
             agent.lies.clear()
-        for vmid in (102, 103, 104):
+        for vmid in STUBBORN:
             node.wait_for_event("freeze-done", vmid=str(vmid))
     assert freeze_records(node.node) == []
 
