@@ -73,12 +73,14 @@ class Outcome:
 
     code: int | None = None
     chain = b""
+    comes_first = False
+    """Whether the daemon wants to be called again once the chained script has ended well."""
     chained_ns = 0
 
 
-def main(argv: list[str], script: str, root: str) -> int:
+def main(argv: list[str], script: str, root: str, *, chain_ran: bool = False) -> int:
     """Returns the exit code, or becomes the chained script. `script`: the hook's path; `root`: what stands before the
-    node's paths in a rehearsal, "" on a node."""
+    node's paths in a rehearsal, "" on a node. `chain_ran`: this is the second call of a phase."""
     began_s = time.monotonic()
     phase = argv[0] if argv else ""
     deadline_s = DEADLINE_S.get(phase, UNKNOWN_PHASE_DEADLINE_S)
@@ -88,24 +90,36 @@ def main(argv: list[str], script: str, root: str) -> int:
     _signal.alarm(deadline_s)
     outcome = Outcome()
     try:
-        fault = serve(argv, root, began_s, deadline_s, outcome)
+        fault = serve(argv, root, began_s, deadline_s, outcome, chain_ran)
         _signal.alarm(0)  # an alarm outlives execve and would kill the chained script
     except TooLate:
         fault = f"{phase} was given up after {deadline_s} s"
     if fault:
         outcome.code = verdict_after(fault, phase, outcome.code)
-    if not outcome.code and outcome.chain:
-        if outcome.chained_ns:
-            write_file(root + "/proc/self/timerslack_ns", outcome.chained_ns)
-        return run_chained(outcome.chain, argv, phase, script)
-    return outcome.code or 0
+    if outcome.code or not outcome.chain or chain_ran:
+        return outcome.code or 0
+    if outcome.comes_first:
+        try:
+            child = posix.fork()
+        except OSError:
+            child = 0  # as without a second call: the guest's freeze is left to Proxmox
+        if child:
+            _, status = posix.waitpid(child, 0)
+            if posix.WIFSIGNALED(status):
+                posix.kill(posix.getpid(), posix.WTERMSIG(status))
+            return posix.WEXITSTATUS(status) or main(argv, script, root, chain_ran=True)
+    if outcome.chained_ns:
+        write_file(root + "/proc/self/timerslack_ns", outcome.chained_ns)
+    return run_chained(outcome.chain, argv, phase, script)
 
 
 def give_up(*_: object) -> None:
     raise TooLate
 
 
-def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: Outcome) -> str:
+def serve(
+    argv: list[str], root: str, began_s: float, deadline_s: int, outcome: Outcome, chain_ran: bool
+) -> str:
     """Has the call answered, by the daemon or without it, and prints the lines. Returns why neither could, or ""."""
     env = {}
     for name in SENT_ENVIRONMENT:
@@ -119,7 +133,9 @@ def serve(argv: list[str], root: str, began_s: float, deadline_s: int, outcome: 
         return ""
     until_s = began_s + deadline_s - RESERVE_S
     try:
-        outcome.code, outcome.chain, text = ask_daemon(root + "/run/pvehook", argv, env, worker_pid, until_s)
+        outcome.code, outcome.chain, outcome.comes_first, text = ask_daemon(
+            root + "/run/pvehook", argv, env, worker_pid, until_s, chain_ran
+        )
     except NoAnswer as no_answer:
         why = str(no_answer)
     except Exception as fault:  # a fault of ours: the window is asked all the same
@@ -181,17 +197,18 @@ def find_worker(proc: str) -> tuple[int, int]:
 
 
 def ask_daemon(
-    run_dir: str, argv: list[str], env: dict[str, str], worker_pid: int, until_s: float
-) -> tuple[int, bytes, bytes]:
-    """Exit code, chained script and lines. Raises NoAnswer when the daemon is not there, too slow, or does not speak
-    our language."""
+    run_dir: str, argv: list[str], env: dict[str, str], worker_pid: int, until_s: float, chain_ran: bool
+) -> tuple[int, bytes, bool, bytes]:
+    """Exit code, chained script, whether that comes first, and lines. Raises NoAnswer when the daemon is not there, too
+    slow, or does not speak our language."""
     marker = run_dir + "/not-taken-up"
     known = read_number(marker)
     now_s = time.monotonic()
     taken_up_until_s = min(now_s + (TAKEN_UP_AGAIN_S if known == worker_pid else TAKEN_UP_S), until_s)
     words = ",".join(map(quoted, argv))
     pairs = ",".join(f"{quoted(name)}:{quoted(value)}" for name, value in env.items())
-    line = f'{{"v":1,"argv":[{words}],"env":{{{pairs}}},"worker":{worker_pid},"until":{until_s:.3f}}}\n'
+    line = f'{{"v":1,"argv":[{words}],"env":{{{pairs}}},"worker":{worker_pid},"until":{until_s:.3f}'
+    line += ',"chain_ran":true}\n' if chain_ran else "}\n"
     reply, extra_s, taken_up = bytearray(), 0, False
     try:
         connection = socket(AF_UNIX, SOCK_STREAM)
@@ -232,7 +249,7 @@ def ask_daemon(
         raise NoAnswer(text.decode(errors="replace").strip())
     if verb != b"exit" or not (code.isdigit() and len(code) <= 3 and int(code) <= 255):
         raise NoAnswer("the answer broke off" if reply else "the connection was closed without an answer")
-    return int(code), chain if chains == b"chain" else b"", text
+    return int(code), chain if chains in (b"chain", b"first") else b"", chains == b"first", text
 
 
 def more_patience(reply: bytearray) -> int:

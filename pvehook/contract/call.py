@@ -4,14 +4,16 @@ The request is one JSON line:
 
     {"v":1,"argv":["pre-stop","snapshot","101"],"env":{"STOREID":"local","VMTYPE":"qemu"},"worker":4711,"until":8812.345}
 
-`until` is the moment on CLOCK_MONOTONIC at which the hook stops waiting for the answer.
+`until` is the moment on CLOCK_MONOTONIC at which the hook stops waiting for the answer. `"chain_ran":true` comes with
+the second call of a phase whose first was answered with `first`.
 
 The reply is text, because the hook must not pay for a JSON parser:
 
     taken-up                     at once: somebody is there, and the hook waits until `until`
     wait SECONDS                 sometimes: both sides add these seconds to `until`
     exit CODE chain /path        or `exit CODE`, then the lines that vzdump shows, until the end of the stream;
-                                 or `not-served` and a reason: the hook goes on as without a daemon
+    exit 0 first /path           the hook runs this script, and calls again if that ends well;
+    not-served                   and a reason: the hook goes on as without a daemon
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class HookCall(NamedTuple):
     target: str | None
     until_s: float | None = None
     """When the hook stops waiting, on CLOCK_MONOTONIC; None where the call did not say."""
+    chain_ran: bool = False
+    """The second call of a phase: its chained script has ended well."""
 
 
 class Reply(NamedTuple):
@@ -50,6 +54,8 @@ class Reply(NamedTuple):
     exit_code: int = 0
     chain: str | None = None
     """The script that vzdump.conf named before pvehook; run only when exit_code is 0."""
+    chain_first: bool = False
+    """The phase was not begun: the hook runs `chain` and calls again."""
     not_served: str = ""
     """Why this call cannot be decided: the hook then goes on without the daemon, which asks the window."""
 
@@ -79,7 +85,8 @@ def parse_call(line: bytes) -> HookCall:
     # An integer beyond every float is no moment either.
     if until is not None and (type(until) not in (int, float) or not abs(until) < sys.float_info.max):
         raise BadCall("until is not a moment in seconds")
-    return call_from(argv, env, worker_pid, None if until is None else float(until))
+    call = call_from(argv, env, worker_pid, None if until is None else float(until))
+    return call._replace(chain_ran=request.get("chain_ran") is True)
 
 
 def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: float | None = None) -> HookCall:
@@ -120,7 +127,7 @@ def encode_reply(reply: Reply) -> bytes:
         return b"not-served\n" + encode_lines([reply.not_served])
     head = f"exit {reply.exit_code}"
     if reply.chain is not None and reply.exit_code == 0:
-        head += f" chain {reply.chain}"
+        head += f" {'first' if reply.chain_first else 'chain'} {reply.chain}"
     return encode_lines([head, *reply.lines])
 
 

@@ -79,6 +79,9 @@ class Run:
         locked = self._lock.acquire(timeout=deadline.within(PHASE_LOCK_S).left_s())
         try:
             phase = Phase(self._configuration.now(), deadline, more_time)
+            chain = chain_of(self._context.node, phase.in_force) if not call.chain_ran else None
+            if chain is not None and _holds_agent(call):
+                return Reply(chain=chain, chain_first=True)
             try:
                 reply = self._answer(call, phase)
             finally:
@@ -86,8 +89,7 @@ class Run:
         finally:
             if locked:
                 self._lock.release()
-        chain = chain_of(self._context.node, phase.in_force) if reply.exit_code == 0 else None
-        return reply._replace(chain=chain)
+        return reply._replace(chain=chain if reply.exit_code == 0 else None)
 
     def _answer(self, call: HookCall, phase: Phase) -> Reply:
         self._state.storeid = call.storeid or self._state.storeid
@@ -340,6 +342,11 @@ class Run:
             f"pvehook: CONFIGURATION NOT USED: {printable(in_force.problems[0], 300)}{more}; "
             f"in force: {in_force.source}; see `pvehook config check`",
         )
+
+
+def _holds_agent(call: HookCall) -> bool:
+    """Whether the guest's agent is kept for PVE's freeze from this phase on. The chained script may need it before."""
+    return call.phase == "post-restart" and call.mode == "snapshot" and call.vmtype != "lxc"
 
 
 def chain_of(node: Node, in_force: InForce) -> str | None:

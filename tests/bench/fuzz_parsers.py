@@ -176,9 +176,10 @@ def hook_reply(data: bytes) -> None:
     )
     signals = SimpleNamespace(alarm=nothing)
     with mock.patch.multiple(hook_call, socket=lambda *_: connection, _signal=signals):
-        code, chain, text = hook_call.ask_daemon("/nowhere", ["job-init"], {}, 4711, time.monotonic() + 9)
+        code, chain, first, text = hook_call.ask_daemon("/nowhere", ["job-init"], {}, 4711, time.monotonic() + 9, False)
     assert 0 <= code <= 255
     assert b"\n" not in chain
+    assert chain or not first
     assert isinstance(text, bytes)
 
 

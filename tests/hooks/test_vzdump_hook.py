@@ -278,7 +278,8 @@ def test_a_refusal_stands_also_when_it_cannot_be_written_down(node: NodeUnderTes
     done = call(node, phase, *(("snapshot", "101") if phase == "backup-start" else ()))
     assert "is refused: it is" in done.stdout
     assert done.returncode == 1
-    assert node.wait_for_event("record-not-written")["PRIORITY"] == "3"
+    if phase != "job-init":  # which leaves no run behind, and so nothing to write down
+        assert node.wait_for_event("record-not-written")["PRIORITY"] == "3"
 
 
 def test_a_run_that_cannot_be_written_down_is_backed_up_and_told_to_its_end(node: NodeUnderTest) -> None:
