@@ -49,9 +49,9 @@ def test_a_chain_to_the_hook_itself_is_not_run(node_without_daemon: NodeUnderTes
     played = play(node.run())
     assert played.exit_code == 0
     for call in played.calls:
-        assert call.lines[-1] == (
+        assert call.lines.count(
             "pvehook: `chain:` leads back to pvehook's own hook and is not run; correct /etc/pvehook.yaml"
-        )
+        ) == 1
 
 
 @WITH_AND_WITHOUT
@@ -67,7 +67,8 @@ def test_a_chained_script_that_calls_the_hook_ends(
     assert played.exit_code == 0
     for call in played.calls:
         assert call.lines.count("wrapper") == 2
-        assert call.lines[-1].startswith("pvehook: called by its own chained script, so this call does nothing")
+        circles = [line for line in call.lines if line.startswith("pvehook: called by its own chained script")]
+        assert len(circles) == 1
 
 
 def test_a_chained_script_that_is_called_by_hand_ends_too(node_without_daemon: NodeUnderTest) -> None:
