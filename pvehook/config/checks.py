@@ -192,9 +192,11 @@ def _spans(walk: Walk, node: Node, key: str) -> tuple[str, ...]:
     return tuple(span for span in spans if span is not None)
 
 
-def _zone(walk: Walk, node: Node, key: str) -> str | None:
-    if is_null(node):
-        return None
+def _or_null(check: Check) -> Check:
+    return lambda walk, node, key: None if is_null(node) else check(walk, node, key)
+
+
+def _zone(walk: Walk, node: Node, key: str) -> str:
     word = word_of(node)
     try:
         # right/... counts leap seconds, which no node's clock does; posix/... is the same zone once more.
@@ -210,23 +212,12 @@ def _zone(walk: Walk, node: Node, key: str) -> str | None:
     return word
 
 
-def _chain(walk: Walk, node: Node, key: str) -> str | None:
-    if is_null(node):
-        return None
+def _chain(walk: Walk, node: Node, key: str) -> str:
     word = word_of(node)
     if not word.startswith("/") or not word.isprintable():
         walk.bad(node, key, "the absolute path of a script, or null")
     elif posixpath.normpath(word).startswith(_OWN_FILES):
         walk.bad(node, key, "a script of your own: pvehook would call itself without end")
-    return word
-
-
-def _textfile(walk: Walk, node: Node, key: str) -> str | None:
-    if is_null(node):
-        return None
-    word = word_of(node)
-    if not word.startswith("/") or not word.endswith(".prom") or not word.isprintable():
-        walk.bad(node, key, "the absolute path of a file that ends in .prom, or null")
     return word
 
 
@@ -298,15 +289,15 @@ _ALSO_CHECKS = {
 
 _LISTS_AND_PATHS: dict[str, Check] = {
     "window.open": _spans,
-    "window.timezone": _zone,
+    "window.timezone": _or_null(_zone),
     "window.exempt.guests": _GUESTS,
     "window.exempt.jobs": _list_of(_text(_ID, "the id of a job"), "a list of job ids"),
     "window.exempt.storages": _list_of(_text(_ID, "the id of a storage"), "a list of storage ids"),
     "io_priority.also": _list_of(_also, "a list of entries with command and mentions"),
     "freeze.rules": _list_of(_freeze_rule, "a list of rules, each with guests, tags or names"),
-    "metrics.textfile": _textfile,
+    "metrics.textfile": _or_null(_text(r"/.*\.prom", "the absolute path of a file that ends in .prom, or null")),
     "governor.rules": _list_of(_governor_rule, "a list of rules, each with mode and guests, tags or names"),
-    "chain": _chain,
+    "chain": _or_null(_chain),
 }
 
 

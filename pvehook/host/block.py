@@ -13,13 +13,11 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from pvehook.contract.disks import Disk, Location
 from pvehook.host.mounts import Mount, follow_links, read_mounts
 from pvehook.host.node import Node
-
-DeviceOf = Callable[[str], tuple[int, int]]
 
 _ZPOOL = "/usr/sbin/zpool"
 _ZPOOL_DEADLINE_S = 5.0  # a suspended pool makes zpool hang
@@ -41,16 +39,16 @@ def kernel_version(node: Node) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def locate(node: Node, path: str, device_of: DeviceOf = device_of, if_missing: str | None = None) -> Location:
+def locate(node: Node, path: str, if_missing: str | None = None) -> Location:
     """The disks under a file, a directory or a block device's node, "unknown" where that cannot be found out.
     When there is nothing at `path`, under `if_missing`."""
     if path.startswith("/dev/zvol/"):  # the only name of a zvol that contains its pool
         return locate_zpool(node, path.split("/")[3])
     try:
-        return _locate(node, node.path(path), device_of, _MAX_LAYERS)
+        return _locate(node, node.path(path), _MAX_LAYERS)
     except FileNotFoundError:
         if if_missing is not None:
-            return locate(node, if_missing, device_of)
+            return locate(node, if_missing)
         return Location("unknown", (), f"{path} is not there")
     except OSError as error:
         return Location("unknown", (), f"{path}: {error.strerror}")
@@ -77,10 +75,10 @@ def locate_zpool(node: Node, pool: str) -> Location:
     return Location("zfs", _disks_under(node, names), f"ZFS pool {pool}")
 
 
-def _locate(node: Node, path: str, device_of: DeviceOf, layers: int) -> Location:
+def _locate(node: Node, path: str, layers: int) -> Location:
     """As `locate`, for a path of this process. Raises OSError if there is nothing at the path."""
     path, mount = follow_links(path, read_mounts(node))
-    return _locate_by_mount(node, mount) or _locate_by_device(node, path, mount, device_of, layers)
+    return _locate_by_mount(node, mount) or _locate_by_device(node, path, mount, layers)
 
 
 def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
@@ -98,7 +96,7 @@ def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
     return None
 
 
-def _locate_by_device(node: Node, path: str, mount: Mount, device_of: DeviceOf, layers: int) -> Location:
+def _locate_by_device(node: Node, path: str, mount: Mount, layers: int) -> Location:
     major, minor = device_of(path)
     device = f"/sys/dev/block/{major}:{minor}"
     name = os.path.basename(os.path.realpath(node.path(device)))
@@ -108,7 +106,7 @@ def _locate_by_device(node: Node, path: str, mount: Mount, device_of: DeviceOf, 
     if backing := _read(node, f"{device}/loop/backing_file"):
         if not layers:
             return Location("unknown", (), f"{name}: too many loop devices one upon the other")
-        below = _locate(node, backing, device_of, layers - 1)
+        below = _locate(node, backing, layers - 1)
         return below._replace(detail=f"{name} over {backing}: {below.detail}")
     # On a file system in memory only a device's node can have led to a block device.
     shown = name if mount.is_in_memory or not mount.fs_type else f"{mount.fs_type} on {name}"

@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 import time
-from typing import Self
 
 from pvehook.contract.kernel_line import KernelLine, TimedLine, parse_kernel_line
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -76,12 +75,6 @@ class HostKernelLog:
         self._next_number: int | None = None
         self._read_s = clock.now_s()
         self._boot_s = self._read_s - time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         os.close(self._fd)

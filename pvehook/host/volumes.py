@@ -6,17 +6,19 @@ Source of paths and names: the plugins in PVE/Storage/ of pve-storage.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from pvehook.contract.disks import Location
 from pvehook.contract.guest_config import Volume, parse_container, parse_vm
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
-from pvehook.host.block import DeviceOf, device_of, locate, locate_volume_group, locate_zpool
+from pvehook.host.block import locate, locate_volume_group, locate_zpool
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+
+T = TypeVar("T")
 
 _NETWORK_TYPES = ("nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs", "zfs", "esxi")
 """`zfs` is ZFS over iSCSI; a local pool is `zfspool`."""
@@ -53,25 +55,29 @@ def volumes_of(node: Node, reader: TimelyReader, backup: Backup) -> tuple[Volume
     return parse(text).volumes
 
 
-def locate_volume(
-    node: Node, volid: str, storages: Sequence[Section], device_of: DeviceOf = device_of
-) -> Location:
+def within_look(reader: TimelyReader, what: str, find: Callable[[], T]) -> T:
+    """In the reader's thread: a stat below a storage that hangs must not take the caller with it. Raises NodeError."""
+    try:
+        return reader.within(LOOK_DEADLINE_S, what, find)
+    except (OSError, ValueError) as error:
+        raise NodeError(f"{what}: {error}") from error
+
+
+def locate_volume(node: Node, volid: str, storages: Sequence[Section]) -> Location:
     """The disks under one volume, given as `STORAGE:NAME` or as an absolute path."""
     if volid.startswith("/"):
-        return locate(node, volid, device_of)
+        return locate(node, volid)
     storage_id, colon, name = volid.partition(":")
     storage = find_section(storages, storage_id)
     if not colon or not name:
         return Location("unknown", (), f"{volid or 'an empty volume id'} is no volume")
     if storage is None:
         return Location("unknown", (), f"storage {storage_id} is not configured")
-    where = _locate_in(node, storage, name, device_of)
+    where = _locate_in(node, storage, name)
     return where._replace(detail=f"{storage.type} storage {storage.id}: {where.detail}")
 
 
-def locate_dump(
-    node: Node, dumpdir: str | None, storeid: str | None, storages: Sequence[Section], device_of: DeviceOf = device_of
-) -> Location:
+def locate_dump(node: Node, dumpdir: str | None, storeid: str | None, storages: Sequence[Section]) -> Location:
     """The disks under the dump directory. A PBS has no `dumpdir`, a job with --dumpdir has no `storeid`."""
     storage = find_section(storages, storeid) if storeid else None
     if storage and storage.type in _NETWORK_TYPES:
@@ -82,10 +88,10 @@ def locate_dump(
     if not path.startswith("/"):
         return Location("unknown", (), f"{path} is relative to the directory in which vzdump was started")
     # vzdump makes the directory when it is missing, on the file system of the one above.
-    return locate(node, path, device_of, if_missing=os.path.dirname(path.rstrip("/")))
+    return locate(node, path, if_missing=os.path.dirname(path.rstrip("/")))
 
 
-def _locate_in(node: Node, storage: Section, name: str, device_of: DeviceOf) -> Location:
+def _locate_in(node: Node, storage: Section, name: str) -> Location:
     options = storage.properties
     if storage.type in _NETWORK_TYPES:
         return Location("network", (), "reached over the network")
@@ -93,11 +99,11 @@ def _locate_in(node: Node, storage: Section, name: str, device_of: DeviceOf) -> 
         # `101/vm-101-disk-0.qcow2`; a linked clone names its base first: `100/base.qcow2/101/vm.qcow2`.
         images = _directory(storage, "images", "images") or options["path"]
         vmid = name.split("/")[-2] if "/" in name else ""
-        return locate(node, f"{images}/{vmid}", device_of, if_missing=images)
+        return locate(node, f"{images}/{vmid}", if_missing=images)
     if storage.type in ("lvm", "lvmthin") and "vgname" in options:
         group = options["vgname"]
         volume = f"/dev/{group}/{name.rsplit('/', 1)[-1]}"
-        where = locate(node, volume, device_of)
+        where = locate(node, volume)
         return where if where.kind != "unknown" else locate_volume_group(node, group)
     if storage.type == "zfspool" and "pool" in options:
         return locate_zpool(node, options["pool"].split("/")[0])

@@ -17,7 +17,7 @@ import ctypes
 import errno
 import os
 import stat
-from typing import Literal, Self
+from typing import Literal
 
 from pvehook.host.node import Node
 
@@ -55,12 +55,6 @@ class GrowingFile:
         except OSError:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         for fd in (self._fd, self._directory_fd):

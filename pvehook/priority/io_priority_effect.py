@@ -6,7 +6,6 @@ priority at all (rules.io_effect.idle_reach), and whether the disks under it hon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pvehook.contract.section_config import Section, find_section
@@ -14,7 +13,7 @@ from pvehook.errors import NodeError
 from pvehook.host.block import kernel_version
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import LOOK_DEADLINE_S, Backup, locate_dump, locate_volume, read_storages, volumes_of
+from pvehook.host.volumes import Backup, locate_dump, locate_volume, read_storages, volumes_of, within_look
 from pvehook.rules.io_effect import Effect, combined_effect, idle_reach, location_effect
 
 
@@ -29,19 +28,28 @@ class EffectOfIdle(NamedTuple):
 
 def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOfIdle:
     """Looks the backup's disks up. Never raises: what cannot be found out is called unknown, with the reason."""
+    kernel = kernel_version(node)
+    storages: list[Section] = []
     try:
         storages = read_storages(node, reader)
+        where = within_look(
+            reader,
+            "the disks under the dump",
+            lambda: locate_dump(node, backup.dumpdir, backup.storeid, storages),
+        )
+        dump = location_effect(where, kernel)
     except NodeError as error:
-        storages, dump = [], Effect("unknown", str(error))
-    else:
-        dump = _asked(reader, "the disks under the dump", lambda: _effect_on_dump(node, backup, storages))
+        dump = Effect("unknown", str(error))
     try:
         volids = [each.volume for each in volumes_of(node, reader, backup) if each.backup]
+        found = within_look(
+            reader,
+            f"the disks under guest {backup.vmid}",
+            lambda: [(volid, locate_volume(node, volid, storages)) for volid in volids],
+        )
+        disks = combined_effect((volid, location_effect(location, kernel)) for volid, location in found)
     except NodeError as error:
         disks = Effect("unknown", str(error))
-    else:
-        what = f"the disks under guest {backup.vmid}"
-        disks = _asked(reader, what, lambda: _effect_on_volumes(node, volids, storages))
     storage = find_section(storages, backup.storeid) if backup.storeid else None
     to_pbs = storage is not None and storage.type == "pbs"
     return EffectOfIdle(
@@ -58,25 +66,7 @@ def effect_of_idle(node: Node, reader: TimelyReader, backup: Backup) -> EffectOf
     )
 
 
-def _asked(reader: TimelyReader, what: str, find: Callable[[], Effect]) -> Effect:
-    """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
-    try:
-        return reader.within(LOOK_DEADLINE_S, what, find)
-    except (NodeError, OSError, ValueError) as error:
-        return Effect("unknown", str(error))
-
-
 def _in_short(backup: Backup, to_pbs: bool, dump: Effect, disks: Effect) -> str:
     if backup.vmtype == "qemu":
         return "nothing to reach (PBS)" if to_pbs else f"compressor only, dump {dump.verdict}"
     return f"reading {disks.verdict}, dump {dump.verdict}"
-
-
-def _effect_on_dump(node: Node, backup: Backup, storages: Sequence[Section]) -> Effect:
-    location = locate_dump(node, backup.dumpdir, backup.storeid, storages)
-    return location_effect(location, kernel_version(node))
-
-
-def _effect_on_volumes(node: Node, volids: Sequence[str], storages: Sequence[Section]) -> Effect:
-    kernel = kernel_version(node)
-    return combined_effect((volid, location_effect(locate_volume(node, volid, storages), kernel)) for volid in volids)

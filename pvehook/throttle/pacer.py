@@ -15,22 +15,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from contextlib import closing
 
-from pvehook.contract.disks import Location
 from pvehook.contract.section_config import Section
 from pvehook.errors import NodeError
 from pvehook.host.mounts import follow_links, read_mounts
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import LOOK_DEADLINE_S, Backup, locate_dump, locate_volume, read_storages, volumes_of
+from pvehook.host.volumes import Backup, locate_dump, locate_volume, read_storages, volumes_of, within_look
 from pvehook.host.writeback import GrowingFile, NotTheFile, requests_in_flight
 from pvehook.records.journal import Log
 from pvehook.rules.pacing import QUIET_AT_MOST, DumpPlace, End, PacerRecord, Pacing, growing_file, is_due, judge_pacing
 from pvehook.settings import PacerConfig, PacerMode
-
-T = TypeVar("T")
 
 DEADLINE_S = 24 * 3600.0  # most of it can be the wait for the archive: a container's first rsync takes hours
 APPEARS_EVERY_S = 0.1  # the file is looked for so often; what was written by then is caught up with, step by step
@@ -106,7 +103,7 @@ class Pacer:
             except FileNotFoundError:
                 self._stopped.wait(APPEARS_EVERY_S)
                 continue
-            with file:
+            with closing(file):
                 self._record = self._record._replace(end="running", file=name)
                 return self._pace(file)
         return ("stopped", "") if self._stopped.is_set() else ("too-long", "no archive was begun")
@@ -212,16 +209,17 @@ def decide_pacing(node: Node, reader: TimelyReader, backup: Backup, file: str | 
         return judge_pacing(mode, file, "not read", "not read")
     try:
         storages = read_storages(node, reader)
-        dump = _found(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
+        dump = within_look(reader, "the disks under the archive", lambda: _dump_place(node, backup, file, storages))
     except NodeError as error:
         return judge_pacing(mode, file, str(error), "not read")
 
-    def locate_volumes() -> list[tuple[str, Location]]:
-        return [(each.key, locate_volume(node, each.volume, storages)) for each in used]
-
     try:
         used = [each for each in volumes_of(node, reader, backup) if not each.is_cdrom and each.volume != "none"]
-        volumes = _found(reader, f"the disks under guest {backup.vmid}", locate_volumes)
+        volumes = within_look(
+            reader,
+            f"the disks under guest {backup.vmid}",
+            lambda: [(each.key, locate_volume(node, each.volume, storages)) for each in used],
+        )
     except NodeError as error:
         return judge_pacing(mode, file, dump, str(error))
     return judge_pacing(mode, file, dump, volumes)
@@ -232,11 +230,3 @@ def _dump_place(node: Node, backup: Backup, file: str, storages: Sequence[Sectio
     _, mount = follow_links(node.path(directory), read_mounts(node))
     where = locate_dump(node, directory, backup.storeid, storages)
     return DumpPlace(mount.mount_point, mount.fs_type, mount.is_network, mount.is_in_memory, mount.is_fuse, where)
-
-
-def _found(reader: TimelyReader, what: str, find: Callable[[], T]) -> T:
-    """In the reader's thread: a stat below a storage that hangs must not take the caller with it."""
-    try:
-        return reader.within(LOOK_DEADLINE_S, what, find)
-    except (OSError, ValueError) as error:
-        raise NodeError(f"{what}: {error}") from error

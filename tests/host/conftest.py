@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.host import block
 from pvehook.host.node import Node
 from tests.host.players import Player
 
@@ -89,8 +90,10 @@ class BlockTree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> BlockTree:
-    return BlockTree(tmp_path)
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlockTree:
+    tree = BlockTree(tmp_path)
+    monkeypatch.setattr(block, "device_of", tree.device_of)
+    return tree
 
 
 @pytest.fixture

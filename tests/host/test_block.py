@@ -23,7 +23,7 @@ DEADLINE = "none [mq-deadline] kyber bfq"
 
 
 def look(tree: BlockTree, path: str) -> Location:
-    return locate(tree.node, path, tree.device_of)
+    return locate(tree.node, path)
 
 
 def two_hard_disks(tree: BlockTree) -> None:
@@ -139,8 +139,14 @@ def test_a_network_file_system_is_named_and_never_touched(tree: BlockTree, fs_ty
     tree.mount("/", "ext4", "/dev/sda1")
     tree.mount("/mnt/pve/nas", fs_type, "nas:/export")
     # Nothing lies at that path: looking at it would raise, and on a dead server it would wait for ever.
-    where = locate(tree.node, "/mnt/pve/nas/dump", device_of=must_not_be_asked)
+    where = locate_untouched(tree, "/mnt/pve/nas/dump")
     assert where == Location("network", (), f"{fs_type} from nas:/export")
+
+
+def locate_untouched(tree: BlockTree, path: str) -> Location:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "device_of", must_not_be_asked)
+        return locate(tree.node, path)
 
 
 def must_not_be_asked(path: str) -> tuple[int, int]:
@@ -152,8 +158,8 @@ def test_a_link_into_a_network_file_system_is_followed_only_up_to_it(tree: Block
     (tree.root / "var/lib/vz").mkdir(parents=True)
     (tree.root / "var/lib/vz/dump").symlink_to(tree.root / "mnt/pve/nas/dump")
     (tree.root / "var/lib/vz/up").symlink_to("../../../mnt/pve/nas")
-    assert locate(tree.node, "/var/lib/vz/dump/x", must_not_be_asked).kind == "network"
-    assert locate(tree.node, "/var/lib/vz/up/x", must_not_be_asked).kind == "network"
+    assert locate_untouched(tree, "/var/lib/vz/dump/x").kind == "network"
+    assert locate_untouched(tree, "/var/lib/vz/up/x").kind == "network"
 
 
 def test_a_disk_mounted_below_autofs_is_found_without_mounting_anything(tree: BlockTree) -> None:
@@ -163,8 +169,8 @@ def test_a_disk_mounted_below_autofs_is_found_without_mounting_anything(tree: Bl
     tree.mount("/auto/nas", "nfs4", "nas:/export")
     tree.place("/auto/disk/dump", (8, 1))
     assert look(tree, "/auto/disk/dump").detail == "ext4 on sda1"
-    assert locate(tree.node, "/auto/nas/dump", must_not_be_asked).kind == "network"
-    assert "not mounted" in locate(tree.node, "/auto/other/dump", must_not_be_asked).detail
+    assert locate_untouched(tree, "/auto/nas/dump").kind == "network"
+    assert "not mounted" in locate_untouched(tree, "/auto/other/dump").detail
 
 
 def test_nothing_inside_a_fuse_file_system_is_looked_at(tree: BlockTree) -> None:
@@ -172,7 +178,7 @@ def test_nothing_inside_a_fuse_file_system_is_looked_at(tree: BlockTree) -> None
     tree.mount("/elsewhere", "nfs4", "nas:/export")
     (tree.root / "merged").mkdir()
     (tree.root / "merged/dump").symlink_to(tree.root / "elsewhere")
-    where = locate(tree.node, "/merged/dump", must_not_be_asked)
+    where = locate_untouched(tree, "/merged/dump")
     assert (where.kind, "fuse.mergerfs" in where.detail) == ("unknown", True)
 
 
@@ -212,7 +218,7 @@ def test_a_path_that_is_not_there_is_unknown_or_what_the_caller_says(tree: Block
     two_hard_disks(tree)
     tree.place("/srv", (8, 1))
     assert look(tree, "/srv/gone") == Location("unknown", (), "/srv/gone is not there")
-    assert locate(tree.node, "/srv/gone", tree.device_of, if_missing="/srv").kind == "disks"
+    assert locate(tree.node, "/srv/gone", if_missing="/srv").kind == "disks"
 
 
 def test_a_device_that_sys_does_not_show_is_unknown(tree: BlockTree) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def texts(lines: list[TimedLine], token: str) -> list[str]:
 def test_what_is_written_from_now_on_is_read_once_and_in_order() -> None:
     token = f"pvehook test {uuid.uuid4()}"
     say_in_kernel_log(f"{token} before")
-    with real_log() as log:
+    with closing(real_log()) as log:
         assert texts(log.read_new(), token) == []
         say_in_kernel_log(f"{token} first")
         say_in_kernel_log(f"{token} second")
@@ -73,7 +74,7 @@ def test_what_is_written_from_now_on_is_read_once_and_in_order() -> None:
 
 def test_a_line_has_the_time_at_which_it_was_written() -> None:
     token = f"pvehook test {uuid.uuid4()}"
-    with real_log() as log:
+    with closing(real_log()) as log:
         before_s = time.time()
         say_in_kernel_log(token)
         after_s = time.time()
@@ -84,7 +85,7 @@ def test_a_line_has_the_time_at_which_it_was_written() -> None:
 
 def test_two_readers_do_not_take_each_others_lines() -> None:
     token = f"pvehook test {uuid.uuid4()}"
-    with real_log() as one, real_log() as other:
+    with closing(real_log()) as one, closing(real_log()) as other:
         say_in_kernel_log(token)
         assert texts(one.read_new(), token) == texts(other.read_new(), token) == [token]
 
@@ -180,7 +181,7 @@ def kmsg(monkeypatch: pytest.MonkeyPatch) -> Kmsg:
 
 
 def test_overwritten_records_are_counted_by_their_numbers(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         kmsg.write(7, "seen")
         kmsg.reads.append(BrokenPipeError())
         kmsg.write(20, "the oldest left")
@@ -192,7 +193,7 @@ def test_overwritten_records_are_counted_by_their_numbers(kmsg: Kmsg) -> None:
 
 
 def test_overwritten_before_the_first_one_seen_counts_as_one(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         kmsg.reads.append(BrokenPipeError())
         kmsg.write(20)
         log.read_new()
@@ -200,7 +201,7 @@ def test_overwritten_before_the_first_one_seen_counts_as_one(kmsg: Kmsg) -> None
 
 
 def test_a_look_is_bounded_in_lines(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         for number in range(LINES_LIMIT + 3):
             kmsg.write(number, str(number))
         assert len(log.read_new()) == LINES_LIMIT
@@ -208,7 +209,7 @@ def test_a_look_is_bounded_in_lines(kmsg: Kmsg) -> None:
 
 
 def test_a_look_is_bounded_in_bytes(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         for number in range(100):
             kmsg.write(number, "x" * 8000)
         assert len(log.read_new()) == BYTES_LIMIT // 8000 + 1
@@ -216,7 +217,7 @@ def test_a_look_is_bounded_in_bytes(kmsg: Kmsg) -> None:
 
 
 def test_a_log_that_only_says_overwritten_ends_a_look(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         kmsg.reads = [BrokenPipeError()] * 10_000
         assert log.read_new() == []
 
@@ -225,7 +226,7 @@ def test_a_log_that_only_says_overwritten_ends_a_look(kmsg: Kmsg) -> None:
     "record", [b"", b"no record\n", b"6,1;text\n", b"6,1,soon,-;text\n", b"6,x,1,-;text\n", b"\xff" * 9]
 )
 def test_what_is_no_record_is_a_fault_and_what_came_before_it_counts(kmsg: Kmsg, record: bytes) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         kmsg.write(1, "good")
         kmsg.reads.append(record)
         kmsg.write(3, "not read any more")
@@ -235,7 +236,7 @@ def test_what_is_no_record_is_a_fault_and_what_came_before_it_counts(kmsg: Kmsg,
 
 
 def test_an_error_of_the_kernel_is_a_fault(kmsg: Kmsg) -> None:
-    with HostKernelLog(kmsg.fd, SystemClock()) as log:
+    with closing(HostKernelLog(kmsg.fd, SystemClock())) as log:
         kmsg.reads.append(OSError(22, "Invalid argument"))
         assert log.read_new() == []
         assert log.fault == Broken("/dev/kmsg cannot be read: Invalid argument")
@@ -245,7 +246,7 @@ def test_an_error_of_the_kernel_is_a_fault(kmsg: Kmsg) -> None:
 def test_a_kernels_clock_that_has_gone_off_is_put_right(kmsg: Kmsg, ahead_s: float) -> None:
     """After months `local_clock` is minutes away from CLOCK_MONOTONIC."""
     clock = SetClock(1_000_000.0)
-    with HostKernelLog(kmsg.fd, clock) as log:
+    with closing(HostKernelLog(kmsg.fd, clock)) as log:
         kernel_s = time.monotonic() + ahead_s
         for look in range(3):
             clock.told_s += 10.0
@@ -258,7 +259,7 @@ def test_a_kernels_clock_that_has_gone_off_is_put_right(kmsg: Kmsg, ahead_s: flo
 
 def test_lines_left_for_the_next_look_keep_their_time(kmsg: Kmsg) -> None:
     clock = SetClock(1_000_000.0)
-    with HostKernelLog(kmsg.fd, clock) as log:
+    with closing(HostKernelLog(kmsg.fd, clock)) as log:
         kernel_s = time.monotonic()
         for number in range(LINES_LIMIT + 1):
             kmsg.write(number, at_us=round((kernel_s + 5) * 1e6))

@@ -8,6 +8,7 @@ import pytest
 
 from pvehook.contract.disks import Location
 from pvehook.contract.section_config import parse_sections
+from pvehook.host import block
 from pvehook.host.volumes import locate_dump, locate_volume
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def machine(tree: BlockTree) -> BlockTree:
 
 
 def volume(tree: BlockTree, volid: str) -> Location:
-    return locate_volume(tree.node, volid, STORAGES, tree.device_of)
+    return locate_volume(tree.node, volid, STORAGES)
 
 
 def names(where: Location) -> list[str]:
@@ -114,16 +115,19 @@ def test_renamed_content_directories_are_used(machine: BlockTree) -> None:
     machine.place("/srv/store/vm/101", (8, 0))
     machine.place("/srv/store/archive", (8, 16))
     assert names(volume(machine, "renamed:101/vm-101-disk-0.raw")) == ["sda"]
-    assert names(locate_dump(machine.node, None, "renamed", STORAGES, machine.device_of)) == ["sdb"]
+    assert names(locate_dump(machine.node, None, "renamed", STORAGES)) == ["sdb"]
 
 
-def test_a_directory_storage_on_nfs_is_network_and_not_touched(machine: BlockTree) -> None:
+def test_a_directory_storage_on_nfs_is_network_and_not_touched(
+    machine: BlockTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine.mount("/var/lib/vz", "nfs4", "nas:/vz")
 
     def must_not_be_asked(path: str) -> tuple[int, int]:
         raise AssertionError(f"{path} was touched")
 
-    where = locate_volume(machine.node, "local:101/vm-101-disk-0.raw", STORAGES, must_not_be_asked)
+    monkeypatch.setattr(block, "device_of", must_not_be_asked)
+    where = locate_volume(machine.node, "local:101/vm-101-disk-0.raw", STORAGES)
     assert where == Location("network", (), "dir storage local: nfs4 from nas:/vz")
 
 
@@ -167,14 +171,14 @@ def test_what_cannot_be_located_is_unknown_with_its_reason(machine: BlockTree, v
 def test_the_dump_directory_is_the_jobs_own_or_its_storages(machine: BlockTree) -> None:
     machine.place("/backup/dump", (8, 16))
     machine.place("/var/lib/vz/dump", (8, 0))
-    by_directory = locate_dump(machine.node, "/backup/dump", None, STORAGES, machine.device_of)
-    by_storage = locate_dump(machine.node, None, "local", STORAGES, machine.device_of)
+    by_directory = locate_dump(machine.node, "/backup/dump", None, STORAGES)
+    by_storage = locate_dump(machine.node, None, "local", STORAGES)
     assert (names(by_directory), names(by_storage)) == (["sdb"], ["sda"])
 
 
 def test_a_dump_directory_that_is_still_to_be_made_is_where_it_will_be(machine: BlockTree) -> None:
     machine.place("/backup", (8, 16))
-    assert names(locate_dump(machine.node, "/backup/dump/", None, STORAGES, machine.device_of)) == ["sdb"]
+    assert names(locate_dump(machine.node, "/backup/dump/", None, STORAGES)) == ["sdb"]
 
 
 @pytest.mark.parametrize(("storeid", "said"), [("vault", "pbs storage vault"), ("nas", "nfs storage nas")])
@@ -190,6 +194,6 @@ def test_a_dump_nobody_can_locate_is_unknown(machine: BlockTree) -> None:
 @pytest.mark.parametrize("dumpdir", [".", "./dump", "dump/"])
 def test_a_relative_dump_directory_is_somewhere_unknown(machine: BlockTree, dumpdir: str) -> None:
     """It is seen from where vzdump was started, which is not where the daemon is."""
-    location = locate_dump(machine.node, dumpdir, None, STORAGES, machine.device_of)
+    location = locate_dump(machine.node, dumpdir, None, STORAGES)
     assert location.kind == "unknown"
     assert "relative to the directory in which vzdump was started" in location.detail

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def written(path: Path, size: int) -> bytes:
 
 def test_one_range_is_written_back_and_dropped_and_the_rest_left_dirty(disk: Path) -> None:
     data = written(disk / "dump.dat", 8 * MIB)
-    with GrowingFile(str(disk), "dump.dat") as file:
+    with closing(GrowingFile(str(disk), "dump.dat")) as file:
         file.start_writeback(0, 4 * MIB)
         file.wait_for_writeback(0, 4 * MIB)
         assert cached(disk / "dump.dat", 0, 4 * MIB) == Cached(4 * MIB, 0, 0)
@@ -41,7 +42,7 @@ def test_one_range_is_written_back_and_dropped_and_the_rest_left_dirty(disk: Pat
 
 def test_what_is_dirty_is_not_dropped(disk: Path) -> None:
     written(disk / "dump.dat", MIB)
-    with GrowingFile(str(disk), "dump.dat") as file:
+    with closing(GrowingFile(str(disk), "dump.dat")) as file:
         file.wait_for_writeback(0, MIB)  # none was begun
         assert cached(disk / "dump.dat").in_cache == MIB
 
@@ -49,7 +50,7 @@ def test_what_is_dirty_is_not_dropped(disk: Path) -> None:
 def test_it_is_open_for_reading_only(disk: Path) -> None:
     written(disk / "dump.dat", MIB)
     before = set(os.listdir("/proc/self/fd"))
-    with GrowingFile(str(disk), "dump.dat"):
+    with closing(GrowingFile(str(disk), "dump.dat")):
         for fd in map(int, set(os.listdir("/proc/self/fd")) - before):
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.write(fd, b"x")
@@ -60,7 +61,7 @@ def test_all_is_closed_again_after_use_and_after_a_refusal(tmp_path: Path) -> No
     (tmp_path / "dump.dat").touch()
     (tmp_path / "link.dat").symlink_to("dump.dat")
     before = sorted(os.listdir("/proc/self/fd"))
-    with GrowingFile(str(tmp_path), "dump.dat") as file:
+    with closing(GrowingFile(str(tmp_path), "dump.dat")) as file:
         file.close()
     with pytest.raises(NotTheFile):
         GrowingFile(str(tmp_path), "link.dat")
@@ -72,7 +73,7 @@ def test_all_is_closed_again_after_use_and_after_a_refusal(tmp_path: Path) -> No
 def test_its_growth_its_new_name_and_its_end_are_seen(tmp_path: Path) -> None:
     dump = tmp_path / "dump.dat"
     dump.touch()
-    with GrowingFile(str(tmp_path), "dump.dat") as file:
+    with closing(GrowingFile(str(tmp_path), "dump.dat")) as file:
         assert (file.size_bytes(), file.place()) == (0, "here")
         dump.write_bytes(b"x" * 1000)
         assert (file.size_bytes(), file.place()) == (1000, "here")
@@ -95,7 +96,7 @@ def test_a_link_is_refused_and_a_link_to_the_directory_is_followed(tmp_path: Pat
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "dump.dat").touch()
     (tmp_path / "dump").symlink_to("real")
-    with GrowingFile(str(tmp_path / "dump"), "dump.dat") as file:
+    with closing(GrowingFile(str(tmp_path / "dump"), "dump.dat")) as file:
         assert file.place() == "here"
     (tmp_path / "real" / "link.dat").symlink_to("dump.dat")
     with pytest.raises(NotTheFile, match=r"link\.dat is a symbolic link"):
@@ -122,7 +123,7 @@ def test_what_the_disk_could_not_take_is_an_error_and_the_writer_hears_of_it_too
     # The image is larger than the memory that it lies in: what is written beyond it, the disk refuses.
     with tmpfs(tmp_path / "memory", 8) as memory, ext4(memory / "image", tmp_path / "mounted", 64) as disk:
         dump = disk / "dump.dat"
-        with dump.open("wb") as writer, GrowingFile(str(disk), "dump.dat") as file:
+        with dump.open("wb") as writer, closing(GrowingFile(str(disk), "dump.dat")) as file:
             writer.write(os.urandom(24 * MIB))
             writer.flush()
             file.start_writeback(0, 24 * MIB)
@@ -136,7 +137,7 @@ def test_what_the_disk_could_not_take_is_an_error_and_the_writer_hears_of_it_too
 def test_a_file_system_without_writeback_is_no_error(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "memory", 8) as memory:
         written(memory / "dump.dat", MIB)
-        with GrowingFile(str(memory), "dump.dat") as file:
+        with closing(GrowingFile(str(memory), "dump.dat")) as file:
             file.start_writeback(0, MIB)
             file.wait_for_writeback(0, MIB)
             file.drop_from_cache(0, MIB)
@@ -146,5 +147,5 @@ def test_a_file_system_without_writeback_is_no_error(tmp_path: Path) -> None:
 def test_the_writer_of_a_locked_file_is_not_disturbed(tmp_path: Path) -> None:
     with (tmp_path / "dump.dat").open("wb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        with GrowingFile(str(tmp_path), "dump.dat") as file:
+        with closing(GrowingFile(str(tmp_path), "dump.dat")) as file:
             assert file.place() == "here"
