@@ -115,5 +115,5 @@ def entries_until_it_pauses(node: DebianNode, cursor: str) -> list[dict[str, Any
         pid = node.run("systemctl", "show", "--value", "--property=ControlPID", "pvehook.service").out.strip()
         read = f"for c in $(cat /proc/{pid}/task/*/children); do tr '\\0' ' ' </proc/$c/cmdline; done"
         if node.run("sh", "-c", read, ok=(0, 1, 2)).out == "sleep 60 ":
-            return node.journal(f"--after-cursor={cursor}")
+            return node.journal(f"--after-cursor={cursor}", "--unit=pvehook.service")
     raise AssertionError(f"no pause within {FAIL_WITHIN_S} s: {node.journal(f'--after-cursor={cursor}')}")
