@@ -1,4 +1,4 @@
-"""A simulated guest whose agent reads files: a few invented ones, and its kernel's log.
+"""A simulated guest with an agent, which reads files: a few invented ones, and its kernel's log.
 
 qemu-ga reads through stdio, which is simulated where it shows: a read that wants more than there is meets the end of a
 plain file and gets less; with the kernel's log it fails and loses what it had (facts/qemu.md).
@@ -14,12 +14,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from pvehook.contract.pressure import RESOURCES, Resource
 from pvehook.rehearsal.vm import simulated_guest
 from pvehook.rehearsal.vm.sockets import DenialError
+from tests.simulated_agent import AgentTraits, FrozenInterval, SimulatedAgent
 
 KERNEL_LOG: Final = "/dev/kmsg"
 KERNEL_LOG_RECORDS: Final = 512
@@ -33,15 +35,63 @@ _DEFAULT_READ_BYTES: Final = 4096  # qemu-ga's own
 
 
 class SimulatedGuest(simulated_guest.SimulatedGuest):
-    """`files` is what its agent can read."""
+    """Serves `DIRECTORY/VMID.qga` too. `how` is what the monitor's part takes, and AgentTraits.
 
-    def __init__(self, directory: str, vmid: int, *, os_id: str = "debian", **how: Any) -> None:
-        super().__init__(directory, vmid, os_id=os_id, **how)
-        self.files = GuestFiles(is_windows=os_id == "mswindows")
-        self.agent_commands["guest-file-open"] = self.files.open
-        self.agent_commands["guest-file-read"] = self.files.read
-        self.agent_commands["guest-file-seek"] = self.files.seek_end
-        self.agent_commands["guest-file-close"] = self.files.close
+    Until a guest that waits for `cont` gets it, and from `stop` on, its agent is silent. One that has no agent is
+    silent for ever, behind a socket that accepts.
+    """
+
+    def __init__(self, directory: str, vmid: int, *, has_agent: bool = True, **how: Any) -> None:
+        names = {field.name for field in fields(AgentTraits)}
+        traits = AgentTraits(**{name: value for name, value in how.items() if name in names})
+        super().__init__(directory, vmid, **{name: value for name, value in how.items() if name not in names})
+        self.qga_path = os.path.join(directory, f"{vmid}.qga")
+        self.files = GuestFiles(is_windows=traits.os_id == "mswindows")
+        """What its agent can read."""
+        self._has_agent = has_agent
+        if not has_agent:
+            self._state.stuck.add("agent")
+        self._monitor_commands["query-chardev"] = self._chardevs
+        self._agent = SimulatedAgent(self.qga_path, self._state, traits)
+        self._agent.commands |= {
+            "guest-file-open": self.files.open,
+            "guest-file-read": self.files.read,
+            "guest-file-seek": self.files.seek_end,
+            "guest-file-close": self.files.close,
+        }
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._agent.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._agent.close()
+
+    @property
+    def is_frozen(self) -> bool:
+        return bool(self._agent.frozen)
+
+    @property
+    def frozen_mountpoints(self) -> frozenset[str]:
+        return self._agent.frozen
+
+    @property
+    def frozen_intervals(self) -> tuple[FrozenInterval, ...]:
+        """Every freeze that took hold, in order; the last one may still last."""
+        with self._state.changed:
+            return tuple(self._agent.intervals)
+
+    @property
+    def executed(self) -> tuple[tuple[str, ...], ...]:
+        """What guest-exec has started: path and arguments."""
+        return tuple(self._agent.executed)
+
+    def _chardevs(self, arguments: Mapping[str, object]) -> object:
+        monitor = {"label": "qmp", "filename": f"unix:{self.qmp_path},server=on", "frontend-open": True}
+        agent = {"label": "qga0", "filename": f"disconnected:unix:{self.qga_path},server=on"}
+        return [monitor, {**agent, "frontend-open": self._has_agent}]
 
 
 class _Record(NamedTuple):

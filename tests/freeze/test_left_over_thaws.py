@@ -11,12 +11,12 @@ from contextlib import ExitStack
 
 import psutil
 
-from pvehook.rehearsal.vm.simulated_guest import SimulatedGuest
 from pvehook.rehearsal.vzdump.player import play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.freeze_record import freeze_records
 from tests.freeze.test_freeze import WEB, running_vm
 from tests.freeze.test_hostile_agent import HostileAgent, Lie, returns
+from tests.guest_files import SimulatedGuest
 from tests.node_under_test import NodeUnderTest
 from tests.rescue.test_thaw_command import leave_record
 

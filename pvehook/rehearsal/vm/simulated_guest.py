@@ -1,12 +1,12 @@
-"""A VM as its two sockets show it: QEMU's monitor and the guest agent, without a VM.
+"""A VM as QEMU's monitor shows it, without a VM; tests/guest_files.py adds the guest agent.
 
-    with SimulatedGuest("/tmp/node/run/qemu-server", 101, freeze_s=0.2) as guest:
-        ...                                  # the program talks to 101.qmp and 101.qga
-        guest.wait_until(lambda: guest.is_frozen, timeout_s=2)
-        guest.stick("thaw")                  # a fault, until `unstick`
+    with SimulatedGuest("/tmp/node/run/qemu-server", 101) as guest:
+        ...                                  # the program talks to 101.qmp
+        guest.wait_until(lambda: guest.backup_runs, timeout_s=2)
+        guest.stick("qmp")                   # a fault, until `unstick`
 
 Held against the real thing: tests/guest/test_socket_semantics.py runs on this and on a real QEMU with a real
-qemu-ga. What is simulated is what can be seen at the sockets: who is served when, which bytes reach whom, what
+qemu-ga. What is simulated is what can be seen at the socket: who is served when, which bytes reach whom, what
 is answered. Texts and shapes are those of QEMU 7.2 and 10.0; `backup`, `backup-cancel` and `query-backup` are
 Proxmox's own and follow its patches to QEMU.
 """
@@ -17,11 +17,10 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from pvehook.contract.latency import RequestKind
 from pvehook.rehearsal.vm import backup_job
-from pvehook.rehearsal.vm.agent import AgentTraits, FrozenInterval, SimulatedAgent
 from pvehook.rehearsal.vm.disks import EMPTY_CD_DRIVE, SimulatedDisk
 from pvehook.rehearsal.vm.sockets import DenialError, GuestState, Peer, Port, Requests, Sticky, reply_to
 
@@ -33,11 +32,10 @@ _Handler = Callable[[Mapping[str, object]], object]
 
 
 class SimulatedGuest:
-    """Serves `DIRECTORY/VMID.qmp` and `DIRECTORY/VMID.qga` until the block is left.
+    """Serves `DIRECTORY/VMID.qmp` until the block is left.
 
-    `backup_s` is how long a backup takes: None is until `finish_backup`. `traits` are those of AgentTraits.
-    A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does; until then, and
-    from `stop` on, its agent is silent. One that has no agent is silent for ever, behind a socket that accepts.
+    `backup_s` is how long a backup takes: None is until `finish_backup`.
+    A guest that is not `running` waits for `cont`, as a VM that vzdump started for its backup does.
     A `block-job-set-speed` is noted and shown, it does not change the time a backup takes. Its disks count what
     `serve_requests` lets them serve and nothing else.
     `monitor_latency_s` pass before each command of QMP is carried out, as on a host that is too busy.
@@ -51,29 +49,20 @@ class SimulatedGuest:
         backup_s: float | None = None,
         running: bool = True,
         disks: Sequence[str] = ("scsi0",),
-        has_agent: bool = True,
         monitor_latency_s: float = 0.0,
-        **traits: Any,
     ) -> None:
         self.qmp_path = os.path.join(directory, f"{vmid}.qmp")
-        self.qga_path = os.path.join(directory, f"{vmid}.qga")
         self.migrating = False
         """What `query-migrate` shows. To be set by whoever wants that."""
         self.vcpu_threads: tuple[int, ...] = (threading.get_native_id(),)
         """What `query-cpus-fast` shows. Whoever made this guest stands for its vCPU."""
         self._monitor_latency_s = monitor_latency_s
         self._state = GuestState(running)
-        self._has_agent = has_agent
-        if not has_agent:
-            self._state.stuck.add("agent")
         self._disks = {disk.name: disk for disk in map(SimulatedDisk, disks)}
         self._backup = backup_job.BackupJob(backup_s)
         self._monitor = Requests()
         self._in_command_mode = False
         self._qmp = Port(self.qmp_path, self._greet, self._monitor_reads)
-        self._agent = SimulatedAgent(self.qga_path, self._state, AgentTraits(**traits))
-        self.agent_commands = self._agent.commands
-        """What its agent knows; whoever wants can teach it more."""
         self.heard = self._state.heard
         """Every command that has come so far, syncs included, in order."""
         self.refused = self._state.refused
@@ -89,7 +78,6 @@ class SimulatedGuest:
             "qom-get": self._qom_get,
             "query-version": lambda _: _VERSION,
             "query-cpus-fast": self._cpus,
-            "query-chardev": self._chardevs,
             "query-block-jobs": lambda _: self._backup.as_block_jobs(),
             "block-job-set-speed": lambda given: self._backup.set_speed(given.get("device"), given.get("speed")),
             "query-proxmox-support": lambda _: _PROXMOX_SUPPORT,
@@ -103,7 +91,6 @@ class SimulatedGuest:
 
     def __enter__(self) -> Self:
         self._qmp.open()
-        self._agent.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,26 +98,6 @@ class SimulatedGuest:
             self._state.ended = True
             self._state.changed.notify_all()
         self._qmp.close()
-        self._agent.close()
-
-    @property
-    def is_frozen(self) -> bool:
-        return bool(self._agent.frozen)
-
-    @property
-    def frozen_mountpoints(self) -> frozenset[str]:
-        return self._agent.frozen
-
-    @property
-    def frozen_intervals(self) -> tuple[FrozenInterval, ...]:
-        """Every freeze that took hold, in order; the last one may still last."""
-        with self._state.changed:
-            return tuple(self._agent.intervals)
-
-    @property
-    def executed(self) -> tuple[tuple[str, ...], ...]:
-        """What guest-exec has started: path and arguments."""
-        return tuple(self._agent.executed)
 
     @property
     def backup_runs(self) -> bool:
@@ -215,11 +182,6 @@ class SimulatedGuest:
             {"cpu-index": index, "thread-id": thread, "qom-path": f"/machine/unattached/device[{index}]", "props": {}}
             for index, thread in enumerate(self.vcpu_threads)
         ]
-
-    def _chardevs(self, arguments: Mapping[str, object]) -> object:
-        monitor = {"label": "qmp", "filename": f"unix:{self.qmp_path},server=on", "frontend-open": True}
-        agent = {"label": "qga0", "filename": f"disconnected:unix:{self.qga_path},server=on"}
-        return [monitor, {**agent, "frontend-open": self._has_agent}]
 
     def _blockstats(self, arguments: Mapping[str, object]) -> object:
         with self._state.changed:

@@ -77,21 +77,6 @@ class Port:
             with contextlib.suppress(OSError):  # it has hung up
                 client.sendall(data)
 
-    def reply_to_whoever_is_next(self, data: bytes) -> None:
-        """Sends as a guest's port does: what the client being served does not take waits for the next one."""
-        client: socket.socket | None = None
-        while client := self._client_after(client):
-            try:
-                client.sendall(data)
-            except OSError:  # it has hung up
-                continue
-            return
-
-    def _client_after(self, gone: socket.socket | None) -> socket.socket | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._client not in (None, gone))
-            return None if self._ended else self._client
-
     def _serve(self) -> None:
         number = 0
         while client := self._next_client():

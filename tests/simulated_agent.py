@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -63,6 +64,25 @@ class AgentTraits:
     """What passes before each command is carried out, as on a host that is too busy."""
 
 
+class _AgentPort(Port):
+    """The socket of a guest's port."""
+
+    def reply_to_whoever_is_next(self, data: bytes) -> None:
+        """What the client being served does not take waits for the next one."""
+        client: socket.socket | None = None
+        while client := self._client_after(client):
+            try:
+                client.sendall(data)
+            except OSError:  # it has hung up
+                continue
+            return
+
+    def _client_after(self, gone: socket.socket | None) -> socket.socket | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._client not in (None, gone))
+            return None if self._ended else self._client
+
+
 class SimulatedAgent:
     """Serves one agent socket."""
 
@@ -77,7 +97,7 @@ class SimulatedAgent:
         self._peer = _NOBODY
         """Who asked what is being carried out."""
         self._received: queue.SimpleQueue[tuple[bytes, Peer]] = queue.SimpleQueue()
-        self._port = Port(path, lambda: None, lambda data, peer: self._received.put((data, peer)))
+        self._port = _AgentPort(path, lambda: None, lambda data, peer: self._received.put((data, peer)))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.commands: dict[str, _Handler] = {
             "guest-sync": self._sync,
