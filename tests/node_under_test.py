@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pvehook.rehearsal.tree import RehearsalNode
 from pvehook.rehearsal.vzdump.run import Guest, Mode, Run
+from tests.native_freeze import NATIVE_FREEZE
 
 REPO = Path(__file__).parent.parent
 ALWAYS = 'window: {open: ["00:00-24:00"]}\n'
@@ -44,4 +45,5 @@ class NodeUnderTest(RehearsalNode):
             pauses=pauses,
             upid_id=upid_id,
             vm_job=self.vm_job,
+            freeze=NATIVE_FREEZE,
         )

@@ -19,6 +19,7 @@ from pvehook.guest.sockets import fitting_address
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest, Run
 from tests.guest_files import SimulatedGuest
+from tests.native_freeze import NATIVE_FREEZE
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 from tests.vm_jobs import STOCK
 
@@ -44,7 +45,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         hook = tmp_path / "hook"
         hook.write_text("#!/bin/sh\n")
         hook.chmod(0o755)
-        return Run((guest,), hook=str(hook), root=root, **how)
+        return Run((guest,), hook=str(hook), root=root, freeze=NATIVE_FREEZE, **how)
 
     return make
 

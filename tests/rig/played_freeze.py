@@ -22,6 +22,7 @@ import psutil
 
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest, Run
+from tests.native_freeze import NATIVE_FREEZE
 from tests.vm_jobs import STOCK
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
@@ -32,7 +33,15 @@ POLL_EVERY_S = 0.02
 
 def main() -> None:
     dumpdir, *kill = sys.argv[1:]
-    run = Run((Guest(101, name="web", agent=True),), hook=HOOK, root="/", dumpdir=dumpdir, ionice=8, vm_job=STOCK)
+    run = Run(
+        (Guest(101, name="web", agent=True),),
+        hook=HOOK,
+        root="/",
+        dumpdir=dumpdir,
+        ionice=8,
+        vm_job=STOCK,
+        freeze=NATIVE_FREEZE,
+    )
     with Player(run) as player:
         if kill:
             strike(kill[0], player.pid)

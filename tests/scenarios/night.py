@@ -31,6 +31,7 @@ from pvehook.rehearsal.vm import fake_vm_process
 from pvehook.rehearsal.vzdump.player import WAIT_S, Played, Player
 from pvehook.rehearsal.vzdump.run import Guest, Run
 from tests.guest_files import SimulatedGuest
+from tests.native_freeze import NATIVE_FREEZE
 
 WIDTH = 100
 _PRIORITIES = {"2": "crit", "3": "err", "4": "warning", "5": "notice", "6": "info", "7": "debug"}
@@ -147,6 +148,7 @@ class _Night:
             to_pbs=storage == "pbs",
             compress="zstd",
             clock_file=self._node.clock_file,
+            freeze=NATIVE_FREEZE,
             pauses=tuple(pause for guest in guests for pause in _pauses(guest, given.get("mode", "snapshot"))),
         )
         self._players.append(self._stack.enter_context(Player(run)))

@@ -12,12 +12,11 @@ import time
 from itertools import count
 
 from pvehook.rehearsal.vm import fake_vm_process
-from pvehook.rehearsal.vzdump import native_freeze
 from pvehook.rehearsal.vzdump.commands import CommandError, InterruptError
 from pvehook.rehearsal.vzdump.pipeline import Pipeline
 from pvehook.rehearsal.vzdump.qmp_client import ask_monitor, has_monitor
 from pvehook.rehearsal.vzdump.session import Task
-from pvehook.rehearsal.vzdump.vm_job import VmJob, vm_job
+from pvehook.rehearsal.vzdump.vm_job import VmJob, named, vm_job
 
 _STEP_S = 0.02
 """Between two chunks of data."""
@@ -134,19 +133,17 @@ class Archive:
 
     def _start_between_freeze_and_thaw(self, job: VmJob | None, held: bool) -> None:
         task = self._task
-        owes_thaw = native_freeze.freeze(task)
-        self._session.pause(f"before backup {self._guest.vmid}")
-        started = ""
-        try:
-            if job is not None:
-                started = job.start(held)
-                task.moment("job-started", name=started)
-        except CommandError as error:
-            task.moment("job-failed", why=str(error))
-            raise
-        finally:
-            if owes_thaw:
-                native_freeze.thaw(task)
+        freeze = self._session.run.freeze
+        with named(freeze)(task) if freeze else contextlib.nullcontext():
+            self._session.pause(f"before backup {self._guest.vmid}")
+            started = ""
+            try:
+                if job is not None:
+                    started = job.start(held)
+                    task.moment("job-started", name=started)
+            except CommandError as error:
+                task.moment("job-failed", why=str(error))
+                raise
         if job is None:
             return
         task.info(f"started backup task '{started}'")

@@ -47,7 +47,7 @@ class Call:
 
 
 class FreezeEvent(NamedTuple):
-    """One moment of the freeze around the start of a VM's backup job; worker.py lists their names."""
+    """One moment of the freeze around the start of a VM's backup job; worker.py and `Run.freeze` name them."""
 
     vmid: int
     name: str

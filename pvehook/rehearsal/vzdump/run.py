@@ -69,6 +69,8 @@ class Run:
     """What sets vzdump's clock, see RehearsalClock; "": the real clock."""
     vm_job: str = ""
     """MODULE:CLASS of a VM's backup job, which is a VmJob; "": Proxmox's `backup`."""
+    freeze: str = ""
+    """MODULE:NAME of PVE's own freeze around the job's start, called with the Task as a `with` block; "": none."""
     pauses: tuple[str, ...] = ()
     """Where the worker waits for a word: `before PHASE [VMID]`, `after PHASE [VMID]`, and in a guest's archive step:
 

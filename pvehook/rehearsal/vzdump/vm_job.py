@@ -57,6 +57,11 @@ class VmJob:
 
 def vm_job(run: Run, guest: Guest) -> VmJob:
     """The job of the class that the run names."""
-    module, _, name = run.vm_job.partition(":")
-    kind: type[VmJob] = getattr(importlib.import_module(module), name) if module else VmJob
+    kind: type[VmJob] = named(run.vm_job) if run.vm_job else VmJob
     return kind(run, guest)
+
+
+def named(part: str) -> Any:
+    """What MODULE:NAME means."""
+    module, _, name = part.partition(":")
+    return getattr(importlib.import_module(module), name)

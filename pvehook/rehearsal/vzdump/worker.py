@@ -16,11 +16,8 @@ It talks to the player by stdout and stdin: one JSON event a line to it, one wor
 
 and around the start of a VM's backup job, each with `vmid` and `at_s` (CLOCK_MONOTONIC, the same in all processes):
 
-    pve-pings     pve-pinged                                 a command is about to be sent, and was answered
-    pve-skipped-freeze                                       with `why`; a ping that is not answered ends here too
-    pve-freezes   pve-froze     pve-freeze-failed            `why` with the last
-    job-started                 job-failed                   the same; `name` with the first
-    pve-thaws     pve-thawed    pve-thaw-failed              the same
+    job-started                 job-failed                   with `name`, with `why`
+    what `Run.freeze` sends before and after
 """
 
 from __future__ import annotations
