@@ -35,6 +35,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from pvehook.rehearsal.vzdump.commands import InterruptError
+from pvehook.rehearsal.vzdump.player import Played
 from pvehook.rehearsal.vzdump.qmp_client import connected
 from pvehook.rehearsal.vzdump.session import Session, Task
 
@@ -60,6 +61,26 @@ class Answer(NamedTuple):
 
     value: object
     refusal: str | None = None
+
+
+class FreezeEvent(NamedTuple):
+    """One moment of the freeze around the start of a VM's backup job; `name` is as above or as in vzdump/worker.py."""
+
+    vmid: int
+    name: str
+    at_s: float
+    """On the monotonic clock, which is the same in all processes."""
+    why: str
+    """Of a failure, or of a freeze that was skipped; else ""."""
+
+
+def freeze_events(played: Played) -> tuple[FreezeEvent, ...]:
+    """In order."""
+    return tuple(
+        FreezeEvent(event["vmid"], event["event"], event["at_s"], event.get("why", ""))
+        for event in played.events
+        if "at_s" in event
+    )
 
 
 @contextlib.contextmanager

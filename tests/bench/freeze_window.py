@@ -32,6 +32,7 @@ from pvehook.deadline import Deadline  # noqa: E402
 from pvehook.freeze.history import forget_freezes  # noqa: E402
 from pvehook.guest.agent import open_agent  # noqa: E402  (the path above is where it lies)
 from pvehook.rehearsal.vzdump.player import Player, play  # noqa: E402
+from tests.native_freeze import freeze_events  # noqa: E402
 from tests.node_under_test import ALWAYS, NodeUnderTest  # noqa: E402
 from tests.rig.guest_image import AGENT_SUITES  # noqa: E402
 from tests.rig.guest_on_node import DISKS, WEB, Witness, dirty, put_on_node, witnessed  # noqa: E402
@@ -43,7 +44,7 @@ HUNG_MIB = 16
 
 def native_ms(node: NodeUnderTest) -> float:
     node.configure(LEFT_TO_PVE)
-    at_s = {event.name: event.at_s for event in play(node.run(WEB)).freeze_events}
+    at_s = {event.name: event.at_s for event in freeze_events(play(node.run(WEB)))}
     if not {"pve-froze", "pve-thawed"} <= at_s.keys():
         raise SystemExit("PVE did not freeze by itself")
     return (at_s["pve-thawed"] - at_s["pve-freezes"]) * 1000  # from the command to the answer to the thaw

@@ -21,6 +21,7 @@ from pvehook.rescue.freeze_record import freeze_records
 from tests.freeze.test_freeze import VM_CONFIG, WEB
 from tests.guest.hostile import NASTY, read_line
 from tests.guest_files import SimulatedGuest
+from tests.native_freeze import freeze_events
 from tests.node_under_test import ALWAYS, NodeUnderTest
 
 PING_PATIENCE_S = 0.4
@@ -240,7 +241,7 @@ def test_an_agent_that_falls_silent_before_the_freeze_is_frozen_by_nobody(node: 
         agent.lies["guest-sync-delimited"] = second_time
         played = night(node)
         assert not agent.frozen
-    assert [event.why for event in played.freeze_events if event.name == "pve-skipped-freeze"] == [
+    assert [event.why for event in freeze_events(played) if event.name == "pve-skipped-freeze"] == [
         "agent configured but not running?"
     ]
     ((name, text),) = shown(node)

@@ -19,7 +19,7 @@ from pvehook.guest.sockets import fitting_address
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest, Run
 from tests.guest_files import SimulatedGuest
-from tests.native_freeze import NATIVE_FREEZE
+from tests.native_freeze import NATIVE_FREEZE, freeze_events
 from tests.rig.qemu_guest import CannotStart, QemuGuest, qemu_guest
 from tests.vm_jobs import STOCK
 
@@ -59,11 +59,11 @@ def guest(tmp_path: Path) -> Iterator[SimulatedGuest]:
 
 
 def names(played: Played) -> list[str]:
-    return [event.name for event in played.freeze_events]
+    return [event.name for event in freeze_events(played)]
 
 
 def why(played: Played, name: str) -> str:
-    return next(event.why for event in played.freeze_events if event.name == name)
+    return next(event.why for event in freeze_events(played) if event.name == name)
 
 
 def asked_of_agent(guest: SimulatedGuest) -> list[str]:
@@ -110,7 +110,7 @@ def test_each_command_has_a_connection_of_its_own_with_a_sync_first(guest: Simul
 
 def test_the_moments_are_reported_on_the_clock_of_the_guest(guest: SimulatedGuest, make_run: MakeRun) -> None:
     played = play(make_run())
-    at_s = {event.name: event.at_s for event in played.freeze_events}
+    at_s = {event.name: event.at_s for event in freeze_events(played)}
     (frozen,) = guest.frozen_intervals
     assert frozen.until_s is not None
     assert at_s["pve-freezes"] < frozen.asked_at_s <= frozen.since_s < at_s["pve-froze"]

@@ -21,6 +21,7 @@ from pvehook.freeze.history import forget_freezes
 from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rescue.freeze_record import freeze_records
 from tests.freeze.test_kill_matrix import thaw_left_over
+from tests.native_freeze import freeze_events
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.rig.guest_image import AGENT_SUITES
 from tests.rig.guest_on_node import (
@@ -84,12 +85,12 @@ def witness(vm: QemuGuest) -> Iterator[Witness]:
 
 
 def names(played: Played) -> list[str]:
-    return [event.name for event in played.freeze_events]
+    return [event.name for event in freeze_events(played)]
 
 
 def pve_waited_s(played: Played) -> float:
     """From PVE's ping to its decision."""
-    at_s = {event.name: event.at_s for event in played.freeze_events}
+    at_s = {event.name: event.at_s for event in freeze_events(played)}
     return at_s["pve-skipped-freeze"] - at_s["pve-pings"]
 
 
@@ -106,7 +107,7 @@ def test_a_safe_guest_is_frozen_at_the_moment_its_backup_begins(
     began = witness.job("drive-scsi0")
     assert played.exit_code == 0
     assert names(played) == PVE_SKIPPED
-    assert [event.why for event in played.freeze_events if event.name == "pve-skipped-freeze"] == ["already frozen"]
+    assert [event.why for event in freeze_events(played) if event.name == "pve-skipped-freeze"] == ["already frozen"]
     assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
     assert done["PVEHOOK_FILESYSTEMS_FROZEN"] == done["PVEHOOK_FILESYSTEMS_THAWED"] == "2"
     witness.wait_for_a_write(THAWED_WITHIN_S)

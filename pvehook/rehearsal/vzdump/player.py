@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pvehook.host.node import Node
 from pvehook.rehearsal import PROGRAM
@@ -46,17 +46,6 @@ class Call:
     took_s: float
 
 
-class FreezeEvent(NamedTuple):
-    """One moment of the freeze around the start of a VM's backup job; worker.py and `Run.freeze` name them."""
-
-    vmid: int
-    name: str
-    at_s: float
-    """On the monotonic clock, which is the same in all processes."""
-    why: str
-    """Of a failure, or of a freeze that was skipped; else ""."""
-
-
 @dataclass(frozen=True, slots=True)
 class Played:
     """What vzdump did and showed."""
@@ -67,7 +56,8 @@ class Played:
     exit_code: int
     """Of the worker: 0, 255 when the task died, negative when a signal ended it."""
     upid: str
-    freeze_events: tuple[FreezeEvent, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+    """All of the worker's, see worker.py."""
 
 
 class Player:
@@ -174,11 +164,7 @@ class Player:
             tuple(event["line"] for event in events if event["event"] == "notify"),
             exit_code,
             next((event["upid"] for event in events if event["event"] == "started"), ""),
-            tuple(
-                FreezeEvent(event["vmid"], event["event"], event["at_s"], event.get("why", ""))
-                for event in events
-                if "at_s" in event
-            ),
+            tuple(events),
         )
 
     def events(self) -> list[dict[str, Any]]:
