@@ -9,11 +9,7 @@ Every problem is collected with file, line, key, what was found and what was exp
 good configuration stays in force, because half a configuration is not what the administrator meant; only where there
 never was a good one do the files' valid values count.
 
-    nodes.py     from text to YAML nodes, and the limits of both
-    checks.py    what each key may hold
-
-Reading the files is left to the caller, since /etc/pve may hang. The types and the defaults are in
-pvehook/settings.py, apart from YAML.
+The types and the defaults are in pvehook/settings.py, apart from YAML.
 """
 
 from __future__ import annotations
@@ -107,10 +103,7 @@ def merge(cluster: Parsed | None, node: Parsed | None) -> Loaded:
 
 
 def describe(loaded: Loaded) -> list[str]:
-    """Lines for `pvehook config show`: key, value as one would write it, where it comes from.
-
-    Without a usable configuration: its problems.
-    """
+    """Lines for `pvehook config show`: key, value as one would write it, where it comes from; or the problems."""
     if loaded.config is None:
         return [str(problem) for problem in loaded.problems]
     values = {key: _as_yaml(field, value) for key, (field, value) in _by_key(loaded.config).items()}

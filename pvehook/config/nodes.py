@@ -1,9 +1,7 @@
 """From the text of a file to YAML nodes that know their lines, and the problems found on the way.
 
-Nobody has to trust these files: size, depth and the numbers of values and problems have limits, and there are
-no anchors.
-Scalars are taken as they are written, not as YAML 1.1 understands them: it reads `off` as false, `22:00` as
-1320 and `010` as 8.
+Nobody has to trust these files: size, depth and the numbers of values and problems have limits, no anchors are taken.
+Scalars are taken as they are written; YAML 1.1 reads `off` as false, `22:00` as 1320 and `010` as 8.
 """
 
 from __future__ import annotations
@@ -77,10 +75,8 @@ class Walk:
 
 
 def compose(walk: Walk, text: str) -> Node | None:
-    """The root node, None for a file without content. Every limit is checked before a tree is built.
-
-    Raises StopReading, after noting why, for a text that is no YAML or breaks a limit.
-    """
+    """The root node, None for a file without content. Every limit is checked before a tree is built. Raises
+    StopReading, after noting why, for a text that is no YAML or breaks a limit."""
     size_bytes = len(text.encode("utf-8", "surrogatepass"))
     if size_bytes > MAX_FILE_BYTES:
         walk.give_up(1, f"{size_bytes} bytes", f"at most {MAX_FILE_BYTES}")
@@ -100,10 +96,8 @@ def compose(walk: Walk, text: str) -> Node | None:
 
 
 def _refuse_what_grows(walk: Walk, text: str) -> None:
-    """Anchors multiply, nesting eats the stack of the composer, tags name types: none of them is needed here.
-
-    Events come one by one, so this reads no further than the first offence.
-    """
+    """Anchors multiply, nesting eats the stack of the composer, tags name types: none of them is needed here. Events
+    come one by one, so this reads no further than the first offence."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else 1

@@ -24,8 +24,7 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-REQUEST_LIMIT_BYTES = 64 * 1024
-"""A request is some 500 bytes; a path has at most 4096."""
+REQUEST_LIMIT_BYTES = 64 * 1024  # a request is some 500 bytes; a path has at most 4096
 
 
 class HookCall(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Kind = Literal["disks", "network", "zfs", "unknown"]
-"""Block devices with a scheduler here, another machine, ZFS, or unknown."""
 
 
 class Disk(NamedTuple):

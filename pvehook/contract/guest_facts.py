@@ -1,7 +1,5 @@
-"""What a guest reports about itself through its agent, as types that pvehook/guest/agent.py fills.
-
-Every text here is the guest's own: `contract.text.printable` before it is shown.
-"""
+"""What a guest reports about itself through its agent, as types that pvehook/guest/agent.py fills. Every text here is
+the guest's own: `contract.text.printable` before it is shown."""
 
 from __future__ import annotations
 

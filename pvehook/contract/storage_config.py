@@ -50,10 +50,8 @@ def why_no_backup(storages: list[Section], storage_id: str, node_name: str) -> s
 
 
 def can_snapshot_container(storage: Section | None, volume: str) -> bool | None:
-    """Whether a container's volume can be snapshotted where it is; None: not known.
-
-    A directory or a network file system keeps a container's volume as a raw image, which has no snapshots.
-    """
+    """Whether a container's volume can be snapshotted where it is; None: not known. A directory or a network file
+    system keeps a container's volume as a raw image, which has no snapshots."""
     if storage is None:
         return None
     if storage.type in ("lvmthin", "zfspool", "rbd"):

@@ -39,11 +39,8 @@ def _option(line: str) -> tuple[str, str] | None:
 
 
 def options_of_job(defaults: Mapping[str, str], job: Mapping[str, str]) -> dict[str, str]:
-    """What counts for one job: its own options over those of vzdump.conf.
-
-    `storage` and `dumpdir` are one choice, and of both the storage counts; with neither it is the storage `local`.
-    `performance` is merged setting by setting. So exactly one of `storage` and `dumpdir` is in the result.
-    """
+    """A job's own options over those of vzdump.conf. `storage` and `dumpdir` are one choice, of both the storage
+    counts, with neither it is `local`: exactly one is in the result. `performance` is merged setting by setting."""
     target = job if job.keys() & {"storage", "dumpdir"} else defaults
     options = {**defaults, **job}
     for key in ("storage", "dumpdir"):

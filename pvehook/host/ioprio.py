@@ -71,10 +71,7 @@ class ThreadsSet(NamedTuple):
 
 
 def read_all_threads(node: Node, pid: int) -> dict[int, ThreadState]:
-    """What the kernel holds for each thread of `pid`, by thread id; empty if the process is gone.
-
-    Raises NodeError on a machine whose system call numbers are not known.
-    """
+    """By thread id; empty if the process is gone. Raises NodeError where the system call numbers are not known."""
     states = {}
     for tid in _thread_ids(node, pid):
         with contextlib.suppress(ProcessLookupError):  # the thread ended since the listing
@@ -83,11 +80,8 @@ def read_all_threads(node: Node, pid: int) -> dict[int, ThreadState]:
 
 
 def set_all_threads(node: Node, pid: int, priority: Priority, nice: int | None = None) -> ThreadsSet:
-    """Sets every thread of `pid` to the I/O priority, and to at least the niceness `nice` (None: leave it alone).
-
-    A thread that is nicer already stays so: backup processes are never favoured. What the kernel refuses is in
-    `failed`, not raised. Raises NodeError on a machine whose system call numbers are not known.
-    """
+    """Sets every thread of `pid` to the I/O priority, and to at least the niceness `nice` (None: leave it alone): a
+    backup is never favoured. What the kernel refuses is in `failed`. Raises NodeError as `read_all_threads`."""
     least = -20 if nice is None else nice
     return _settle(node, pid, lambda now: ThreadState(priority, max(now.nice, least)))
 

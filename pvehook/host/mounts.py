@@ -63,11 +63,8 @@ def read_mounts(node: Node) -> list[Mount]:
 
 
 def follow_links(path: str, mounts: list[Mount]) -> tuple[str, Mount]:
-    """The path without symbolic links, and its mount; it stops where nothing may be accessed.
-
-    Raises OSError: a link that cannot be read, or more than 40 of them. Whether the path's end exists is not
-    checked.
-    """
+    """The path without symbolic links, and its mount; it stops where nothing may be accessed. Raises OSError: a link
+    that cannot be read, or more than 40 of them. Whether the path's end exists is not checked."""
     done, todo = "/", _pieces(os.path.normpath(path))
     links = 0
     while todo:

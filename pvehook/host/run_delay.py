@@ -24,10 +24,8 @@ _NOT_COUNTED = "the node's kernel does not count how long threads wait for a CPU
 
 
 def run_delay_ns(node: Node, pid: int, tids: Iterable[int]) -> Measured[dict[int, int]]:
-    """The nanoseconds that each thread has waited for a CPU in its life, by thread id.
-
-    A thread that has ended is left out; an empty result means that none is left. Costs some 10 microseconds each.
-    """
+    """The nanoseconds that each thread has waited for a CPU in its life, by thread id; without those that have ended.
+    Costs some 10 microseconds each."""
     delays_ns: dict[int, int] = {}
     has_run = False
     for tid in tids:

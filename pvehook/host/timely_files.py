@@ -1,7 +1,5 @@
-"""Reading files that may hang: /etc/pve is a FUSE file system, and a node in trouble answers late or never.
-
-A read that hangs cannot be taken back, so it happens in a thread of its own, and whoever asked goes on without.
-"""
+"""Reading files that may hang: /etc/pve is a FUSE file system, and a node in trouble answers late or never. A read that
+hangs cannot be taken back, so it happens in a thread of its own, and whoever asked goes on without."""
 
 from __future__ import annotations
 
@@ -18,11 +16,8 @@ FILE_LIMIT_BYTES = 1 << 20
 
 
 class TimelyReader:
-    """Answers questions about files within a deadline, or says that it could not.
-
-    One thread asks the files, in order. While it hangs, every question fails at once instead of piling up another
-    hanging thread; when the file system comes back, it goes on.
-    """
+    """One thread asks the files, in order. While it hangs, every question fails at once instead of piling up another
+    hanging thread; when the file system comes back, it goes on."""
 
     def __init__(self) -> None:
         self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

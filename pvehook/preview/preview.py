@@ -99,13 +99,7 @@ class _Node(NamedTuple):
 
 
 def rehearse_tonight(
-    node: Node,
-    in_force: InForce,
-    when: datetime | None,
-    vmids: tuple[int, ...],
-    *,
-    as_json: bool,
-    out: TextIO,
+    node: Node, in_force: InForce, when: datetime | None, vmids: tuple[int, ...], *, as_json: bool, out: TextIO
 ) -> int:
     """Prints the outlook. Exit code 0 when every guest would be backed up, 1 when one would be refused, 2 when there
     is nothing to say."""
@@ -133,9 +127,6 @@ def rehearse_tonight(
     if refused or any(why_job_does_not_start(job, pools) for job in jobs):
         return 1
     return 0 if outlooks else 2
-
-
-# What the node says
 
 
 def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
@@ -202,9 +193,6 @@ def _next_runs(node: Node) -> dict[str, float]:
         return {str(job["id"]): float(job["next-run"]) for job in json.loads(answer.stdout) if "next-run" in job}
     except (OSError, subprocess.SubprocessError, ValueError, TypeError, KeyError):
         return {}
-
-
-# What would happen
 
 
 def _outlooks(
@@ -292,9 +280,6 @@ def _when(
     state = window_state(in_force.window, now)
     opens_at = now if state.open else state.opens_at or now
     return opens_at, f"Proxmox could not be asked when {schedule or 'it'!r} comes next, so when the window is open"
-
-
-# What is shown
 
 
 def _print(
