@@ -23,12 +23,10 @@ FACTS_ANSWERS = 4
 
 
 def agent_path(node: Node, vmid: int) -> str:
-    """The guest agent's socket on the node, as qemu-server names it."""
     return node.path(f"/var/run/qemu-server/{vmid}.qga")
 
 
 def qmp_path(node: Node, vmid: int) -> str:
-    """The monitor's socket."""
     return node.path(f"/var/run/qemu-server/{vmid}.qmp")
 
 

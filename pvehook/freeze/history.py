@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
-from pvehook.host.regular_file import replace_file
+from pvehook.host.regular_file import remove_file, replace_file
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rules.freeze_safety import PastFreeze
 
@@ -45,11 +45,7 @@ def remember(node: Node, reader: TimelyReader, vmid: int, freeze: PastFreeze) ->
 
 def forget_freezes(node: Node, vmid: int) -> bool:
     """Drops a guest's history: its administrator has fixed what made it slow. False when there was none."""
-    try:
-        os.unlink(_path(node, vmid))
-    except OSError:
-        return False
-    return True
+    return remove_file(_path(node, vmid))
 
 
 def _path(node: Node, vmid: int) -> str:

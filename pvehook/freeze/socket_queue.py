@@ -36,7 +36,6 @@ class SocketQueue:
 
     @property
     def has_place(self) -> bool:
-        """Whether we are connected."""
         return self._connection is not None
 
     @property

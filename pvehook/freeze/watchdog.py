@@ -43,7 +43,6 @@ class Watchdog:
         self._lock = threading.Lock()
 
     def ping(self) -> None:
-        """The main loop is alive."""
         with self._lock:
             if not self._until_s:
                 systemd.notify("WATCHDOG=1")

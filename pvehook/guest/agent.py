@@ -79,11 +79,9 @@ class AgentConnection:
         return pending._answer
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline) -> object:
-        """Sends `command` and waits for its answer."""
         return self.receive(self.send(command, arguments, deadline=deadline), deadline=deadline)
 
     def ping(self, deadline: Deadline) -> None:
-        """Returns when the agent answers."""
         self.execute("guest-ping", deadline=deadline)
 
     def guest_info(self, deadline: Deadline) -> GuestInfo:
@@ -91,12 +89,8 @@ class AgentConnection:
         source = self._source("guest-info")
         reply = mapping(self.execute("guest-info", deadline=deadline), source=source)
         commands = items(reply.get("supported_commands"), source=source)
-        return GuestInfo(
-            version=text(reply, "version", source=source),
-            commands={
-                text(command, "name", source=source): boolean(command, "enabled", source=source) for command in commands
-            },
-        )
+        enabled = {text(each, "name", source=source): boolean(each, "enabled", source=source) for each in commands}
+        return GuestInfo(text(reply, "version", source=source), enabled)
 
     def get_fsinfo(self, deadline: Deadline) -> tuple[Filesystem, ...]:
         """The filesystems a freeze would reach, in the order of the guest's mount table, latest first."""
@@ -115,14 +109,13 @@ class AgentConnection:
         return self.receive_status(self.send("guest-fsfreeze-status", deadline=deadline), deadline)
 
     def receive_status(self, pending: Pending, deadline: Deadline) -> FreezeStatus:
-        """The answer to a `guest-fsfreeze-status` that was sent before."""
         reply = self.receive(pending, deadline=deadline)
         if reply == "thawed":
             return "thawed"
         if reply == "frozen":
             return "frozen"
-        seen = printable(str(reply)[:80], 80)
-        raise BadReply(f"{self._source(pending.command)}: neither `thawed` nor `frozen`: {seen}")
+        source, seen = self._source(pending.command), printable(str(reply)[:80], 80)
+        raise BadReply(f"{source}: neither `thawed` nor `frozen`: {seen}")
 
     def send_freeze(self, mountpoints: Sequence[str] | None, deadline: Deadline) -> Pending:
         """Sends the freeze of all filesystems, or of those at exactly `mountpoints`; see `receive_count`."""
@@ -136,8 +129,7 @@ class AgentConnection:
 
     def receive_count(self, pending: Pending, deadline: Deadline) -> int:
         """How many filesystems that freeze or thaw reached; 0 after a freeze: nothing is frozen."""
-        reply = self.receive(pending, deadline=deadline)
-        return whole_number(reply, source=self._source(pending.command))
+        return whole_number(self.receive(pending, deadline=deadline), source=self._source(pending.command))
 
     def fsfreeze_freeze(self, mountpoints: Sequence[str] | None, deadline: Deadline) -> int:
         """Freezes and returns the number of filesystems; see `send_freeze` and `receive_count`."""
@@ -153,7 +145,6 @@ class AgentConnection:
         return whole_number(reply, source=self._source("guest-file-open"))
 
     def file_seek_end(self, handle: int, deadline: Deadline) -> None:
-        """Goes to the end of the file."""
         self.execute("guest-file-seek", {"handle": handle, "offset": 0, "whence": 2}, deadline=deadline)
 
     def file_read(self, handle: int, count: int, deadline: Deadline) -> bytes:
@@ -161,11 +152,9 @@ class AgentConnection:
         return self.receive_file_read(self.send_file_read(handle, count, deadline), deadline)
 
     def send_file_read(self, handle: int, count: int, deadline: Deadline) -> Pending:
-        """Sends the question for `count` bytes; see `receive_file_read`."""
         return self.send("guest-file-read", {"handle": handle, "count": count}, deadline=deadline)
 
     def receive_file_read(self, pending: Pending, deadline: Deadline) -> bytes:
-        """The answer to `send_file_read`."""
         source = self._source("guest-file-read")
         reply = mapping(self.receive(pending, deadline=deadline), source=source)
         try:

@@ -96,7 +96,7 @@ def disarm_histograms(qmp: QmpConnection, qdevs: Collection[str], deadline: Dead
 
 
 def _boundaries(disk: DiskCounters) -> set[tuple[int, ...] | None]:
-    """What the disk's three histograms have, None for one that is not armed."""
+    """None: of one that is not armed."""
     histograms = (disk.read.histogram, disk.write.histogram, disk.flush.histogram)
     return {histogram and histogram.boundaries_ns for histogram in histograms}
 
@@ -129,13 +129,12 @@ def _disk(entry: Mapping[str, object], *, source: str) -> DiskCounters | None:
 
 
 def _requests(stats: Mapping[str, object], prefix: str, *, source: str) -> RequestCounters:
+    histogram = f"{prefix}_latency_histogram"
     return RequestCounters(
         operations=integer(stats, f"{prefix}_operations", source=source),
         bytes=0 if prefix == "flush" else integer(stats, f"{prefix}_bytes", source=source),
         total_time_ns=integer(stats, f"{prefix}_total_time_ns", source=source),
-        histogram=_histogram(
-            stats.get(f"{prefix}_latency_histogram"), source=f"{source}: `{prefix}_latency_histogram`"
-        ),
+        histogram=_histogram(stats.get(histogram), source=f"{source}: `{histogram}`"),
     )
 
 

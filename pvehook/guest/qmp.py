@@ -51,7 +51,6 @@ class QmpConnection:
 
     @property
     def answers(self) -> int:
-        """How many commands were answered, for the time that one takes."""
         return self._last_id
 
     def execute(
@@ -78,7 +77,6 @@ class QmpConnection:
         return text(mapping(self.execute("query-status", deadline=deadline), source=source), "status", source=source)
 
     def query_block_jobs(self, deadline: Deadline) -> tuple[BlockJob, ...]:
-        """The block jobs that exist now."""
         source = self.source("query-block-jobs")
         return tuple(
             BlockJob(
@@ -96,7 +94,7 @@ class QmpConnection:
         return tuple(job for job in self.query_block_jobs(deadline) if job.type == "backup")
 
     def query_backup(self, deadline: Deadline) -> BackupRun | None:
-        """The last backup that Proxmox's own command started; None where QEMU has no such command."""
+        """None where QEMU has no such command."""
         source = self.source("query-backup")
         try:
             reply = mapping(self.execute("query-backup", deadline=deadline), source=source)
@@ -158,7 +156,6 @@ class QmpConnection:
         self.execute("backup-cancel", deadline=deadline)
 
     def source(self, command: str) -> str:
-        """How a message names an answer: by the socket and the command."""
         return f"{self._connection.path}: {command}"
 
 

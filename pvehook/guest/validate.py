@@ -16,19 +16,16 @@ TEXT_LIMIT = 4096
 
 
 def mapping(value: object, *, source: str) -> Mapping[str, object]:
-    """`value` as a JSON object."""
     if not isinstance(value, dict):
         raise BadReply(f"{source}: expected an object, seen {_seen(value)}")
     return value
 
 
 def items(value: object, *, source: str) -> list[Mapping[str, object]]:
-    """`value` as a list of JSON objects, of a bounded length."""
     return [mapping(item, source=source) for item in _bounded_list(value, source=source)]
 
 
 def numbers(value: object, *, source: str) -> tuple[int, ...]:
-    """`value` as a list of whole numbers, of a bounded length."""
     return tuple(whole_number(item, source=source) for item in _bounded_list(value, source=source))
 
 
@@ -43,12 +40,10 @@ def text(fields: Mapping[str, object], key: str, *, source: str) -> str:
 
 
 def integer(fields: Mapping[str, object], key: str, *, source: str) -> int:
-    """The integer under `key`."""
     return whole_number(fields.get(key), source=f"{source}: `{key}`")
 
 
 def boolean(fields: Mapping[str, object], key: str, *, source: str) -> bool:
-    """The truth value under `key`."""
     value = fields.get(key)
     if not isinstance(value, bool):
         raise BadReply(f"{source}: `{key}` should be true or false, seen {_seen(value)}")
@@ -68,7 +63,6 @@ def is_number(value: object, expected: int) -> bool:
 
 
 def request(command: str, arguments: Mapping[str, object] | None = None, **more: object) -> bytes:
-    """A command to agent or monitor, as it is sent."""
     fields = {"execute": command, **more} | ({"arguments": arguments} if arguments is not None else {})
     return json.dumps(fields).encode() + b"\n"
 

@@ -22,7 +22,6 @@ LONGEST_S = 7 * 24 * 3600
 
 
 def path_of(node: Node, identifier: str) -> str:
-    """Where one exception's file is."""
     return os.path.join(node.run_dir, "allow", f"{identifier}.json")
 
 
@@ -34,8 +33,7 @@ def in_force(node: Node, at_s: float) -> list[Allowance]:
 
 
 def _all(node: Node) -> list[Allowance]:
-    read = map(_read, files_in(os.path.dirname(path_of(node, "")), ".json"))
-    return [each for each in read if each is not None]
+    return list(filter(None, map(_read, files_in(os.path.dirname(path_of(node, "")), ".json"))))
 
 
 def drop_expired(node: Node, now_s: float) -> None:
@@ -46,13 +44,8 @@ def drop_expired(node: Node, now_s: float) -> None:
 
 
 def grant(node: Node, allowance: Allowance) -> None:
-    """Puts an exception into force."""
-    body = {
-        "vmids": list(allowance.vmids),
-        "until_s": allowance.until,
-        "reason": allowance.reason,
-        "who": allowance.who,
-    }
+    vmids, until_s, reason, who = list(allowance.vmids), allowance.until, allowance.reason, allowance.who
+    body = {"vmids": vmids, "until_s": until_s, "reason": reason, "who": who}
     replace_file(path_of(node, allowance.id), json.dumps(body) + "\n")
 
 

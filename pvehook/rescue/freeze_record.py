@@ -41,13 +41,8 @@ class FrozenRecord:
 
     def __init__(self, path: str, vmid: int, worker_pid: int, agent_path: str, armed_s: float) -> None:
         """Creates the file in state `armed`. Raises OSError."""
-        body = {
-            "vmid": vmid,
-            "worker": worker_pid,
-            "agent": agent_path,
-            "armed_s": armed_s,
-            "daemon": os.getpid(),
-        }
+        who = {"vmid": vmid, "worker": worker_pid, "agent": agent_path}
+        body = {**who, "armed_s": armed_s, "daemon": os.getpid()}
         page = _WORDS["armed"] + json.dumps(body).encode() + b"\n"
         self._path = path
         replace_file(path, page.ljust(_PAGE_BYTES, b"\0").decode("ascii"))
@@ -67,8 +62,6 @@ class FrozenRecord:
 
 
 class FreezeRecord(NamedTuple):
-    """A record as it was read."""
-
     path: str
     state: State
     vmid: int
@@ -92,14 +85,12 @@ class ThawNote(NamedTuple):
 
 
 def record_path(node: Node, vmid: int) -> str:
-    """The path of one guest's record."""
     return os.path.join(node.run_dir, "frozen", f"{vmid}.freeze")
 
 
 def freeze_records(node: Node) -> list[FreezeRecord]:
     """All records on the node. A file that cannot be read is not ours and is left alone."""
-    found = map(read_record, files_in(os.path.join(node.run_dir, "frozen"), ".freeze"))
-    return [each for each in found if each is not None]
+    return list(filter(None, map(read_record, files_in(os.path.join(node.run_dir, "frozen"), ".freeze"))))
 
 
 def read_record(path: str) -> FreezeRecord | None:
@@ -142,7 +133,6 @@ def leave_thaw_note(left: FreezeRecord, by: str, thawed_at_s: float = nan) -> No
 
 
 def has_thaw_note(left: FreezeRecord) -> bool:
-    """Whether somebody has left one."""
     return os.path.exists(_note_path(left.path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import tzinfo
-from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pvehook.errors import ConfigError, WindowSpecError
@@ -32,17 +31,10 @@ def store_config(node: Node, config: Config) -> None:
     replace_file(node.path(LAST_GOOD_FILE), to_json(config))
 
 
-class WindowInForce(NamedTuple):
-    """The window that applies, and why it is not all of the configured one (else "")."""
-
-    window: Window
-    doubt: str
-
-
-def window_of(config: Config, zone_of_node: tzinfo) -> WindowInForce:
-    """The window of a configuration that was checked once. What is no longer understood (a zone was removed from the
-    system, an older version reads a newer file) is left out, with the reason: then the node's own zone and the other
-    spans apply, or the default's where no span is left."""
+def window_of(config: Config, zone_of_node: tzinfo) -> tuple[Window, str]:
+    """The window of a configuration that was checked once, and why it is not all of the configured one (else ""). What
+    is no longer understood (a zone was removed from the system, an older version reads a newer file) is left out: then
+    the node's own zone and the other spans apply, or the default's where no span is left."""
     doubts, spans, zone = [], [], zone_of_node
     if config.window.timezone:
         try:
@@ -57,4 +49,4 @@ def window_of(config: Config, zone_of_node: tzinfo) -> WindowInForce:
     if config.window.open and not spans:
         spans = [parse_span(text) for text in DEFAULT.window.open]
         doubts.append(f"{', '.join(DEFAULT.window.open)} applies")
-    return WindowInForce(Window(tuple(spans), zone), "; ".join(doubts))
+    return Window(tuple(spans), zone), "; ".join(doubts)

@@ -24,10 +24,11 @@ class Report(NamedTuple):
 def at_once(do: Callable[[Item], Done], items: Sequence[Item]) -> list[Done]:
     """Each item in a thread of its own: a guest that hangs must not keep another one frozen or slow."""
     done: dict[int, Done] = {}
-    threads = [
-        threading.Thread(target=lambda at=at, item=item: done.update({at: do(item)}), daemon=True)
-        for at, item in enumerate(items)
-    ]
+
+    def run(at: int) -> None:
+        done[at] = do(items[at])
+
+    threads = [threading.Thread(target=run, args=(at,), daemon=True) for at in range(len(items))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -34,8 +34,6 @@ RECORD_LIMIT_BYTES = 64 * 1024
 
 
 class SpeedRecord(NamedTuple):
-    """One guest's record."""
-
     vmid: int
     qmp_path: str
     original: Mapping[str, int]
@@ -44,7 +42,6 @@ class SpeedRecord(NamedTuple):
 
 
 def record_path(node: Node, vmid: int) -> str:
-    """The path of one guest's record."""
     return os.path.join(node.run_dir, "speeds", f"{vmid}.json")
 
 

@@ -160,13 +160,14 @@ def thaw_left_over(
     `spare_living_daemon`: leave the freezes of a living daemon alone, which may only be slow; one that hangs is killed
     by systemd's watchdog."""
     left = [each for each in freeze_records(node) if each.state in FROZEN_BY_US]
+    by = "systemd's `pvehook thaw --left-over`"
     if spare_living_daemon:
         left = [each for each in left if not os.path.exists(node.path(f"/proc/{each.daemon_pid}"))]
+        by = "the hook, without a daemon"
 
     def thaw(each: FreezeRecord) -> Waiting[Report]:
         if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
             yield from pves_own_freeze(node, each)
-        by = "the hook, without a daemon" if spare_living_daemon else "systemd's `pvehook thaw --left-over`"
         return (yield from _thaw_left(each, patience_s, by))
 
     return together([thaw(each) for each in left])

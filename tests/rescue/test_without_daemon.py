@@ -65,13 +65,13 @@ def test_what_is_left_of_a_window_counts_when_a_part_of_it_is_not_understood() -
     assert ([span.text for span in window.spans], window.zone) == ([*DEFAULT.window.open], ZoneInfo("UTC"))
     assert "02:00-05:00 applies" in doubt
 
-    assert window_of(Config(window=WindowConfig(open=())), zone).window.spans == ()  # never, as configured
+    assert window_of(Config(window=WindowConfig(open=())), zone)[0].spans == ()  # never, as configured
 
 
 def test_absent_from_the_first_night_on_the_built_in_window_counts(node_without_daemon: NodeUnderTest) -> None:
     """No daemon ever ran, so there is no last good configuration. The answer must be that of 02:00-05:00."""
     zone = local_zone(node_without_daemon.node)
-    expected = 0 if is_open(window_of(DEFAULT, zone).window, at(SystemClock(), zone)) else 1
+    expected = 0 if is_open(window_of(DEFAULT, zone)[0], at(SystemClock(), zone)) else 1
     assert play(node_without_daemon.run()).calls[0].exit_code == expected
 
 
