@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from pvehook.contract.guest_config import AgentOption, GuestConfig, parse_agent_option, parse_vm
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, Refused, TimedOut
 from pvehook.freeze.history import past_freezes
-from pvehook.guest.agent import AgentConnection, open_agent
+from pvehook.guest.agent import open_agent
 from pvehook.guest.qmp import open_qmp
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
@@ -85,13 +86,16 @@ def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFac
     try:
         with open_agent(path, deadline) as agent:
             latency_s = time.monotonic() - began_s
-            facts = facts._replace(info=agent.guest_info(deadline))
+            info = agent.guest_info(deadline)
+            facts = facts._replace(info=info)
             facts = facts._replace(status=agent.fsfreeze_status(deadline))
-            if facts.status != "thawed" or facts.info is None:
+            if facts.status != "thawed":
                 return facts
-            if facts.info.commands.get(LIST_OF_MOUNTS):
+            if info.commands.get(LIST_OF_MOUNTS):
                 facts = facts._replace(filesystems=agent.get_fsinfo(deadline))
-            facts = facts._replace(os_id=_os_id(agent, facts, deadline))
+            if info.commands.get(OS_INFO):
+                with contextlib.suppress(Refused, TimedOut):
+                    facts = facts._replace(os_id=agent.os_id(deadline))
     except GuestError as error:
         fault = str(error)
         if isinstance(error, TimedOut) and FACTS_ANSWERS * latency_s >= deadline.total_s:
@@ -101,17 +105,6 @@ def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFac
             )
         return facts._replace(agent_fault=fault)
     return facts
-
-
-def _os_id(agent: AgentConnection, facts: FreezeFacts, deadline: Deadline) -> str | None:
-    if facts.info is None or not facts.info.commands.get(OS_INFO):
-        return None
-    try:
-        answer = agent.execute(OS_INFO, deadline=deadline)
-    except (Refused, TimedOut):
-        return None
-    os_id = answer.get("id") if isinstance(answer, dict) else None
-    return os_id if isinstance(os_id, str) else None
 
 
 def pre_flush(node: Node, facts: FreezeFacts, vmid: int, within_s: float) -> tuple[int | None, str]:

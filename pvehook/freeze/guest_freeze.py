@@ -281,13 +281,7 @@ class GuestFreeze:
             write(
                 "freeze-done",
                 message=f"{self._title}: {summary.in_words()}",
-                consistency=summary.consistency,
-                why=outcome.why,
-                frozen_ms=outcome.frozen_ms,
-                filesystems_frozen=outcome.filesystems_frozen,
-                filesystems_thawed=outcome.filesystems_thawed,
-                waited_for_pve_ms=outcome.waited_for_pve_ms,
-                hung=outcome.hung,
+                **outcome._asdict() | {"consistency": summary.consistency},
             )
         finally:
             self._freezes.end()

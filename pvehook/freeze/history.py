@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-from typing import get_args, get_type_hints
 
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.regular_file import remove_file, replace_file
 from pvehook.host.timely_files import TimelyReader
+from pvehook.records.encoding import decode
 from pvehook.rules.freeze_safety import PastFreeze
 
 KEPT = 10
 READ_S = 1.0
-_OUTCOMES = get_args(get_type_hints(PastFreeze)["outcome"])
 
 
 def past_freezes(node: Node, reader: TimelyReader, vmid: int) -> tuple[PastFreeze, ...]:
     """The freezes that are remembered. A file that cannot be read is no history: it vetoes nothing."""
     try:
         text = reader.text(_path(node, vmid), READ_S)
-        return tuple(_freeze(each) for each in json.loads(text)) if text else ()
-    except (NodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        freezes: tuple[PastFreeze, ...] = decode(tuple[PastFreeze, ...], json.loads(text)) if text else ()
+    except (NodeError, ValueError, RecursionError):
         return ()
+    return freezes
 
 
 def remember(node: Node, reader: TimelyReader, vmid: int, freeze: PastFreeze) -> None:
@@ -50,12 +50,3 @@ def forget_freezes(node: Node, vmid: int) -> bool:
 
 def _path(node: Node, vmid: int) -> str:
     return os.path.join(node.state_dir, "freezes", f"{vmid}.json")
-
-
-def _freeze(body: dict[str, object]) -> PastFreeze:
-    at_s, frozen_ms, outcome = body["at_s"], body["frozen_ms"], body["outcome"]
-    if not isinstance(at_s, (int, float)) or not (frozen_ms is None or isinstance(frozen_ms, int)):
-        raise ValueError("no time")
-    if outcome not in _OUTCOMES:
-        raise ValueError("no outcome")
-    return PastFreeze(float(at_s), frozen_ms, outcome)  # type: ignore[arg-type]  # one of the words, checked above

@@ -76,6 +76,5 @@ class SocketQueue:
 
     def close(self) -> None:
         """Gives up the place."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if (connection := self.take()) is not None:
+            connection.close()

@@ -104,6 +104,12 @@ class AgentConnection:
             for entry in items(self.execute("guest-get-fsinfo", deadline=deadline), source=source)
         )
 
+    def os_id(self, deadline: Deadline) -> str | None:
+        """`debian`, `mswindows`; None where it says nothing of the kind."""
+        reply = self.execute("guest-get-osinfo", deadline=deadline)
+        os_id = reply.get("id") if isinstance(reply, dict) else None
+        return os_id if isinstance(os_id, str) else None
+
     def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
         """Whether a freeze is in force, whoever requested it."""
         return self.receive_status(self.send("guest-fsfreeze-status", deadline=deadline), deadline)

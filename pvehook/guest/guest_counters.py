@@ -27,7 +27,6 @@ from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, Refused
 from pvehook.guest.agent import FILE_READ_LIMIT_BYTES, AgentConnection
-from pvehook.guest.validate import mapping
 
 _NOT_THERE: Final = ("No such file or directory", "Operation not supported")
 _TICKS_PER_S: Final = 100
@@ -102,8 +101,9 @@ def explain(agent: AgentConnection, path: str, fault: GuestError, deadline: Dead
     if fault.description.endswith(_NOT_THERE):
         hint = "; `psi=1` on its kernel's command line switches it on" if path.startswith("/proc/pressure/") else ""
         return Absent(f"the guest has no {path}{hint}")
-    if _is_windows(agent, deadline):
-        return Absent(f"the guest runs Windows, which has no {path}")
+    with contextlib.suppress(GuestError):
+        if agent.os_id(deadline) == "mswindows":
+            return Absent(f"the guest runs Windows, which has no {path}")
     return Broken(str(fault))
 
 
@@ -118,11 +118,3 @@ def _no_file_commands(agent: AgentConnection, fault: Refused, deadline: Deadline
     if is_frozen:
         return Broken("the guest's filesystems are frozen: until they are thawed its agent reads no files")
     return Absent(f"the guest's administrator lets its agent read no files ({printable(fault.description, 120)})")
-
-
-def _is_windows(agent: AgentConnection, deadline: Deadline) -> bool:
-    try:
-        reply = mapping(agent.execute("guest-get-osinfo", deadline=deadline), source="guest-get-osinfo")
-    except GuestError:
-        return False
-    return reply.get("id") == "mswindows"

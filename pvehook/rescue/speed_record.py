@@ -1,7 +1,7 @@
 """The write-ahead record of a throttled backup: whoever finds it restores the original speed.
 
     /run/pvehook/speeds/101.json
-        {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp", "daemon": 4712,
+        {"vmid": 101, "qmp": "/var/run/qemu-server/101.qmp",
          "original": {"drive-scsi0": 0}, "ours": [51200000, 48000000]}
 
 Written before each change. `ours` holds the speed that is being set and the one before it: a job with any other speed
@@ -47,13 +47,7 @@ def record_path(node: Node, vmid: int) -> str:
 
 def write_record(node: Node, left: SpeedRecord) -> None:
     """To be called before a speed is changed. Raises OSError: then it must not be changed."""
-    body = {
-        "vmid": left.vmid,
-        "qmp": left.qmp_path,
-        "daemon": os.getpid(),
-        "original": dict(left.original),
-        "ours": list(left.ours),
-    }
+    body = {"vmid": left.vmid, "qmp": left.qmp_path, "original": dict(left.original), "ours": list(left.ours)}
     replace_file(record_path(node, left.vmid), json.dumps(body) + "\n")
 
 
