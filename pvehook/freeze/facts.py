@@ -17,7 +17,6 @@ from pvehook.rules.freeze_safety import LIST_OF_MOUNTS, FreezeFacts
 
 CONFIG_S = 1.0
 QMP_S = 1.2
-OS_INFO = "guest-get-osinfo"
 EXEC = "guest-exec"
 FACTS_ANSWERS = 4
 """Of the agent, at least: sync, guest-info, status and the list of filesystems."""
@@ -93,7 +92,7 @@ def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFac
                 return facts
             if info.commands.get(LIST_OF_MOUNTS):
                 facts = facts._replace(filesystems=agent.get_fsinfo(deadline))
-            if info.commands.get(OS_INFO):
+            if info.commands.get("guest-get-osinfo"):
                 with contextlib.suppress(Refused, TimedOut):
                     facts = facts._replace(os_id=agent.os_id(deadline))
     except GuestError as error:

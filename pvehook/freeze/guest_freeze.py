@@ -58,8 +58,6 @@ LEFT_OVER_HUNG_S = 2.0
 REASONS_KEPT, REASON_CHARACTERS, LIST_CHARACTERS = 20, 300, 8192
 """In a guest's record: a guest can have any number of filesystems, and name them as it likes."""
 
-WINDOWS = "mswindows"
-
 
 class GuestFreeze:
     """The freeze of one guest's backup. `on_over` is called, by whatever thread, when PVE has come or will not come
@@ -114,7 +112,7 @@ class GuestFreeze:
             reasons=[printable(reason, REASON_CHARACTERS) for reason in verdict.reasons[:REASONS_KEPT]],
             alert=verdict.alert,
             was_thawed=facts.status == "thawed",
-            is_windows=facts.os_id == WINDOWS,
+            is_windows=facts.os_id == "mswindows",
         )
         self._mountpoints = verdict.mountpoints
         if verdict.mountpoints is not None:
@@ -206,8 +204,9 @@ class GuestFreeze:
         if not summary.in_archive or summary.action != "freeze" or summary.consistency is not None:
             return
         if note is not None:
-            summary.consistency, summary.frozen_ms = "crash-consistent", note.frozen_ms
-            summary.why = f"the daemon ended during its freeze; {note.by}"
+            summary.consistency = "crash-consistent"
+            summary.frozen_ms, by = note
+            summary.why = f"the daemon ended during its freeze; {by}"
         elif left is not None and left.state in FROZEN_BY_US:
             summary.consistency, summary.hung = "crash-consistent", True
             summary.why = "the daemon ended during its freeze, and it has not reported yet that it is thawed"

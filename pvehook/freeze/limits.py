@@ -68,8 +68,6 @@ class Limits(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one rendezvous."""
-
     consistency: Literal["filesystem-consistent", "crash-consistent", "left-to-pve"]
     why: str
     frozen_ms: int | None = None

@@ -61,9 +61,7 @@ class PveWatch:
         self._tracker = BackupTracker()
         self._agent = _waiters(stack, node, agent_path)
         self.can_see = self._agent is not None
-        """Whether it can be seen who waits for the agent."""
         self.agent_queue = SocketQueue(agent_path, self._agent)
-        """A place behind PVE at the agent's socket."""
         self._queue = SocketQueue(qmp_path, _waiters(stack, node, qmp_path))
         for close in (self.agent_queue.close, self._queue.close, self.leave_monitor):
             stack.callback(close)

@@ -73,7 +73,6 @@ class Rendezvous:
         self.abandoned = threading.Event()
         """To be set when the backup is over, one way or another: the agent is released, and thawed if need be."""
         self.not_frozen = threading.Event()
-        """Nothing of ours is frozen."""
         self.not_frozen.set()
         self.ended = threading.Event()
         self._open = contextlib.ExitStack()

@@ -42,8 +42,6 @@ _CLOSE_SEND_S = 0.2
 class Pending:
     """A command that was sent and whose answer has its own deadline."""
 
-    __slots__ = ("_answer", "command")
-
     def __init__(self, command: str) -> None:
         self.command = command
         self._answer: object | GuestError | None = None

@@ -31,15 +31,11 @@ DRIVE_PREFIX = "drive-"
 
 
 class Progress(NamedTuple):
-    """How far our backup is."""
-
     state: Literal["not-yet", "running", "over"]
     jobs: tuple[BlockJob, ...] = ()
 
 
 class Seen(NamedTuple):
-    """What QEMU shows at one moment."""
-
     run: BackupRun | None
     """None: this QEMU has no `query-backup`."""
     jobs: tuple[BlockJob, ...] = ()
@@ -64,7 +60,6 @@ def armed_with(seen: Seen) -> Tracked:
 
 
 def progress(tracked: Tracked, seen: Seen) -> tuple[Tracked, Progress]:
-    """What follows from what is seen now."""
     before = tracked.foreign_jobs
     foreign = {job.device: job for job in seen.jobs if job.device in before and _may_be(before[job.device], job)}
     ours = tuple(job for job in seen.jobs if job.device not in foreign)

@@ -65,8 +65,6 @@ class KernelLogHandle(NamedTuple):
 
 
 class KernelLog(NamedTuple):
-    """What one read gave."""
-
     lines: tuple[TimedLine, ...]
     missing: tuple[str, ...]
     """What is not among the lines, and why: overwritten before it was read, beyond a limit, not understood."""

@@ -75,15 +75,6 @@ class FreezeRecord(NamedTuple):
     """Both on the monotonic clock; not a number: not sent, not thawed yet."""
 
 
-class ThawNote(NamedTuple):
-    """How a freeze ended that a daemon had left when it died."""
-
-    frozen_ms: int | None
-    """None: not known."""
-    by: str
-    """Who saw to it that it is thawed."""
-
-
 def record_path(node: Node, vmid: int) -> str:
     return os.path.join(node.run_dir, "frozen", f"{vmid}.freeze")
 
@@ -136,12 +127,13 @@ def has_thaw_note(left: FreezeRecord) -> bool:
     return os.path.exists(_note_path(left.path))
 
 
-def take_thaw_note(record: str) -> ThawNote | None:
-    """Reads and deletes the note of this guest's last freeze, if there is one. `record`: as `record_path`."""
+def take_thaw_note(record: str) -> tuple[int | None, str] | None:
+    """Reads and deletes the note of this guest's last freeze, if there is one: for how many ms it was frozen (None: not
+    known), and who saw to it that it is thawed. `record`: as `record_path`."""
     try:
         body = json.loads(read_regular_file(_note_path(record), _PAGE_BYTES))
         remove_file(_note_path(record))
-        return ThawNote(None if body["frozen_ms"] is None else int(body["frozen_ms"]), str(body["by"]))
+        return None if body["frozen_ms"] is None else int(body["frozen_ms"]), str(body["by"])
     except DAMAGED:
         return None
 

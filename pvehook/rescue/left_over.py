@@ -14,8 +14,6 @@ Done = TypeVar("Done")
 
 
 class Report(NamedTuple):
-    """What was done about one guest."""
-
     vmid: int
     done: bool
     text: str

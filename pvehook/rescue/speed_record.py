@@ -96,7 +96,6 @@ def restore_speed(node: Node, vmid: int, patience_s: float = PATIENCE_S) -> Repo
 
 
 def restore_left_over_speeds(node: Node) -> list[Report]:
-    """Every guest with a record."""
     names = [os.path.basename(path) for path in files_in(os.path.dirname(record_path(node, 0)), ".json")]
     vmids = [int(name[:-5]) for name in names if name[:-5].isdecimal()]
     return list(filter(None, at_once(lambda vmid: restore_speed(node, vmid), vmids)))

@@ -85,8 +85,9 @@ def test_who_thaws_leaves_a_note_and_a_damaged_time_hinders_nobody(
         assert not guest.is_frozen
     note = take_thaw_note(str(record))
     assert note is not None
-    assert note.by == "thawed by `pvehook thaw`"
-    assert (note.frozen_ms is not None) is (time == b"0.000")
+    frozen_ms, by = note
+    assert by == "thawed by `pvehook thaw`"
+    assert (frozen_ms is not None) is (time == b"0.000")
     assert take_thaw_note(str(record)) is None
 
 
