@@ -42,10 +42,7 @@ def gather(
 ) -> tuple[FreezeFacts, GuestConfig]:
     """Reads configuration, QEMU's state and the agent's facts; the agent has `facts_within_s` for all its answers, and
     nothing is waited for beyond the deadline. Never raises: what did not answer is a fact of its own, and a
-    configuration that could not be read is an empty one.
-
-    The agent is used only where PVE would freeze, and left alone in a guest that is never frozen.
-    """
+    configuration that could not be read is an empty one. The agent is left alone in a guest that PVE never freezes."""
     deadline = deadline or Deadline.after(CONFIG_S + QMP_S + facts_within_s)
     config, unknown = _config(node, reader, vmid, deadline)
     option = parse_agent_option(config.agent) if unknown is None else AgentOption(True, True)

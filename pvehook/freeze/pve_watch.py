@@ -107,7 +107,6 @@ class PveWatch:
     def backup_has_begun(self) -> bool | None:
         """To be called every few milliseconds, and `leave_monitor` when it is not called any more: polls now and then.
         None: no poll was due, or it was not answered.
-
         A poll waits for its turn in one connection: one that is closed and made anew takes two of the three places in
         QEMU's queue. Only when QEMU serves it something is sent."""
         now_s = time.monotonic()

@@ -48,11 +48,9 @@ class Pending:
 
 
 class AgentConnection:
-    """A synchronised connection; while it is held, nobody else reaches the agent.
-
-    Every method raises the errors of pvehook.errors.GuestError. After TimedOut the agent may still carry out
-    what was sent: the connection stays usable, and what is sent next waits its turn in the guest.
-    """
+    """A synchronised connection; while it is held, nobody else reaches the agent. Every method raises the errors of
+    pvehook.errors.GuestError. After TimedOut the agent may still carry out what was sent: the connection stays usable,
+    and what is sent next waits its turn in the guest."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -178,10 +176,8 @@ class AgentConnection:
 
 @contextlib.contextmanager
 def open_agent(path: str, deadline: Deadline) -> Iterator[AgentConnection]:
-    """Connects and synchronises; closes at the end. One exchange is one such `with`.
-
-    Raises TimedOut when no agent runs in the guest, when it hangs, and when another client is served first.
-    """
+    """Connects and synchronises; closes at the end. One exchange is one such `with`. Raises TimedOut when no agent runs
+    in the guest, when it hangs, and when another client is served first."""
     with connect(path) as connection:
         yield synchronise(connection, deadline)
 

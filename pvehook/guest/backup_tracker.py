@@ -108,7 +108,6 @@ class BackupTracker:
 
     def poll(self, qmp: QmpConnection, deadline: Deadline, *, with_jobs: bool = True) -> Progress:
         """How far the backup is. The first poll arms, where that was not done.
-
         Without `with_jobs` it takes as few commands as possible, for a guest that is frozen and a PVE that may wait for
         the monitor: one where Proxmox's backup has begun. `running` then comes without its jobs."""
         if self._tracked is None:

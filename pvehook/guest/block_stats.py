@@ -51,10 +51,8 @@ class Arming(NamedTuple):
 
 
 def read_disks(qmp: QmpConnection, deadline: Deadline, known: Collection[str] = ()) -> tuple[DiskCounters, ...]:
-    """The counters of the VM's hard disks, in QEMU's order. CD drives and drives without a medium are left out.
-
-    `known` are qdevs of an earlier reading: whether they are CD drives is not queried again.
-    """
+    """The counters of the VM's hard disks, in QEMU's order. CD drives and drives without a medium are left out. `known`
+    are qdevs of an earlier reading: whether they are CD drives is not queried again."""
     source = qmp.source("query-blockstats")
     answer = qmp.execute("query-blockstats", deadline=deadline, limit_bytes=DISKS_REPLY_LIMIT_BYTES)
     reply = items(answer, source=source)

@@ -47,11 +47,8 @@ class QmpConnection:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._last_id = 0
-
-    @property
-    def answers(self) -> int:
-        return self._last_id
+        self.answers = 0
+        """How many commands were answered; the id of the last one."""
 
     def execute(
         self,
@@ -62,13 +59,13 @@ class QmpConnection:
         limit_bytes: int = REPLY_LIMIT_BYTES,
     ) -> object:
         """The `return` of `command`; raises Refused when QEMU says no."""
-        self._last_id += 1
+        self.answers += 1
         self._connection.allow(limit_bytes)
-        self._connection.send(request(command, arguments, id=self._last_id), deadline)
+        self._connection.send(request(command, arguments, id=self.answers), deadline)
         source = self.source(command)
         while True:
             reply = parse_document(self._connection.read_line(deadline), source=source)
-            if is_number(reply.get("id"), self._last_id):  # else an event, or somebody else's answer
+            if is_number(reply.get("id"), self.answers):  # else an event, or somebody else's answer
                 return returned(reply, source=source)
 
     def query_status(self, deadline: Deadline) -> str:
@@ -161,20 +158,16 @@ class QmpConnection:
 
 @contextlib.contextmanager
 def open_qmp(path: str, deadline: Deadline) -> Iterator[QmpConnection]:
-    """Connects, waits for the greeting, enters command mode; closes at the end.
-
-    Raises TimedOut also when another client is being served: QEMU greets only whom it serves.
-    """
+    """Connects, waits for the greeting, enters command mode; closes at the end. Raises TimedOut also when another
+    client is being served: QEMU greets only whom it serves."""
     with connect(path) as connection:
         yield greet(connection, deadline)
 
 
 def greet(connection: Connection, deadline: Deadline) -> QmpConnection:
-    """Waits for the greeting on a connection that was made before, and enters command mode. Raises as `open_qmp`.
-
-    After TimedOut the connection still waits its turn, and `greet` may be called again: who closes it and makes another
-    one takes two of the three places in QEMU's queue, until QEMU comes to see that the first one is gone.
-    """
+    """Waits for the greeting on a connection that was made before, and enters command mode. Raises as `open_qmp`. After
+    TimedOut the connection still waits its turn, and `greet` may be called again: who closes it and makes another one
+    takes two of the three places in QEMU's queue, until QEMU comes to see that the first one is gone."""
     greeting = parse_document(connection.read_line(deadline), source=f"{connection.path}: greeting")
     if "QMP" not in greeting:
         raise BadReply(f"{connection.path}: this is no QMP, it does not greet")

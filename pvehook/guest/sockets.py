@@ -29,11 +29,9 @@ _CHUNK_BYTES = 64 * 1024
 
 @contextlib.contextmanager
 def fitting_address(path: str) -> Iterator[str]:
-    """An address for `bind` or `connect` that means `path`, also where `path` is too long for a unix socket.
-
-    The long way in is `/proc/self/fd/N/NAME` with the directory open as N: no change of the working
-    directory, which all threads share. Raises OSError when the directory cannot be opened.
-    """
+    """An address for `bind` or `connect` that means `path`, also where `path` is too long for a unix socket: then it is
+    `/proc/self/fd/N/NAME` with the directory open as N, without a change of the working directory, which all threads
+    share. Raises OSError when the directory cannot be opened."""
     if len(os.fsencode(path)) < _SUN_PATH_BYTES:
         yield path
         return
@@ -45,11 +43,8 @@ def fitting_address(path: str) -> Iterator[str]:
 
 
 class Connection:
-    """A connected socket that sends bytes and reads lines.
-
-    What is read before `allow` is called again counts against one limit, so a peer cannot send for ever in
-    short lines either.
-    """
+    """A connected socket that sends bytes and reads lines. What is read before `allow` is called again counts against
+    one limit, so a peer cannot send for ever in short lines either."""
 
     def __init__(self, path: str, connected: socket.socket) -> None:
         self.path = path
@@ -146,12 +141,9 @@ class Connection:
 
 
 def connect(path: str) -> Connection:
-    """Connects to the unix socket at `path`, at once or not at all.
-
-    A connection says little: QEMU serves one client at a time, and a second one is connected but waits unseen
-    (facts/qemu.md). Only an answer is an answer. Raises Unreachable (no such socket, nobody listens, no
-    permission) and Busy (two others wait already).
-    """
+    """Connects to the unix socket at `path`, at once or not at all. That says little: QEMU serves one client at a time,
+    and a second one is connected but waits unseen (facts/qemu.md). Only an answer is an answer. Raises Unreachable (no
+    such socket, nobody listens, no permission) and Busy (two others wait already)."""
     connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connecting.setblocking(False)

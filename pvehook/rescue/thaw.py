@@ -49,7 +49,7 @@ LEFT_OVER_PATIENCE_S = 8.0
 
 
 class Thawed(NamedTuple):
-    """The result. `filesystems`: how many were thawed, 0 when the guest was thawed already."""
+    """`filesystems`: how many were thawed, 0 when the guest was thawed already."""
 
     outcome: Literal["thawed", "was-thawed", "gone", "not-answered"]
     filesystems: int
@@ -156,8 +156,7 @@ def thaw_left_over(
     node: Node, patience_s: float = LEFT_OVER_PATIENCE_S, *, spare_living_daemon: bool = False
 ) -> list[Report]:
     """Thaws every guest that a record calls frozen by us. A record goes when its guest reports thawed or ends.
-
-    `spare_living_daemon`: leave the freezes of a living daemon alone, which may only be slow; one that hangs is killed
+    `spare_living_daemon`: leaves the freezes of a living daemon alone, which may only be slow; one that hangs is killed
     by systemd's watchdog."""
     left = [each for each in freeze_records(node) if each.state in FROZEN_BY_US]
     by = "systemd's `pvehook thaw --left-over`"
