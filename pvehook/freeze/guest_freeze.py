@@ -280,7 +280,13 @@ class GuestFreeze:
             write(
                 "freeze-done",
                 message=f"{self._title}: {summary.in_words()}",
-                **outcome._asdict() | {"consistency": summary.consistency},
+                consistency=summary.consistency,
+                why=outcome.why,
+                frozen_ms=outcome.frozen_ms,
+                filesystems_frozen=outcome.filesystems_frozen,
+                filesystems_thawed=outcome.filesystems_thawed,
+                waited_for_pve_ms=outcome.waited_for_pve_ms,
+                hung=outcome.hung,
             )
         finally:
             self._freezes.end()
