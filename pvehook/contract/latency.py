@@ -30,8 +30,6 @@ class RequestCounters(NamedTuple):
 
 
 class DiskCounters(NamedTuple):
-    """One disk of a VM."""
-
     qdev: str
     """QEMU's path of the device, by which its histogram is enabled: `/machine/peripheral/virtio0/virtio-backend`."""
     name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 def printable(text: str, limit: int = 200) -> str:
     """`text` on one line, of visible characters only, at most `limit` characters long (at least 3).
-
     Whatever moves a cursor, ends a line, turns the direction of writing or cannot be encoded is written as an escape:
     `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay as they are (`C:\\` is
     a mountpoint), so the original cannot be recovered from the result.

@@ -16,8 +16,6 @@ _UPID = re.compile(r"(?:task )?(UPID:[^:]*(?::[0-9A-F]+){3}:[^:]*:(?:([0-9]{1,9}
 
 
 class Upid(NamedTuple):
-    """One task's identity."""
-
     text: str
     vmid: int | None
     """The guest, when the task was started for exactly one."""

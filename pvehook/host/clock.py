@@ -13,8 +13,6 @@ from pvehook.host.node import Node
 
 
 class Clock(Protocol):
-    """What time it is."""
-
     def now_s(self) -> float:
         """Seconds since the epoch."""
         ...
@@ -25,8 +23,6 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The node's clock."""
-
     def now_s(self) -> float:
         return time.time()
 

@@ -114,7 +114,6 @@ def sockets_of(node: Node, pid: int) -> frozenset[int] | None:
 
 def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, str]]) -> list[Found]:
     """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
-
     `also` holds (command, text): a process whose name is the command and one of whose arguments contains the text, or
     names that path, something below it or a directory above it; the text "" is any. A worker that is gone is left out,
     and so is one that is no vzdump task: a hook that somebody calls by hand must not leave his shell in the idle class,
@@ -142,7 +141,6 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
 
 def vm_processes(node: Node, vmid: int, born_after: ProcessId | None) -> list[Found]:
     """QEMU of one VM and what runs beside it (swtpm, virtiofsd, all of its scope), QEMU first.
-
     With `born_after`, the vzdump worker, only what was started after it: a VM that ran before has whatever priority its
     administrator gave it. Descendants of that worker count as well, unless they are known to be another VM's.
     """

@@ -36,8 +36,6 @@ _CRON_LINES = 1000
 
 
 class Job(NamedTuple):
-    """One backup job."""
-
     id: str
     """Its id, or for a line of cron the file and the line's number."""
     options: Mapping[str, str]

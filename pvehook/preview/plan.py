@@ -21,8 +21,6 @@ HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 
 
 class Guest(NamedTuple):
-    """One guest of this node."""
-
     vmid: int
     vmtype: str
     running: bool
