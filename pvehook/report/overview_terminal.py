@@ -15,7 +15,7 @@ from datetime import tzinfo
 from pvehook.contract.text import printable
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
 from pvehook.report.terminal_style import TerminalStyle
-from pvehook.report.trends import LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of_each
+from pvehook.report.trends import LEVELS_S, Trend, day, days_of, level, worst_of_each
 from pvehook.rules.regression import in_words
 
 _FIXED = "{} {:<9} {:>7} {:>10}  {}"
@@ -23,9 +23,9 @@ _FIXED = "{} {:<9} {:>7} {:>10}  {}"
 
 def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Every regression, then a line for each of the first guests, then what the marks mean."""
-    first, last = first_and_last_day(trends, zone)
+    days = days_of(trends, zone)
     number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
-    lines = [f"pvehook: {number}, nights of {first} to {last}, worst last night first"]
+    lines = [f"pvehook: {number}, nights of {days[0]} to {days[-1]}, worst last night first"]
     lines += regression_lines(trends, zone, style)
     lines += ["", *_table(trends[:number_shown], zone, style), ""]
     if left_out := len(trends[number_shown:]):

@@ -30,7 +30,7 @@ from pvehook.report.backup_chart import baseline_p99_ms, speeds_of
 from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.page_style import SCRIPT, STYLE
-from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, first_and_last_day, level, worst_of_each
+from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, level, worst_of_each
 from pvehook.rules.regression import in_words
 
 CHARTS: Final = 12  # guests whose last backup is shown in detail, by default
@@ -49,8 +49,9 @@ def html_report(
     """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
     detailed = trends[: worst if worst is not None else CHARTS]
     records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
-    lines = [*_head(trends, now, zone), *_regressions(trends, zone), _tiles(trends)]
-    lines += _table(trends, {trend.last.vmid for trend in detailed}, zone)
+    days = days_of(trends, zone)
+    lines = [*_head(trends, days, now), *_regressions(trends, zone), _tiles(trends)]
+    lines += _table(trends, days, {trend.last.vmid for trend in detailed}, zone)
     lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
     lines += (line for trend, record in records for line in _backup(trend, record, zone))
     return "\n".join([*lines, _FOOT])
@@ -66,17 +67,16 @@ def _arrows(escaped: str) -> str:
     return escaped.replace("-&gt;", "→").replace(" &gt; ", " → ")
 
 
-def _head(trends: Sequence[Trend], now: datetime, zone: tzinfo) -> Iterator[str]:
-    first, last = first_and_last_day(trends, zone)
+def _head(trends: Sequence[Trend], days: Sequence[str], now: datetime) -> Iterator[str]:
     nodes = ", ".join(sorted({trend.last.node for trend in trends}))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield '<meta name="color-scheme" content="light dark">'
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-    yield f"<title>Backups and their guests, {last}</title><style>{STYLE}</style></head><body>"
+    yield f"<title>Backups and their guests, {days[-1]}</title><style>{STYLE}</style></head><body>"
     yield "<header><h1>What the backups did to their guests</h1>"
-    yield f'<p class="muted">Node {_text(nodes)} · nights of {first} to {last} · made {now:%Y-%m-%d %H:%M %Z}</p>'
+    yield f'<p class="muted">Node {_text(nodes)} · nights of {days[0]} to {days[-1]} · made {now:%Y-%m-%d %H:%M %Z}</p>'
     yield "</header>"
 
 
@@ -112,8 +112,7 @@ def _definitions(css: str, items: Iterable[tuple[str, str]]) -> str:
 # The table
 
 
-def _table(trends: Sequence[Trend], detailed: set[int], zone: tzinfo) -> Iterator[str]:
-    days = days_of(trends, zone)
+def _table(trends: Sequence[Trend], days: Sequence[str], detailed: set[int], zone: tzinfo) -> Iterator[str]:
     each = -(-len(days) // BARS_MOST)
     yield "<h2>Guests, the worst last night first</h2>"
     yield _legend(each)

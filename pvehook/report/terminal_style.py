@@ -10,7 +10,6 @@ from typing import Final, NamedTuple, TextIO
 from pvehook.contract.text import printable
 
 BARS: Final = "▁▂▃▄▅▆▇█"
-ASCII_BARS: Final = "_.:=+*#@"
 
 FEWEST_COLUMNS: Final = 80  # narrower than this nothing gets; a narrower terminal wraps
 
@@ -26,7 +25,7 @@ class TerminalStyle(NamedTuple):
 
     @property
     def bars(self) -> str:
-        return BARS if self.unicode else ASCII_BARS
+        return BARS if self.unicode else "_.:=+*#@"
 
     def shown(self, text: str) -> str:
         """Where the terminal takes no more than ASCII, a name in other letters is not worth an error."""

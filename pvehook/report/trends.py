@@ -62,13 +62,6 @@ def days_of(trends: Iterable[Trend], zone: tzinfo) -> list[str]:
     return sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
 
 
-def first_and_last_day(trends: Sequence[Trend], zone: tzinfo) -> tuple[str, str]:
-    """Of all their nights."""
-    first_s = min(trend.nights[0].started_s for trend in trends)
-    last_s = max(trend.nights[-1].started_s for trend in trends)
-    return day(first_s, zone), day(last_s, zone)
-
-
 def worst_of_each(trend: Trend, days: Sequence[str], days_a_bar: int, zone: tzinfo) -> dict[int, Night]:
     """The worst night for each bar of so many days; 0 is the bar of the latest days. A bar without a night is left
     out."""

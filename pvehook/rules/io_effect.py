@@ -53,8 +53,7 @@ def _mq_deadline(kernel: tuple[int, int] | None) -> Effect:
     if kernel < _MQ_DEADLINE_SINCE:
         return Effect("ignored", f"{rule}, this is {version}")
     # 10 s is the default of the disk's prio_aging_expire.
-    reason = f"mq-deadline (kernel {version}) serves idle requests last, a starved one after 10 s"
-    return Effect("honoured", reason)
+    return Effect("honoured", f"mq-deadline (kernel {version}) serves idle requests last, a starved one after 10 s")
 
 
 def location_effect(location: Location, kernel: tuple[int, int] | None) -> Effect:
@@ -69,11 +68,7 @@ def location_effect(location: Location, kernel: tuple[int, int] | None) -> Effec
 
 
 def combined_effect(effects: Iterable[tuple[str, Effect]]) -> Effect:
-    """One verdict over several disks or places, each with its label; the reason names those that differ.
-
-    Honoured on some and not on others is "partly". Otherwise what is ignored somewhere is ignored, unless
-    it is unknown elsewhere.
-    """
+    """One verdict over several disks or places, each with its label; the reason names those that differ."""
     labels: dict[tuple[Verdict, str], list[str]] = {}
     for label, effect in effects:
         labels.setdefault((effect.verdict, effect.reason), []).append(label)
@@ -95,10 +90,7 @@ def _disk_label(disk: Disk) -> str:
 
 
 def idle_reach(vmtype: str | None, mode: str, target_is_pbs: bool) -> str:
-    """One or two sentences: what of this guest's backup in this mode idle I/O priority can reach at all.
-
-    `vmtype` is `qemu` or `lxc`, None if vzdump did not say.
-    """
+    """One or two sentences: what of this guest's backup in this mode idle I/O priority can reach at all."""
     if vmtype == "qemu":
         return _reach_in_vm_backup(mode, target_is_pbs)
     if vmtype == "lxc":

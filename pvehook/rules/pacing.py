@@ -25,9 +25,8 @@ WAITING_BYTES_AT_MOST = 32 << 20  # so much of the archive waits for a quiet dis
 
 Due = Literal["not-yet", "when-quiet", "now"]
 
-Unpaced = Literal["network", "in-memory", "zfs", "file-system"]
-NotKnown = Literal["dump-unknown", "volumes-unknown"]
-Reason = Unpaced | NotKnown | Literal["shared-disk", "asked-for", "switched-off", "no-dump-file", "no-shared-disk"]
+Unpaced = Literal["network", "in-memory", "zfs", "file-system", "dump-unknown", "volumes-unknown"]
+Reason = Unpaced | Literal["shared-disk", "asked-for", "switched-off", "no-dump-file", "no-shared-disk"]
 End = Literal["not-begun", "running", "blocked", "complete", "deleted", "stopped", "too-long", "refused", "failed"]
 
 

@@ -126,8 +126,6 @@ class Cause(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How bad it was, and why."""
-
     severity: Severity
     stalled_s: float | None
     """None if it could not be observed."""
@@ -206,13 +204,14 @@ class Seen(NamedTuple):
 
 
 def judge(seen: Seen) -> Verdict:
-    """How bad it was, and why."""
     stalled_s, slowed_s = _stalled_s(seen)
     if seen.frozen_ms is not None and seen.frozen_ms >= FROZEN_MS:  # known even where nothing else could be observed
         frozen_s = seen.frozen_ms / 1000
         stalled_s = max(stalled_s or 0.0, frozen_s)
         slowed_s = max(slowed_s, frozen_s) if slowed_s is not None else None
-    hypervisor, causes = value_of(seen.hypervisor), _causes(seen)
+    hypervisor = value_of(seen.hypervisor)
+    found = (_disk_cause(seen), _cpu_cause(seen), _freeze_cause(seen), _memory_cause(seen))
+    causes = tuple(cause for cause in found if cause is not None)
     severity: Severity = "none"
     if lockups_of(seen.guest):
         severity = "locked-up"
@@ -239,11 +238,6 @@ def lockups_of(guest: Measured[GuestView]) -> list[KernelEvent]:
     view = value_of(guest)
     events = value_of(view.kernel) if view is not None else None
     return [event for event in events or () if event.kind in LOCKUPS]
-
-
-def _causes(seen: Seen) -> tuple[Cause, ...]:
-    found = (_disk_cause(seen), _cpu_cause(seen), _freeze_cause(seen), _memory_cause(seen))
-    return tuple(cause for cause in found if cause is not None)
 
 
 def _disk_cause(seen: Seen) -> Cause | None:

@@ -76,8 +76,7 @@ class WindowState(NamedTuple):
 def parse_span(text: str) -> Span:
     """Read `02:00-05:00`, `sat,sun 22:00-06:00` or `mon..fri 01:30-04:00`.
 
-    Days are written as in Proxmox's calendar events. Raises WindowSpecError; its message quotes the text and
-    says what was expected.
+    Days are written as in Proxmox's calendar events. Raises WindowSpecError.
     """
     words = text.split()
     if not words:
