@@ -23,11 +23,17 @@ in total only if its latency falls below p times what it was, or to the target. 
 and a slow target do not pass this test, and then the backup runs at its own speed. What the guest feels at full speed
 is not known where the backup was slowed since its start; so after some seconds it starts to grow once more.
 
-**Throttling.** A PI controller on the logarithm, because latency grows by factors (`_error`, `_controlled`). Latency
-jumps at the speed where the disks are saturated. So the speed falls below the last such speed at once, rises to it
-quickly, and above it by 2 % per second at most. It never exceeds 1.5 times the speed reached.
+**Throttling.** A PI controller on the logarithm, because latency grows by factors:
 
-**Bounds.** At most the administrator's `bwlimit`, at least `State.lowest_speed`.
+    e = ln(T / L), within -1.5 and 0.35
+    speed ← speed × exp(0.3 (e - e of the reading before) + 0.6 e × the reading's seconds, at most 1)
+
+Latency jumps at the speed where the disks are saturated. So the speed falls below the last such speed at once, rises
+to it quickly, and above it by 2 % per second at most. It never exceeds 1.5 times the speed reached.
+
+**Bounds.** At most the administrator's `bwlimit`. At least the highest of: what is left to copy over the time that is
+left, until the window closes and until `stretch_at_most` times the time it would have taken alone; 1.2 times the
+guest's own first writes, which QEMU counts but no limit stops; 1 MiB/s.
 
 The numbers and what they were measured from are in governor_constants.py, the phases' types in governor_state.py.
 """
