@@ -68,7 +68,7 @@ _REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (r"\b(stalled|slowed) for [1-9]\d* s\b", r"\1 for <T> s"),
     (r"archive file size: \d+KB", "archive file size: <N>KB"),
     (r" +\d+/\d+  ", "   all  "),
-    (r" (\d\.\d|[1-9])s  ", " <T>s  "),
+    (r" +(\d\.\d|[1-9]\d?)s  ", "   <T>s  "),
 )
 
 
