@@ -38,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("rig") is None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """xdist adds the group to a test's name. By that name `--last-failed` does not find it again: scripts/test would
+    take a failed test that it never repeated for one that passed."""
+    report.nodeid = report.nodeid.partition("@tests/")[0]
+
+
 def _shared_by(item: pytest.Function) -> str:
     """The fixtures that the test shares with others, each with where it is defined and its parameter."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
