@@ -50,7 +50,7 @@ REQUEST_DEADLINE_S = 2.0
 
 ANSWER_RESERVE_S = 0.5
 """Before the hook stops waiting: for the answer's way to it."""
-UNTOLD_DEADLINE_S = 5.0
+DEFAULT_DEADLINE_S = 5.0
 """For a call that does not say until when it waits; the shortest of the hook's own is that long."""
 
 CALLS_AT_ONCE = 16
@@ -101,6 +101,7 @@ class Daemon:
         systemd.notify("READY=1")
         while not self._leaving and not self._idle():
             self._freezes.watchdog.ping()
+            self._freezes.serve_added()
             self._end_dead_runs()
             for key, _ in self._selector.select(min(BEAT_S, self._idle_exit_s)):
                 if key.fileobj is listener:
@@ -184,7 +185,7 @@ class Daemon:
             self._log.warning("call-refused", message=f"a call was not served: {bad}")
             return Reply(not_served=f"this call was not served: {bad}")
         try:
-            deadline = Deadline.after(UNTOLD_DEADLINE_S)
+            deadline = Deadline.after(DEFAULT_DEADLINE_S)
             if call.until_s is not None:
                 deadline = Deadline.at(call.until_s - ANSWER_RESERVE_S)
             self._calls[connection] = deadline.at_s

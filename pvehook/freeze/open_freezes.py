@@ -73,8 +73,13 @@ class OpenFreezes:
         with self._lock:
             self._thaws.setdefault(vmid, []).append(cancelled)
             self._added[self._until_end(work(cancelled))] = NO_WAIT
-        with contextlib.suppress(RuntimeError):  # no thread left: whoever serves next takes it along
-            threading.Thread(target=self._serve, name="thaws", daemon=True).start()
+        self.serve_added()
+
+    def serve_added(self) -> None:
+        """Starts the table's thread where it is needed; where none can be, the daemon's next beat tries again."""
+        if self._added and not self._is_served:
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._serve, name="thaws", daemon=True).start()
 
     def run(self, work: Waiting[None]) -> None:
         """Does the work in the calling thread until it has to wait, from then on together with all others."""
@@ -105,5 +110,5 @@ class OpenFreezes:
                     return
             try:
                 go_on(self._table, TABLE_S)
-            except Exception:  # of one guest: it costs the others nothing, and the next time it has ended
+            except Exception:  # of one guest, which is out of the table now: it costs the others nothing
                 traceback.print_exc()

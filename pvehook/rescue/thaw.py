@@ -114,7 +114,7 @@ def _received(connection: Connection, deadline: Deadline, receive: Callable[[Dea
 
 def go_on(waits: dict[Waiting[T], Wait], at_most_s: float) -> dict[Waiting[T], T]:
     """Waits until one of these can go on, at most this long, and lets all that can. Those that have ended are taken
-    out, and returned with their results."""
+    out, and returned with their results; one that raises is out too, as nothing of it can be waited for any more."""
     poller = select.poll()
     for connection, _ in waits.values():
         if connection is not None:
@@ -125,10 +125,10 @@ def go_on(waits: dict[Waiting[T], Wait], at_most_s: float) -> dict[Waiting[T], T
     ended = {}
     for each, (connection, until_s) in list(waits.items()):
         if time.monotonic() >= until_s or (connection is not None and connection.fileno() in readable):
+            del waits[each]
             try:
                 waits[each] = next(each)
             except StopIteration as end:
-                del waits[each]
                 ended[each] = end.value
     return ended
 
@@ -165,9 +165,12 @@ def thaw_left_over(
         by = "the hook, without a daemon"
 
     def thaw(each: FreezeRecord) -> Waiting[Report]:
-        if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
-            yield from pves_own_freeze(node, each)
-        return (yield from _thaw_left(each, patience_s, by))
+        try:
+            if not spare_living_daemon:  # else vzdump is in its next phase already, and PVE's own freeze is over
+                yield from pves_own_freeze(node, each)
+            return (yield from _thaw_left(each, patience_s, by))
+        except Exception as fault:  # with one guest: the others are thawed all the same
+            return Report(each.vmid, False, f"guest {each.vmid}: STILL FROZEN, as far as we know: {fault!r}")
 
     return together([thaw(each) for each in left])
 

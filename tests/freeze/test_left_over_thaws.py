@@ -10,10 +10,14 @@ import time
 from contextlib import ExitStack
 
 import psutil
+import pytest
 
+from pvehook.freeze.open_freezes import OpenFreezes
+from pvehook.guest.sockets import Connection
 from pvehook.rehearsal.vzdump.player import play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.freeze_record import freeze_records
+from pvehook.rescue.thaw import NO_WAIT, Wait, Waiting, go_on
 from tests.freeze.test_freeze import WEB, running_vm
 from tests.freeze.test_hostile_agent import HostileAgent, Lie, returns
 from tests.guest_files import SimulatedGuest
@@ -109,3 +113,52 @@ def freezes_for_ever(agent: HostileAgent) -> Lie:
         returns(1)(client, number)
 
     return freeze
+
+
+def test_work_that_fails_is_out_and_what_waits_beside_it_goes_on() -> None:
+    """Its connection is closed by then: the table could never wait for anything again."""
+    waited: list[str] = []
+
+    def fails(connection: Connection) -> Waiting[None]:
+        with connection:
+            yield connection, time.monotonic()
+            raise ZeroDivisionError
+
+    def goes_on() -> Waiting[None]:
+        yield None, time.monotonic()
+        waited.append("once")
+        yield None, time.monotonic()
+        waited.append("twice")
+
+    here, there = socket.socketpair()
+    with there:
+        waits: dict[Waiting[None], Wait] = {fails(Connection("agent", here)): NO_WAIT, goes_on(): NO_WAIT}
+        faults = 0
+        for _ in range(4):
+            try:
+                if waits:
+                    go_on(waits, 1.0)
+            except ZeroDivisionError:
+                faults += 1
+    assert (faults, waited, waits) == (1, ["once", "twice"], {})
+
+
+def test_a_thaw_that_found_no_thread_is_done_at_the_next_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = threading.Event()
+
+    def work(_: threading.Event) -> Waiting[None]:
+        yield NO_WAIT
+        done.set()
+
+    freezes = OpenFreezes()
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", no_thread)
+        freezes.thaw(101, work)
+        freezes.serve_added()
+    assert not done.is_set()
+    assert freezes.any
+    freezes.serve_added()
+    assert done.wait(30)
