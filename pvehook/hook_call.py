@@ -104,8 +104,9 @@ def main(argv: list[str], script: str, root: str, *, chain_ran: bool = False) ->
         except OSError:
             child = 0  # as without a second call: the guest's freeze is left to Proxmox
         if child:
-            _, status = posix.waitpid(child, 0)
+            _, status = posix.waitpid(child, 0)  # without a deadline, as the script had none before
             if posix.WIFSIGNALED(status):
+                undo_pythons_signals()
                 posix.kill(posix.getpid(), posix.WTERMSIG(status))
             return posix.WEXITSTATUS(status) or main(argv, script, root, chain_ran=True)
     if outcome.chained_ns:
@@ -301,11 +302,16 @@ def write_all(text: bytes) -> None:
         pass  # nobody reads any more; that is no reason to fail a backup
 
 
+def undo_pythons_signals() -> None:
+    """Those that Python ignores for itself do again what they do to any other program."""
+    for ignored_by_python in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(ignored_by_python, _signal.SIG_DFL)
+
+
 def run_chained(chain: bytes, argv: list[str], phase: str, script: str) -> int:
     """Becomes the script that was in vzdump.conf before us: same arguments, pipes and environment, and its own end
     (exit code or signal) is what vzdump sees. It has no deadline, as it had none before."""
-    for ignored_by_python in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(ignored_by_python, _signal.SIG_DFL)
+    undo_pythons_signals()
     arguments: list[bytes | str] = [chain, *argv]
     try:
         its, ours = posix.stat(chain), posix.stat(script)

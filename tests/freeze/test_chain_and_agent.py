@@ -41,7 +41,7 @@ def test_a_chained_script_is_answered_by_the_agent_and_the_guest_frozen_after_it
     assert [line for line in call.lines if line.startswith("agent: ")] == ['agent: {"return": {}}']
 
 
-@pytest.mark.parametrize(("ends", "seen"), [("exit 3", 3), ("kill -15 $$", -15)])
+@pytest.mark.parametrize(("ends", "seen"), [("exit 3", 3), ("kill -15 $$", -15), ("kill -13 $$", -13)])
 def test_its_end_is_what_vzdump_sees(node: NodeUnderTest, ends: str, seen: int) -> None:
     chain(node, f'#!/bin/sh\ntest "$1" != post-restart || {ends}\n')
     with running_vm(node) as guest:
