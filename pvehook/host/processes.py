@@ -116,7 +116,7 @@ def backup_processes(node: Node, worker: ProcessId, also: Iterable[tuple[str, st
     """The vzdump worker, what it forked, and the configured other processes; nothing of any guest.
     `also` holds (command, text): a process whose name is the command and one of whose arguments contains the text, or
     names that path, something below it or a directory above it; the text "" is any. A worker that is gone is left out,
-    and so is one that is no vzdump task: a hook that somebody calls by hand must not leave his shell in the idle class,
+    and so is one that is no vzdump task: a hook called by hand must not leave the caller's shell in the idle class,
     nor one whose worker was killed the node's first process.
     """
     rows = {row.process.pid: row for row in _read_table(node)}

@@ -21,6 +21,7 @@ import os
 import re
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -51,7 +52,7 @@ class _Listener(NamedTuple):
     shown_as: bytes  # what its owner gave to bind()
 
 
-class WaiterWatch:
+class WaiterWatch(ABC):
     """The accept queue of the listener at `path`. Use it from one thread.
 
     Create it before it matters: finding the listener reads files, watching it does not (by sock_diag). `path` is what
@@ -72,18 +73,18 @@ class WaiterWatch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (what keeps nothing open has nothing to end)
         """Ends it."""
 
+    @abstractmethod
     def waiters_alive(self) -> int:
         """How many connections wait to be accepted whose client has not closed: it still wants to be served.
         Raises NodeError when the listener is gone: the VM was stopped or restarted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def waiting_sockets(self) -> frozenset[int] | None:
         """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd; None: unknown. Raises
         NodeError as `waiters_alive` does."""
-        raise NotImplementedError
 
     def _gone(self) -> NodeError:
         return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or restarted?")
