@@ -41,8 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """xdist adds the group to a test's name. By that name `--last-failed` does not find it again: scripts/test would
-    take a failed test that it never repeated for one that passed."""
-    report.nodeid = report.nodeid.partition("@tests/")[0]
+    take a failed test that it never repeated for one that passed. Its workers need the name as it is."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        report.nodeid = report.nodeid.partition("@tests/")[0]
 
 
 def _shared_by(item: pytest.Function) -> str:
