@@ -118,13 +118,16 @@ def rehearse_tonight(
     next_runs = _next_runs(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
     outlooks = [each for job in jobs for each in _outlooks(common, job, wanted, when, next_runs.get(job.id))]
+    not_started = {job.id: why for job in jobs if (why := why_job_does_not_start(job, pools))}
     if as_json:
-        json.dump([_as_json(each) for each in outlooks], out, indent=1)
+        # A job that names a pool which is not there has no guests; a program must hear of it all the same.
+        without = [_job_as_json(job, why) for job, why in not_started.items() if job not in {o.job for o in outlooks}]
+        json.dump([*map(_as_json, outlooks), *without], out, indent=1)
         out.write("\n")
     else:
         _print(common, outlooks, wanted, jobs, out)
     refused = any(each.would in ("be-refused-by-window", "be-refused-by-pve") for each in outlooks)
-    if refused or any(why_job_does_not_start(job, pools) for job in jobs):
+    if refused or not_started:
         return 1
     return 0 if outlooks else 2
 
@@ -348,6 +351,11 @@ def _verdict(each: Outlook) -> str:
         verdict += " if it starts then"
     state = "running" if each.guest.running else "off"
     return f"{kind} {each.guest.vmid} {each.guest.config.name or ''} ({state}, mode {each.mode}): {verdict}"
+
+
+def _job_as_json(job: str, why: str) -> dict[str, object]:
+    """Of a job that does not start and has no guest on this node."""
+    return {"job": job, "vmid": None, "would": "be-refused-by-pve", "pve_refuses": why}
 
 
 def _as_json(each: Outlook) -> dict[str, object]:

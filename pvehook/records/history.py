@@ -24,7 +24,7 @@ import tempfile
 import threading
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -294,10 +294,15 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
 
 def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[PastBackup]:
     """The backups that began at `since_s` or later, of one guest or of all, the oldest first."""
-    columns, first_figure = ", ".join(PastBackup._fields), -len(FIGURE_COLUMNS)
     which, values = ("started_s >= ?", [since_s]) if vmid is None else ("vmid = ? AND started_s >= ?", [vmid, since_s])
-    rows = history.execute(f"SELECT {columns} FROM backups WHERE {which} ORDER BY started_s", values)  # noqa: S608
-    return [PastBackup._make((*row[:first_figure], *map(decode_column, row[first_figure:]))) for row in rows]
+    sql = f"SELECT {', '.join(PastBackup._fields)} FROM backups WHERE {which} ORDER BY started_s"  # noqa: S608
+    return [past_backup(row) for row in history.execute(sql, values)]
+
+
+def past_backup(row: Sequence[Any]) -> PastBackup:
+    """A row that has PastBackup's columns."""
+    figure = -len(FIGURE_COLUMNS)
+    return PastBackup._make((*row[:figure], *map(decode_column, row[figure:])))
 
 
 def decode_column(value: object) -> Measured[float]:

@@ -14,32 +14,44 @@ from pvehook.records.history import PastBackup
 from pvehook.records.nights import backups_json
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.trends import Trend, instant
+from pvehook.rules.regression import Regression
 
 FORMAT = 1  # grows when something that was here means something else or is gone
 
 
 def overview_json(
-    history: sqlite3.Connection, trends: Sequence[Trend], since_s: float, until_s: float, zone: tzinfo
+    history: sqlite3.Connection,
+    lasts: Sequence[PastBackup],
+    since_s: float,
+    shown_from_s: float,
+    until_s: float,
+    zone: tzinfo,
 ) -> Iterator[str]:
-    """In pieces: every guest with its backups, the worst last backup first; the backups of a guest oldest first."""
+    """In pieces: every guest, given by its last backup, with its backups from `shown_from_s` on, the oldest first."""
     yield f'{{"format": {FORMAT}, "guests": ['
-    for number, trend in enumerate(trends):
-        guest = json.dumps(_guest(trend, zone))
-        backups = backups_json(history, trend.last.vmid, since_s, until_s, lambda at_s: instant(at_s, zone))
+    for number, last in enumerate(lasts):
+        backups, regression = backups_json(
+            history, last.vmid, since_s, shown_from_s, until_s, lambda at_s: instant(at_s, zone)
+        )
+        guest = json.dumps(_guest(last, regression, zone))
         yield f'{", " if number else ""}{guest[:-1]}, "backups": {backups}}}'
     yield "]}\n"
 
 
 def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
     """The last backup: its row, all of its figures by name, and the record as it is kept."""
-    body = {"format": FORMAT, **_guest(trend, zone), "backup": _backup(trend.last, zone), "record": encode(record)}
+    body = {
+        "format": FORMAT,
+        **_guest(trend.last, trend.regression, zone),
+        "backup": _backup(trend.last, zone),
+        "record": encode(record),
+    }
     if not isinstance(record, (Absent, Broken)):
         body["figures"] = {name: encode_figure(figure) for name, figure in figures(record).items()}
     return body
 
 
-def _guest(trend: Trend, zone: tzinfo) -> dict[str, object]:
-    last, found = trend.last, trend.regression
+def _guest(last: PastBackup, found: Regression | None, zone: tzinfo) -> dict[str, object]:
     regression = None
     if found is not None:
         known = {name: encode(value) for name, value in found._asdict().items()}

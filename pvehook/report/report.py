@@ -9,18 +9,20 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
 
 from pvehook.host.regular_file import replace_file
-from pvehook.records.history import DAY_S, reading, record_of
+from pvehook.records.history import DAY_S, PastBackup, reading, record_of
+from pvehook.records.nights import nights
 from pvehook.report.backup_terminal import backup_lines
 from pvehook.report.json_report import FORMAT, backup_json, overview_json
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
 from pvehook.report.terminal_style import style_of
-from pvehook.report.trends import Trend, day, days_of, trends
+from pvehook.report.trends import Trend, day, days_of, worst_first
 
 DEFAULT_SINCE: Final = "30d"
 TREND_DAYS: Final = 120  # how far back to search for a regression, even if fewer backups are shown
@@ -62,15 +64,24 @@ def run_report(
         gc.disable()
         at_the_end.callback(gc.enable)
         until_s = until.timestamp() + (1 if backup is not None else DAY_S)
-        found = trends(database, min(since_s, until_s - TREND_DAYS * DAY_S), until_s, since_s, vmid)
+        judged_from_s = min(since_s, until_s - TREND_DAYS * DAY_S)
+        lasts = worst_first(database, since_s, until_s, vmid)
+
+        def trend_of(last: PastBackup) -> Trend:
+            return Trend(last, *nights(database, last.vmid, judged_from_s, since_s, until_s))
+
         whose = "" if vmid is None else f" of guest {vmid}"
         if backup is not None:
-            of_night = [trend for trend in found if day(trend.last.started_s, zone) == backup]
+            of_night = [last for last in lasts if day(last.started_s, zone) == backup]
             if not of_night:
-                return _no_such_night(f"no backup{whose} began on {backup}", found, zone)
-            found = of_night
-        if not found:
+                return _no_such_night(f"no backup{whose} began on {backup}", map(trend_of, lasts), zone)
+            lasts = of_night
+        if not lasts:
             return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
+        if as_json and vmid is None and html is None:
+            out.writelines(overview_json(database, lasts[:worst], judged_from_s, since_s, until_s, zone))
+            return EXIT_OK
+        found = [trend_of(last) for last in lasts]
         if html is not None:
             os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
             replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone))
@@ -79,8 +90,6 @@ def run_report(
             record = record_of(database, found[0].last.id)
             text = [json.dumps(backup_json(found[0], record, zone))] if as_json else []
             print("\n".join(text or backup_lines(found[0], record, zone, style_of(out))), file=out)
-        elif as_json:
-            out.writelines(overview_json(database, found[:worst], since_s, until_s, zone))
         else:
             print("\n".join(overview_lines(found, worst or WORST_SHOWN, zone, style_of(out))), file=out)
     return EXIT_OK
@@ -108,7 +117,7 @@ def start_of(since: str, now: datetime) -> datetime:
         raise ValueError(f"{since!r:.40} is no time; expected days such as 30d, or a date such as 2026-11-01") from None
 
 
-def _no_such_night(what: str, found: list[Trend], zone: tzinfo) -> int:
+def _no_such_night(what: str, found: Iterable[Trend], zone: tzinfo) -> int:
     days = days_of(found, zone)[-7:]
     print(f"pvehook: {what}" + (f"; the last nights before: {', '.join(days)}" if days else ""), file=sys.stderr)
     return EXIT_ERROR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from functools import lru_cache
@@ -13,9 +12,9 @@ from pvehook.contract.measured import Measured
 from pvehook.contract.text import printable
 from pvehook.records.figures import severity_key
 from pvehook.records.guest_summary import guest_number
-from pvehook.records.history import PastBackup, backups
-from pvehook.records.nights import Night, nights
-from pvehook.rules.regression import Regression, find_regression
+from pvehook.records.history import PastBackup
+from pvehook.records.nights import Night, last_backups
+from pvehook.rules.regression import Regression
 
 NAME_LIMIT: Final = 64
 QUARTER_S: Final = 900
@@ -43,23 +42,19 @@ class Trend(NamedTuple):
         return f"{guest_number(last.vmtype, last.vmid)} {printable(last.name or '', NAME_LIMIT)}".rstrip()
 
 
-def trends(
-    history: sqlite3.Connection, since_s: float, until_s: float, shown_from_s: float, vmid: int | None = None
-) -> list[Trend]:
-    """Each guest, or the one, with a backup from `shown_from_s` to `until_s`, the worst last backup first. A regression
-    is searched for since `since_s`."""
-    found = []
-    for guest, own, judged in nights(history, since_s, until_s, vmid):
-        shown = own[bisect_left(own, shown_from_s, key=lambda night: night.started_s) :]
-        if shown:
-            last = backups(history, shown[-1].started_s, guest)[0]
-            found.append(Trend(last, shown, find_regression(judged)))
-    return sorted(found, key=lambda trend: (_badness(trend.last), trend.stalled_s), reverse=True)
+def worst_first(
+    history: sqlite3.Connection, since_s: float, until_s: float, vmid: int | None = None
+) -> list[PastBackup]:
+    """The last backup of each guest, or of the one, that has one in this time; the worst comes first."""
+    found = last_backups(history, since_s, until_s, vmid)
+    found.sort(key=lambda each: (_badness(each[0]), each[1]), reverse=True)
+    return [last for last, _ in found]
 
 
 def days_of(trends: Iterable[Trend], zone: tzinfo) -> list[str]:
     """The days of all their nights, the oldest first."""
-    return sorted({day(night.started_s, zone) for trend in trends for night in trend.nights})
+    quarters = {int(night.started_s) // QUARTER_S for trend in trends for night in trend.nights}
+    return sorted({day(quarter * QUARTER_S, zone) for quarter in quarters})
 
 
 def worst_of_each(trend: Trend, days: Sequence[str], days_a_bar: int, zone: tzinfo) -> dict[int, Night]:

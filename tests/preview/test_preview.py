@@ -44,8 +44,8 @@ BASE = {
 class Shown(NamedTuple):
     code: int
     text: str
-    guests: dict[int, dict[str, Any]]
-    """Of the JSON, by VMID."""
+    guests: dict[int | None, dict[str, Any]]
+    """Of the JSON, by VMID; None is a job without a guest."""
 
     def would(self, vmid: int = 101) -> str:
         return str(self.guests[vmid]["would"])
@@ -380,7 +380,8 @@ def test_exclude_alone_means_all_others(preview: Preview) -> None:
 
 def test_a_pool_that_is_not_there_ends_the_job(preview: Preview) -> None:
     shown = preview({**BY_POOL, "etc/pve/user.cfg": "pool:other::101:\n"})
-    assert (shown.code, shown.guests) == (1, {})
+    job = {"job": "nightly", "vmid": None, "would": "be-refused-by-pve", "pve_refuses": "pool 'web' does not exist"}
+    assert (shown.code, shown.guests) == (1, {None: job})
     assert "job nightly: PVE would REFUSE it: pool 'web' does not exist\n" in shown.text
 
 
