@@ -24,7 +24,7 @@ import tempfile
 import threading
 import urllib.parse
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -292,17 +292,20 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
     return sqlite3.connect(url, uri=True, timeout=BUSY_S, isolation_level=None)
 
 
-def backups(history: sqlite3.Connection, since_s: float = 0.0, vmid: int | None = None) -> list[PastBackup]:
-    """The backups that began at `since_s` or later, of one guest or of all, the oldest first."""
-    which, values = ("started_s >= ?", [since_s]) if vmid is None else ("vmid = ? AND started_s >= ?", [vmid, since_s])
-    sql = f"SELECT {', '.join(PastBackup._fields)} FROM backups WHERE {which} ORDER BY started_s"  # noqa: S608
-    return [past_backup(row) for row in history.execute(sql, values)]
-
-
 def past_backup(row: Sequence[Any]) -> PastBackup:
-    """A row that has PastBackup's columns."""
+    """A row that has PastBackup's columns. Raises sqlite3.DataError where one is of another kind."""
     figure = -len(FIGURE_COLUMNS)
+    for name, value in zip(PastBackup._fields[:figure], row, strict=False):
+        check_kind(name, {type(value)})
     return PastBackup._make((*row[:figure], *map(decode_column, row[figure:])))
+
+
+def check_kind(name: str, kinds: Set[type]) -> None:
+    """That the values of a column that holds no figure are of its kind. A damaged row may have any other. Raises
+    sqlite3.DataError."""
+    expected = {float} if name.endswith("_s") else {int} if name in ("id", "vmid") else {str, type(None)}
+    if not kinds <= expected:
+        raise sqlite3.DataError(f"damaged: {name} of another kind")
 
 
 def decode_column(value: object) -> Measured[float]:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from pvehook.contract.measured import Measured
 from pvehook.records.figures import encode_figure
-from pvehook.records.history import PastBackup, decode_column, past_backup
+from pvehook.records.history import PastBackup, check_kind, decode_column, past_backup
 from pvehook.rules.regression import BackupFigures, Regression, find_regression
 
 _TEXTS: Final = ("node", "result", "severity", "pve_manager", "qemu", "kernel", "causes")
@@ -96,7 +96,10 @@ def _columns(
     needed = tuple(dict.fromkeys((*_JUDGED, *_VERSIONS, *names)))
     sql = f"SELECT {', '.join(needed)} FROM backups WHERE vmid = ? AND started_s BETWEEN ? AND ?"  # noqa: S608
     rows = history.execute(f"{sql} ORDER BY started_s", (vmid, since_s, until_s)).fetchall()
-    return dict(zip(needed, zip(*rows, strict=True), strict=True))
+    columns: dict[str, Sequence[Any]] = dict(zip(needed, zip(*rows, strict=True), strict=True))
+    for name in ("started_s", *(name for name in needed if name in _TEXTS)):
+        check_kind(name, set(map(type, columns[name])))
+    return columns
 
 
 def _regression(columns: dict[str, Sequence[Any]]) -> Regression | None:

@@ -50,7 +50,7 @@ from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
 from pvehook.preview.jobs import parse_cron
-from pvehook.records import encoding, history, run_state
+from pvehook.records import encoding, history, nights, run_state
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
 from pvehook.rescue import allowances, freeze_record, last_good, speed_record
@@ -243,8 +243,10 @@ def in_tree(directory: str) -> dict[str, Parser]:
     def read_history() -> None:
         path = node.path("/var/lib/pvehook/history.db")
         with history.reading(path) as opened:
-            for each in history.backups(opened):
+            for each, _ in nights.last_backups(opened, 0.0, NOW_S):
                 history.record_of(opened, each.id)
+                nights.nights(opened, each.vmid, 0.0, 0.0, NOW_S)
+                nights.backups_json(opened, each.vmid, 0.0, 0.0, NOW_S, str)
             history.last_records(opened, 0.0)
         history.last_samples(path, 0.0)
         history.past_baselines(path, 101)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.history import append
+from pvehook.records.history import PastBackup, append, past_backup
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -50,6 +50,12 @@ NEW = Versions("9.0.3", "10.0.2", "6.8.12-4-pve")
 SOFT_LOCKUP = KernelEvent(
     NOW_S - 1500, "soft-lockup", "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]"
 )
+
+
+def all_backups(history: sqlite3.Connection) -> list[PastBackup]:
+    """Its rows, the oldest first."""
+    sql = f"SELECT {', '.join(PastBackup._fields)} FROM backups ORDER BY started_s"
+    return [past_backup(row) for row in history.execute(sql)]
 
 
 def latency(p99_ms: float, operations: int = 4000, over_1s: int = 0, over_10s: int = 0) -> Latency:

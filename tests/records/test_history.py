@@ -25,15 +25,15 @@ from pvehook.records.history import (
     KEEP_DAYS,
     SCHEMA,
     append,
-    backups,
     last_records,
     last_samples,
     past_baselines,
     reading,
     record_of,
 )
+from pvehook.records.nights import last_backups, nights
 from pvehook.records.stall_record import Baseline, StallRecord
-from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, charted, container, latency, record
+from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, all_backups, charted, container, latency, record
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 
@@ -64,7 +64,7 @@ def backup(age: float, vmid: int = 101, **changes: object) -> StallRecord:
 
 def kept(path: str) -> list[tuple[int, float]]:
     with reading(path) as database:
-        return [(each.vmid, (NOW_S - each.started_s) / DAY_S) for each in backups(database)]
+        return [(each.vmid, (NOW_S - each.started_s) / DAY_S) for each in all_backups(database)]
 
 
 # Keeping
@@ -78,7 +78,7 @@ def kept(path: str) -> list[tuple[int, float]]:
 def test_what_was_written_is_read(path: str, shown: StallRecord) -> None:
     assert append(path, shown, now_s=NOW_S) is None
     with reading(path) as database:
-        (row,) = backups(database)
+        (row,) = all_backups(database)
         read = record_of(database, row.id)
     assert isinstance(read, StallRecord)
     assert read.verdict == shown.verdict
@@ -93,7 +93,7 @@ def test_what_was_written_is_read(path: str, shown: StallRecord) -> None:
 def test_zero_absent_and_broken_stay_apart_in_a_row(path: str) -> None:
     append(path, backup(0, 101), backup(0, 102, hypervisor=HUNG), backup(0, 103, hypervisor=NO_AGENT), now_s=NOW_S)
     with reading(path) as database:
-        seen, hung, none = (each.stalled_s for each in backups(database))
+        seen, hung, none = (each.stalled_s for each in all_backups(database))
     assert seen == 0.0
     assert isinstance(seen, float)
     assert hung == Broken("QMP did not answer within 5 s")
@@ -104,7 +104,7 @@ def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
     append(path, charted(), now_s=NOW_S)
     append(path, record(result="failed"), now_s=NOW_S)
     with reading(path) as database:
-        (row,) = backups(database)
+        (row,) = all_backups(database)
         read = record_of(database, row.id)
     assert row.result == "failed"
     assert isinstance(read, StallRecord)
@@ -114,7 +114,7 @@ def test_a_night_that_is_told_twice_is_kept_once(path: str) -> None:
 def test_a_name_that_cannot_be_encoded_is_kept(path: str) -> None:
     append(path, record(name="web\udcff\n"), now_s=NOW_S)
     with reading(path) as database:
-        (row,) = backups(database)
+        (row,) = all_backups(database)
         read = record_of(database, row.id)
     assert row.name == "web\\udcff\\n"
     assert isinstance(read, StallRecord)
@@ -135,9 +135,11 @@ def test_only_root_may_read_it(path: str) -> None:
 def test_a_list_is_of_one_guest_and_since_a_day_when_asked(path: str) -> None:
     append(path, *(backup(age, vmid) for age in (9, 5, 1) for vmid in (101, 102)), now_s=NOW_S)
     with reading(path) as database:
-        assert [each.vmid for each in backups(database, vmid=102)] == [102, 102, 102]
-        assert len(backups(database, NOW_S - 6 * DAY_S)) == 4
-        assert len(backups(database, NOW_S - 6 * DAY_S, 101)) == 2
+        lasts = last_backups(database, NOW_S - 6 * DAY_S, NOW_S - 2 * DAY_S)
+        assert [(each.vmid, NOW_S - each.started_s) for each, _ in lasts] == [(101, 5 * DAY_S), (102, 5 * DAY_S)]
+        assert [each.vmid for each, _ in last_backups(database, 0.0, NOW_S, 102)] == [102]
+        shown, _ = nights(database, 102, 0.0, NOW_S - 6 * DAY_S, NOW_S)
+        assert [NOW_S - each.started_s for each in shown] == [5 * DAY_S, DAY_S]
 
 
 # The bound
@@ -180,7 +182,7 @@ def test_charts_and_details_go_before_their_row(path: str) -> None:
         append(path, charted(started_s=started_s, ended_s=started_s + 600), now_s=started_s + 600)
     append(path, now_s=NOW_S)
     with reading(path) as database:
-        rows = backups(database)
+        rows = all_backups(database)
         records = [record_of(database, row.id) for row in rows]
     assert len(rows) == 7
     assert records[0] == Absent("details are kept for 120 days")
@@ -282,7 +284,7 @@ def crashed_writer(path: str) -> None:
 
 def names(path: str) -> list[str | None]:
     with reading(path) as database:
-        return [each.name for each in backups(database)]
+        return [each.name for each in all_backups(database)]
 
 
 def test_what_a_killed_daemon_left_in_the_journal_is_read_and_kept(path: str) -> None:
@@ -373,7 +375,7 @@ def test_damage_that_sqlites_own_message_quotes_is_damage_too(path: str) -> None
     assert damaged != whole
     Path(path).write_bytes(damaged)
     with pytest.raises(NodeError, match="history"), reading(path) as opened:
-        backups(opened)
+        all_backups(opened)
     said = append(path, record(vmid=102), now_s=NOW_S)
     assert said is not None
     assert f"it is now {path}.damaged, and a new one was begun" in said
@@ -408,7 +410,7 @@ def test_the_first_releases_history_is_migrated_with_its_records(path: str) -> N
         old.executescript((Path(__file__).parents[1] / "data" / "history-1.sql").read_text())
     assert append(path, record(vmid=102), now_s=NOW_S) is None
     with reading(path) as history_now:
-        rows = backups(history_now)
+        rows = all_backups(history_now)
         assert [(row.vmid, row.severity) for row in rows] == [(110, "stalled"), (101, "stalled"), (102, "none")]
         for row in rows:
             assert isinstance(record_of(history_now, row.id), StallRecord), row.vmid
@@ -441,7 +443,7 @@ def test_details_that_cannot_be_read_cost_the_details(path: str, body: object, w
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
         damage.execute("UPDATE details SET body = ?", (body,))
     with reading(path) as database:
-        (row,) = backups(database)
+        (row,) = all_backups(database)
         read = record_of(database, row.id)
         assert last_records(database, 0.0) == []
     assert row.name == "web"
@@ -455,7 +457,7 @@ def test_a_figure_that_is_no_figure_is_broken(path: str) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
         damage.execute("UPDATE backups SET stalled_s = x'00', slowed_s = NULL")
     with reading(path) as database:
-        (row,) = backups(database)
+        (row,) = all_backups(database)
     assert isinstance(row.stalled_s, Broken)
     assert isinstance(row.slowed_s, Broken)
     assert row.write_p99_ms == 24.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.records.history import backups, reading
+from pvehook.records.history import reading
 from pvehook.report.report import run_report
-from tests.records.backups import NOW_S, write_long_history
+from tests.records.backups import NOW_S, all_backups, write_long_history
 
 pytestmark = pytest.mark.xdist_group("history-size")  # the history is written once
 
@@ -29,7 +29,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_night_is_there_and_the_file_stays_within_its_bound(history: str) -> None:
     with reading(history) as database:
-        assert len(backups(database)) == GUESTS * NIGHTS
+        assert len(all_backups(database)) == GUESTS * NIGHTS
     size = sum(os.path.getsize(history + journal) for journal in ("", "-wal") if os.path.exists(history + journal))
     assert size < BOUND_BYTES
 

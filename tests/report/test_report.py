@@ -476,3 +476,16 @@ def test_json_of_a_hostile_name_is_json(history: str) -> None:
         text = report(history, encoding="ascii", as_json=True, vmid=vmid)
         assert text.count("\n") == 1
         json.loads(text)
+
+
+@pytest.mark.parametrize("column", ["node", "name", "severity", "causes", "kernel", "vmid"])
+@pytest.mark.parametrize("how", [{}, {"as_json": True}, {"vmid": 101}], ids=["overview", "json", "one guest"])
+def test_a_damaged_row_is_an_error_that_is_told(tmp_path: Path, column: str, how: dict[str, Any]) -> None:
+    path = str(tmp_path / "history.db")
+    append(path, record(), now_s=NOW_S)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
+        damage.execute(f"UPDATE backups SET {column} = x'00'")
+    if column == "vmid" and "vmid" in how:
+        return  # it is no row of this guest's
+    with pytest.raises(NodeError, match=f"history {path}: damaged: {column} of another kind"):
+        run_report(path, io.StringIO(), NOW, **how)
