@@ -294,15 +294,14 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
 
 def past_backup(row: Sequence[Any]) -> PastBackup:
     """A row that has PastBackup's columns. Raises sqlite3.DataError where one is of another kind."""
-    figure = -len(FIGURE_COLUMNS)
-    for name, value in zip(PastBackup._fields[:figure], row, strict=False):
+    known, kept = row[: -len(FIGURE_COLUMNS)], row[-len(FIGURE_COLUMNS) :]
+    for name, value in zip(PastBackup._fields, known, strict=False):
         check_kind(name, {type(value)})
-    return PastBackup._make((*row[:figure], *map(decode_column, row[figure:])))
+    return PastBackup._make((*known, *map(decode_column, kept)))
 
 
 def check_kind(name: str, kinds: Set[type]) -> None:
-    """That the values of a column that holds no figure are of its kind. A damaged row may have any other. Raises
-    sqlite3.DataError."""
+    """That a column without figures has values of its kind; a damaged row may not. Raises sqlite3.DataError."""
     expected = {float} if name.endswith("_s") else {int} if name in ("id", "vmid") else {str, type(None)}
     if not kinds <= expected:
         raise sqlite3.DataError(f"damaged: {name} of another kind")
@@ -375,8 +374,7 @@ def _detail(history: sqlite3.Connection, backup: int) -> Measured[StallRecord]:
 
 
 def _version(history: sqlite3.Connection) -> int:
-    (version,) = history.execute("PRAGMA user_version").fetchone()
-    return int(version)
+    return int(history.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _primary_code(error: sqlite3.Error) -> int:
