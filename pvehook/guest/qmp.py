@@ -106,10 +106,15 @@ class QmpConnection:
         )
 
     def query_access_nodes(self, deadline: Deadline) -> frozenset[str]:
-        """The block nodes through which a backup provider, or fleecing, reads the disks as they were at its start."""
+        """The block nodes through which a backup provider, or fleecing, reads the disks as they were at its start.
+        None of them where QEMU refuses to list its nodes: a guest of a provider is then not seen to be in backup, any
+        other is."""
         source = self.source("query-named-block-nodes")
-        flat = {"flat": True}
-        reply = self.execute("query-named-block-nodes", flat, deadline=deadline, limit_bytes=DISKS_REPLY_LIMIT_BYTES)
+        limit_bytes = DISKS_REPLY_LIMIT_BYTES
+        try:
+            reply = self.execute("query-named-block-nodes", {"flat": True}, deadline=deadline, limit_bytes=limit_bytes)
+        except Refused:
+            return frozenset()
         nodes = items(reply, source=source)
         return frozenset(text(node, "node-name", source=source) for node in nodes if node.get("drv") == ACCESS_DRIVER)
 

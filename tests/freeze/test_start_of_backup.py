@@ -60,6 +60,16 @@ def test_an_agent_that_cannot_list_its_filesystems_is_frozen_as_by_pve(node: Nod
     assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
 
 
+def test_a_qemu_that_lists_no_block_nodes_costs_no_freeze(node: NodeUnderTest) -> None:
+    with running_vm(node) as guest:
+        guest.refused["query-named-block-nodes"] = "not for you"
+        assert play(node.run(WEB)).exit_code == 0
+        done = node.wait_for_event("freeze-done", vmid="101")
+        assert commands(guest) == ["guest-fsfreeze-freeze", "backup", "guest-fsfreeze-thaw"]
+        assert node.wait_for_event("guest-done", vmid="101")["PVEHOOK_SEVERITY"] == "none"
+    assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
+
+
 def test_a_slow_agent_is_pinged_before_it_is_frozen(node: NodeUnderTest) -> None:
     """Two answers less are waited for frozen, and PVE's ping is answered within its 3 s."""
     with running_vm(node, agent_latency_s=0.1) as guest:
