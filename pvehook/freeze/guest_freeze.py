@@ -250,7 +250,7 @@ class GuestFreeze:
         write = self._log.warning if summary.action == "veto" and not wanted else self._log.info
         write(
             "freeze-verdict",
-            message=f"{self._title}: freeze {summary.action}: {'; '.join(summary.reasons)}",
+            message=f"{self._title}: verdict {summary.action}: {'; '.join(summary.reasons)}",
             action=summary.action,
             reasons=summary.reasons,
             mountpoints=self._mountpoints,

@@ -97,15 +97,18 @@ _OF_THE_NODE: Final = (
 def _view(title: str, view: Measured[GuestView | HostView], table: tuple[tuple[str, str], ...]) -> View:
     if isinstance(view, (Absent, Broken)):
         return View(title, (("all of it", mark_of(view)),), tuple(_missing(title.removesuffix(" itself"), view)))
-    rows, missing = [], []
+    rows = []
+    missing: dict[Absent | Broken, list[str]] = {}  # several figures often share their reason
     for label, place in table:
         field, _, part = place.partition(".")
         figure = getattr(view, field)
-        missing += _missing(label, figure)
-        if not isinstance(figure, (Absent, Broken)):
+        if isinstance(figure, (Absent, Broken)):
+            missing.setdefault(figure, []).append(label)
+        else:
             figure = getattr(figure, part) if part else len(figure) if field == "kernel" else figure
         rows.append((label, marked(figure, short_number)))
-    return View(title, tuple(rows), tuple(missing))
+    reasons = (reason for figure, labels in missing.items() for reason in _missing(", ".join(labels), figure))
+    return View(title, tuple(rows), tuple(reasons))
 
 
 def _missing(what: str, measured: object) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 
 from pvehook.rehearsal.vzdump.player import Played, play
 from pvehook.rescue.freeze_record import freeze_records
-from tests.freeze.test_freeze import VM_CONFIG, WEB
+from tests.freeze.test_freeze import VM_CONFIG, WEB, wait_for_no_record
 from tests.guest.hostile import NASTY, read_line
 from tests.guest_files import SimulatedGuest
 from tests.native_freeze import freeze_events
@@ -198,7 +198,7 @@ def test_an_agent_that_does_not_tell_the_facts_is_vetoed(node: NodeUnderTest, co
         assert not agent.frozen
     ((name, text),) = shown(node)
     assert name == "freeze-verdict"
-    assert "freeze veto: agent-silent: the agent does not answer" in text
+    assert "verdict veto: agent-silent: the agent does not answer" in text
     assert node.wait_for_event("freeze-done", vmid="101")["PVEHOOK_CONSISTENCY"] == "crash-consistent"
 
 
@@ -223,7 +223,7 @@ def test_an_agent_that_cannot_be_synchronised_is_frozen_by_nobody(node: NodeUnde
         assert not agent.frozen
     ((name, text),) = shown(node)
     assert name == "freeze-verdict"
-    assert "freeze veto: agent-silent: the agent does not answer guest-info" in text
+    assert "verdict veto: agent-silent: the agent does not answer guest-info" in text
     assert node.wait_for_event("freeze-done", vmid="101")["PVEHOOK_CONSISTENCY"] == "crash-consistent"
 
 
@@ -259,7 +259,7 @@ def test_a_freeze_that_is_answered_badly_is_thawed(node: NodeUnderTest, lie: Lie
     assert name == "freeze-done"
     assert done["PVEHOOK_CONSISTENCY"] == "crash-consistent"
     assert "the freeze failed: " in text or "the freeze was not answered within 2 s" in text
-    assert freeze_records(node.node) == []
+    wait_for_no_record(node)
 
 
 @pytest.mark.parametrize("lie", ["silence", "half", "deep", "400 digits", "nasty text", "a nasty error"])
@@ -300,7 +300,7 @@ def test_a_guest_that_says_frozen_for_ever_is_never_given_up_and_called_so_once(
         assert len(asked) < 400  # it answers in no time, and must not be asked as fast
     done = node.wait_for_event("freeze-done", vmid="101")
     assert done["PVEHOOK_FROZEN_MS"].isdigit()
-    assert freeze_records(node.node) == []
+    wait_for_no_record(node)
 
 
 def test_a_hanging_guest_is_not_flooded_with_questions(node: NodeUnderTest) -> None:

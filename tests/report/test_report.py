@@ -264,7 +264,7 @@ def test_what_is_missing_has_its_reason_below_the_views(history: str) -> None:
     assert "stalled    ?  (QMP did not answer within 5 s)" in text
     assert "all of it              ?   io some s              -" in text
     assert "? QEMU: QMP did not answer within 5 s" in text
-    assert "- io some s: the guest's kernel has no pressure information" in text
+    assert "- io some s, io full s: the guest's kernel has no pressure information" in text
     text = report(history, vmid=102)
     assert "- QEMU: a container has no QEMU" in text
     assert "guest's io full s     12" in text
