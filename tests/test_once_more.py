@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("xdist")
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).parents[1]
 
 TESTS = """

@@ -337,6 +337,7 @@ def test_control_characters_in_every_text_are_shown_escaped(node: NodeUnderTest)
     assert any(shown in line for line in played.task_log)
 
 
+@pytest.mark.long
 def test_a_gigabyte_costs_no_memory(node: NodeUnderTest) -> None:
     def peak_kb() -> int:
         status = Path(f"/proc/{node.daemon.pid}/status").read_text()

@@ -13,6 +13,8 @@ from tests.node_under_test import ALWAYS, NodeUnderTest
 AGENT_S = (0.0, 0.05, 0.1, 0.4, 1.0, 1.9, 3.0)
 MONITOR_S = (0.0, 0.05, 0.1, 0.3)
 
+QUICK = ((0.0, 0.0), (0.1, 0.1), (1.0, 0.0))
+
 MACHINE_S = 0.6
 """What a test machine adds to a freeze that runs six tests at a time on two cores."""
 
@@ -33,8 +35,14 @@ def frozen_s(node: NodeUnderTest, agent_s: float, monitor_s: float) -> tuple[flo
     return sum(each.until_s - each.since_s for each in freezes if each.until_s is not None), played
 
 
-@pytest.mark.parametrize("monitor_s", MONITOR_S)
-@pytest.mark.parametrize("agent_s", AGENT_S)
+@pytest.mark.parametrize(
+    ("agent_s", "monitor_s"),
+    [
+        pytest.param(agent_s, monitor_s, marks=() if (agent_s, monitor_s) in QUICK else pytest.mark.long)
+        for agent_s in AGENT_S
+        for monitor_s in MONITOR_S
+    ],
+)
 def test_a_slow_guest_is_frozen_hardly_longer_than_by_pve(
     node: NodeUnderTest, agent_s: float, monitor_s: float
 ) -> None:

@@ -13,7 +13,7 @@ from pvehook.records.history import reading
 from pvehook.report.report import run_report
 from tests.records.backups import NOW_S, all_backups, write_long_history
 
-pytestmark = pytest.mark.xdist_group("history-size")  # the history is written once
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("history-size")]  # the history is written once
 
 GUESTS, NIGHTS = 200, 400
 BOUND_BYTES = 80_000_000

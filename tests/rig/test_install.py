@@ -23,6 +23,8 @@ import pytest
 
 from tests.rig.tree_entries import Entry, entries
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).resolve().parents[2]
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 FROZEN_BY_US = f"script: {HOOK}\nionice: 8\n"

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from pvehook.rules.window import Window, WindowState, is_open, parse_span, window_state
 
+pytestmark = pytest.mark.long
+
 ZONES = ("Europe/Warsaw", "America/New_York", "Australia/Lord_Howe", "UTC")
 DAY_NAMES = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
