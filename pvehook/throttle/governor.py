@@ -94,16 +94,25 @@ class Governor:
         return self._knows_activity or self._seen_s >= ACTIVITY_S
 
     def know_baseline(self, baseline: Measured[Baseline]) -> None:
-        """How the guest was before its backup."""
+        """How the guest was before its backup, or before its last ones."""
         before = value_of(baseline)
         if before is None:
             if not self._knows_activity:  # its disks have not been used since it was started
                 self._bounds = self._bounds.with_activity(0, 0.0, 1.0)
             return
         self._bounds = self._bounds._replace(target_ms=self._target_ms(before))
-        if before.source == "before" and not self._picked_up:
-            self._bounds = self._bounds.with_activity(*_requests_before(before), before.lasted_s)
+        if before.source != "since-start":
+            self.know_activity(*_requests_before(before), before.lasted_s)
+
+    def know_activity(self, operations: int, total_ms: float, seconds: float) -> None:
+        """How much the guest asked its disks before its backup. What is told first counts."""
+        if not self._knows_activity and seconds >= ACTIVITY_S:
+            self._bounds = self._bounds.with_activity(operations, total_ms, seconds)
             self._knows_activity = True
+
+    def know_paused(self) -> None:
+        """It stands still while its archive is written: nothing of it has to wait for the backup."""
+        self.know_activity(0, 0.0, ACTIVITY_S)
 
     def know_archive(self, shares_disk: bool | None) -> None:
         """Whether the archive is written to a disk of the guest's, once that is known: for the advice."""

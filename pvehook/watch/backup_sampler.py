@@ -82,6 +82,7 @@ class BackupSampler:
         config: MetricsConfig,
         governor: Governor | None,
         baseline_of: Callable[[Sequence[DiskCounters]], Measured[Baseline]],
+        requests_before: Callable[[Sequence[DiskCounters]], tuple[int, float, float] | None],
         pve_may_freeze: Callable[[], bool],
     ) -> None:
         self._context = context
@@ -89,6 +90,7 @@ class BackupSampler:
         self._config = config
         self._governor = governor
         self._baseline_of = baseline_of
+        self._requests_before = requests_before
         self._pve_may_freeze = pve_may_freeze
         self._baseline: Measured[Baseline] = Absent("its disks were not seen")
         seen: Seen | None = None
@@ -214,6 +216,10 @@ class BackupSampler:
                 self._host.vcpus_are(process.pid, disks.start.vcpus)
             self._baseline = self._baseline_of(disks.start.disks)
             if self._governor is not None:
+                if disks.is_paused:
+                    self._governor.know_paused()
+                if requests := self._requests_before(disks.start.disks):
+                    self._governor.know_activity(*requests)
                 self._governor.know_baseline(self._baseline)
             self._keep()
         if self._job_since_s is None and disks.job_seen:

@@ -26,7 +26,7 @@ from pvehook.host.node import Node
 from pvehook.host.processes import running_vms
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline
-from pvehook.rules.latency import disks_between, latency_of, sum_of
+from pvehook.rules.latency import NS_PER_MS, disks_between, latency_of, sum_of
 
 LEAST_S = 20.0
 """A shorter time before its backup says little about a guest."""
@@ -75,6 +75,16 @@ class Baselines:
         if not any(each.operations for each in since_start.values()):
             return Absent("its disks have not been used since it was started")
         return _baseline(0.0, "since-start", since_start)
+
+    def requests_before(self, vmid: int, disks: Sequence[DiskCounters]) -> tuple[int, float, float] | None:
+        """How many requests this VM has made since it was armed, the milliseconds that they took together, and for how
+        many seconds it has been armed. None: it was not."""
+        if vmid not in self._before:
+            return None
+        armed_s, before = self._before[vmid]
+        completed = disks_between(before, disks).values()
+        total_ms = sum(each.total_time_ns for each in completed) / NS_PER_MS
+        return sum(each.operations for each in completed), total_ms, time.monotonic() - armed_s
 
     def end(self) -> None:
         """Removes what is armed on VMs whose turn did not come; in a thread, no phase waits for it."""

@@ -90,6 +90,11 @@ class DiskSampler:
         return sum(job.length_bytes for job in self._jobs.values()) if self._jobs else None
 
     @property
+    def is_paused(self) -> bool:
+        """Whether the VM was paused when the counting began."""
+        return self._run_state == "paused"
+
+    @property
     def waits(self) -> bool:
         """Whether a connection waits for its turn: sample again at once, or vzdump waits behind a silent one."""
         return self._waiting is not None

@@ -71,6 +71,7 @@ class GuestMonitor:
                 self._metrics,
                 self._governor,
                 lambda counters: records.baseline_of(guest.vmid, counters),
+                lambda counters: records.baselines.requests_before(guest.vmid, counters),
                 pve_may_freeze,
             )
 
@@ -142,7 +143,7 @@ class GuestMonitor:
         state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
         if guest.admitted_by == WINDOW_OPEN and state.closes_at is not None:
             closes_s = time.monotonic() + state.closes_at.timestamp() - now_s
-        return Governor(
+        governor = Governor(
             node,
             guest.vmid,
             mode,
@@ -152,6 +153,9 @@ class GuestMonitor:
             window_closes_s=closes_s,
             picked_up_s=since_start_s if guest.seen is not None else None,
         )
+        if guest.mode == "suspend":  # PVE resumes it when its archive is written
+            governor.know_paused()
+        return governor
 
 
 def shares_disk(paced: PacerRecord) -> bool | None:

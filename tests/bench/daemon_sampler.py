@@ -47,7 +47,7 @@ def sampled(
         context = Context(node, clock, TimelyReader(), log)
         guest = GuestRecord(VMID, "snapshot", "qemu", None, clock.now_s())
         governor = Governor(node, VMID, "on", GovernorConfig(), log, setup=Setup())
-        sampler = BackupSampler(context, guest, MetricsConfig(), governor, baseline_of, is_left_to_pve)
+        sampler = BackupSampler(context, guest, MetricsConfig(), governor, baseline_of, lambda _: None, is_left_to_pve)
         found = Sampled()
         sampler.begin()
         try:

@@ -85,3 +85,13 @@ def test_an_idle_guests_backup_is_not_limited(
             player.go_on()
             assert player.finish().exit_code == 0
         assert guest.speeds_set == ()
+
+
+def test_a_guest_that_stands_still_is_not_limited_however_busy_it_was(node: NodeUnderTest) -> None:
+    """Suspended for its backup, or paused before; and its job begins before it could be looked at for long."""
+    with running_vm(node, backup_s=0.5) as guest, busy(guest):
+        assert play(replace(node.run(WEB), mode="suspend")).exit_code == 0
+        assert guest.speeds_set == ()
+        guest.pause()
+        assert play(node.run(WEB)).exit_code == 0
+        assert guest.speeds_set == ()

@@ -214,6 +214,34 @@ def test_the_first_guest_of_a_run_is_slowed_only_if_it_is_busy(
         assert bool(sampler.guest.speeds_set) == slowed
 
 
+@pytest.mark.parametrize(("writes_before", "slowed"), [(20, False), (2000, True)])
+def test_a_guest_whose_turn_comes_soon_is_as_busy_as_since_the_runs_start(
+    node_without_daemon: NodeUnderTest, writes_before: int, slowed: bool
+) -> None:
+    """Too short a time for a baseline of its latency, and long enough to tell whether it asks for anything."""
+    with sampled(node_without_daemon) as sampler:
+        sampler.governor.know_activity(writes_before, writes_before * 5.0, 6.0)
+        sampler.governor.know_baseline(SINCE_START)
+        sampler.look(1.0)
+        sampler.start_job()
+        for _ in range(5):
+            sampler.look(1.0)
+        assert bool(sampler.guest.speeds_set) == slowed
+
+
+@pytest.mark.parametrize(("writes_before", "slowed"), [(100, False), (9000, True)])
+def test_the_first_guest_of_a_run_is_as_busy_as_in_its_last_nights(
+    node_without_daemon: NodeUnderTest, writes_before: int, slowed: bool
+) -> None:
+    with sampled(node_without_daemon) as sampler:
+        sampler.governor.know_baseline(Baseline(60.0, "history", Latency(), Latency(writes_before, 10.0), Latency()))
+        sampler.look(1.0)
+        sampler.start_job()
+        for _ in range(5):
+            sampler.look(1.0)
+        assert bool(sampler.guest.speeds_set) == slowed
+
+
 def test_a_guest_whose_disks_were_never_used_is_not_slowed(node_without_daemon: NodeUnderTest) -> None:
     """A VM that vzdump has started for its backup, in mode stop."""
     with sampled(node_without_daemon) as sampler:
