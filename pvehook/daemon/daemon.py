@@ -166,10 +166,17 @@ class Daemon:
             with connection:
                 reply = self._answer(connection)
                 connection.sendall(encode_reply(reply))
+            self._forget_failures()
         except OSError as error:
             self._log.info("call-lost", message=f"a hook went away before its answer: {error}")
         finally:
             self._call_is_over(connection)
+
+    def _forget_failures(self) -> None:
+        """Of daemons before this one (hooks/systemd/restart-pause): it could start and answers, so if it is ended in a
+        run, the next one is not to wait."""
+        with suppress(OSError):
+            os.unlink(os.path.join(self._context.node.run_dir, "failures"))
 
     def _call_is_over(self, connection: socket.socket) -> None:
         self._last_call_s = time.monotonic()

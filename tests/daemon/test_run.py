@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from pvehook.host.ioprio import IDLE, NONE, Priority, read_all_threads, set_all_threads
 from pvehook.rehearsal.vzdump.player import Player, play
@@ -56,6 +57,14 @@ def test_a_backup_whose_end_no_daemon_saw_is_unknown_and_not_failed(node: NodeUn
     assert ended["MESSAGE"] == "vzdump ended: 1 guests, 0 backed up, 0 refused, 0 failed, 1 not known"
     assert ended["PVEHOOK_GUESTS_UNKNOWN"] == "1"
     assert any("VM 101 web        unknown" in line for line in played.notification)
+
+
+def test_a_daemon_that_answers_leaves_no_failures_for_which_the_next_one_would_wait(node: NodeUnderTest) -> None:
+    """Two daemons that were ended in runs of their own are not one that cannot start (hooks/systemd/restart-pause)."""
+    failures = Path(node.node.run_dir, "failures")
+    failures.write_text("watchdog\n")
+    assert play(node.run(Guest(101, name="web"))).exit_code == 0
+    assert not failures.exists()
 
 
 def test_every_thread_of_worker_and_compressor_is_idle_while_the_archive_runs(node: NodeUnderTest) -> None:
