@@ -48,9 +48,9 @@ def wait_for_a_waiter(socket: WaiterWatch) -> None:
         time.sleep(0.01)
 
 
-def wait_for_no_record(node: NodeUnderTest) -> None:
+def wait_for_no_record(node: NodeUnderTest, within_s: float = 10.0) -> None:
     """A freeze is told in the journal before its record is removed."""
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + within_s
     while records := freeze_records(node.node):
         assert time.monotonic() < until_s, records
         time.sleep(0.01)
