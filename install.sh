@@ -69,7 +69,7 @@ install.sh: installs pvehook, which keeps Proxmox VE backups from freezing the g
   ./install.sh --root DIR    the same in a directory tree (image builds, tests): no apt, systemctl or root
   ./install.sh --demo        any Linux, no root: play one night in a private environment (.venv) and show it
   ./install.sh --test [--quick] [...]   install what the tests need and run them; --quick: without real
-                             Debian systems and QEMU guests; other arguments go to pytest
+                             Debian systems, QEMU guests and the longest ones; other arguments go to pytest
   ./install.sh --help        this page
 
 What goes where: the program to /usr/local/lib/pvehook, the command to /usr/local/bin/pvehook, units to

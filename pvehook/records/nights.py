@@ -22,6 +22,8 @@ from pvehook.rules.regression import BackupFigures, Regression, find_regression
 _TEXTS: Final = ("node", "result", "severity", "pve_manager", "qemu", "kernel", "causes")
 _NOT_NUMBERS: Final = (*_TEXTS, "id", "vmid", "name", "vmtype")
 _NUMBERS: Final = tuple(name for name in PastBackup._fields if name not in _NOT_NUMBERS)
+_JUDGED: Final = ("started_s", "stalled_s", "slowed_s", "write_p99_ms")
+_VERSIONS: Final = ("pve_manager", "qemu", "kernel")
 _JSON: Final = '{"started": "%s", ' + "".join(f'"{name}": %s, ' for name in _NUMBERS) + "%s}"
 
 
@@ -83,10 +85,6 @@ def backups_json(
     numbers = (_each(_json_number, columns[name][first:]) for name in _NUMBERS)
     texts = map(_json_texts, *(columns[name][first:] for name in _TEXTS))
     return f"[{', '.join([_JSON % row for row in zip(started, *numbers, texts, strict=True)])}]", _regression(columns)
-
-
-_JUDGED: Final = ("started_s", "stalled_s", "slowed_s", "write_p99_ms")
-_VERSIONS: Final = ("pve_manager", "qemu", "kernel")
 
 
 def _columns(

@@ -63,6 +63,7 @@ def run_report(
         # 200 000 nights are a million small values without a reference cycle: no use to search them for garbage.
         gc.disable()
         at_the_end.callback(gc.enable)
+        database.execute("BEGIN")  # one state of it, whatever the daemon adds and removes meanwhile
         until_s = until.timestamp() + (1 if backup is not None else DAY_S)
         judged_from_s = min(since_s, until_s - TREND_DAYS * DAY_S)
         lasts = worst_first(database, since_s, until_s, vmid)

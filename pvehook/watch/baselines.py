@@ -27,6 +27,7 @@ from pvehook.host.processes import running_vms
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.latency import NS_PER_MS, disks_between, latency_of, sum_of
+from pvehook.watch.disk_sampler import went_back
 
 LEAST_S = 20.0
 """A shorter time before its backup says little about a guest."""
@@ -78,8 +79,8 @@ class Baselines:
 
     def requests_before(self, vmid: int, disks: Sequence[DiskCounters]) -> tuple[int, float, float] | None:
         """How many requests this VM has made since it was armed, the milliseconds that they took together, and for how
-        many seconds it has been armed. None: it was not."""
-        if vmid not in self._before:
+        many seconds it has been armed. None: it was not, or it was started anew since."""
+        if vmid not in self._before or went_back(self._before[vmid][1], disks):
             return None
         armed_s, before = self._before[vmid]
         completed = disks_between(before, disks).values()

@@ -126,7 +126,7 @@ class DiskSampler:
     def _sample_on(self, qmp: QmpConnection, deadline: Deadline) -> None:
         disks = read_disks(qmp, deadline, [disk.qdev for disk in self._last]) if self.start is not None else ()
         # Another QEMU counts anew: vzdump has stopped the VM and started it again.
-        if self.start is None or _went_back(self._last, disks):
+        if self.start is None or went_back(self._last, disks):
             self.start = self._begin(qmp, deadline)
             self._last, self._last_s, disks = self.start.disks, None, self.start.disks
         progress = self._tracker.poll(qmp, deadline)
@@ -213,7 +213,7 @@ class DiskSampler:
         return sum(max(job.offset_bytes - before.get(job.device, 0), 0) for job in jobs)
 
 
-def _went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:
+def went_back(before: Sequence[DiskCounters], after: Sequence[DiskCounters]) -> bool:
     """Whether any counter is less than it was."""
     earlier = {disk.qdev: disk for disk in before}
     pairs = [(earlier[disk.qdev], disk) for disk in after if disk.qdev in earlier]

@@ -24,7 +24,7 @@ from pvehook.errors import NodeError
 from pvehook.records.history import append
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.report.report import run_report, start_of
-from pvehook.report.trends import day, instant
+from pvehook.report.trends import day, instant, worst_first
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import Verdict
 from tests.records.backups import (
@@ -478,14 +478,33 @@ def test_json_of_a_hostile_name_is_json(history: str) -> None:
         json.loads(text)
 
 
-@pytest.mark.parametrize("column", ["node", "name", "severity", "causes", "kernel", "vmid"])
-@pytest.mark.parametrize("how", [{}, {"as_json": True}, {"vmid": 101}], ids=["overview", "json", "one guest"])
-def test_a_damaged_row_is_an_error_that_is_told(tmp_path: Path, column: str, how: dict[str, Any]) -> None:
+DAMAGED = [
+    (column, how) for column in ("node", "name", "severity", "causes", "kernel") for how in ("all", "json", "one")
+]
+
+
+@pytest.mark.parametrize(("column", "how"), [*DAMAGED, ("vmid", "all"), ("vmid", "json")])
+def test_a_damaged_row_is_an_error_that_is_told(tmp_path: Path, column: str, how: str) -> None:
+    ways: dict[str, dict[str, Any]] = {"all": {}, "json": {"as_json": True}, "one": {"vmid": 101}}
     path = str(tmp_path / "history.db")
     append(path, record(), now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damage:
         damage.execute(f"UPDATE backups SET {column} = x'00'")
-    if column == "vmid" and "vmid" in how:
-        return  # it is no row of this guest's
     with pytest.raises(NodeError, match=f"history {path}: damaged: {column} of another kind"):
-        run_report(path, io.StringIO(), NOW, **how)
+        run_report(path, io.StringIO(), NOW, **ways[how])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_report_is_of_one_moment_though_the_daemon_drops_old_nights_meanwhile(
+    history: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    append(history, record(), now_s=NOW_S)
+
+    def emptied_then_ordered(*given: Any) -> Any:
+        found = worst_first(*given)
+        with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as daemon:
+            daemon.execute("DELETE FROM backups")
+        return found
+
+    monkeypatch.setattr("pvehook.report.report.worst_first", emptied_then_ordered)
+    assert "web" in report(history, as_json=as_json)
