@@ -23,6 +23,7 @@ class BesideBackup(NamedTuple):
 
     vmid: int
     """Whose backup."""
+    vmtype: str | None
     exposure: Exposure
     watched_s: float
     stalled_s: float
@@ -73,12 +74,3 @@ class BesideRecord:
     beside: tuple[BesideBackup, ...]
     """The worst first, those without any suffering left out."""
     marks: tuple[Mark, ...]
-
-    @property
-    def in_words(self) -> str:
-        """Whose backup it was: `beside VM 103's backup`; empty: it did not suffer."""
-        if not self.beside:
-            return ""
-        more = len(self.beside) - 1
-        also = f" and {more} other{'s' if more > 1 else ''}" if more else ""
-        return f"beside {self.beside[0].vmid}'s backup{also}"
