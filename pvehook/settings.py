@@ -1,7 +1,7 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 4,
+        {"v": 5,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "enforce": "exit",
                     "exempt": {"guests": [], "jobs": [], "storages": []}},
@@ -12,7 +12,7 @@
                                "mountpoints": ["/"], "leave_out": []}]},
          "metrics": {"mode": "on", "sample_every_s": 0.5, "guest_kernel_log": true, "keep_days": 400, "textfile": null},
          "governor": {"mode": "on", "latency_floor_s": 0.01, "latency_factor": 3.5, "stretch_at_most": 1.9,
-                      "rules": [{"guests": [101], "tags": [], "names": [], "mode": "off"}]},
+                      "rules": [{"guests": [101], "tags": [], "names": [], "mode": "off", "spare": null}]},
          "pacer": {"mode": "auto", "step_mib": 2},
          "chain": null}
 
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pvehook.errors import ConfigError
 
-JSON_LAYOUT = 4
+JSON_LAYOUT = 5
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 
@@ -62,6 +62,7 @@ FreezeRuleMode = Literal["auto", "never", "mountpoints", "off"]
 WindowsFreeze = Literal["auto", "never"]
 MetricsMode = Literal["on", "off"]
 GovernorMode = Literal["on", "observe", "off"]
+Spare = Literal["always", "own-backup", "never"]
 PacerMode = Literal["auto", "on", "off"]
 
 DUMP_DIRECTORY = "dump-directory"
@@ -149,18 +150,21 @@ class MetricsConfig(NamedTuple):
 
 
 class GovernorRule(NamedTuple):
-    """What counts for some guests instead of the section's `mode`, matched as a FreezeRule is."""
+    """What counts for some guests, matched as a FreezeRule is. `mode` is how such a guest's backup is treated, whoever
+    suffers from it; `spare` is which backups are slowed while such a guest suffers. None: the rule does not say."""
 
     guests: tuple[Vmid, ...] = ()
     tags: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    mode: GovernorMode = "on"
+    mode: GovernorMode | None = None
+    spare: Spare | None = None
 
 
 class GovernorConfig(NamedTuple):
-    """When a backup is slowed down: while its guest's requests take longer than `latency_factor` times what they took
-    before, and longer than `latency_floor_s`. A backup is stretched to `stretch_at_most` times its length by it.
-    A busy guest's backup begins slowly in any case."""
+    """When a backup is slowed down: while the requests of its guest, or of another one on the same disks, take longer
+    than `latency_factor` times what they took before, and longer than `latency_floor_s`. A backup is stretched to
+    `stretch_at_most` times its length by it. A busy guest's backup begins slowly in any case. Of `rules` the first one
+    that matches a guest and has a mode gives its mode, and so it is with `spare`."""
 
     mode: GovernorMode = "on"
     latency_floor_s: Annotated[float, Seconds(0.001, 1.0)] = 0.01

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from pvehook.errors import ConfigError
 from pvehook.rules.window import parse_span
-from pvehook.settings import DEFAULT, FreezeRule, from_json, to_json
+from pvehook.settings import DEFAULT, FreezeRule, GovernorRule, from_json, to_json
 
 RULE = FreezeRule(guests=(101,))._asdict()
+GOVERNOR_RULE = GovernorRule(guests=(101,))._asdict()
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -42,8 +43,8 @@ def test_the_default_window_is_one_that_opens() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "part"),
     [
-        ("v", 1, "layout 1, expected 4"),
-        ("v", 0, "layout 0, expected 4"),
+        ("v", 4, "layout 4, expected 5"),
+        ("v", 0, "layout 0, expected 5"),
         ("v", None, "layout None"),
         ("window", None, "wrong value"),
         ("window", [], "wrong value"),
@@ -89,6 +90,8 @@ def test_the_default_window_is_one_that_opens() -> None:
         ("governor.mode", "auto", "'auto' is not one of on, observe, off"),
         ("governor.latency_factor", float("nan"), "nan is no number"),
         ("governor.rules", [{"guests": [1]}], "1 is no whole number from 100"),
+        ("governor.rules", [{**GOVERNOR_RULE, "mode": "auto"}], "'auto' is not one of on, observe, off"),
+        ("governor.rules", [{**GOVERNOR_RULE, "spare": "on"}], "'on' is not one of always, own-backup, never"),
         ("pacer", {"mode": "on"}, "lacks 'step_mib'"),
         ("chain", "hook.sh", "'hook.sh' is no absolute path"),
         ("chain", ["/a"], "is no text"),

@@ -147,7 +147,7 @@ def _as_yaml(field: str, value: Any) -> str:
 
 
 def _entry_as_yaml(entry: Any) -> dict[str, Any]:
-    """A rule without its empty lists, since not every mode takes every list."""
+    """A rule without what it does not set, since not every mode takes every list."""
     values = entry._asdict()
     values["except"] = values.pop("leave_out", ())
-    return {name: value for name, value in values.items() if value != ()}
+    return {name: value for name, value in values.items() if value not in ((), None)}

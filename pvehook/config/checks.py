@@ -25,6 +25,7 @@ from pvehook.settings import (
     GovernorMode,
     GovernorRule,
     Seconds,
+    Spare,
     Vmid,
     hints_of,
 )
@@ -236,8 +237,11 @@ def _entries(
 
 
 def _governor_rule(walk: Walk, node: Node, key: str) -> GovernorRule:
-    checks = {**_WHOM_CHECKS, "mode": _choice(get_args(GovernorMode))}
-    return GovernorRule(**_entries(walk, node, key, checks, {"mode": " or ".join(get_args(GovernorMode))}))
+    checks = {**_WHOM_CHECKS, "mode": _choice(get_args(GovernorMode)), "spare": _choice(get_args(Spare))}
+    values = _entries(walk, node, key, checks)
+    if isinstance(node, MappingNode) and not {"mode", "spare"} & values.keys():
+        walk.bad(node, key, "mode, spare or both: what the rule changes", found="neither mode nor spare")
+    return GovernorRule(**values)
 
 
 def _also(walk: Walk, node: Node, key: str) -> AlsoProcess:
@@ -296,7 +300,7 @@ _LISTS_AND_PATHS: dict[str, Check] = {
     "io_priority.also": _list_of(_also, "a list of entries with command and mentions"),
     "freeze.rules": _list_of(_freeze_rule, "a list of rules, each with guests, tags or names"),
     "metrics.textfile": _or_null(_text(r"/.*\.prom", "the absolute path of a file that ends in .prom, or null")),
-    "governor.rules": _list_of(_governor_rule, "a list of rules, each with mode and guests, tags or names"),
+    "governor.rules": _list_of(_governor_rule, "a list of rules, each with mode or spare, and guests, tags or names"),
     "chain": _or_null(_chain),
 }
 

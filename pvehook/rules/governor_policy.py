@@ -1,4 +1,5 @@
-"""Which mode a guest's governor has, and the settings that would help the guest more than any governor can."""
+"""Which mode a guest's governor has, which backups are slowed for it, and the settings that would help it more than any
+governor can."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from pvehook.rules.governor_readings import Culprit
 from pvehook.rules.guest_match import match
-from pvehook.settings import GovernorConfig, GovernorMode
+from pvehook.settings import GovernorConfig, GovernorMode, Spare
 
 
 class Setup(NamedTuple):
@@ -25,8 +26,28 @@ class Setup(NamedTuple):
 
 
 def mode_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> GovernorMode:
-    """The first rule that matches the guest, else the section's mode."""
-    return next((rule.mode for rule in config.rules if match(rule, vmid, name, tags)), config.mode)
+    """How this guest's own backup is treated: by the first rule that matches the guest and has a mode, else by the
+    section's mode."""
+    found = (rule.mode for rule in config.rules if rule.mode is not None and match(rule, vmid, name, tags))
+    return next(found, config.mode)
+
+
+def spare_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> Spare:
+    """Which backups are slowed while this guest suffers: by the first rule that matches it and has `spare`, else
+    always."""
+    found = (rule.spare for rule in config.rules if rule.spare is not None and match(rule, vmid, name, tags))
+    return next(found, "always")
+
+
+def spared_in_own_backup(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> bool:
+    """Whether this guest's own backup is slowed because this guest suffers. Not the same as its mode: with `off` it is
+    not slowed for its neighbours either."""
+    return spare_for(config, vmid, name, tags) != "never"
+
+
+def may_be_spared_for_others(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> bool:
+    """Whether the backups of other guests are slowed because this guest suffers."""
+    return spare_for(config, vmid, name, tags) == "always"
 
 
 def workers_of(performance: str | None) -> int:

@@ -150,6 +150,17 @@ GOOD: list[tuple[str, Config]] = [
         Config(governor=GovernorConfig("observe", 0.025, 5.0, 1.5)),
     ),
     (
+        "governor: {rules: [{names: [test-*], spare: own-backup}, {guests: [101], mode: observe, spare: never}]}",
+        Config(
+            governor=GovernorConfig(
+                rules=(
+                    GovernorRule(names=("test-*",), spare="own-backup"),
+                    GovernorRule(guests=(101,), mode="observe", spare="never"),
+                )
+            )
+        ),
+    ),
+    (
         "governor: {rules: [{tags: [batch], mode: off}]}",
         Config(governor=GovernorConfig(rules=(GovernorRule(tags=("batch",), mode="off"),))),
     ),
@@ -342,7 +353,16 @@ BAD: list[tuple[str, int, str, str, str, str]] = [
     ('governor: {stretch_at_most: "2"}', 1, "governor.stretch_at_most", '"2"', "without quotes", ""),
     ("governor: {stretch_at_most: 1e1}", 1, "governor.stretch_at_most", "1e1", "a number from 1.1 to 20", ""),
     ("governor: {rules: [{mode: off}]}", 1, "governor.rules[0]", "no guest at all", "guests, tags, names", ""),
-    ("governor: {rules: [{tags: [a]}]}", 1, "governor.rules[0].mode", "nothing", "on or observe or off", ""),
+    ("governor: {rules: [{tags: [a]}]}", 1, "governor.rules[0]", "neither mode nor spare", "mode, spare or both", ""),
+    ("governor: {rules: [{spare: never}]}", 1, "governor.rules[0]", "no guest at all", "guests, tags, names", ""),
+    (
+        "governor: {rules: [{tags: [a], spare: own}]}",
+        1,
+        "governor.rules[0].spare",
+        "own",
+        "always or own-backup or never",
+        "",
+    ),
     ("governor: {rules: [{tags: [a], mode: no}]}", 1, "governor.rules[0].mode", "no", "on or observe or off", ""),
     ("pacer: {step_mib: 65}", 1, "pacer.step_mib", "65", "from 1 to 64", ""),
     ("chain: hook.sh", 1, "chain", "hook.sh", "the absolute path of a script, or null", ""),
@@ -693,7 +713,12 @@ CONFIGS = st.builds(
         latency_floor_s=times((0.001, 1.0)),
         latency_factor=st.integers(15, 200).map(lambda tenths: tenths / 10),
         stretch_at_most=st.integers(11, 200).map(lambda tenths: tenths / 10),
-        rules=st.lists(st.builds(GovernorRule, **WHOM, mode=st.sampled_from(["on", "observe", "off"]))).map(tuple),
+        rules=st.lists(
+            st.one_of(
+                st.builds(GovernorRule, **WHOM, mode=st.sampled_from(["on", "observe", "off"])),
+                st.builds(GovernorRule, **WHOM, spare=st.sampled_from(["always", "own-backup", "never"])),
+            )
+        ).map(tuple),
     ),
     pacer=st.builds(PacerConfig, mode=st.sampled_from(["auto", "on", "off"]), step_mib=st.integers(1, 64)),
     chain=st.one_of(st.none(), TEXTS.map(lambda text: "/" + text)),

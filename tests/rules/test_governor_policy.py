@@ -2,15 +2,52 @@ from __future__ import annotations
 
 import pytest
 
-from pvehook.rules.governor_policy import Setup, advice, mode_for, workers_of
+from pvehook.rules.governor_policy import (
+    Setup,
+    advice,
+    may_be_spared_for_others,
+    mode_for,
+    spared_in_own_backup,
+    workers_of,
+)
 from pvehook.settings import GovernorConfig, GovernorRule
 
 
 def test_the_first_rule_that_matches_a_guest_wins_over_the_section() -> None:
-    config = GovernorConfig(mode="on", rules=(GovernorRule(tags=("db",), mode="observe"), GovernorRule(guests=(101,))))
+    rules = (GovernorRule(tags=("db",), mode="observe"), GovernorRule(guests=(101,), mode="on"))
+    config = GovernorConfig(mode="on", rules=rules)
     assert mode_for(config, 101, "web", ("DB",)) == "observe"
     assert mode_for(config._replace(mode="off"), 101, "web", ()) == "on"
     assert mode_for(config._replace(mode="off"), 102, "web", ()) == "off"
+
+
+@pytest.mark.parametrize(
+    ("vmid", "own", "others"),
+    [(101, True, False), (102, False, False), (103, True, True), (104, True, True)],
+)
+def test_a_rule_says_which_backups_are_slowed_for_a_guest(vmid: int, own: bool, others: bool) -> None:
+    rules = (
+        GovernorRule(guests=(101,), spare="own-backup"),
+        GovernorRule(guests=(102,), spare="never"),
+        GovernorRule(guests=(103,), spare="always"),
+        GovernorRule(names=("*",), mode="off"),
+    )
+    config = GovernorConfig(rules=rules)
+    assert spared_in_own_backup(config, vmid, "web", ()) is own
+    assert may_be_spared_for_others(config, vmid, "web", ()) is others
+
+
+def test_a_rule_that_says_one_thing_leaves_the_other_to_the_rules_after_it() -> None:
+    rules = (
+        GovernorRule(tags=("db",), spare="own-backup"),
+        GovernorRule(guests=(101,), mode="observe"),
+        GovernorRule(guests=(101,), mode="off", spare="never"),
+    )
+    config = GovernorConfig(rules=rules)
+    assert mode_for(config, 101, None, ("db",)) == "observe"
+    assert spared_in_own_backup(config, 101, None, ("db",))
+    assert not may_be_spared_for_others(config, 101, None, ("db",))
+    assert not spared_in_own_backup(config, 101, None, ())
 
 
 @pytest.mark.parametrize(
