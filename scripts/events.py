@@ -34,6 +34,11 @@ EVENTS: Final = {
         "info warning",
         "A guest's summary, after its last phase. A warning if its backup failed or the guest stalled.",
     ),
+    "guest-suffered": (
+        "info warning",
+        "What a guest suffered beside the backups of others in one run, beside whose, and whether they were slowed for "
+        "it. A warning if it stalled.",
+    ),
     "io-priority-set": ("info", "A process of the backup has the idle I/O class."),
     "io-priority-restored": (
         "info error",

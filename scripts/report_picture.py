@@ -17,7 +17,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from pvehook.records.history import append  # noqa: E402  (this repository's, wherever the script is called from)
+from pvehook.records.history_writing import append  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.report.report import run_report  # noqa: E402
 from tests.records.backups import NOW_S, a_nodes_backups  # noqa: E402
 from tests.rig.browser import CHROMIUM, Page, Screen, running_browser  # noqa: E402

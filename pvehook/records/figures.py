@@ -1,5 +1,7 @@
 """A record's figures under one name each: the journal, `--json`, the history and Prometheus all take them from here.
 
+`figures` are those of a guest's own backup, `beside_figures` those of what it suffered beside the backups of others.
+
     stalled_s            3.4                                      a value, zero among them
     guest_io_some_s      Absent("the guest runs no agent")        nothing to measure
     write_p99_ms         Broken("QMP did not answer within 5 s")  it is there and could not be read
@@ -18,6 +20,7 @@ from typing import Any, Final, TypeVar
 from pvehook.contract.latency import RequestKind
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
+from pvehook.records.beside_record import BesideRecord
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.rules.latency import Latency
 from pvehook.rules.stalls import LOCKUPS, SEVERITIES, HypervisorView, KernelEvent
@@ -71,6 +74,18 @@ def figures(record: StallRecord) -> dict[str, Measured[float]]:
         "governor_cost_s": Absent("no governor") if record.governor is None else record.governor.cost_s,
         "backup_bytes": _or_absent(record.backup_bytes, "no block job was seen"),
         "sampler_cpu_s": record.sampler_cpu_s,
+    }
+
+
+def beside_figures(record: BesideRecord) -> dict[str, Measured[float]]:
+    """All of them; the names carry their units."""
+    return {
+        "stalled_s": record.stalled_s,
+        "slowed_s": record.slowed_s,
+        "p99_ms": record.p99_ms,
+        "baseline_p99_ms": record.baseline_p99_ms,
+        "watched_s": record.watched_s,
+        "slowed_backup_s": sum(each.slowed_backup_s for each in record.beside),
     }
 
 

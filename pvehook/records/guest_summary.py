@@ -8,7 +8,7 @@ pvehook: VM 101 (web): stalled for 3.4 s, slowed for 41 s, p99 of writes 24 ms b
 
 from __future__ import annotations
 
-from pvehook.contract.measured import Absent, Broken, value_of
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.records.figures import encode_figure, figures, short_number
 from pvehook.records.guest_record import GuestRecord
@@ -86,7 +86,18 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
 def stall_in_words(stall: StallRecord) -> str:
     """How long the guest stalled, how its writes fared, and the causes with their evidence."""
     known = figures(stall)
-    stalled_s, slowed_s = known["stalled_s"], known["slowed_s"]
+    text = seconds_in_words(known["stalled_s"], known["slowed_s"])
+    during, before = value_of(known["write_p99_ms"]), value_of(known["baseline_write_p99_ms"])
+    if during is not None:
+        earlier = f"{short_number(before)} ms before and " if before is not None else ""
+        text += f", p99 of writes {earlier}{short_number(during)} ms during"
+    if found := lockups_of(stall.guest):
+        text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
+    return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
+
+
+def seconds_in_words(stalled_s: Measured[float], slowed_s: Measured[float]) -> str:
+    """`stalled for 3.4 s, slowed for 41 s`; why not, where that is not known."""
     if isinstance(stalled_s, Absent):
         text = f"whether it stalled was not seen: {printable(stalled_s.why)}"
     elif isinstance(stalled_s, Broken):
@@ -95,13 +106,7 @@ def stall_in_words(stall: StallRecord) -> str:
         text = f"stalled for {short_number(stalled_s)} s" if stalled_s else "not stalled"
     if not isinstance(slowed_s, (Absent, Broken)):
         text += f", slowed for {short_number(slowed_s)} s"
-    during, before = value_of(known["write_p99_ms"]), value_of(known["baseline_write_p99_ms"])
-    if during is not None:
-        earlier = f"{short_number(before)} ms before and " if before is not None else ""
-        text += f", p99 of writes {earlier}{short_number(during)} ms during"
-    if found := lockups_of(stall.guest):
-        text += f", {len(found)} {'lines' if len(found) > 1 else 'line'} of its kernel about a lockup"
-    return "; ".join([text, *(f"{cause.text} ({cause.evidence})" for cause in stall.verdict.causes)])
+    return text
 
 
 def is_good(guest: GuestRecord, stall: StallRecord | None) -> bool:

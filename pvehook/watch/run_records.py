@@ -23,7 +23,8 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
-from pvehook.records.history import append, last_records, last_samples, past_baselines, reading
+from pvehook.records.history import last_records, last_samples, past_baselines, reading
+from pvehook.records.history_writing import append
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, exposition, guest_samples

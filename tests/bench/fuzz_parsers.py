@@ -50,12 +50,15 @@ from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
 from pvehook.preview.jobs import parse_cron
-from pvehook.records import encoding, history, nights, run_state
+from pvehook.records import beside_history, encoding, history, nights, run_state
+from pvehook.records.beside_record import BesideRecord
 from pvehook.records.guest_record import GuestRecord
+from pvehook.records.history_schema import packed, unpacked
+from pvehook.records.history_writing import append, append_beside
 from pvehook.records.stall_record import StallRecord
 from pvehook.rescue import allowances, freeze_record, last_good, speed_record
 from pvehook.rules.window import parse_span
-from tests.records.backups import NOW_S, charted, container, record
+from tests.records.backups import NOW_S, beside, charted, container, record
 
 SEED = 20261128
 ODD: tuple[Any, ...] = (
@@ -238,7 +241,8 @@ def in_tree(directory: str) -> dict[str, Parser]:
     mark = node.path("/run/pvehook/not-taken-up")
     database = Path(directory, "history.db")
     records = (record(), container(), charted(number=5))
-    history.append(str(database), *records, now_s=NOW_S)
+    append(str(database), *records, now_s=NOW_S)
+    append_beside(str(database), [beside()], now_s=NOW_S)
 
     def read_history() -> None:
         path = node.path("/var/lib/pvehook/history.db")
@@ -248,6 +252,8 @@ def in_tree(directory: str) -> dict[str, Parser]:
                 nights.nights(opened, each.vmid, 0.0, 0.0, NOW_S)
                 nights.backups_json(opened, each.vmid, 0.0, 0.0, NOW_S, str)
             history.last_records(opened, 0.0)
+            beside_history.beside_records(opened, 0.0, NOW_S)
+            beside_history.last_beside(opened, 0.0, NOW_S)
         history.last_samples(path, 0.0)
         history.past_baselines(path, 101)
 
@@ -303,12 +309,17 @@ def in_tree(directory: str) -> dict[str, Parser]:
             of("/var/lib/pvehook/history.db", read_history), (database.read_bytes(),), (NodeError,), share=0.02
         ),
         "stall-record": Parser(
-            lambda data: encoding.decode(StallRecord, history._unpacked(zlib.compress(data, 0))),
+            lambda data: encoding.decode(StallRecord, unpacked(zlib.compress(data, 0))),
             tuple(plain(encoding.encode(each)) for each in records),
             (ValueError,),
         ),
+        "beside-record": Parser(
+            lambda data: encoding.decode(BesideRecord, unpacked(zlib.compress(data, 0))),
+            (plain(encoding.encode(beside())),),
+            (ValueError,),
+        ),
         "stall-record-packed": Parser(
-            history._unpacked, tuple(history._packed(encoding.encode(each)) for each in records), (ValueError,)
+            unpacked, tuple(packed(encoding.encode(each)) for each in records), (ValueError,)
         ),
     }
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.history import PastBackup, append, past_backup
+from pvehook.records.beside_record import BesideBackup, BesideRecord, Mark
+from pvehook.records.history import PastBackup, past_backup
+from pvehook.records.history_writing import append
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -155,6 +157,37 @@ def container(**changes: Any) -> StallRecord:
         "verdict": Verdict("stalled", 12.0, None, (Cause("shared-disks", "shared disks", "waited 12.0 s"),)),
     }
     return record(**{**values, **changes})
+
+
+def beside(**changes: Any) -> BesideRecord:
+    """A VM that was in no backup of its own and suffered beside two of a run of two hours, 103's more than 110's."""
+    stalled_s, slowed_s = changes.pop("stalled_s", 17.0), changes.pop("slowed_s", 41.0)
+    severity: Severity = "stalled" if stalled_s >= 1 else "slowed" if slowed_s >= 1 else "none"
+    values: dict[str, Any] = {
+        "node": "pve1",
+        "job": "UPID:pve1:00001267:0086789C:6923D2A0:vzdump::root@pam:",
+        "vmid": 101,
+        "name": "web",
+        "vmtype": "qemu",
+        "started_s": NOW_S - 8400,
+        "ended_s": NOW_S - 1200,
+        "watched_s": 7000.0,
+        "severity": severity,
+        "stalled_s": stalled_s,
+        "slowed_s": slowed_s,
+        "p99_ms": 2405.0 if severity != "none" else 16.0,
+        "baseline_p99_ms": 15.0,
+        "seen_by": "requests",
+        "unknown": (),
+        "beside": (
+            BesideBackup(103, "qemu", "shared", 3600.0, 12.0, 30.0, 8.0),
+            BesideBackup(110, "lxc", "shared", 1800.0, 5.0, 11.0),
+        )
+        if severity != "none"
+        else (),
+        "marks": tuple(Mark(60.0 * (each + 1), 10.0, 1.7, 4.1) for each in range(10)) if severity != "none" else (),
+    }
+    return BesideRecord(**{**values, **changes})
 
 
 def charted(seed: int = 1, number: int = 120, bad: bool = True, **changes: Any) -> StallRecord:

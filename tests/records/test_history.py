@@ -18,22 +18,14 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.errors import NodeError
-from pvehook.records import history
-from pvehook.records.history import (
-    CHART_DAYS,
-    DETAIL_DAYS,
-    KEEP_DAYS,
-    SCHEMA,
-    append,
-    last_records,
-    last_samples,
-    past_baselines,
-    reading,
-    record_of,
-)
+from pvehook.records import history_schema, history_writing
+from pvehook.records.beside_history import beside_between
+from pvehook.records.history import last_records, last_samples, past_baselines, reading, record_of
+from pvehook.records.history_schema import CHART_DAYS, DETAIL_DAYS, KEEP_DAYS, SCHEMA
+from pvehook.records.history_writing import append, append_beside
 from pvehook.records.nights import last_backups, nights
 from pvehook.records.stall_record import Baseline, StallRecord
-from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, all_backups, charted, container, latency, record
+from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, all_backups, beside, charted, container, latency, record
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 
@@ -322,7 +314,7 @@ def test_it_is_read_while_it_is_written(path: str) -> None:
 
 
 def test_a_lock_of_somebody_else_is_not_waited_for_without_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "BUSY_S", 0.05)
+    monkeypatch.setattr(history_writing, "BUSY_S", 0.05)
     append(path, record(), now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -416,9 +408,24 @@ def test_the_first_releases_history_is_migrated_with_its_records(path: str) -> N
             assert isinstance(record_of(history_now, row.id), StallRecord), row.vmid
 
 
+def test_a_history_from_before_guests_were_watched_beside_others_is_migrated_with_its_records(path: str) -> None:
+    """tests/data/history-3.sql was dumped from a database of version 3, the last one without them."""
+    os.makedirs(os.path.dirname(path))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript((Path(__file__).parents[1] / "data" / "history-3.sql").read_text())
+    assert append_beside(path, [beside(vmid=102)], now_s=NOW_S) is None
+    with reading(path) as history_now:
+        rows = all_backups(history_now)
+        assert [(row.vmid, row.severity) for row in rows] == [(101, "stalled"), (110, "stalled"), (103, "unknown")]
+        records = [record_of(history_now, row.id) for row in rows]
+        assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [12, 0, 0]
+        assert [each.vmid for each in beside_between(history_now, 0.0, NOW_S)] == [102]
+    assert sorted(last_samples(path, 0.0)) == [101, 103, 110]
+
+
 def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     append(path, record(), now_s=NOW_S)
-    monkeypatch.setattr(history, "SCHEMA", (*SCHEMA, "ALTER TABLE backups ADD COLUMN new_one DEFAULT 7;"))
+    monkeypatch.setattr(history_schema, "SCHEMA", (*SCHEMA, "ALTER TABLE backups ADD COLUMN new_one DEFAULT 7;"))
     with pytest.raises(NodeError, match="older pvehook; the next backup brings it up to date"), reading(path):
         pass
     assert append(path, record(vmid=102), now_s=NOW_S) is None
@@ -433,7 +440,7 @@ def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkey
         (b"rubbish", "cannot be read"),
         (zlib.compress(b"[" * 100_000), "cannot be read"),
         (zlib.compress(b'{"vmid": 101}'), "cannot be read"),
-        (zlib.compress(b" " * (history.DETAIL_LIMIT_BYTES + 1)), "over 4194304 bytes"),
+        (zlib.compress(b" " * (history_schema.DETAIL_LIMIT_BYTES + 1)), "over 4194304 bytes"),
         ("a text", "no bytes"),
     ],
     ids=["rubbish", "too deep", "an older layout", "a bomb", "no blob"],

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.history import append
+from pvehook.records.history_writing import append
 from pvehook.records.stall_record import SpeedPoint
 from pvehook.report.report import run_report
 from pvehook.rules.stalls import Cause, Verdict

@@ -21,7 +21,7 @@ import pytest
 
 from pvehook.contract.measured import Absent
 from pvehook.errors import NodeError
-from pvehook.records.history import append
+from pvehook.records.history_writing import append
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.report.report import run_report, start_of
 from pvehook.report.trends import day, instant, worst_first

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.records.history import append
+from pvehook.records.history_writing import append
 from pvehook.report.report import run_report
 from tests.records.backups import NOW_S, a_nodes_backups, charted
 from tests.rig.browser import CHROMIUM, Browser, Page, Screen, running_browser
