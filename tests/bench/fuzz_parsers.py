@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from pvehook import config, hook_call, settings
+from pvehook.cli import governor
 from pvehook.config import merge, parse
 from pvehook.contract.call import BadCall, parse_call
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
@@ -56,8 +57,10 @@ from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history_schema import packed, unpacked
 from pvehook.records.history_writing import append, append_beside
 from pvehook.records.stall_record import StallRecord
+from pvehook.report.terminal_style import TerminalStyle
 from pvehook.rescue import allowances, freeze_record, last_good, speed_record
 from pvehook.rules.window import parse_span
+from pvehook.watch import watch_status
 from tests.records.backups import NOW_S, beside, charted, container, record
 
 SEED = 20261128
@@ -257,6 +260,14 @@ def in_tree(directory: str) -> dict[str, Parser]:
         history.last_samples(path, 0.0)
         history.past_baselines(path, 101)
 
+    def read_watch_status() -> None:
+        status = watch_status.read_status(node, 5.0)
+        if isinstance(status, watch_status.WatchStatus):
+            governor._watch_lines(status, (), TerminalStyle(80, unicode=False, colour=False))
+
+    watched = watch_status.WatchedGuest(105, "db", "qemu", "shared", "requests", True, 12.5, 64.0, 412.0, 1310.0, 35.0)
+    hung = watch_status.WatchedGuest(106, None, "lxc", "unknown", None, not_watched="its monitor does not answer")
+    watch = watch_status.status_of(1.0, "UPID:", 101, 105, (watched, hung))
     run = run_state.RunState(worker=ProcessId(1, 1), upid="UPID:", started_s=1.0)
     run.guest = GuestRecord(vmid=101, mode="snapshot", vmtype="qemu", name="web", started_s=1.0)
     run.done = [GuestRecord(vmid=100, mode="stop", vmtype="lxc", name=None, started_s=1.0)]
@@ -283,6 +294,7 @@ def in_tree(directory: str) -> dict[str, Parser]:
         "speed-record": Parser(
             of("/run/pvehook/speeds/101.json", lambda: speed_record.read_record(node, 101)), (plain(speeds),)
         ),
+        "watch-status": Parser(of("/run/pvehook/watch.json", read_watch_status), (plain(encoding.encode(watch)),)),
         "freeze-record": Parser(
             of("/run/pvehook/frozen/101.freeze", lambda: freeze_record.freeze_records(node)),
             (b"frozen         \n" + plain(frozen) + b"\0" * 100, plain(frozen)),

@@ -10,10 +10,12 @@ import pytest
 from pvehook.cli import main
 from pvehook.deadline import Deadline
 from pvehook.guest.qmp import open_qmp
+from pvehook.host.clock import SystemClock
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.speed_record import SpeedRecord, write_record
 from pvehook.rules.governor_constants import START_BYTES_PER_S
+from pvehook.watch.watch_status import WatchedGuest, remove_status, status_of, write_status
 from tests.guest_files import SimulatedGuest
 from tests.node_under_test import ALWAYS, NodeUnderTest
 from tests.watch.test_guest_monitor import WEB, running_vm, wait_for_looks
@@ -52,8 +54,10 @@ def end(guest: SimulatedGuest, player: Player) -> None:
 
 
 def test_without_a_backup_it_says_so(node: NodeUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(node, capsys).splitlines() == ["governor: on", "pvehook knows of no running backup"]
-    assert json.loads(status(node, capsys, "--json")) == []
+    shown = ["governor: on", "pvehook knows of no running backup", "no guest is watched"]
+    assert status(node, capsys).splitlines() == shown
+    told = {"mode": "on", "backups": [], "watch": {"absent": "no guest is watched"}}
+    assert json.loads(status(node, capsys, "--json")) == told
 
 
 def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
@@ -63,13 +67,18 @@ def test_a_slowed_backup_says_how_fast_it_may_be_and_by_whom(
         player.wait_for("archive 101")
         speed = die_with_it_slowed(node, guest)
         slowed = status(node, capsys)
-        (shown,) = json.loads(status(node, capsys, "--json"))
+        (shown,) = json.loads(status(node, capsys, "--json"))["backups"]
+        quiet = WatchedGuest(105, "db", "qemu", "shared", "block-devices")
+        write_status(node.node, status_of(SystemClock().steady_s(), "UPID:", 101, None, (quiet,)))
+        steered = status(node, capsys)
+        remove_status(node.node)
         with open_qmp(guest.qmp_path, Deadline.after(5)) as qmp:
             qmp.set_job_speed("drive-scsi0", 12_300_000, Deadline.after(5))
         by_hand = status(node, capsys)
         end(guest, player)
     limit = f"{speed / 1e6:.1f} MB/s at most, throttled by the governor"
     assert re.fullmatch(rf"VM 101 \(web\): drive-scsi0 \d+% done, {limit}", slowed.splitlines()[1]), slowed
+    assert "none suffers now; the backup is steered by its own guest" in steered.splitlines()
     assert (shown["vmid"], shown["device"], shown["speed_bytes_per_s"]) == (101, "drive-scsi0", speed)
     assert shown["throttled"] is True
     assert by_hand.splitlines()[1].endswith("% done, 12.3 MB/s at most")
@@ -93,7 +102,7 @@ def test_a_backup_that_may_run_free_says_so(node: NodeUnderTest, capsys: pytest.
         player.wait_for("archive 101")
         wait_for_looks(guest)  # it is idle, so its backup is never slowed
         free = status(node, capsys)
-        (shown,) = json.loads(status(node, capsys, "--json"))
+        (shown,) = json.loads(status(node, capsys, "--json"))["backups"]
         end(guest, player)
     assert free.splitlines()[1].endswith("% done, as fast as it can")
     assert (shown["speed_bytes_per_s"], shown["throttled"]) == (0, False)
