@@ -12,7 +12,8 @@ place, unless it goes on where the server's last one ended, and the time for its
 
 The arithmetic alone (`Queue`) is what tests/rules simulate the governor with. `served_disk` is the same behind an NBD
 socket, which a real QEMU opens as its disk: it answers each request when the arithmetic says so, keeps no contents (all
-zeros), and runs in a process of its own.
+zeros), and runs in a process of its own. Where it is asked to, it counts what comes by each socket and writes that as
+the kernel shows a block device's counters, so that each socket looks like a volume of its own on that disk.
 """
 
 from __future__ import annotations
@@ -121,15 +122,64 @@ _ZEROES = bytes(32 * MIB)
 STARTS_WITHIN_S = 10.0
 
 
+COUNTERS_EVERY_S: Final = 0.05
+
+
+class VolumeCounters:
+    """What came by one socket, in a directory's `stat` and `inflight`, with the columns of the kernel's
+    Documentation/block/stat.rst. The kernel makes these files anew at each reading, this program every 50 ms."""
+
+    def __init__(self, directory: str) -> None:
+        os.makedirs(directory, exist_ok=True)
+        names = ("stat", "inflight")
+        self._stat, self._inflight = (os.open(os.path.join(directory, each), os.O_CREAT | os.O_RDWR) for each in names)
+        self._done: dict[Kind, list[float]] = {"read": [0, 0, 0.0], "write": [0, 0, 0.0], "flush": [0, 0, 0.0]}
+        """Requests, bytes, seconds from coming to being answered."""
+        self._now: dict[Kind, int] = {"read": 0, "write": 0, "flush": 0}
+        self._busy_s = self._changed_s = 0.0
+        self.write(0.0)
+
+    def begins(self, kind: Kind, now_s: float) -> None:
+        self._let_pass(now_s)
+        self._now[kind] += 1
+
+    def ends(self, kind: Kind, length: int, began_s: float, now_s: float) -> None:
+        self._let_pass(now_s)
+        self._now[kind] -= 1
+        for index, more in enumerate((1, length, now_s - began_s)):
+            self._done[kind][index] += more
+
+    def write(self, now_s: float) -> None:
+        """Over what is there, as long as that: whoever keeps the file open sees it too."""
+        self._let_pass(now_s)
+        columns: list[float] = []
+        for operations, length, seconds in (self._done["read"], self._done["write"]):
+            columns += [operations, 0, length // 512, 1000 * seconds]
+        all_s = sum(seconds for _, _, seconds in self._done.values())
+        columns += [sum(self._now.values()), 1000 * self._busy_s, 1000 * all_s, 0, 0, 0, 0]
+        columns += [self._done["flush"][0], 1000 * self._done["flush"][2]]
+        os.pwrite(self._stat, (" ".join(f"{int(each):10}" for each in columns) + "\n").encode(), 0)
+        writes = self._now["write"] + self._now["flush"]
+        os.pwrite(self._inflight, f"{self._now['read']:8} {writes:8}\n".encode(), 0)
+
+    def _let_pass(self, now_s: float) -> None:
+        if any(self._now.values()):
+            self._busy_s += now_s - self._changed_s
+        self._changed_s = now_s
+
+
 @contextlib.contextmanager
-def served_disk(model: DiskModel, sizes: Mapping[str, int], seed: int) -> Iterator[None]:
-    """One disk, seen as an NBD export of `sizes[path]` bytes at each unix socket, until the block is left."""
+def served_disk(
+    model: DiskModel, sizes: Mapping[str, int], seed: int, counters: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """One disk, seen as an NBD export of `sizes[path]` bytes at each unix socket, until the block is left. `counters`:
+    for a socket the directory of its block device's counters (`VolumeCounters`)."""
     listeners = {}
     for path, size in sizes.items():
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(path)
         listener.listen(4)
-        listeners[listener] = size
+        listeners[listener] = size, VolumeCounters(counters[path]) if counters and path in counters else None
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(model, listeners, seed), daemon=True)
     process.start()
     for listener in listeners:
@@ -146,27 +196,40 @@ def served_disk(model: DiskModel, sizes: Mapping[str, int], seed: int) -> Iterat
 class _Client:
     """One connection. `skip` bytes of a write are still to come, and are thrown away."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, counters: VolumeCounters | None) -> None:
         self.socket = connected
+        self.counters = counters
         self.received = bytearray()
         self.skip = 0
         self.write: tuple[bytes, int, int] | None = None
 
 
-def _serve(model: DiskModel, listeners: Mapping[socket.socket, int], seed: int) -> None:
+def _serve(
+    model: DiskModel, listeners: Mapping[socket.socket, tuple[int, VolumeCounters | None]], seed: int
+) -> None:
     queue = Queue(model, seed)
-    answers: list[tuple[float, int, _Client, bytes, int]] = []
+    answers: list[tuple[float, int, _Client, bytes, Kind, int, float]] = []
+    counted = [counters for _, counters in listeners.values() if counters is not None]
+    written_s = 0.0
     clients: dict[socket.socket, _Client] = {}
     number = 0
     scratch = memoryview(bytearray(4 * MIB))
     while True:
-        wait_s = max(answers[0][0] - time.monotonic(), 0.0) if answers else None
+        now_s = time.monotonic()
+        if counted and now_s >= written_s + COUNTERS_EVERY_S:
+            written_s = now_s
+            for counters in counted:
+                counters.write(now_s)
+        until_s = [answers[0][0]] if answers else []
+        until_s += [written_s + COUNTERS_EVERY_S] if counted else []
+        wait_s = max(min(until_s) - now_s, 0.0) if until_s else None
         for ready in select.select([*listeners, *clients], [], [], wait_s)[0]:
             if ready in listeners:
                 connected, _ = ready.accept()
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MIB)
-                shake_hands(connected, listeners[ready])
-                clients[connected] = _Client(connected)
+                size, counters_of = listeners[ready]
+                shake_hands(connected, size)
+                clients[connected] = _Client(connected, counters_of)
                 continue
             client = clients[ready]
             try:
@@ -179,12 +242,17 @@ def _serve(model: DiskModel, listeners: Mapping[socket.socket, int], seed: int) 
                 continue
             for handle, kind, offset, length in _requests(client, scratch[:got]):
                 number += 1
-                done_s = queue.done_s(time.monotonic(), kind, offset, length)
-                heapq.heappush(answers, (done_s, number, client, handle, length if kind == "read" else 0))
+                now_s = time.monotonic()
+                done_s = queue.done_s(now_s, kind, offset, length)
+                heapq.heappush(answers, (done_s, number, client, handle, kind, length, now_s))
+                if client.counters is not None:
+                    client.counters.begins(kind, now_s)
         while answers and answers[0][0] <= time.monotonic():
-            _, _, client, handle, length = heapq.heappop(answers)
+            _, _, client, handle, kind, length, came_s = heapq.heappop(answers)
+            if client.counters is not None:
+                client.counters.ends(kind, length, came_s, time.monotonic())
             if client.socket in clients:
-                _answer(client, handle, length)
+                _answer(client, handle, length if kind == "read" else 0)
 
 
 def _answer(client: _Client, handle: bytes, length: int) -> None:

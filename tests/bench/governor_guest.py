@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import IO, Final, Literal, NamedTuple
 
 MIB: Final = 1024 * 1024
 MEMORY_BYTES: Final = 16 * MIB
@@ -54,11 +54,24 @@ Kind = Literal["read", "write", "flush"]
 
 
 class Load(NamedTuple):
-    """What the guest asks of one disk."""
+    """What the guest asks of one disk. With `from_s` it is busy from then on, with `on_s` and `every_s` as well for
+    `on_s` of every `every_s`, before and after; and at `rest_per_s` in the rest of the time, a flush only where that is
+    more than nothing. `from_s` counts from `LoadedGuest.zero_s`."""
 
     per_s: float = 120.0
     reads: float = 0.25
     seed: int = 1
+    from_s: float | None = None
+    on_s: float = 0.0
+    every_s: float = 0.0
+    rest_per_s: float = 0.0
+
+    def per_s_at(self, at_s: float) -> float:
+        """How many requests it makes in a second at this time."""
+        if self.from_s is None:
+            return self.per_s
+        is_busy = (at_s - self.from_s) % self.every_s < self.on_s if self.every_s else at_s >= self.from_s
+        return self.per_s if is_busy else self.rest_per_s
 
 
 class Done(NamedTuple):
@@ -168,11 +181,14 @@ class Disk:
 class LoadedGuest:
     """A running QEMU with its load. `done` grows while it runs."""
 
-    def __init__(self, root: str, disks: Sequence[Disk], load: Load) -> None:
+    def __init__(self, root: str, vmid: int, disks: Sequence[Disk], load: Load) -> None:
         self.root = root
-        self.qmp = os.path.join(root, "var/run/qemu-server/101.qmp")
-        self.events = os.path.join(root, "events")
+        self.vmid = vmid
+        self.qmp = os.path.join(root, f"var/run/qemu-server/{vmid}.qmp")
+        self.events = _events_socket(root, vmid)
         self.done: list[Done] = []
+        self.zero_s = time.monotonic()
+        """What a load that changes counts its time from; may be set while it runs."""
         self.fault: BaseException | None = None
         self._disks = disks
         self._load = load
@@ -208,12 +224,15 @@ class LoadedGuest:
         wanted: dict[Disk, list[tuple[Kind, int, int, float]]] = {disk: [] for disk in self._disks}
         while not self._stop.is_set():
             now_s = time.monotonic()
+            per_s = self._load.per_s_at(now_s - self.zero_s)
             for disk, queue in wanted.items():
                 self.done += [Done(kind, wanted_s, now_s) for kind, wanted_s in disk.completed()]
-                while self._load.per_s and next_s[disk] <= now_s:
+                if not per_s:
+                    next_s[disk] = now_s
+                while per_s and next_s[disk] <= now_s:
                     queue.append((*self._request(chance, disk.size), next_s[disk]))
-                    next_s[disk] += chance.expovariate(self._load.per_s)
-                if self._load.per_s and now_s >= flush_s:
+                    next_s[disk] += chance.expovariate(per_s)
+                if per_s and now_s >= flush_s:
                     queue.append(("flush", 0, 0, now_s))
                 while queue and disk.send(*queue[0]):
                     queue.pop(0)
@@ -228,19 +247,25 @@ class LoadedGuest:
 
 
 @contextlib.contextmanager
-def loaded_guest(disks: Mapping[str, int], target: Mapping[str, str], load: Load) -> Iterator[LoadedGuest]:
+def loaded_guest(
+    disks: Mapping[str, int], target: Mapping[str, str], load: Load, *, root: str | None = None, vmid: int = 101
+) -> Iterator[LoadedGuest]:
     """Starts QEMU with an NBD disk at each socket of `disks` (and its size), and the load. `target`: for each disk the
-    socket of what it is backed up to, "" for one that takes all at once."""
-    with (
-        tempfile.TemporaryDirectory(prefix="vm-") as root,
-        tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="vm-") as file,
-        contextlib.ExitStack() as cleanup,
-    ):
-        Path(root, "var/run/qemu-server").mkdir(parents=True)
+    socket of what it is backed up to, "" for one that takes all at once. `root`: a node's tree that several guests are
+    on; None is one for this guest alone."""
+    with contextlib.ExitStack() as cleanup:
+        if root is None:
+            root = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vm-"))
+        file = cleanup.enter_context(tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="vm-"))
+        Path(root, "var/run/qemu-server").mkdir(parents=True, exist_ok=True)
         file.truncate(MEMORY_BYTES)
-        argv = _command_line(root, file.name, disks, target)
-        process = cleanup.enter_context(_started(argv))
-        qtest = _Qtest(os.path.join(root, "qtest"))
+        argv = _command_line(root, vmid, file.name, disks, target)
+        printed = cleanup.enter_context(tempfile.TemporaryFile())
+        process = cleanup.enter_context(_started(argv, root, printed))
+        try:
+            qtest = _Qtest(_qtest_socket(root, vmid))
+        except OSError as error:
+            raise RuntimeError(f"QEMU does not start: {_text_of(printed)}") from error
         memory = cleanup.enter_context(mmap.mmap(file.fileno(), MEMORY_BYTES))
         bases = [
             base
@@ -252,28 +277,50 @@ def loaded_guest(disks: Mapping[str, int], target: Mapping[str, str], load: Load
             Disk(qtest, memory, base, MIB * (1 + index), size)
             for index, (base, size) in enumerate(zip(reversed(bases), disks.values(), strict=True))
         ]
-        guest = LoadedGuest(root, drivers, load)
+        Path(root, f"var/run/qemu-server/{vmid}.pid").write_text(f"{process.pid}\n", encoding="ascii")
+        guest = LoadedGuest(root, vmid, drivers, load)
         try:
             yield guest
         finally:
             guest.end()
         if process.poll() is not None:
-            raise RuntimeError("QEMU ended early")
+            raise RuntimeError(f"QEMU ended early: {_text_of(printed)}")
 
 
-def _command_line(root: str, memory: str, disks: Mapping[str, int], target: Mapping[str, str]) -> list[str]:
+def _text_of(printed: IO[bytes]) -> str:
+    printed.seek(0)
+    return printed.read(4096).decode(errors="replace")
+
+
+def _events_socket(root: str, vmid: int) -> str:
+    """A monitor of the bench's own: the guest's is left to vzdump and to us."""
+    return os.path.join(root, f"{vmid}.events")
+
+
+def _qtest_socket(root: str, vmid: int) -> str:
+    return os.path.join(root, f"{vmid}.qtest")
+
+
+def _command_line(
+    root: str, vmid: int, memory: str, disks: Mapping[str, int], target: Mapping[str, str]
+) -> list[str]:
     firmware = Path(root, "firmware")
     image = bytearray(65536)
     image[0xFFF0:0xFFF4] = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp to the hlt
     firmware.write_bytes(image)
+    # `-id VMID`, by which Proxmox's QEMU and we tell VMs apart, as tests/rig/qemu_guest.py says it to a stock QEMU: one
+    # more directory for firmware, which does not exist, and a disk image that no device has.
+    with open(Path(root, str(vmid)), "wb") as nothing:
+        nothing.truncate(512)
     machine = "microvm,rtc=off,pit=off,pic=off,isa-serial=off,x-option-roms=off,memory-backend=ram"
-    argv = ["qemu-system-x86_64", "-machine", machine, "-accel", "tcg", "-smp", "1", "-m", f"{MEMORY_BYTES // MIB}"]
+    argv = ["qemu-system-x86_64", "-L", "-id", str(vmid)]
+    argv += ["-machine", machine, "-accel", "tcg", "-smp", "1", "-m", f"{MEMORY_BYTES // MIB}"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-bios", str(firmware)]
     argv += ["-object", f"memory-backend-file,id=ram,size={MEMORY_BYTES},mem-path={memory},share=on"]
     argv += ["-global", "virtio-mmio.force-legacy=false"]
-    argv += ["-qtest", f"unix:{root}/qtest,server=on,wait=off", "-qtest-log", "/dev/null"]
-    for name in ("var/run/qemu-server/101.qmp", "events"):
-        argv += ["-qmp", f"unix:{root}/{name},server=on,wait=off"]
+    argv += ["-qtest", f"unix:{_qtest_socket(root, vmid)},server=on,wait=off", "-qtest-log", "/dev/null"]
+    for path in (os.path.join(root, f"var/run/qemu-server/{vmid}.qmp"), _events_socket(root, vmid)):
+        argv += ["-qmp", f"unix:{path},server=on,wait=off"]
     for index, (path, size) in enumerate(disks.items()):
         argv += ["-blockdev", f"nbd,node-name=drive-virtio{index},server.type=unix,server.path={path}"]
         argv += ["-device", f"virtio-blk-device,drive=drive-virtio{index},id=virtio{index}"]
@@ -283,8 +330,8 @@ def _command_line(root: str, memory: str, disks: Mapping[str, int], target: Mapp
 
 
 @contextlib.contextmanager
-def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+def _started(argv: Sequence[str], directory: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=directory) as process:
         try:
             yield process
         finally:
