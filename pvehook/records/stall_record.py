@@ -65,6 +65,8 @@ class GovernorSummary(NamedTuple):
     reasons: tuple[str, ...]
     advice: tuple[str, ...]
     speeds: tuple[SpeedPoint, ...]
+    beside: tuple[int, ...] = ()
+    """Guests beside it that suffered while it was at its own speed, by which it was steered then."""
 
 
 class PacerSummary(NamedTuple):

@@ -23,6 +23,7 @@ from pvehook.rules.governor_law import advance, first_state, released
 from pvehook.rules.governor_readings import Bounds, Culprit, Sample, in_mb_per_s
 from pvehook.rules.governor_state import Action, Resting, Starting, State, Watching
 from pvehook.rules.latency import disks_between
+from pvehook.rules.steering import OWN, Patient, Steering, chosen, hand_over, next_sample, put_aside
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -61,9 +62,10 @@ class Governor(NamedTuple):
     manually_limited: frozenset[str] = frozenset()
     is_recorded: bool = False
     has_observed: bool = False  # what it would do is reported no more
+    steering: Steering = Steering()
 
     # What this backup has come to so far
-    suffered: bool = False  # the guest was above its target at least once
+    suffered: frozenset[int] = frozenset()  # who was above the target at least once, of those that steered; OWN: itself
     culprit: Culprit | None = None  # why slowing was given up; None: it never was
     slowed_s: float = 0.0
     cost_s: float = 0.0  # how much longer the backup takes for it, estimated
@@ -89,7 +91,8 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
     running = next((job for job in jobs if job.offset_bytes < job.length_bytes), jobs[0])
     bounds = bounds._replace(original_bytes_per_s=governor.speeds.original[running.device])
     if law is None:
-        law = first_state(bounds if governor.acts else bounds._replace(starts_slowly=False))
+        starts_slowly = governor.acts and governor.steering.starts_slowly(bounds)
+        law = first_state(bounds._replace(starts_slowly=starts_slowly))
     elif last is None:  # seen again after samples were lost, or the next disk's
         law = State(bounds.original_bytes_per_s, cut=law.cut, rest_s=law.rest_s)
     elif sample.at_s > last.at_s:
@@ -100,7 +103,7 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
             copied_bytes=sum(max(job.offset_bytes - governor.offsets.get(job.device, 0), 0) for job in jobs),
             remaining_bytes=sum(max(job.length_bytes - job.offset_bytes, 0) for job in jobs),
         )
-        governor, law, more = _advanced(governor, law, seen, bounds)
+        governor, law, more = _steered(governor, law, seen, bounds)
         reports += more
     governor = governor._replace(
         law=law,
@@ -143,6 +146,31 @@ def _recognised(
     return governor, [job for job in jobs if job.device not in manually_limited], tuple(reports)
 
 
+def _steered(
+    governor: Governor, law: State, own: Sample, bounds: Bounds
+) -> tuple[Governor, State, tuple[Action, ...]]:
+    """One more step of the law by what was seen of whoever steers, the guest in backup or one beside it."""
+    steering = governor.steering
+    if steering.patients:
+        itself = steering.patients.get(OWN, Patient(bounds.target_ms))._replace(target_ms=bounds.target_ms)
+        steering = steering.with_patient(OWN, itself.seen(own)).copied(own.copied_bytes, own.period_s)
+        by = chosen(steering, law, own.at_s)
+        if by != steering.by:
+            steering, law = hand_over(steering, law, by, own.at_s, bounds)
+    sample: Sample | None = own if steering.spares_own else own._replace(completed={})
+    if steering.by != OWN:
+        steering, sample = next_sample(steering, own.at_s, own.remaining_bytes)
+    governor = governor._replace(steering=steering)
+    if sample is None:
+        return governor, law, ()
+    governor, law, reports = _advanced(governor, law, sample, steering.bounds(bounds))
+    if steering.by != OWN:
+        name = steering.patients[steering.by].name
+        title = f"guest {steering.by}{f' ({name})' if name else ''}, beside it"
+        reports = tuple(each._replace(reason=f"{title}: {each.reason}") for each in reports)
+    return governor, law, reports
+
+
 def _advanced(
     governor: Governor, law: State, sample: Sample, bounds: Bounds
 ) -> tuple[Governor, State, tuple[Action, ...]]:
@@ -156,7 +184,9 @@ def _advanced(
         observed = Action("observe", law.bytes_per_s, f"observed only, nothing is set: {action.reason}")
         reports = () if governor.has_observed else (observed,)
         governor, after = governor._replace(has_observed=True), law._replace(phase=Watching())
-    return _tallied(governor, law, after, action, sample), after, reports
+    governor = _tallied(governor, law, after, action, sample)
+    governor = governor._replace(steering=put_aside(governor.steering, after, action))
+    return governor, after, reports
 
 
 def _tallied(governor: Governor, law: State, after: State, action: Action | None, sample: Sample) -> Governor:
@@ -169,8 +199,11 @@ def _tallied(governor: Governor, law: State, after: State, action: Action | None
     if after.is_throttled:
         lowest = min(governor.lowest_bytes_per_s or after.bytes_per_s, after.bytes_per_s)
         governor = governor._replace(lowest_bytes_per_s=lowest)
-    suffered = governor.suffered or action.kind in ("slow", "deadline")
-    return governor._replace(suffered=suffered, culprit=action.culprit or governor.culprit)
+    by = governor.steering.by
+    suffered = governor.suffered | ({by} if action.kind in ("slow", "deadline") else set())
+    # Why slowing did not help a neighbour says nothing about the target of this backup.
+    culprit = (action.culprit if by == OWN else None) or governor.culprit
+    return governor._replace(suffered=suffered, culprit=culprit)
 
 
 def _changes(

@@ -103,7 +103,8 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
         state = state._replace(silent_s=silent_s)
         missing = state.requests_per_s * silent_s
         # Silent all at once, after slow requests: it waits. After quick ones, or for long: it has nothing to do.
-        if missing >= c.MIN_REQUESTS and silent_s < c.IDLE_AFTER_S and state.latency_ms > bounds.target_ms:
+        may_wait = silent_s < c.IDLE_AFTER_S and state.latency_ms > bounds.target_ms and sample.waits is not False
+        if missing >= c.MIN_REQUESTS and may_wait:
             reading = Reading(silent_s, 0, silent_s * 1000, 1.0, state.copied_per_s, None, None, is_silence=True)
             return state._replace(gathered=(), idle_s=0.0), reading
     phase, has_settled, wanted_s = state.phase, state.has_settled, 0.0
@@ -181,7 +182,7 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
     """The guest suffers: the backup is cut, unless it has no time for that."""
     reached, free, from_start = before.copied_per_s, state.free_per_s, isinstance(state.phase, Starting)
     lowest, why = state.lowest_speed(sample, bounds)
-    seen = f"{before}, target {in_ms(bounds.target_ms)}, with its backup at {in_mb_per_s(reached)}"
+    seen = f"{before}, target {in_ms(bounds.target_ms)}, with the backup at {in_mb_per_s(reached)}"
     if lowest >= c.NEARLY * max(reached, free or 0.0):
         original = bounds.original_bytes_per_s
         suffering = state.phase.suffering if isinstance(state.phase, (Starting, Watching)) else ()
@@ -246,7 +247,7 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
     unbound_s = phase.unbound_s + seconds if is_within and reached * c.HEADROOM < wanted else 0.0
     if unbound_s >= c.UNBOUND_AFTER_S:
         state = state._replace(rest_s=c.FIRST_REST_S)
-        reason = f"{reading}, target {in_ms(bounds.target_ms)}; its backup does not reach its limit any more"
+        reason = f"{reading}, target {in_ms(bounds.target_ms)}; the backup does not reach its limit any more"
         return _release(state, bounds, reason)
     short_s = phase.short_s + seconds if not is_within and reached < c.NEARLY * state.bytes_per_s else 0.0
     if short_s >= c.SHORT_AFTER_S:
@@ -318,7 +319,7 @@ def _pays(
 
 def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
     before = phase.before
-    seen = f"{reading} with its backup at {in_mb_per_s(reading.copied_per_s)}"
+    seen = f"{reading} with the backup at {in_mb_per_s(reading.copied_per_s)}"
     if phase.from_start:
         return _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
     did_pay = isinstance(phase, Throttling) and phase.lasted_s > c.FIRST_REST_S

@@ -49,6 +49,8 @@ class Sample(NamedTuple):
     copied_bytes: int
     """Progress of the backup's jobs, copy-before-write included."""
     remaining_bytes: int
+    waits: bool | None = None
+    """Whether requests were on their way at its end; None: that was not seen."""
 
     @property
     def operations(self) -> int:

@@ -1,5 +1,6 @@
 """The governor's hand: does what rules/governor.py finds ready, on the connection of one of the sampler's samples.
 
+know_patient, take    who else may suffer from this backup, and what is seen of them; from the node's watching thread
 act       persist, then set, then report; a record that cannot be written, or a speed that QEMU keeps refusing, ends it
 release   the backup is over, or nobody samples it any more: the original speed
 summary   what was done, for the guest's record
@@ -9,10 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.measured import Measured, value_of
+from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import NotActive, Refused
 from pvehook.guest.qmp import QmpConnection
@@ -21,11 +25,13 @@ from pvehook.records.journal import Log
 from pvehook.records.stall_record import Baseline, GovernorSummary, SpeedPoint
 from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record, restore_speed, write_record
 from pvehook.rules import governor as rule
-from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, UNLIMITED
+from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, TAKES_OVER_ABOVE, UNLIMITED
 from pvehook.rules.governor_policy import Setup, advice
 from pvehook.rules.governor_readings import Bounds, effective_latency_ms, in_mb_per_s, target_ms
 from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import NS_PER_MS, disks_between
+from pvehook.rules.patients import PatientSample
+from pvehook.rules.steering import OWN, Patient, Steering, look_every_s, sample_of
 from pvehook.settings import GovernorConfig, GovernorMode
 
 RELEASE_S: Final = 1.5  # a phase waits for it; what is not restored by then is reported, and its record stays
@@ -33,6 +39,7 @@ POINTS_KEPT: Final = 200
 REASONS_KEPT: Final = 12
 EVENTS_KEPT: Final = 20  # a guest that suffers on and off all night has its summary, and not an event per minute
 MAX_REFUSALS: Final = 3
+NAME_CHARACTERS: Final = 40
 LOCK_S: Final = 0.05  # for the first limit, while the guest is frozen
 
 
@@ -68,7 +75,8 @@ class Governor:
             window_closes_s=window_closes_s,
         )
         self._governor = rule.Governor(acts=mode == "on")
-        self._lock = threading.Lock()  # `backup_begins` is called by another thread than the others
+        self._lock = threading.Lock()  # `backup_begins` is called by another thread than `act`
+        self._news: deque[Callable[[Steering], Steering]] = deque()  # of patients, while `act` has the lock
         self._is_released = mode == "off"
         self._picked_up = picked_up_s is not None
         self._last: DiskSample | None = None
@@ -118,6 +126,73 @@ class Governor:
         """Whether the archive is written to a disk of the guest's, once that is known: for the advice."""
         self._setup = self._setup._replace(shares_disk=shares_disk)
 
+    # Those beside it
+
+    @property
+    def steers(self) -> int | None:
+        """The patient by which the backup is steered now; None: the guest in backup itself."""
+        by = self._governor.steering.by
+        return by if by != OWN else None
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether the backup is slowed now because somebody suffers."""
+        law = self._governor.law
+        return law is not None and law.is_throttled
+
+    def know_patient(
+        self,
+        vmid: int,
+        name: str | None,
+        before: Measured[Baseline],
+        requests_before: tuple[int, float, float] | None,
+    ) -> None:
+        """A running guest that shares disks with this backup, or may do so: how it was before, and how many requests it
+        made in how many milliseconds and seconds, where that is known."""
+        baseline = value_of(before)
+        if requests_before is None and baseline is not None and baseline.source != "since-start":
+            requests_before = *_requests_before(baseline), baseline.lasted_s
+        activity = Bounds(0.0, 0, 1.0, starts_slowly=False)
+        if requests_before is not None and requests_before[2] >= ACTIVITY_S:
+            activity = activity.with_activity(*requests_before)
+        name = printable(name, NAME_CHARACTERS) if name else None
+        patient = Patient(self._target_ms(baseline), name, activity.was_idle, is_busy=activity.starts_slowly)
+        self._tell(lambda steering: steering.with_patient(vmid, patient))
+
+    def forget_patient(self, vmid: int) -> None:
+        """It was stopped or is gone, or nothing can be seen of it."""
+        self._tell(lambda steering: steering.without(vmid))
+
+    def take(self, sample: PatientSample) -> bool:
+        """One look at a patient. True: the backup's speed may have to be changed for it, so `act` is wanted soon."""
+        self._tell(lambda steering: steering.seen(sample))
+        if self._is_released or self._governor.law is None:
+            return False
+        steering = self._governor.steering
+        patient = steering.patients.get(sample.vmid)
+        if patient is None or not patient.is_spared:
+            return False
+        return sample.vmid == steering.by or patient.seen(sample_of(sample)).need > TAKES_OVER_ABOVE
+
+    def look_every_s(self, vmid: int) -> float:
+        """How soon it would like the next look at this patient."""
+        return look_every_s(self._governor.steering, vmid, self._governor.law)
+
+    def _tell(self, news: Callable[[Steering], Steering]) -> None:
+        """The watching thread must not wait for `act`, which may wait for QEMU: then `act` takes it with its next."""
+        self._news.append(news)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_news()
+            finally:
+                self._lock.release()
+
+    def _take_news(self) -> None:
+        steering = self._governor.steering
+        while self._news:
+            steering = self._news.popleft()(steering)
+        self._governor = self._governor._replace(steering=steering)
+
     def act(self, qmp: QmpConnection, sample: DiskSample, deadline: Deadline) -> None:
         """One sample, on its own connection. Raises GuestError where QEMU does not answer."""
         with self._lock:
@@ -139,6 +214,7 @@ class Governor:
         if self._inherited is None:
             left = read_record(self._node, self._vmid)
             self._inherited = rule.Speeds(left.original, left.ours) if left is not None else rule.NOTHING_SET
+        self._take_news()
         was = self._governor
         self._governor, ready = rule.step(was, sample, self._bounds, self._inherited)
         try:
@@ -172,13 +248,14 @@ class Governor:
             summary = self.summary()
             self._log.info(
                 "governor-done",
-                message=f"VM {self._vmid}: {_in_words(summary)}",
+                message=f"VM {self._vmid}: {_in_words(summary, OWN in self._governor.suffered)}",
                 vmid=self._vmid,
                 mode=summary.mode,
                 slowed_s=round(summary.slowed_s, 1),
                 cost_s=round(summary.cost_s, 1),
                 least_bytes_per_s=summary.least_bytes_per_s,
                 target_ms=summary.target_ms,
+                beside=list(summary.beside) or None,
                 advice=list(summary.advice) or None,
             )
         self._governor = self._governor._replace(law=None, last=None, is_recorded=False)
@@ -193,6 +270,7 @@ class Governor:
             least_bytes_per_s=done.lowest_bytes_per_s,
             target_ms=self._bounds.target_ms if done.jobs_changed_s is not None else None,
             reasons=tuple(self._reasons),
+            beside=tuple(sorted(done.suffered - {OWN})),
             advice=advice(self._vmid, self._setup, done.culprit) if done.suffered else (),
             speeds=tuple(self._points),
         )
@@ -212,6 +290,10 @@ class Governor:
     def _target_ms(self, before: Baseline | None) -> float:
         baseline_ms = latency_before_ms(before) if before is not None else None
         return target_ms(baseline_ms, self._config.latency_floor_s * 1000, self._config.latency_factor)
+
+    def _steering_target_ms(self) -> float:
+        """Of the guest that steers."""
+        return self._governor.steering.bounds(self._bounds).target_ms
 
     def _persist(self, speeds: rule.Speeds | None) -> None:
         if speeds == rule.NOTHING_SET:
@@ -235,8 +317,9 @@ class Governor:
                 vmid=self._vmid,
                 action=report.kind,
                 bytes_per_s=None if report.kind == "observe" else report.bytes_per_s,
-                target_ms=round(self._bounds.target_ms, 1),
+                target_ms=round(self._steering_target_ms(), 1),
                 culprit=report.culprit,
+                steered_by=self.steers,
             )
 
     def _keep(self, reason: str) -> None:
@@ -251,7 +334,7 @@ class Governor:
         if law is None or self._governor.last is None or not is_due:
             return
         latency_ms = None if self._governor.jobs_changed_s == at_s else law.latency_ms
-        self._points.append(SpeedPoint(since_s, law.bytes_per_s, latency_ms, self._bounds.target_ms))
+        self._points.append(SpeedPoint(since_s, law.bytes_per_s, latency_ms, self._steering_target_ms()))
         if len(self._points) > POINTS_KEPT:
             self._points = self._points[::2]
             self._point_every_s = 2 * (since_s - self._points[0].at_s) / POINTS_KEPT
@@ -269,10 +352,13 @@ def _requests_before(before: Baseline) -> tuple[int, float]:
     return sum(each.operations for each in kinds), sum(each.operations * (each.mean_ms or 0.0) for each in kinds)
 
 
-def _in_words(summary: GovernorSummary) -> str:
-    """The backup in one line."""
-    did = "its guest suffered and its backup was not slowed"
+def _in_words(summary: GovernorSummary, has_own: bool) -> str:
+    """The backup in one line. `has_own`: the guest in backup suffered itself."""
+    some = f"guest{'s' if len(summary.beside) > 1 else ''} {', '.join(map(str, summary.beside))} beside it"
+    who = " and ".join(["its guest"] * has_own + [some] * bool(summary.beside))
+    did = f"{who} suffered and its backup was not slowed"
     if summary.slowed_s:
         least = f", down to {in_mb_per_s(summary.least_bytes_per_s)}" if summary.least_bytes_per_s else ""
-        did = f"its backup was slowed for {summary.slowed_s:.0f} s{least}, which cost {summary.cost_s:.0f} s"
+        for_whom = f" for {who}" if summary.beside else ""
+        did = f"its backup was slowed for {summary.slowed_s:.0f} s{for_whom}{least}, which cost {summary.cost_s:.0f} s"
     return f"governor {summary.mode}: " + "; ".join((did, *summary.advice))

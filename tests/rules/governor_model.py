@@ -64,7 +64,7 @@ class Night(NamedTuple):
         return "\n".join(action.reason for _, action in self.actions)
 
 
-class _Counter:
+class Counter:
     def __init__(self) -> None:
         self.operations = self.bytes = self.total_ns = 0
         self.counts = [0] * (len(BOUNDARIES_NS) + 1)
@@ -81,11 +81,11 @@ class _Counter:
         return RequestCounters(self.operations, self.bytes, self.total_ns, histogram)
 
 
-def _counters() -> dict[str, _Counter]:
-    return {kind: _Counter() for kind in ("read", "write", "flush")}
+def counters() -> dict[str, Counter]:
+    return {kind: Counter() for kind in ("read", "write", "flush")}
 
 
-class _Play:
+class Play:
     def __init__(
         self, source: DiskModel, target: DiskModel | None, guest: Guest, size: int, workers: int, seed: int
     ) -> None:
@@ -106,7 +106,7 @@ class _Play:
         self.in_copy: dict[int, float] = {}
         self.on_their_way = 0
         self.waiting: list[tuple[float, Kind]] = []
-        self.counters = _counters()
+        self.counters = counters()
         self.served: list[tuple[float, float]] = []
         self.done_at_s: float | None = None
 
@@ -117,7 +117,7 @@ class _Play:
     def completed(self) -> dict[str, RequestCounters]:
         """What was completed since this was asked last."""
         seen = {kind: counter.seen() for kind, counter in self.counters.items()}
-        self.counters = _counters()
+        self.counters = counters()
         return seen
 
     def run_until(self, until_s: float) -> None:
@@ -263,7 +263,7 @@ def night(
     """Plays one backup to its end; its guest began `BEFORE_S` earlier. `window_s`: the window closes so long after.
     `late_at_most_s`: on a busy node every second look, by chance, comes so much later than it should, and every second
     speed is in force half as late."""
-    play = _Play(source, target, guest or Guest(), size_mib * MIB, workers, seed)
+    play = Play(source, target, guest or Guest(), size_mib * MIB, workers, seed)
     play.done_at_s = BEFORE_S
     play.start_guest()
     play.run_until(BEFORE_S)

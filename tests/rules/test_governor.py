@@ -220,7 +220,7 @@ def test_a_guest_that_suffers_gets_a_slower_backup_and_the_reason_names_the_numb
     action = Watch().until("slow", 200.0, looks=3)
     assert action.bytes_per_s == int(0.3 * FAST)
     assert action.reason == (
-        "its requests took 200 ms (100 in 0.5 s), target 30 ms, with its backup at 105 MB/s; "
+        "its requests took 200 ms (100 in 0.5 s), target 30 ms, with the backup at 105 MB/s; "
         "slowed to 31.5 MB/s to see whether that helps"
     )
 
