@@ -23,6 +23,8 @@ class Setup(NamedTuple):
     """Whether each of its disks has an I/O thread of its own."""
     shares_disk: bool | None = None
     """Whether the archive is written to a disk that holds volumes of the guest."""
+    is_spared: bool = True
+    """Whether its backup is slowed for the guest's own sake, and not only for those beside it."""
 
 
 def mode_for(config: GovernorConfig, vmid: int, name: str | None, tags: Collection[str]) -> GovernorMode:

@@ -74,7 +74,9 @@ class Governor:
             starts_slowly=picked_up_s is None,
             window_closes_s=window_closes_s,
         )
-        self._governor = rule.Governor(acts=mode == "on")
+        itself = Patient(self._bounds.target_ms, is_spared=False)
+        steering = Steering() if setup.is_spared else Steering({OWN: itself})
+        self._governor = rule.Governor(acts=mode == "on", steering=steering)
         self._lock = threading.Lock()  # `backup_begins` is called by another thread than `act`
         self._news: deque[Callable[[Steering], Steering]] = deque()  # of patients, while `act` has the lock
         self._is_released = mode == "off"

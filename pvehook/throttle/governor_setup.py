@@ -8,7 +8,7 @@ from pvehook.contract.vzdump_config import options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.rules.governor_policy import Setup, mode_for, workers_of
+from pvehook.rules.governor_policy import Setup, mode_for, spared_in_own_backup, workers_of
 from pvehook.settings import GovernorConfig, GovernorMode
 
 READ_S = 1.0
@@ -30,6 +30,7 @@ def look_up(
         workers_of_job=workers_of_job,
         fleecing=is_fleecing if fleecing is not None else None,
         iothread=guest.io_threads,
+        is_spared=spared_in_own_backup(config, vmid, guest.name or name, guest.tags),
     )
     return mode_for(config, vmid, guest.name or name, guest.tags), setup
 
