@@ -257,7 +257,7 @@ class Run:
         self._lose_turn(phase)
         self.ended = True
         records = self._parts.records.of(self._state.done, phase.deadline)
-        return Reply(tuple(job_table((guest, records.get(guest.vmid)) for guest in self._state.done)))
+        return Reply(tuple(job_table(((guest, records.get(guest.vmid)) for guest in self._state.done), ())))
 
     def _close_what_ended(self) -> None:
         """What a run started ends with it. What a new daemon would go on from is written down."""

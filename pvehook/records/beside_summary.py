@@ -6,9 +6,10 @@ its requests 15 ms before and 2405 ms beside them; a backup was slowed for it fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from pvehook.contract.measured import Absent, Broken, value_of
+from pvehook.contract.measured import value_of
 from pvehook.contract.text import printable
 from pvehook.records.beside_record import BesideBackup, BesideRecord
 from pvehook.records.figures import beside_figures, encode_figure, short_number
@@ -36,16 +37,12 @@ def beside_message(record: BesideRecord) -> str:
     """One sentence: the guest, what it suffered, beside whose backups, whether they were slowed for it."""
     name = f" ({printable(record.name)})" if record.name else ""
     text = f"{guest_number(record.vmtype, record.vmid)}{name}: {seconds_in_words(record.stalled_s, record.slowed_s)}"
-    parts = [f"{text} beside {_backups_in_words(record.beside)}"]
+    parts = [f"{text} beside {backups_in_words(record.beside)}"]
     before, during = value_of(record.baseline_p99_ms), value_of(record.p99_ms)
     if during is not None:
         earlier = f"{short_number(before)} ms before and " if before is not None else ""
         parts.append(f"p99 of its requests {earlier}{short_number(during)} ms beside them")
-    slowed_backup_s = beside_figures(record)["slowed_backup_s"]
-    if not isinstance(slowed_backup_s, (Absent, Broken)) and slowed_backup_s > 0:
-        parts.append(f"a backup was slowed for it for {short_number(slowed_backup_s)} s")
-    else:
-        parts.append("no backup was slowed for it")
+    parts.append(slowed_in_words(record))
     if record.unknown:
         parts.append(f"whether it shares their disks is not known ({printable(record.unknown[0])})")
     return "; ".join(parts)
@@ -65,15 +62,24 @@ def beside_done_fields(record: BesideRecord) -> dict[str, object]:
     }
 
 
-def _backups_in_words(backups: tuple[BesideBackup, ...]) -> str:
-    """`VM 103's backup`, `the backups of VM 103, CT 110 and 2 more`."""
+def slowed_in_words(record: BesideRecord) -> str:
+    """Whether a backup was slowed for it."""
+    slowed_s = sum(each.slowed_backup_s for each in record.beside)
+    return f"a backup was slowed for it for {short_number(slowed_s)} s" if slowed_s else "no backup was slowed for it"
+
+
+def backups_in_words(backups: Sequence[BesideBackup], *, seconds: bool = False) -> str:
+    """`VM 103's backup`; `the backups of VM 103, CT 110 and 2 more`, with the seconds that it stalled beside each."""
     if not backups:
         return "others' backups"
-    named = [guest_number(each.vmtype, each.vmid) for each in backups[:NAMED]]
+    if len(backups) == 1:
+        return f"{guest_number(backups[0].vmtype, backups[0].vmid)}'s backup"
+    named = [
+        guest_number(each.vmtype, each.vmid) + (f" ({short_number(each.stalled_s)} s)" if seconds else "")
+        for each in backups[:NAMED]
+    ]
     if len(backups) > NAMED:
         named.append(f"{len(backups) - NAMED} more")
-    if len(named) == 1:
-        return f"{named[0]}'s backup"
     return f"the backups of {', '.join(named[:-1])} and {named[-1]}"
 
 

@@ -3,25 +3,32 @@
 pvehook: 3 guests, worst first; write p99 in ms, before > during the backup
 guest             backup       took  stalled   write p99   idle  cause
 VM 103 db         ok           1h04    12.3s    4.1>1310    6/6  slow target
+VM 120 shop       neighbour       -       4s      15>980  beside VM 103's backup
 VM 101 web        ok          12m04       0s      24>310    6/6  -
 VM 104 mail       refused         -        -           -      -  window closed
 VM 103 db stalled: slow target: each first write of the guest waits for the
   backup's copy (p99 of reads 2.1 ms (1810), of writes 1310 ms)
+VM 120 shop stalled beside the backups of VM 103 (4.1 s) and VM 101 (0.2 s); a
+  backup was slowed for it for 31 s
 idle priority: compressor only, dump honoured: 103, 101
+neighbour: suffered beside others' backups; p99 of all its requests
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
 from pvehook.contract.measured import Absent, Measured
 from pvehook.contract.text import printable
+from pvehook.records.beside_record import BesideRecord
+from pvehook.records.beside_summary import backups_in_words, slowed_in_words, suffered
 from pvehook.records.figures import (
     ABSENT_MARK,
     BROKEN_MARK,
     before_and_during,
+    beside_figures,
     causes_in_short,
     figures,
     marked,
@@ -35,29 +42,46 @@ from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import lockups_of
 
 WIDTH = 80
+NEIGHBOURS_SHOWN: Final = 10
+"""Rows of guests that suffered beside others' backups: the table is mailed."""
 _ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11} {idle:>6}  {cause}"
+_NEIGHBOUR_ROW = "{guest:<17.17} {result:<11.11} {took:>5} {stalled:>8} {p99:>11}  {cause}"
+"""A neighbour has no backup whose threads could be idle, so its cause may be longer."""
+_NEIGHBOUR_CAUSE = 22
 Told: TypeAlias = tuple[GuestRecord, StallRecord | None]
 """A guest's backup, and what it suffered; None if it was not observed."""
 
 
-def job_table(guests: Iterable[Told]) -> list[str]:
+def job_table(guests: Iterable[Told], beside: Sequence[BesideRecord]) -> list[str]:
     """A line for each guest, then why it stalled; nothing for a run that came to no guest.
 
+    `beside` is what guests suffered in this run beside the backups of others: the worst of them have a row for that.
     `idle` is threads read back as idle, of those that were seen.
     """
-    rows = sorted(guests, key=_goodness)
-    if not rows:
+    told = list(guests)
+    if not told:
         return []
-    plural = "s" if len(rows) != 1 else ""
-    title = f"pvehook: {len(rows)} guest{plural}, worst first; write p99 in ms, before > during the backup"
+    neighbours = sorted(filter(suffered, beside), key=_neighbours_goodness)
+    shown = neighbours[:NEIGHBOURS_SHOWN]
+    rows: list[tuple[tuple[float, ...], str, list[str]]] = [
+        *((_goodness(each), _row(*each), _why(*each)) for each in told),
+        *((_neighbours_goodness(each), _neighbours_row(each), _neighbours_why(each)) for each in shown),
+    ]
+    rows.sort(key=lambda row: row[0])
+    plural = "s" if len(told) != 1 else ""
+    title = f"pvehook: {len(told)} guest{plural}, worst first; write p99 in ms, before > during the backup"
     columns = {"guest": "guest", "result": "backup", "took": "took", "stalled": "stalled"}
-    lines = [title, _ROW.format(**columns, p99="write p99", idle="idle", cause="cause")]
-    lines += [_row(guest, stall) for guest, stall in rows]
-    lines += [line for guest, stall in rows for line in _why(guest, stall)]
-    begun = [guest for guest, _ in rows if guest.result != "refused"]
+    figures_in = [row for _, row, _ in rows]
+    lines = [title, _ROW.format(**columns, p99="write p99", idle="idle", cause="cause"), *figures_in]
+    if more := len(neighbours) - len(shown):
+        lines.append(f"and {more} more guest{'s' if more > 1 else ''} suffered beside others' backups")
+    lines += [line for _, _, why in rows for line in why]
+    begun = [guest for guest, _ in sorted(told, key=_goodness) if guest.result != "refused"]
     lines += _by_text("freeze", ((guest.vmid, _consistency(guest)) for guest in begun))
     lines += _by_text("idle priority", ((guest.vmid, guest.effect_in_short) for guest in begun))
-    if any(f" {BROKEN_MARK} " in f"{line} " or f"{BROKEN_MARK}>" in line for line in lines[2 : 2 + len(rows)]):
+    if shown:
+        lines.append("neighbour: suffered beside others' backups; p99 of all its requests")
+    if any(f" {BROKEN_MARK} " in f"{line} " or f"{BROKEN_MARK}>" in line for line in figures_in):
         lines.append(f"{ABSENT_MARK} nothing to measure   {BROKEN_MARK} could not be read")
     return [line.encode("ascii", "replace").decode("ascii")[:WIDTH].rstrip() for line in lines]
 
@@ -72,6 +96,11 @@ def _goodness(shown: Told) -> tuple[float, ...]:
     return (*(-each for each in worst_first), float(guest.result == "ok"))
 
 
+def _neighbours_goodness(record: BesideRecord) -> tuple[float, ...]:
+    worst_first = severity_key(record.severity, record.stalled_s, record.slowed_s)
+    return (*(-each for each in worst_first), 1.0)
+
+
 def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
     begun = guest.result != "refused"
     _, threads, confirmed = idle_counts(guest)
@@ -82,10 +111,10 @@ def _row(guest: GuestRecord, stall: StallRecord | None) -> str:
         cause = causes_in_short(verdict.severity, (each.kind for each in verdict.causes)) if verdict else ""
     nothing: Measured[float] = Absent("not observed")
     return _ROW.format(
-        guest=_title(guest),
+        guest=_title(guest.vmtype, guest.vmid, guest.name),
         result=guest.result,
         took=short_duration(guest.ended_s - guest.started_s) if begun and guest.ended_s is not None else ABSENT_MARK,
-        stalled=marked(known.get("stalled_s", nothing), lambda seconds: f"{short_number(seconds)}s"),
+        stalled=_seconds(known.get("stalled_s", nothing)),
         p99=before_and_during(known.get("baseline_write_p99_ms", nothing), known.get("write_p99_ms", nothing)),
         idle=f"{confirmed}/{threads}" if begun and threads else ABSENT_MARK,
         cause=cause or ABSENT_MARK,
@@ -101,8 +130,41 @@ def _why(guest: GuestRecord, stall: StallRecord | None) -> list[str]:
         number = f"{len(found)} line{'s' if len(found) > 1 else ''}"
         texts.append(f"{number} of its kernel about a lockup: {printable(found[0].text, 100)}")
     what = stall.verdict.severity.replace("-", " ")
-    text = f"{_title(guest)} {what}: {'; '.join(texts) or 'no cause was seen'}"
+    text = f"{_title(guest.vmtype, guest.vmid, guest.name)} {what}: {'; '.join(texts) or 'no cause was seen'}"
     return _wrap(text)
+
+
+def _neighbours_row(record: BesideRecord) -> str:
+    known = beside_figures(record)
+    return _NEIGHBOUR_ROW.format(
+        guest=_title(record.vmtype, record.vmid, record.name),
+        result="neighbour",
+        took=ABSENT_MARK,
+        stalled=_seconds(known["stalled_s"]),
+        p99=before_and_during(known["baseline_p99_ms"], known["p99_ms"]),
+        cause=_neighbours_cause(record),
+    )
+
+
+def _neighbours_cause(record: BesideRecord) -> str:
+    """Whose backup was the worst for it. A number is never cut."""
+    if not record.beside:
+        return "beside others' backups"
+    worst = guest_number(record.beside[0].vmtype, record.beside[0].vmid)
+    text = f"beside {worst}'s backup"
+    return text if len(text) <= _NEIGHBOUR_CAUSE else f"beside {worst}"
+
+
+def _neighbours_why(record: BesideRecord) -> list[str]:
+    if record.severity not in ("stalled", "locked-up"):
+        return []
+    what = record.severity.replace("-", " ")
+    title = _title(record.vmtype, record.vmid, record.name)
+    return _wrap(f"{title} {what} beside {backups_in_words(record.beside, seconds=True)}; {slowed_in_words(record)}")
+
+
+def _seconds(figure: Measured[float]) -> str:
+    return marked(figure, lambda seconds: f"{short_number(seconds)}s")
 
 
 def _by_text(title: str, texts: Iterable[tuple[int, str]]) -> list[str]:
@@ -126,5 +188,5 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _title(guest: GuestRecord) -> str:
-    return f"{guest_number(guest.vmtype, guest.vmid)} {printable(guest.name or '', 40)}".rstrip()
+def _title(vmtype: str | None, vmid: int, name: str | None) -> str:
+    return f"{guest_number(vmtype, vmid)} {printable(name or '', 40)}".rstrip()

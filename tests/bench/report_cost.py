@@ -37,7 +37,7 @@ print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith
 _CODE: Final = {
     "write": """
 from tests.records.BACKUPS import NOW_S, MADE, write_long_history
-from pvehook.records.history_writing import append
+from pvehook.records.WRITING import append
 guests, nights = map(int, sys.argv[2:])
 write_long_history(sys.argv[1], guests, nights)
 append(sys.argv[1], *MADE(guests, 1, charts_for_days=0), now_s=NOW_S)
@@ -49,7 +49,7 @@ now = datetime.fromtimestamp(1_795_500_000.0, UTC)  # the NOW_S of the nights
 run_report(sys.argv[1], open('/dev/null', 'w'), now, **eval(sys.argv[2]))
 {_PEAK}""",
     "append": f"""
-from pvehook.records.history_writing import append
+from pvehook.records.WRITING import append
 from tests.records.BACKUPS import NOW_S, charted
 append(sys.argv[1], charted(), now_s=NOW_S)
 {_PEAK}""",
@@ -104,7 +104,8 @@ class Checkout:
         has_rooms = (self._top / "pvehook" / "report").is_dir()
         for word, meant in (_NAMES if has_rooms else _NAMES_BEFORE_ROOMS).items():
             code = code.replace(word, meant)
-        return code
+        is_apart = (self._top / "pvehook" / "records" / "history_writing.py").exists()
+        return code.replace("WRITING", "history_writing" if is_apart else "history")
 
 
 def measured(checkouts: list[Checkout], rounds: int, guests: int) -> list[dict[str, float]]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.records.beside_record import BesideBackup, BesideRecord, Mark
+from pvehook.records.beside_record import LOADS_KEPT, MARKS_KEPT, BesideBackup, BesideRecord, Mark
 from pvehook.records.history import PastBackup, past_backup
-from pvehook.records.history_writing import append
+from pvehook.records.history_writing import append, append_beside
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -162,7 +162,9 @@ def container(**changes: Any) -> StallRecord:
 def beside(**changes: Any) -> BesideRecord:
     """A VM that was in no backup of its own and suffered beside two of a run of two hours, 103's more than 110's."""
     stalled_s, slowed_s = changes.pop("stalled_s", 17.0), changes.pop("slowed_s", 41.0)
-    severity: Severity = "stalled" if stalled_s >= 1 else "slowed" if slowed_s >= 1 else "none"
+    severity: Severity = changes.pop("severity", None) or (
+        "stalled" if stalled_s >= 1 else "slowed" if slowed_s >= 1 else "none"
+    )
     values: dict[str, Any] = {
         "node": "pve1",
         "job": "UPID:pve1:00001267:0086789C:6923D2A0:vzdump::root@pam:",
@@ -273,12 +275,43 @@ def _a_backup(vmid: int, started_s: float, age: int, has_chart: bool, rng: rando
     return record(**changes, stalled_s=stalled_s, slowed_s=slowed_s, hypervisor=view)
 
 
+def a_nodes_nights_beside(guests: int, days: int, seed: int = 11) -> list[BesideRecord]:
+    """As much as there can be: in each night each guest suffers beside as many backups as are kept, all night."""
+    rng = random.Random(seed)
+    made = []
+    for age, number in ((age, number) for age in range(days - 1, -1, -1) for number in range(guests)):
+        others = rng.sample(range(guests), min(LOADS_KEPT, guests))
+        worst_first = sorted((round(rng.expovariate(0.1), 3) for _ in others), reverse=True)
+        loads = [
+            BesideBackup(101 + other, "qemu", "shared", round(rng.uniform(60, 4000), 1), s, round(s * 2.4, 3), s)
+            for other, s in zip(others, worst_first, strict=True)
+        ]
+        stalls = [round(rng.expovariate(0.5), 3) for _ in range(MARKS_KEPT)]
+        marks = [Mark(round(60.0 * at + rng.random(), 3), 60.0, s, round(s * 2.7, 3)) for at, s in enumerate(stalls)]
+        started_s = NOW_S - age * DAY_S - 7200
+        made.append(
+            beside(
+                vmid=101 + number,
+                name=f"guest-{number}",
+                job=f"UPID:pve1:{age:08X}:0086789C:6923D2A0:vzdump::root@pam:",
+                started_s=started_s,
+                ended_s=started_s + 7200,
+                p99_ms=round(rng.uniform(20, 3000), 3),
+                beside=tuple(loads),
+                marks=tuple(marks),
+            )
+        )
+    return made
+
+
 def write_long_history(path: str, guests: int, days: int) -> None:
-    """A history as it is after `days` nights of `guests` guests, each with a chart, written night by night: some nights
-    are written through `append`, the others are copies of them, made by SQLite, because it has to be quick."""
+    """A history as it is after `days` nights of `guests` guests, each with a chart, each suffering beside the others.
+    Written night by night: some nights are written through `append`, the others are copies of them, made by SQLite,
+    because it has to be quick."""
     template_days = 4
     template = f"{path}.template"
     append(template, *a_nodes_backups(guests, template_days, charts_for_days=template_days), now_s=NOW_S)
+    append_beside(template, a_nodes_nights_beside(guests, template_days), now_s=NOW_S)
     for age in range(days - 1, -1, -1):
         append(path, now_s=NOW_S - age * DAY_S)  # drops what is too old by then
         with closing(sqlite3.connect(path, isolation_level=None)) as history:
@@ -290,11 +323,15 @@ def write_long_history(path: str, guests: int, days: int) -> None:
 
 def _copy_backups(history: sqlite3.Connection, age: int, earlier_s: float) -> None:
     backup = (NOW_S - (age + 0.5) * DAY_S, NOW_S - (age - 0.5) * DAY_S)
-    (highest,) = history.execute("SELECT coalesce(max(id), 0) FROM main.backups").fetchone()
-    for table, key in (("backups", "id"), ("details", "backup"), ("charts", "backup")):
-        columns = [row[1] for row in history.execute(f"PRAGMA main.table_info({table})")]
-        changed = {key: f"{key} + {highest}", "started_s": f"started_s - {earlier_s}"}
-        chosen = ", ".join(changed.get(column, column) for column in columns)
-        history.execute(
-            f"INSERT INTO main.{table} SELECT {chosen} FROM template.{table} WHERE started_s BETWEEN ? AND ?", backup
-        )
+    for rows, tables in (
+        ("backups", (("backups", "id"), ("details", "backup"), ("charts", "backup"))),
+        ("beside", (("beside", "id"), ("beside_details", "beside"), ("beside_marks", "beside"))),
+    ):
+        (highest,) = history.execute(f"SELECT coalesce(max(id), 0) FROM main.{rows}").fetchone()
+        for table, key in tables:
+            columns = [row[1] for row in history.execute(f"PRAGMA main.table_info({table})")]
+            times = {name: f"{name} - {earlier_s}" for name in columns if name in ("started_s", "ended_s")}
+            changed = {key: f"{key} + {highest}", **times}
+            chosen = ", ".join(changed.get(column, column) for column in columns)
+            copied = f"SELECT {chosen} FROM template.{table} WHERE started_s BETWEEN ? AND ?"
+            history.execute(f"INSERT INTO main.{table} {copied}", backup)
