@@ -17,7 +17,7 @@ from tests.records.backups import NOW_S, all_backups, write_long_history
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("history-size")]  # the history is written once
 
 GUESTS, NIGHTS = 200, 400
-BOUND_BYTES = 130_000_000
+BOUND_BYTES = 140_000_000
 PAGE_BYTES = 2_000_000
 
 
