@@ -176,6 +176,14 @@ class Governor:
             return False
         return sample.vmid == steering.by or patient.seen(sample_of(sample)).need > TAKES_OVER_ABOVE
 
+    def standing(self, vmid: int) -> tuple[float, bool] | None:
+        """A patient's target in milliseconds, and whether it is put aside now because slowing the backup did not help
+        it; None: it was not made known."""
+        patient = self._governor.steering.patients.get(vmid)
+        if patient is None:
+            return None
+        return patient.target_ms, time.monotonic() < patient.aside_until_s
+
     def look_every_s(self, vmid: int) -> float:
         """How soon it would like the next look at this patient."""
         return look_every_s(self._governor.steering, vmid, self._governor.law)

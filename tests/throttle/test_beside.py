@@ -57,6 +57,9 @@ def test_it_is_slowed_for_a_neighbour_that_suffers_and_says_for_whom(sampler: Sa
     assert sampler.speed > 0
     assert sampler.governor.steers == 103
     assert sampler.governor.is_slowed
+    target_ms, is_put_aside = sampler.governor.standing(103) or (0.0, True)
+    assert (round(target_ms, 1), is_put_aside) == (17.5, False)
+    assert sampler.governor.standing(104) is None
     sampler.governor.release()
     assert sampler.speed == 0
     assert not record(sampler.node).exists()
