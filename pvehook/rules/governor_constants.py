@@ -87,7 +87,7 @@ WINDOW_MARGIN: Final = 0.9  # × the time until the window closes. a limit
 COPIES_ALONE: Final = 1.2  # × its limit. QEMU: above that it copies the guest's own first writes, which no limit stops
 
 # Who steers
-RANKED_S, RANKED_SAMPLES = 1.5, 16  # a limit: a patient's need is judged by the samples of so long, and of no more
+RANKED_S, RANKED_SAMPLES = 1.5, 8  # a limit: a patient's need is judged by the samples of so long, and of no more
 FRESH_S: Final = 6.0  # a limit: not seen for longer, nobody knows how a patient is; a quiet one is looked at every 5 s
 TAKES_OVER_ABOVE: Final = 1.5  # × the need of the one that steers: they shall not take turns at every sample
 MOST_ASIDE: Final = 3  # a limit: with so many put aside it is other load, and nobody new is tried

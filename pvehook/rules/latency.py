@@ -47,16 +47,17 @@ def completed_between(before: RequestCounters, after: RequestCounters) -> Reques
 def sum_of(counters: Iterable[RequestCounters]) -> RequestCounters:
     """Several disks or kinds together, without histograms whose boundaries differ from the first one's."""
     operations = number_of_bytes = total_time_ns = 0
-    histogram: Histogram | None = None
+    histograms: list[Histogram] = []
     for each in counters:
         operations += each.operations
         number_of_bytes += each.bytes
         total_time_ns += each.total_time_ns
-        if histogram is None:
-            histogram = each.histogram
-        elif each.histogram is not None and each.histogram.boundaries_ns == histogram.boundaries_ns:
-            counts = tuple(map(sum, zip(histogram.counts, each.histogram.counts, strict=True)))
-            histogram = Histogram(histogram.boundaries_ns, counts)
+        if each.histogram is not None:
+            histograms.append(each.histogram)
+    histogram = histograms[0] if histograms else None
+    if histogram is not None and len(histograms) > 1:
+        alike = [each.counts for each in histograms if each.boundaries_ns == histogram.boundaries_ns]
+        histogram = Histogram(histogram.boundaries_ns, tuple(map(sum, zip(*alike, strict=True))))
     return RequestCounters(operations, number_of_bytes, total_time_ns, histogram)
 
 

@@ -31,7 +31,7 @@ from pvehook.rules.governor_readings import Bounds, effective_latency_ms, in_mb_
 from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import NS_PER_MS, disks_between
 from pvehook.rules.patients import PatientSample
-from pvehook.rules.steering import OWN, Patient, Steering, look_every_s, sample_of
+from pvehook.rules.steering import OWN, Patient, Steering, look_every_s
 from pvehook.settings import GovernorConfig, GovernorMode
 
 RELEASE_S: Final = 1.5  # a phase waits for it; what is not restored by then is reported, and its record stays
@@ -174,7 +174,7 @@ class Governor:
         patient = steering.patients.get(sample.vmid)
         if patient is None or not patient.is_spared:
             return False
-        return sample.vmid == steering.by or patient.seen(sample_of(sample)).need > TAKES_OVER_ABOVE
+        return sample.vmid == steering.by or patient.need > TAKES_OVER_ABOVE
 
     def standing(self, vmid: int) -> tuple[float, bool] | None:
         """A patient's target in milliseconds, and whether it is put aside now because slowing the backup did not help
