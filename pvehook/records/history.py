@@ -151,14 +151,19 @@ def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecor
     return [record for record in records if isinstance(record, StallRecord)]
 
 
-def last_samples(path: str, since_s: float) -> dict[int, GuestSamples]:
-    """Each guest's last backup, if it began at `since_s` or later, as Prometheus gets it. Raises NodeError."""
+def last_samples(path: str, since_s: float) -> tuple[dict[int, GuestSamples], dict[int, GuestSamples]]:
+    """What Prometheus gets of each guest, if it began at `since_s` or later: of its last backup, and of the last run in
+    which it was watched beside the backups of others. Raises NodeError."""
     with reading(path) as history:
-        rows = history.execute("SELECT vmid, body FROM samples WHERE started_s >= ?", (since_s,)).fetchall()
+        rows = [
+            history.execute(f"SELECT vmid, body FROM {table} WHERE started_s >= ?", (since_s,)).fetchall()  # noqa: S608
+            for table in ("samples", "beside_samples")
+        ]
     try:
-        return {vmid: json.loads(body) for vmid, body in rows}
+        own, beside = ({vmid: json.loads(body) for vmid, body in each} for each in rows)
     except ValueError as error:
         raise NodeError(f"history {path}: the samples cannot be read: {error}") from error
+    return own, beside
 
 
 def past_baselines(path: str, vmid: int, limit: int = 7) -> list[Baseline]:

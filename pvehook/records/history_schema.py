@@ -91,6 +91,10 @@ SCHEMA: Final = (
     CREATE TABLE beside_marks (beside INTEGER PRIMARY KEY, started_s REAL NOT NULL, body BLOB NOT NULL);
     CREATE INDEX beside_marks_by_time ON beside_marks (started_s);
     CREATE TABLE beside_samples (vmid INTEGER PRIMARY KEY, started_s REAL NOT NULL, body TEXT NOT NULL);
+    UPDATE samples SET body = replace(
+        replace(body, 'pvehook_stalled_seconds{', 'pvehook_stalled_seconds{part=\\"own\\",'),
+        'pvehook_slowed_seconds{', 'pvehook_slowed_seconds{part=\\"own\\",'
+    );
     """,
 )
 """Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""

@@ -33,7 +33,7 @@ from pvehook.records.history_schema import (
     primary_code,
 )
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import guest_samples
+from pvehook.records.textfile import beside_samples, guest_samples
 
 NIGHTS_TRUSTED: Final = 3
 """Ages are counted back from the third last night on record, and not from now: a clock that is years ahead for a night
@@ -154,6 +154,8 @@ def _insert_beside(history: sqlite3.Connection, record: BesideRecord) -> None:
     beside = _add(history, "beside", row)
     body = packed(encode(replace(record, marks=())))
     history.execute("INSERT INTO beside_details VALUES (?, ?, ?)", (beside, record.started_s, body))
+    samples = json.dumps(beside_samples(record), separators=(",", ":"))
+    history.execute("INSERT OR REPLACE INTO beside_samples VALUES (?, ?, ?)", (record.vmid, record.started_s, samples))
     if record.marks:
         marks = packed(encode(record.marks))
         history.execute("INSERT INTO beside_marks VALUES (?, ?, ?)", (beside, record.started_s, marks))
@@ -189,6 +191,7 @@ _TABLES: Final[dict[str, tuple[str, str | None, int]]] = {
     "backups": ("backups", "id", KEEP_DAYS),
     "beside_marks": ("beside", "beside", CHART_DAYS),
     "beside_details": ("beside", "beside", DETAIL_DAYS),
+    "beside_samples": ("beside", None, KEEP_DAYS),
     "beside": ("beside", "id", KEEP_DAYS),
 }
 """Each table: whose rows it belongs to, by which column, and for how long it is kept. The rows themselves come last."""

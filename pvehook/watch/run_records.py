@@ -129,10 +129,10 @@ class RunRecords:
         """With a history that cannot be read there is at least this run."""
         self._samples[record.vmid] = guest_samples(record)
         try:
-            kept = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
+            own, beside = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
         except NodeError:
-            kept = {}
-        text = exposition(kept | self._samples, _guests_of(self._context.node))
+            own, beside = {}, {}
+        text = exposition(own | self._samples, beside, _guests_of(self._context.node))
         replace_file(target, text, mode=0o644)  # node_exporter runs as a user of its own
 
 

@@ -59,7 +59,10 @@ import time
 began_s = time.process_time()
 if hasattr(history, 'last_samples'):
     last = history.last_samples(sys.argv[1], 0.0)
-    text = textfile.exposition(last, set(last))
+    if isinstance(last, tuple):
+        text = textfile.exposition(*last, last[0].keys() | last[1].keys())
+    else:
+        text = textfile.exposition(last, set(last))
 else:
     with history.reading(sys.argv[1]) as database:
         records = history.last_records(database, 0.0)

@@ -214,8 +214,11 @@ def test_the_newest_record_of_each_guest(path: str) -> None:
 def test_the_samples_of_each_guests_last_backup_for_prometheus(path: str) -> None:
     append(path, backup(30, 103), now_s=NOW_S)
     append(path, backup(2, 101), backup(1, 101), backup(1, 102), now_s=NOW_S)
-    samples = last_samples(path, NOW_S - 10 * DAY_S)
+    append_beside(path, [beside(vmid=104), beside(vmid=104, job="UPID:next", started_s=NOW_S - 60)], now_s=NOW_S)
+    samples, beside_others = last_samples(path, NOW_S - 10 * DAY_S)
     assert sorted(samples) == [101, 102]
+    name = "pvehook_beside_start_timestamp_seconds"
+    assert [each[name] for each in beside_others.values()] == [[f'{name}{{vmid="104"}} {NOW_S - 60:.1f}']]
     started_s = f"{NOW_S - DAY_S:.1f}"
     name = "pvehook_backup_start_timestamp_seconds"
     assert samples[101][name] == [f'{name}{{vmid="101"}} {started_s}']
@@ -420,7 +423,10 @@ def test_a_history_from_before_guests_were_watched_beside_others_is_migrated_wit
         records = [record_of(history_now, row.id) for row in rows]
         assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [12, 0, 0]
         assert [each.vmid for each in beside_between(history_now, 0.0, NOW_S)] == [102]
-    assert sorted(last_samples(path, 0.0)) == [101, 103, 110]
+    samples, beside_others = last_samples(path, 0.0)
+    assert (sorted(samples), sorted(beside_others)) == ([101, 103, 110], [102])
+    assert samples[101]["pvehook_stalled_seconds"] == ['pvehook_stalled_seconds{part="own",vmid="101"} 3.1']
+    assert samples[110]["pvehook_slowed_seconds"] == []
 
 
 def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.records.beside_record import BesideRecord
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import METRICS, GuestSamples, exposition, guest_samples
+from pvehook.records.textfile import METRICS, GuestSamples, beside_samples, exposition, guest_samples
 from pvehook.rules.stalls import SEVERITIES
-from tests.records.backups import HUNG, NO_AGENT, NOW_S, charted, container, guest_view, host_view, record
+from tests.records.backups import HUNG, NO_AGENT, NOW_S, beside, charted, container, guest_view, host_view, record
 
 parser = pytest.importorskip("prometheus_client.parser")
 
@@ -27,13 +28,17 @@ def by_guest(*records: StallRecord) -> dict[int, GuestSamples]:
     return {each.vmid: guest_samples(each) for each in records}
 
 
-def samples_of(*records: StallRecord, existing: set[int] | None = None) -> Samples:
-    text = exposition(by_guest(*records), {each.vmid for each in records} if existing is None else existing)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
+def samples_of(*records: StallRecord | BesideRecord, existing: set[int] | None = None) -> Samples:
+    beside = {each.vmid: beside_samples(each) for each in records if isinstance(each, BesideRecord)}
+    own = by_guest(*(each for each in records if isinstance(each, StallRecord)))
+    text = exposition(own, beside, {each.vmid for each in records} if existing is None else existing)
+    found = [
+        ((sample.name, frozenset(sample.labels.items())), sample.value)
         for family in parser.text_string_to_metric_families(text)
         for sample in family.samples
-    }
+    ]
+    assert len(dict(found)) == len(found)  # Prometheus refuses a file with a series that is there twice
+    return dict(found)
 
 
 def sample(samples: Samples, name: str, **labels: str) -> float | None:
@@ -41,7 +46,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
-    text = exposition(by_guest(charted()), {101})
+    text = exposition(by_guest(charted()), {}, {101})
     families = list(parser.text_string_to_metric_families(text))
     assert [family.name for family in families] == list(METRICS)
     for family in families:
@@ -98,7 +103,7 @@ def test_a_part_that_is_broken_takes_its_view_down_and_one_that_is_absent_does_n
 
 def test_a_monitor_that_hangs_leaves_no_zero_behind() -> None:
     samples = samples_of(record(hypervisor=HUNG))
-    assert sample(samples, "pvehook_stalled_seconds") is None
+    assert sample(samples, "pvehook_stalled_seconds", part="own") is None
     assert sample(samples, "pvehook_slow_requests", over_seconds="1") is None
     assert sample(samples, "pvehook_view_up", view="hypervisor") == 0.0
     assert sample(samples, "pvehook_severity", severity="unknown") == 1.0
@@ -125,14 +130,57 @@ def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> No
 
 
 def test_a_backup_whose_end_was_not_seen_is_neither_good_nor_bad() -> None:
-    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {101})
-    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {101})
+    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {}, {101})
+    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {}, {101})
 
 
 def test_labels_are_bounded() -> None:
     """Words of our own only: a guest has so many series and no more."""
     for shown in (charted(), container(), record(hypervisor=HUNG, guest=NO_AGENT)):
         assert len(samples_of(shown)) <= 40
+        assert len(samples_of(shown, beside(vmid=shown.vmid))) <= 50
+
+
+# Beside the backups of others
+
+
+def test_a_night_has_two_parts() -> None:
+    samples = samples_of(record(stalled_s=3.0), beside())
+    assert sample(samples, "pvehook_stalled_seconds", part="own") == 3.0
+    assert sample(samples, "pvehook_stalled_seconds", part="beside") == 17.0
+    assert sample(samples, "pvehook_slowed_seconds", part="own") == 0.0
+    assert sample(samples, "pvehook_slowed_seconds", part="beside") == 41.0
+    assert sample(samples, "pvehook_beside_request_p99_seconds", when="during") == 2.405
+    assert sample(samples, "pvehook_beside_request_p99_seconds", when="before") == 0.015
+    assert sample(samples, "pvehook_beside_slowed_backup_seconds") == 8.0
+    assert sample(samples, "pvehook_beside_start_timestamp_seconds") == NOW_S - 8400
+    assert sample(samples, "pvehook_view_up", view="beside") == 1.0
+
+
+def test_a_guest_that_was_in_no_backup_of_its_own_is_there_and_has_a_name() -> None:
+    samples = samples_of(record(vmid=102), beside())
+    assert ("pvehook_guest_info", frozenset({"vmid": "101", "name": "web", "type": "qemu"}.items())) in samples
+    assert sample(samples, "pvehook_stalled_seconds", part="beside") == 17.0
+    assert sample(samples, "pvehook_stalled_seconds", part="own") is None
+    assert sample(samples, "pvehook_backup_start_timestamp_seconds") is None
+
+
+def test_a_guest_that_was_renamed_is_joined_with_one_name() -> None:
+    samples = samples_of(record(), beside(name="shop"))
+    names = [dict(labels)["name"] for metric, labels in samples if metric == "pvehook_guest_info"]
+    assert names == ["web"]
+
+
+def test_beside_others_zero_is_a_sample_absent_is_none_and_broken_is_a_view_that_is_down() -> None:
+    zero = samples_of(beside(stalled_s=0.0, slowed_s=0.0))
+    assert sample(zero, "pvehook_stalled_seconds", part="beside") == 0.0
+    nothing = Absent("it was not exposed")
+    absent = samples_of(beside(severity="unknown", stalled_s=nothing, slowed_s=nothing, p99_ms=nothing))
+    assert sample(absent, "pvehook_stalled_seconds", part="beside") is None
+    assert sample(absent, "pvehook_view_up", view="beside") is None
+    broken = samples_of(beside(severity="slowed", stalled_s=HUNG))
+    assert sample(broken, "pvehook_stalled_seconds", part="beside") is None
+    assert sample(broken, "pvehook_view_up", view="beside") == 0.0
 
 
 # The dashboard
@@ -161,7 +209,7 @@ def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
 
 def test_the_dashboard_asks_for_labels_and_values_that_are_written() -> None:
     written: dict[str, dict[str, set[str]]] = {}
-    for metric, labels in samples_of(charted(), record(vmid=102, hypervisor=HUNG)):
+    for metric, labels in samples_of(charted(), record(vmid=102, hypervisor=HUNG), beside()):
         for label, value in labels:
             written.setdefault(metric, {}).setdefault(label, set()).add(value)
     for expression in expressions(dashboard()):

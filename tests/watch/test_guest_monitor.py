@@ -322,7 +322,8 @@ def test_prometheus_finds_the_night_in_a_file_that_it_may_read(node: NodeUnderTe
     with running_vm(node) as guest:
         night(node, guest, lambda: guest.serve_requests("write", 2600.0, 1))
     file = node.root / "srv/pvehook.prom"
-    (line,) = [line for line in file.read_text().splitlines() if line.startswith('pvehook_stalled_seconds{vmid="101"}')]
+    stalled = 'pvehook_stalled_seconds{vmid="101",part="own"}'
+    (line,) = [line for line in file.read_text().splitlines() if line.startswith(stalled)]
     assert float(line.split()[-1]) == pytest.approx(2.6, rel=0.13)
     assert file.stat().st_mode & 0o777 == 0o644
 
