@@ -17,13 +17,13 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from pvehook.records.history_writing import append  # noqa: E402  (this repository's, wherever the script is called from)
+from pvehook.records.history_writing import append, append_beside  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.report.report import run_report  # noqa: E402
-from tests.records.backups import NOW_S, a_nodes_backups  # noqa: E402
+from tests.records.backups import NOW_S, a_nodes_backups, neighbours, one_after_the_other  # noqa: E402
 from tests.rig.browser import CHROMIUM, Page, Screen, running_browser  # noqa: E402
 
 SCREEN = Screen("picture", width=1000, height=1400, scheme="light")
-"""High enough for the table of guests and the worst guest's charts."""
+"""High enough for the night's picture and the table of guests."""
 
 GUESTS, NIGHTS = 7, 40
 
@@ -36,7 +36,9 @@ def main() -> int:
     picture = Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / "docs" / "report.png"
     with tempfile.TemporaryDirectory(prefix="pvehook-picture-") as directory:
         history, page = f"{directory}/history.db", Path(directory, "report.html")
-        append(history, *a_nodes_backups(GUESTS, NIGHTS, charts_for_days=2), now_s=NOW_S)
+        last_night = one_after_the_other(GUESTS)
+        append(history, *a_nodes_backups(GUESTS, NIGHTS)[:-GUESTS], *last_night, now_s=NOW_S)
+        append_beside(history, neighbours(last_night), now_s=NOW_S)
         run_report(history, io.StringIO(), datetime.fromtimestamp(NOW_S, UTC), html=str(page))
         with running_browser() as browser:
             Page(browser, page, SCREEN).screenshot(picture, whole=False)

@@ -22,13 +22,14 @@ from pvehook.records.encoding import decode
 from pvehook.records.figures import decode_figure
 from pvehook.records.history_schema import (
     BUSY_S,
+    CHART_DAYS,
     DETAIL_DAYS,
     primary_code,
     unpacked,
     version_of,
     why_not_readable,
 )
-from pvehook.records.stall_record import Baseline, Point, SpeedPoint, StallRecord
+from pvehook.records.stall_record import Baseline, Chart, Point, SpeedPoint, StallRecord
 from pvehook.records.textfile import GuestSamples
 
 DAY_S: Final = 86400
@@ -132,16 +133,24 @@ def record_of(history: sqlite3.Connection, backup: int) -> Measured[StallRecord]
     record = _detail(history, backup)
     if isinstance(record, (Absent, Broken)):
         return record
-    for (body,) in history.execute("SELECT body FROM charts WHERE backup = ?", (backup,)):
-        try:
-            chart = unpacked(body)
-            points = decode(tuple[Point, ...], chart["points"])
-            speeds = decode(tuple[SpeedPoint, ...], chart["speeds"])
-        except (ValueError, TypeError, KeyError) as error:
-            return Broken(f"the chart cannot be read: {error}")
-        governor = record.governor and record.governor._replace(speeds=speeds)
-        record = replace(record, points=points, governor=governor)
-    return record
+    chart = chart_of(history, backup)
+    if isinstance(chart, (Absent, Broken)):
+        return record if isinstance(chart, Absent) else chart
+    governor = record.governor and record.governor._replace(speeds=chart.speeds)
+    return replace(record, points=chart.points, governor=governor)
+
+
+def chart_of(history: sqlite3.Connection, backup: int) -> Measured[Chart]:
+    """A backup's chart alone."""
+    row = history.execute("SELECT body FROM charts WHERE backup = ?", (backup,)).fetchone()
+    if row is None:
+        return Absent(f"charts are kept for {CHART_DAYS} days, of backups that had one")
+    try:
+        chart = unpacked(row[0])
+        points = decode(tuple[Point, ...], chart["points"])
+        return Chart(points, decode(tuple[SpeedPoint, ...], chart["speeds"]))
+    except (ValueError, TypeError, KeyError) as error:
+        return Broken(f"the chart cannot be read: {error}")
 
 
 def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecord]:

@@ -53,6 +53,13 @@ def last_backups(
     return [(last, stalled_s.get(last.vmid, 0.0)) for last in found]
 
 
+def backups_between(history: sqlite3.Connection, since_s: float, until_s: float) -> list[PastBackup]:
+    """All that began in this time, the oldest first."""
+    columns = ", ".join(PastBackup._fields)
+    sql = f"SELECT {columns} FROM backups WHERE started_s >= ? AND started_s < ? ORDER BY started_s"  # noqa: S608
+    return list(map(past_backup, history.execute(sql, (since_s, until_s))))
+
+
 def nights(
     history: sqlite3.Connection, vmid: int, since_s: float, shown_from_s: float, until_s: float
 ) -> tuple[list[Night], Regression | None]:

@@ -52,6 +52,13 @@ class SpeedPoint(NamedTuple):
     target_ms: float
 
 
+class Chart(NamedTuple):
+    """A backup's course."""
+
+    points: tuple[Point, ...] = ()
+    speeds: tuple[SpeedPoint, ...] = ()
+
+
 class GovernorSummary(NamedTuple):
     """What slowing the backup did."""
 
@@ -142,6 +149,9 @@ class StallRecord:
     versions: Versions
     sampler_cpu_s: float
     """What sampling cost."""
+    window_closes_s: float | None = None
+    """When the window that let it through closes, in seconds since the epoch; None: something else let it through, the
+    window never closes, or it was closed already when a restarted daemon went on."""
 
     @property
     def duration_s(self) -> float:

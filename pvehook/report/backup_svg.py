@@ -19,6 +19,7 @@ from pvehook.records.figures import in_bytes, short_number
 from pvehook.records.stall_record import Point, StallRecord
 from pvehook.report.backup_chart import baseline_p99_ms, decades, speeds_of
 from pvehook.report.backup_words import kernel_lines
+from pvehook.report.time_axis import round_times
 
 WIDE, MIDDLE, NARROW = 960, 600, 330
 """In CSS pixels: about what the page is on a desk, on a tablet and on a phone (page_style.py)."""
@@ -26,8 +27,6 @@ WIDE, MIDDLE, NARROW = 960, 600, 330
 TOP, LATENCY_HEIGHT, STRIP_GAP, STRIP_HEIGHT, RATE_GAP, RATE_HEIGHT = 26, 170, 10, 10, 34, 70
 LEFT, RIGHT = 50, 8
 MIB: Final = 1 << 20
-
-_TICKS_S: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 
 
 class _Frame(NamedTuple):
@@ -87,14 +86,14 @@ def _frame(record: StallRecord, width: int) -> _Frame:
     low, high = decades([each for each in shown_ms if each] or [1.0])
     most = max(*map(_rate_of, record.points), *(float(speed.speed_bytes_per_s) for speed in speeds), 1.0 * MIB)
     duration_s = max(record.duration_s, record.points[-1].at_s, 1.0)
-    return _Frame(LEFT, width - RIGHT, duration_s, low, high, _round_up(most / MIB) * MIB)
+    return _Frame(LEFT, width - RIGHT, duration_s, low, high, round_up(most / MIB) * MIB)
 
 
 def _rate_of(point: Point) -> float:
     return point.backup_bytes / point.lasted_s if point.lasted_s else 0.0
 
 
-def _round_up(number: float) -> float:
+def round_up(number: float) -> float:
     """The top of a scale; half of it is a round number too."""
     size = 10.0 ** math.floor(math.log10(number))
     return next(size * step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if size * step >= number)
@@ -124,17 +123,11 @@ def _axes(record: StallRecord, frame: _Frame, zone: tzinfo, width: int) -> Itera
 
 
 def _times(record: StallRecord, frame: _Frame, zone: tzinfo, most: int) -> Iterator[tuple[float, str]]:
-    """Round times of day, at most `most`."""
-    step_s = next((step for step in _TICKS_S if frame.duration_s / step <= most), _TICKS_S[-1])
-    began = datetime.fromtimestamp(record.started_s, zone)
-    seconds = began.hour * 3600 + began.minute * 60 + began.second + began.microsecond / 1e6
-    at_s = -seconds % step_s
-    while at_s < frame.duration_s:
-        edge = 14 if step_s >= 60 else 22
+    """Those whose labels do not stick out."""
+    for at_s, label in round_times(record.started_s, frame.duration_s, zone, most):
+        edge = 14 if len(label) == len("02:30") else 22
         if frame.left + edge - 10 <= frame.x(at_s) <= frame.right - edge + RIGHT:
-            at = datetime.fromtimestamp(record.started_s + at_s + 0.5, zone)
-            yield at_s, f"{at:%H:%M}" if step_s >= 60 else f"{at:%H:%M:%S}"
-        at_s += step_s
+            yield at_s, label
 
 
 def _latency(record: StallRecord, frame: _Frame) -> Iterator[str]:

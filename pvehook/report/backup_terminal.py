@@ -7,6 +7,7 @@ write p99 ms  4.1 > 1310   io some s             14   vCPUs waited s       0.4
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, tzinfo
 from itertools import zip_longest
 from typing import Final
@@ -26,16 +27,18 @@ LINE_LIMIT: Final = 200
 GAP: Final = 3  # between the views
 
 
-def backup_lines(trend: Trend, record: Measured[StallRecord], zone: tzinfo, style: TerminalStyle) -> list[str]:
-    """All that is known of the last night."""
+def backup_lines(
+    trend: Trend, record: Measured[StallRecord], beside: Sequence[str], zone: tzinfo, style: TerminalStyle
+) -> list[str]:
+    """All that is known of the last night. `beside`: the lines about what it suffered beside the backups of others."""
     backup = trend.last
     severity = style.painted(printable(backup.severity.replace("-", " ")), backup.severity)
     lines = [f"{style.shown(trend.title)}, night of {day(backup.started_s, zone)}: {severity}"]
     before = [*regression_lines([trend], zone, style), "", *_backups(trend, zone, style)]
     if isinstance(record, (Absent, Broken)):
-        return [*lines, *style.wrapped(record.why, first="  ", others="  "), *before]
+        return [*lines, *style.wrapped(record.why, first="  ", others="  "), *before, *beside]
     lines += style.wrapped(run_in_words(record, zone), first="  ", others="  ")
-    lines += [*before, "", *_why(record, style), "", *_views(record, style), ""]
+    lines += [*before, "", *_why(record, style), *beside, "", *_views(record, style), ""]
     for label, text in what_was_done(record):
         lines += style.wrapped(text, first=f"{label:<10} ", others=" " * 11)
     lines += _kernel_lines(record, zone, style)

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 
 from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.records.beside_history import PastBeside, suffered_between
 from pvehook.records.encoding import encode
 from pvehook.records.figures import encode_figure, figures
 from pvehook.records.history import PastBackup
 from pvehook.records.nights import backups_json
 from pvehook.records.stall_record import StallRecord
+from pvehook.report.beside import Beside
+from pvehook.report.last_night import beside_of, detailed
+from pvehook.report.node_night import ROWS_MOST
 from pvehook.report.trends import Trend, instant
 from pvehook.rules.regression import Regression
 
@@ -27,7 +31,9 @@ def overview_json(
     until_s: float,
     zone: tzinfo,
 ) -> Iterator[str]:
-    """In pieces: every guest, given by its last backup, with its backups from `shown_from_s` on, the oldest first."""
+    """In pieces: every guest, given by its last backup, with its backups from `shown_from_s` on, the oldest first; then
+    who suffered beside the backups of others since then, a row for each guest and run, the oldest first, those of the
+    last night with their records."""
     yield f'{{"format": {FORMAT}, "guests": ['
     for number, last in enumerate(lasts):
         backups, regression = backups_json(
@@ -35,23 +41,39 @@ def overview_json(
         )
         guest = json.dumps(_guest(last, regression, zone))
         yield f'{", " if number else ""}{guest[:-1]}, "backups": {backups}}}'
+    yield '], "beside": ['
+    night = beside_of(history, max(last.started_s for last in lasts), zone)[:ROWS_MOST]
+    details = {
+        run.id: each for each in detailed(history, [each for each in night if each.suffered]) for run in each.runs
+    }
+    for number, run in enumerate(suffered_between(history, shown_from_s, until_s)):
+        yield f"{', ' if number else ''}{json.dumps(_beside(run, details.get(run.id), zone))}"
     yield "]}\n"
 
 
-def backup_json(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> dict[str, object]:
-    """The last backup: its row, all of its figures by name, and the record as it is kept."""
-    body = {
-        "format": FORMAT,
-        **_guest(trend.last, trend.regression, zone),
-        "backup": _backup(trend.last, zone),
-        "record": encode(record),
-    }
-    if not isinstance(record, (Absent, Broken)):
+def guest_json(
+    found: Trend | None, record: Measured[StallRecord] | None, beside: Sequence[Beside], zone: tzinfo
+) -> dict[str, object]:
+    """One guest. Its last backup, None where it had none: its row, all of its figures by name, and the record as it is
+    kept. And each run in which it was watched beside the backups of others, of which there is one where it had none."""
+    known = _guest(found.last, found.regression, zone) if found is not None else _guest(beside[-1].runs[-1], None, zone)
+    body: dict[str, object] = {"format": FORMAT, **known}
+    body["backup"] = _row(found.last, zone) if found is not None else None
+    body["record"] = encode(record)
+    if record is not None and not isinstance(record, (Absent, Broken)):
         body["figures"] = {name: encode_figure(figure) for name, figure in figures(record).items()}
+    body["beside"] = [_beside(run, each, zone) for each in beside for run in each.runs]
     return body
 
 
-def _guest(last: PastBackup, found: Regression | None, zone: tzinfo) -> dict[str, object]:
+def _beside(run: PastBeside, beside: Beside | None, zone: tzinfo) -> dict[str, object]:
+    """Its row, and the record as it is kept, where it was read."""
+    records = beside.records if beside is not None else ()
+    record = next((each for each in records if each.started_s == run.started_s and each.job == run.job), None)
+    return {"vmid": run.vmid, "name": run.name, "type": run.vmtype, **_row(run, zone), "record": encode(record)}
+
+
+def _guest(last: PastBackup | PastBeside, found: Regression | None, zone: tzinfo) -> dict[str, object]:
     regression = None
     if found is not None:
         known = {name: encode(value) for name, value in found._asdict().items()}
@@ -59,9 +81,10 @@ def _guest(last: PastBackup, found: Regression | None, zone: tzinfo) -> dict[str
     return {"vmid": last.vmid, "name": last.name, "type": last.vmtype, "regression": regression}
 
 
-def _backup(backup: PastBackup, zone: tzinfo) -> dict[str, object]:
-    body: dict[str, object] = {"started": instant(backup.started_s, zone)}
-    for name, value in backup._asdict().items():
+def _row(row: PastBackup | PastBeside, zone: tzinfo) -> dict[str, object]:
+    body: dict[str, object] = {"started": instant(row.started_s, zone)}
+    for name, value in row._asdict().items():
         body[name] = encode_figure(value) if isinstance(value, (Absent, Broken)) else value
-    body["causes"] = backup.causes.split()
+    if isinstance(row, PastBackup):
+        body["causes"] = row.causes.split()
     return {name: value for name, value in body.items() if name not in ("id", "vmid", "name", "vmtype")}

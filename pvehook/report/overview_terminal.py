@@ -21,16 +21,19 @@ from pvehook.rules.regression import in_words
 _FIXED = "{} {:<9} {:>7} {:>10}  {}"
 
 
-def overview_lines(trends: Sequence[Trend], number_shown: int, zone: tzinfo, style: TerminalStyle) -> list[str]:
-    """Every regression, then a line for each of the first guests, then what the marks mean."""
+def overview_lines(
+    trends: Sequence[Trend], beside: Sequence[str], number_shown: int, zone: tzinfo, style: TerminalStyle
+) -> list[str]:
+    """Every regression, then a line for each of the first guests, then the lines about those who suffered `beside` the
+    backups of others, then what the marks mean."""
     days = days_of(trends, zone)
     number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
     lines = [f"pvehook: {number}, nights of {days[0]} to {days[-1]}, worst last night first"]
     lines += regression_lines(trends, zone, style)
-    lines += ["", *_table(trends[:number_shown], zone, style), ""]
+    lines += ["", *_table(trends[:number_shown], zone, style)]
     if left_out := len(trends[number_shown:]):
-        lines.append(f"{left_out} more guest{'s' if left_out != 1 else ''} with better nights; --worst shows more")
-    return lines + _legend(style)
+        lines += ["", f"{left_out} more guest{'s' if left_out != 1 else ''} with better nights; --worst shows more"]
+    return [*lines, *beside, "", *_legend(style)]
 
 
 def regression_lines(trends: Iterable[Trend], zone: tzinfo, style: TerminalStyle) -> list[str]:

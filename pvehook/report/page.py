@@ -7,13 +7,11 @@ browser from fetching anything even if that failed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
-from html import escape
 from typing import Final
 
-from pvehook.contract.measured import Absent, Broken, Measured
-from pvehook.contract.text import printable
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.records.figures import (
     ABSENT_MARK,
     BROKEN_MARK,
@@ -29,6 +27,10 @@ from pvehook.records.stall_record import StallRecord
 from pvehook.report.backup_chart import baseline_p99_ms, speeds_of
 from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
+from pvehook.report.beside import Beside
+from pvehook.report.last_night import beside_of, read_night
+from pvehook.report.night_page import night_section
+from pvehook.report.page_parts import arrows, definitions, safe, severity_word, shown_figure, shown_pair, swatch
 from pvehook.report.page_style import SCRIPT, STYLE
 from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, level, worst_of_each
 from pvehook.rules.regression import in_words
@@ -37,7 +39,7 @@ CHARTS: Final = 12  # guests whose last backup is shown in detail, by default
 BARS_MOST: Final = 90  # of a guest's nights; where there are more, the worst of each few
 BARS_LEAST: Final = 14  # room for so many, so that the bars of a young history are no blocks
 LINES_QUOTED: Final = 20
-REASON_LIMIT: Final = 600
+NOT_WATCHED: Final = Absent("it was not watched beside the backups of others in the last night")
 
 BAR, BAR_HEIGHT = 4, 26
 """A bar with its gap, and the tallest one."""
@@ -50,21 +52,16 @@ def html_report(
     detailed = trends[: worst if worst is not None else CHARTS]
     records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
     days = days_of(trends, zone)
-    lines = [*_head(trends, days, now), *_regressions(trends, zone), _tiles(trends)]
-    lines += _table(trends, days, {trend.last.vmid for trend in detailed}, zone)
+    last_s = max(trend.last.started_s for trend in trends)
+    beside = beside_of(database, last_s, zone)
+    night = read_night(database, beside, last_s, zone)
+    lines = [*_head(trends, days, now), *_regressions(trends, zone)]
+    lines += night_section(night, zone) if night is not None else []
+    lines.append(_tiles(trends))
+    lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)
     lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
     lines += (line for trend, record in records for line in _backup(trend, record, zone))
     return "\n".join([*lines, _FOOT])
-
-
-def _text(text: str, limit: int = REASON_LIMIT) -> str:
-    """A text of others in the page."""
-    return escape(printable(text, limit))
-
-
-def _arrows(escaped: str) -> str:
-    """`4.1 > 1310` and `9.2 -> 10.0` as a page can write them."""
-    return escaped.replace("-&gt;", "→").replace(" &gt; ", " → ")
 
 
 def _head(trends: Sequence[Trend], days: Sequence[str], now: datetime) -> Iterator[str]:
@@ -76,7 +73,7 @@ def _head(trends: Sequence[Trend], days: Sequence[str], now: datetime) -> Iterat
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     yield f"<title>Backups and their guests, {days[-1]}</title><style>{STYLE}</style></head><body>"
     yield "<header><h1>What the backups did to their guests</h1>"
-    yield f'<p class="muted">Node {_text(nodes)} · nights of {days[0]} to {days[-1]} · made {now:%Y-%m-%d %H:%M %Z}</p>'
+    yield f'<p class="muted">Node {safe(nodes)} · nights of {days[0]} to {days[-1]} · made {now:%Y-%m-%d %H:%M %Z}</p>'
     yield "</header>"
 
 
@@ -84,8 +81,8 @@ def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
     for trend in trends:
         if trend.regression is not None:
             since = day(trend.regression.since_s, zone)
-            words = _arrows(_text(in_words(trend.regression)))
-            text = f"<strong>{_text(trend.title)} got worse on {since}.</strong> {words[:1].upper()}{words[1:]}"
+            words = arrows(safe(in_words(trend.regression)))
+            text = f"<strong>{safe(trend.title)} got worse on {since}.</strong> {words[:1].upper()}{words[1:]}"
             yield f'<p class="loud">{text}.</p>'
 
 
@@ -101,23 +98,21 @@ def _tiles(trends: Sequence[Trend]) -> str:
         ("slowed, not stalled", str(slowed)),
         ("could not be read", str(broken)),
     )
-    return _definitions("tiles", tiles)
-
-
-def _definitions(css: str, items: Iterable[tuple[str, str]]) -> str:
-    shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in items)
-    return f'<dl class="{css}">{shown}</dl>'
+    return definitions("tiles", tiles)
 
 
 # The table
 
 
-def _table(trends: Sequence[Trend], days: Sequence[str], detailed: set[int], zone: tzinfo) -> Iterator[str]:
+def _table(
+    trends: Sequence[Trend], days: Sequence[str], detailed: set[int], beside: Mapping[int, Beside], zone: tzinfo
+) -> Iterator[str]:
     each = -(-len(days) // BARS_MOST)
     yield "<h2>Guests, the worst last night first</h2>"
     yield _legend(each)
     columns = (
         *(("Guest", "name"), ("Nights", ""), ("Last night", ""), ("Stalled", "number"), ("Slowed", "number")),
+        *((("Beside others", "number"),) if beside else ()),
         *(("Write p99", "number"), ("Took", "number"), ("Cause", "")),
     )
     yield '<div class="card"><table id="guests"><thead><tr>'
@@ -125,24 +120,29 @@ def _table(trends: Sequence[Trend], days: Sequence[str], detailed: set[int], zon
         is_text = " data-text=1" if name in ("Guest", "Cause") else ""
         yield f'<th scope="col" class="{css}"{is_text}><button type="button">{name}</button></th>'
     yield "</tr></thead><tbody>"
-    yield from (_row(trend, days, each, trend.last.vmid in detailed, zone) for trend in trends)
+    for trend in trends:
+        stalled_s = beside[trend.last.vmid].stalled_s if trend.last.vmid in beside else NOT_WATCHED
+        others = (_number("beside others", value_of(stalled_s) or 0.0, shown_figure(stalled_s, "s")),) if beside else ()
+        yield _row(trend, days, each, trend.last.vmid in detailed, others, zone)
     yield "</tbody></table></div>"
 
 
-def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: tzinfo) -> str:
+def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, others: tuple[str, ...], zone: tzinfo) -> str:
+    """`others`: the cell about what it suffered beside the backups of others, if there is one."""
     last = trend.last
     rank, stalled_s, slowed_s = severity_key(last.severity, last.stalled_s, last.slowed_s)
-    title = _text(trend.title)
+    title = safe(trend.title)
     name = f'<a href="#g{last.vmid}">{title}</a>' if is_detailed else title
     during = last.write_p99_ms if isinstance(last.write_p99_ms, float) else -1.0
-    cause = _text(causes_in_short(last.severity, last.causes.split()))
+    cause = safe(causes_in_short(last.severity, last.causes.split()))
     cells = (
         f'<td class="name" data-sort="{title}">{name}</td>',
         f'<td class="nights" data-sort="{trend.stalled_s:.1f}">{_sparkline(trend, days, each, zone)}</td>',
-        f'<td class="severity" data-sort="{rank}">{_word(last.severity)}</td>',
-        _number("stalled", stalled_s, _figure(last.stalled_s, "s")),
-        _number("slowed", slowed_s, _figure(last.slowed_s, "s")),
-        _number("write p99", during, _pair(last.baseline_write_p99_ms, last.write_p99_ms)),
+        f'<td class="severity" data-sort="{rank}">{severity_word(last.severity)}</td>',
+        _number("stalled", stalled_s, shown_figure(last.stalled_s, "s")),
+        _number("slowed", slowed_s, shown_figure(last.slowed_s, "s")),
+        *others,
+        _number("write p99", during, shown_pair(last.baseline_write_p99_ms, last.write_p99_ms)),
         _number("took", last.duration_s, short_duration(last.duration_s)),
         f'<td class="cause{"" if cause else " empty"}" data-sort="{cause}" data-label="cause">{cause}</td>',
     )
@@ -151,25 +151,6 @@ def _row(trend: Trend, days: Sequence[str], each: int, is_detailed: bool, zone: 
 
 def _number(label: str, sort: float, shown: str) -> str:
     return f'<td class="number" data-label="{label}" data-sort="{sort:.2f}">{shown}</td>'
-
-
-def _word(severity: str) -> str:
-    return f'<span class="word {_text(severity)}">{_text(severity.replace("-", " "))}</span>'
-
-
-def _figure(measured: Measured[float], unit: str) -> str:
-    """A value with its unit, or a mark with its reason."""
-    if isinstance(measured, (Absent, Broken)):
-        is_broken = isinstance(measured, Broken)
-        css, mark, kind = ("broken", BROKEN_MARK, "could not be read") if is_broken else ("absent", "–", "not there")
-        return f'<span class="{css}" title="{kind}: {_text(measured.why)}">{mark}</span>'
-    return short_number(measured) + (f"&#8239;{unit}" if unit else "")
-
-
-def _pair(before: Measured[float], during: Measured[float]) -> str:
-    if isinstance(before, (Absent, Broken)) and type(before) is type(during):
-        return _figure(during, "")
-    return f"{_figure(before, '')} → {_figure(during, 'ms')}"
 
 
 # Sparklines
@@ -223,7 +204,7 @@ def _legend(each: int) -> str:
         ("stalled", 9, f"stalled, taller for over {', '.join(f'{limit_s:.0f}' for limit_s in LEVELS_S[:-1])} s"),
         ("locked", 12, f"over {LEVELS_S[-1]:.0f} s or locked up"),
     )
-    items = [_swatch("spark", kind, f"M9 12v-{height}", words) for kind, height, words in bars]
+    items = [swatch("spark", kind, f"M9 12v-{height}", words) for kind, height, words in bars]
     items.append('<span><b class="absent">–</b> nothing to measure</span>')
     items.append(f'<span><b class="broken">{BROKEN_MARK}</b> could not be read</span><span>gap: no backup</span>')
     items += [f"<span>each bar is the worst of {each} nights</span>"] if each > 1 else []
@@ -235,14 +216,14 @@ def _legend(each: int) -> str:
 
 def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterator[str]:
     last = trend.last
-    yield f'<article class="card" id="g{last.vmid}"><h3>{_text(trend.title)} {_word(last.severity)}'
+    yield f'<article class="card" id="g{last.vmid}"><h3>{safe(trend.title)} {severity_word(last.severity)}'
     yield f'<span class="muted small">night of {day(last.started_s, zone)}</span></h3>'
     if isinstance(record, (Absent, Broken)):
-        yield f'<p class="muted">{_text(record.why)}</p></article>'
+        yield f'<p class="muted">{safe(record.why)}</p></article>'
         return
-    yield f'<p class="muted small">{_text(run_in_words(record, zone))}</p>'
+    yield f'<p class="muted small">{safe(run_in_words(record, zone))}</p>'
     yield _figures(record)
-    causes = ((_text(cause.text), _text(cause.evidence)) for cause in record.verdict.causes)
+    causes = ((safe(cause.text), safe(cause.evidence)) for cause in record.verdict.causes)
     items = "".join(f'<li>{text}<br><span class="muted small">{evidence}</span></li>' for text, evidence in causes)
     yield f'<ul class="causes">{items}</ul>' if items else ""
     if record.points:
@@ -251,8 +232,8 @@ def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterat
     yield "<details><summary>All that was seen and done</summary>"
     yield f'<div class="views">{"".join(_view(view) for view in three_views(record))}</div>'
     for reason in dict.fromkeys(reason for view in three_views(record) for reason in view.missing):
-        yield f'<p class="muted small">{_text(reason)}</p>'
-    said = "".join(f"<dt>{label}</dt><dd>{_text(text)}</dd>" for label, text in what_was_done(record))
+        yield f'<p class="muted small">{safe(reason)}</p>'
+    said = "".join(f"<dt>{label}</dt><dd>{safe(text)}</dd>" for label, text in what_was_done(record))
     yield f'<dl class="done">{said}</dl></details>'
     yield "</article>"
 
@@ -261,16 +242,16 @@ def _figures(record: StallRecord) -> str:
     known = figures(record)
     stalled_s, reason = known["stalled_s"], ""
     shown = (
-        ("stalled", _figure(stalled_s, "s")),
-        ("slowed", _figure(known["slowed_s"], "s")),
-        ("p99 of writes, before → during", _pair(known["baseline_write_p99_ms"], known["write_p99_ms"])),
-        ("requests over 1 s", _figure(known["over_1s"], "")),
-        ("frozen", _figure(known["frozen_ms"], "ms")),
+        ("stalled", shown_figure(stalled_s, "s")),
+        ("slowed", shown_figure(known["slowed_s"], "s")),
+        ("p99 of writes, before → during", shown_pair(known["baseline_write_p99_ms"], known["write_p99_ms"])),
+        ("requests over 1 s", shown_figure(known["over_1s"], "")),
+        ("frozen", shown_figure(known["frozen_ms"], "ms")),
     )
     if isinstance(stalled_s, (Absent, Broken)):  # a phone shows no tooltip
         kind = "could not be read" if isinstance(stalled_s, Broken) else "was not there to be seen"
-        reason = f'<p class="small">Whether it stalled {kind}: {_text(stalled_s.why)}</p>'
-    return _definitions("figures", shown) + reason
+        reason = f'<p class="small">Whether it stalled {kind}: {safe(stalled_s.why)}</p>'
+    return definitions("figures", shown) + reason
 
 
 def _key(record: StallRecord) -> str:
@@ -286,24 +267,19 @@ def _key(record: StallRecord) -> str:
         ("target", line, "governor’s target", speeds),
         ("kernel", "M4 11h10l-5 -9z", "kernel line", kernel_lines(record)),
     )
-    items = "".join(_swatch("chart", kind, path, words) for kind, path, words, applies in shown if applies)
+    items = "".join(swatch("chart", kind, path, words) for kind, path, words, applies in shown if applies)
     return f'<div class="legend">{items}</div>'
 
 
-def _swatch(chart: str, kind: str, path: str, words: str) -> str:
-    drawn = f'<svg class="{chart}" viewBox="0 0 18 12" aria-hidden="true"><path class="{kind}" d="{path}"/></svg>'
-    return f"<span>{drawn}{words}</span>"
-
-
 def _view(view: View) -> str:
-    rows = "".join(f"<tr><td>{label}</td><td>{_arrows(_text(text))}</td></tr>" for label, text in view.rows)
-    return f"<div><h4>{_arrows(_text(view.title))}</h4><table>{rows}</table></div>"
+    rows = "".join(f"<tr><td>{label}</td><td>{arrows(safe(text))}</td></tr>" for label, text in view.rows)
+    return f"<div><h4>{arrows(safe(view.title))}</h4><table>{rows}</table></div>"
 
 
 def _kernel(record: StallRecord, zone: tzinfo) -> Iterator[str]:
     for whose, events in kernel_lines(record):
         stamped = [(datetime.fromtimestamp(event.at_s, zone), event.text) for event in events[:LINES_QUOTED]]
-        lines = [f"<li>{at:%H:%M:%S} {_text(text, 300)}</li>" for at, text in stamped]
+        lines = [f"<li>{at:%H:%M:%S} {safe(text, 300)}</li>" for at, text in stamped]
         if len(events) > LINES_QUOTED:
             lines.append(f"<li>and {len(events) - LINES_QUOTED} more</li>")
         yield f'<p class="small muted">{whose} logged</p><ul class="kernel-log">{"".join(lines)}</ul>'

@@ -105,7 +105,19 @@ figure { margin: .9rem 0 0; }
 .chart .band { fill: var(--stalled); opacity: .08; }
 .chart .freeze { stroke: var(--freeze); stroke-width: 1.5; } .chart text.freeze { fill: var(--freeze); stroke: none; }
 .chart .kernel { fill: var(--locked); }
+.chart .name { fill: var(--ink); } .chart .some { fill: var(--stalled-ink); font-weight: 600; }
+.chart .name, .chart .some { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+.chart .bar { fill: var(--rate); opacity: .55; }
+.chart .failed { fill: none; stroke: var(--rate); stroke-width: 1.5; stroke-dasharray: 3 2; opacity: 1; }
+.chart .watched { stroke: var(--line); stroke-width: 1.5; }
+.chart .slowed { fill: var(--slowed); }
+.chart .window { stroke: var(--freeze); stroke-width: 1.5; stroke-dasharray: 5 3; }
+.chart text.window { fill: var(--freeze); stroke: none; }
 .chart .hit { fill: transparent; } .chart .hit:hover { fill: var(--ink); opacity: .07; }
+.night { padding: 1.1rem 1.25rem; } .night figure { margin: 0; } .night h3 { margin-top: 1.1rem; }
+.rows { font-size: .85rem; margin-top: .8rem; }
+.rows th { text-align: left; font-weight: 600; color: var(--muted); font-size: .8rem; vertical-align: bottom; }
+.rows th, .rows td { padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--grid); }
 details { margin-top: .9rem; } summary { cursor: pointer; color: var(--muted); }
 .views { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem 1.5rem; margin: .8rem 0; font-size: .85rem; }
 .views h4 { margin: 0 0 .2rem; font-size: .85rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
@@ -117,7 +129,7 @@ details { margin-top: .9rem; } summary { cursor: pointer; color: var(--muted); }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 @media (max-width: 60rem) { .chart.wide { display: none; } .chart.middle { display: block; } }
 @media (max-width: 34rem) { .chart.middle { display: none; } .chart.narrow { display: block; } }
-@media (max-width: 56rem) {
+@media (max-width: 60rem) {
   #guests thead { display: none; }
   #guests tr { display: grid; grid-template-columns: 3fr 2fr; gap: .15rem .75rem; padding: .7rem .9rem;
     border-bottom: 1px solid var(--line); }
@@ -125,13 +137,19 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   #guests .name { order: 1; min-width: 0; } #guests .severity { order: 2; text-align: right; }
   #guests .number, #guests .cause { order: 4; text-align: left; white-space: normal; }
   #guests td[data-label]::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
+  .rows thead { display: none; }
+  .rows tr { display: grid; grid-template-columns: 1fr 1fr; gap: .1rem .75rem; padding: .5rem 0;
+    border-bottom: 1px solid var(--line); }
+  .rows td { border: 0; padding: 0; } .rows td:first-child, .rows td:last-child { grid-column: 1 / -1; }
+  .rows td:first-child { font-weight: 600; }
+  .rows td:not(:first-child)::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
   #guests .empty { display: none; } #guests .spark { max-width: 26rem; }
 }
 @media (max-width: 44rem) {
   body { padding: 1.25rem 1rem 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .views { grid-template-columns: 1fr; } .figures { grid-template-columns: repeat(2, auto); gap: .4rem 1.8rem; }
-  article.card { padding: .9rem .9rem; }
+  article.card, .night { padding: .9rem .9rem; }
 }
 """
 

@@ -8,20 +8,26 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
 
+from pvehook.contract.measured import Measured
 from pvehook.host.regular_file import replace_file
+from pvehook.records.beside_history import PastBeside, beside_between
 from pvehook.records.history import DAY_S, PastBackup, reading, record_of
 from pvehook.records.nights import nights
 from pvehook.report.backup_terminal import backup_lines
-from pvehook.report.json_report import FORMAT, backup_json, overview_json
+from pvehook.report.beside import Beside, by_night, night_of
+from pvehook.report.beside_terminal import GUESTS_SHOWN, NIGHTS_SHOWN, beside_lines, beside_nights
+from pvehook.report.json_report import FORMAT, guest_json, overview_json
+from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
-from pvehook.report.terminal_style import style_of
+from pvehook.report.terminal_style import TerminalStyle, style_of
 from pvehook.report.trends import Trend, day, days_of, worst_first
 
 DEFAULT_SINCE: Final = "30d"
@@ -71,13 +77,14 @@ def run_report(
         def trend_of(last: PastBackup) -> Trend:
             return Trend(last, *nights(database, last.vmid, judged_from_s, since_s, until_s))
 
+        runs = [] if vmid is None else beside_between(database, since_s, until_s, vmid)
         whose = "" if vmid is None else f" of guest {vmid}"
         if backup is not None:
             of_night = [last for last in lasts if day(last.started_s, zone) == backup]
-            if not of_night:
+            if not of_night and backup not in {day(run.started_s, zone) for run in runs}:
                 return _no_such_night(f"no backup{whose} began on {backup}", map(trend_of, lasts), zone)
             lasts = of_night
-        if not lasts:
+        if not lasts and not (runs and html is None):
             return _nothing(f"the history has no night{whose} since {day(since_s, zone)}", out, as_json)
         if as_json and vmid is None and html is None:
             out.writelines(overview_json(database, lasts[:worst], judged_from_s, since_s, until_s, zone))
@@ -88,12 +95,50 @@ def run_report(
             replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
-            record = record_of(database, found[0].last.id)
-            text = [json.dumps(backup_json(found[0], record, zone))] if as_json else []
-            print("\n".join(text or backup_lines(found[0], record, zone, style_of(out))), file=out)
+            print("\n".join(_one_guest(database, found[:1], runs, zone, out, as_json)), file=out)
         else:
-            print("\n".join(overview_lines(found, worst or WORST_SHOWN, zone, style_of(out))), file=out)
+            style = style_of(out)
+            beside = _beside_last(database, found, worst or GUESTS_SHOWN, zone, style)
+            print("\n".join(overview_lines(found, beside, worst or WORST_SHOWN, zone, style)), file=out)
     return EXIT_OK
+
+
+def _one_guest(
+    database: sqlite3.Connection,
+    found: Sequence[Trend],
+    runs: Sequence[PastBeside],
+    zone: tzinfo,
+    out: TextIO,
+    as_json: bool,
+) -> list[str]:
+    """One guest's last night, if it had any of its own, and its nights beside the backups of others."""
+    nights_beside = by_night(runs, zone)
+    record = record_of(database, found[0].last.id) if found else None
+    if as_json:
+        with_details = detailed(database, [Beside((run,)) for run in runs])
+        return [json.dumps(guest_json(found[0] if found else None, record, with_details, zone))]
+    style = style_of(out)
+    beside = beside_nights(detailed(database, nights_beside[:NIGHTS_SHOWN]), len(nights_beside), zone, style)
+    if record is not None:
+        return backup_lines(found[0], record, beside, zone, style)
+    title = Beside(tuple(runs)).title
+    return [
+        f"{style.shown(title)}: no backup of its own in this time",
+        *(beside or ["it did not suffer beside others"]),
+    ]
+
+
+def _beside_last(
+    database: sqlite3.Connection, found: Sequence[Trend], number: int, zone: tzinfo, style: TerminalStyle
+) -> list[str]:
+    """Who suffered beside the backups of others in the last night of all."""
+    last_s = max(trend.last.started_s for trend in found)
+    beside = beside_of(database, last_s, zone)
+    own: dict[int, Measured[float]] = {}
+    for trend in found:
+        if night_of(trend.last.started_s, zone) == night_of(last_s, zone):
+            own[trend.last.vmid] = trend.last.stalled_s
+    return beside_lines(detailed(database, beside[:number]) + beside[number:], own, number, zone, style)
 
 
 def _end_of(backup: str, zone: tzinfo) -> datetime:

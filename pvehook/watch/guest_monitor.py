@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 from pvehook.config.in_force import InForce
 from pvehook.contract.block_job import BlockJob
@@ -20,6 +19,7 @@ from pvehook.contract.measured import Absent, Broken, value_of
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.qmp import QmpConnection
+from pvehook.host.clock import at
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions as NodeVersions
 from pvehook.records.context import Context
@@ -63,6 +63,9 @@ class GuestMonitor:
         self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, in_force.config.pacer)
         self._governor: Governor | None = None
         self._sampler: BackupSampler | None = None
+        now = at(context.clock, in_force.window.zone)
+        closes_at = window_state(in_force.window, now).closes_at if guest.admitted_by == WINDOW_OPEN else None
+        self._window_closes_s = closes_at.timestamp() if closes_at is not None else None
         if self._metrics.mode == "on":
             self._governor = self._governor_of(in_force)
             self._sampler = BackupSampler(
@@ -119,7 +122,9 @@ class GuestMonitor:
         if views is None:
             return None
         versions = self._records.versions(deadline)
-        record = _record(self._records.run.upid, self._guest, views, self._pacer.record, versions)
+        record = _record(
+            self._records.run.upid, self._guest, views, self._pacer.record, versions, self._window_closes_s
+        )
         self._records.keep(record, self._metrics, deadline)
         return record
 
@@ -137,12 +142,10 @@ class GuestMonitor:
             return None
         node, config = self._context.node, in_force.config.governor
         mode, setup = look_up(node, self._context.reader, config, guest.vmid, guest.name, self._records.run.job_id)
-        now_s = self._context.clock.now_s()
         since_start_s = max(self._context.clock.steady_s() - guest.started_steady_s, 0.0)
         closes_s: float | None = None
-        state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
-        if guest.admitted_by == WINDOW_OPEN and state.closes_at is not None:
-            closes_s = time.monotonic() + state.closes_at.timestamp() - now_s
+        if self._window_closes_s is not None:
+            closes_s = time.monotonic() + self._window_closes_s - self._context.clock.now_s()
         governor = Governor(
             node,
             guest.vmid,
@@ -164,7 +167,14 @@ def shares_disk(paced: PacerRecord) -> bool | None:
     return known.get(paced.pacing.reason) if paced.pacing is not None else None
 
 
-def _record(upid: str, guest: GuestRecord, views: Views, paced: PacerRecord, versions: NodeVersions) -> StallRecord:
+def _record(
+    upid: str,
+    guest: GuestRecord,
+    views: Views,
+    paced: PacerRecord,
+    versions: NodeVersions,
+    window_closes_s: float | None,
+) -> StallRecord:
     """What was sampled and what was done, with the verdict on it. `guest` has ended."""
     ended_s = guest.ended_s if guest.ended_s is not None else guest.started_s
     baseline = value_of(views.baseline)
@@ -218,6 +228,7 @@ def _record(upid: str, guest: GuestRecord, views: Views, paced: PacerRecord, ver
             kernel=value_of(versions.kernel),
         ),
         sampler_cpu_s=views.cpu_s,
+        window_closes_s=window_closes_s,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -301,6 +302,71 @@ def a_nodes_nights_beside(guests: int, days: int, seed: int = 11) -> list[Beside
                 marks=tuple(marks),
             )
         )
+    return made
+
+
+def neighbours(backups: Sequence[StallRecord], seed: int = 3) -> list[BesideRecord]:
+    """What the guests of one night of a node, and three that are in no job, suffered while the others were backed up
+    one after the other: 102 and 900 badly, some others a little, the rest not at all."""
+    rng = random.Random(seed)
+    began_s, ended_s = min(each.started_s for each in backups), max(each.ended_s for each in backups)
+    others: list[tuple[int, str | None, str]] = [(each.vmid, each.name, each.vmtype or "qemu") for each in backups]
+    others += [(900, "router", "qemu"), (901, "dns", "lxc"), (902, "quiet", "qemu")]
+    made = []
+    for vmid, name, vmtype in others:
+        badness = 0.5 if vmid in (102, 900) else 0.0 if vmid == 902 else rng.choice((0.0, 0.0, 0.04))
+        beside_, marks = [], []
+        for backup in backups:
+            if backup.vmid == vmid:
+                continue
+            stalled_s = slowed_s = 0.0
+            pieces = max(int(backup.duration_s / 60), 1)
+            for piece in range(pieces):
+                if rng.random() < badness:
+                    is_stalled = rng.random() < 0.4
+                    mark_s = rng.uniform(1, 9)
+                    at_s = backup.started_s - began_s + (piece + 1) * backup.duration_s / pieces
+                    marks.append(Mark(round(at_s, 1), 60.0, mark_s if is_stalled else 0.0, mark_s + 3))
+                    stalled_s += mark_s if is_stalled else 0.0
+                    slowed_s += mark_s + 3
+            if slowed_s:
+                saved_s = backup.duration_s / 12 if stalled_s else 0.0
+                watched_s = backup.duration_s
+                beside_.append(
+                    BesideBackup(backup.vmid, backup.vmtype, "shared", watched_s, stalled_s, slowed_s, saved_s)
+                )
+        beside_.sort(key=lambda each: (each.stalled_s, each.slowed_s), reverse=True)
+        slowed_s = sum(each.slowed_s for each in beside_)
+        changes: dict[str, Any] = {"p99_ms": min(60 * slowed_s + 16, 2600.0)}
+        if vmtype == "lxc":
+            no_p99 = Absent("a container has no QEMU")
+            changes = {"p99_ms": no_p99, "baseline_p99_ms": no_p99, "seen_by": "pressure"}
+        made.append(
+            beside(
+                **{"vmid": vmid, "name": name, "vmtype": vmtype, "started_s": began_s, "ended_s": ended_s, **changes},
+                stalled_s=sum(each.stalled_s for each in beside_),
+                slowed_s=slowed_s,
+                beside=tuple(beside_),
+                marks=tuple(sorted(marks)[:MARKS_KEPT]),
+            )
+        )
+    return made
+
+
+def one_after_the_other(guests: int, seed: int = 5, hours: float = 3.05, **changes: Any) -> list[StallRecord]:
+    """A node's last night, with charts: the guests one after the other from 02:00 UTC on, in a window until 05:00."""
+    rng = random.Random(seed)
+    made, at_s = [], NOW_S - 4 * 3600
+    lengths = [rng.expovariate(1) + 0.2 for _ in range(guests)]
+    for number, length in enumerate(lengths):
+        ended_s = at_s + length / sum(lengths) * hours * 3600
+        backup = _a_backup(101 + number, at_s, 0, True, rng)
+        bad = number % 6 == 2
+        kept = {"vmid": backup.vmid, "name": backup.name, "started_s": at_s, "ended_s": ended_s}
+        kept |= {"window_closes_s": NOW_S - 3600, **changes}
+        is_container = backup.vmtype == "lxc"
+        made.append(container(**kept) if is_container else charted(101 + number, 120, bad, **kept))
+        at_s = ended_s + 4
     return made
 
 

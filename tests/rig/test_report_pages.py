@@ -4,18 +4,20 @@ fetched, nothing is complained about. The pictures are kept where PVEHOOK_SCREEN
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pvehook.records.history_writing import append
+from pvehook.records.history_writing import append, append_beside
 from pvehook.report.report import run_report
-from tests.records.backups import NOW_S, a_nodes_backups, charted
+from tests.records.backups import NOW_S, a_nodes_backups, charted, neighbours, one_after_the_other
 from tests.rig.browser import CHROMIUM, Browser, Page, Screen, running_browser
 
 pytestmark = [
@@ -78,9 +80,12 @@ def browser() -> Iterator[Browser]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report")
     history = str(place / "history.db")
-    append(history, *a_nodes_backups(24, 40, charts_for_days=2), now_s=NOW_S)
+    last_night = one_after_the_other(40)
+    last_night[4] = replace(last_night[4], result="failed")
+    append(history, *a_nodes_backups(24, 40)[:-24], *last_night, now_s=NOW_S)
     long_name = charted(3, vmid=150, name="a-name-as-long-as-names-may-be." + "x" * 40, stalled_s=320.0)
     append(history, long_name, now_s=NOW_S)
+    append_beside(history, neighbours([*last_night, long_name]), now_s=NOW_S)
     file = place / "report.html"
     assert run_report(history, io.StringIO(), datetime.fromtimestamp(NOW_S, UTC), html=str(file)) == 0
     return file
@@ -119,6 +124,27 @@ def test_each_screen_gets_the_charts_that_fit_it(browser: Browser, page_file: Pa
     assert Page(browser, page_file, WIDE).evaluate(kinds) == ["chart wide"]
     assert Page(browser, page_file, TABLET).evaluate(kinds) == ["chart middle"]
     assert Page(browser, page_file, PHONE).evaluate(kinds) == ["chart narrow"]
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_nights_picture_is_above_all_else_and_whole(browser: Browser, page_file: Path, screen: Screen) -> None:
+    """Every row can be told apart by its name, and no name runs into the bars."""
+    page = Page(browser, page_file, screen)
+    shown = "[...document.querySelectorAll('#night figure > svg')].find((each) => each.getBoundingClientRect().width)"
+    first = "document.querySelector('h2')"
+    assert page.evaluate(f"{first}.closest('#night') !== null")
+    tops = page.evaluate(f"[...{shown}.querySelectorAll('.name')].map((each) => each.getBoundingClientRect().bottom)")
+    assert len(tops) == 42  # 41 guests with a backup and one that was in no job
+    assert min(later - one for one, later in itertools.pairwise(tops)) >= 16
+    overlaps = f"""[...{shown}.querySelectorAll('.name')].filter((name) => {{
+      const box = name.getBoundingClientRect();
+      return [...{shown}.querySelectorAll('.bar, .stall, .slowed, .some')].some((each) => {{
+        const other = each.getBoundingClientRect();
+        return other.left < box.right && other.right > box.left
+            && other.top < box.bottom - 3 && other.bottom > box.top + 3;
+      }});
+    }}).map((name) => name.textContent)"""
+    assert page.evaluate(overlaps) == []
 
 
 @pytest.mark.parametrize("width", [320, 360, 412, 540, 560, 700, 720, 880, 900, 955, 970, 1100, 1920])
