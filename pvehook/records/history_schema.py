@@ -8,7 +8,7 @@
     beside            one row for each guest and run: what it suffered beside the backups of others
     beside_details    its whole record, without its marks, as `details`
     beside_marks      the marks of the night's picture, as `charts`
-    beside_samples    each guest's last run, as `samples`
+    beside_samples    the last run's, as Prometheus gets them
 
 An absent figure is kept as the text `absent: why`, a broken one as `broken: why`.
 

@@ -61,10 +61,11 @@ def append(path: str, *records: StallRecord, now_s: float, keep_days: int = KEEP
 def append_beside(
     path: str, records: Sequence[BesideRecord], *, now_s: float, keep_days: int = KEEP_DAYS
 ) -> str | None:
-    """As `append`, of what guests suffered beside the backups of others. A record of the same guest and run replaces
-    the one that is there."""
+    """As `append`, of what guests suffered beside the backups of others: all records of one run, none where nobody was
+    watched. A record of the same guest and run replaces the one that is there."""
 
     def insert(history: sqlite3.Connection) -> None:
+        history.execute("DELETE FROM beside_samples")  # they are those of the last run
         for record in records:
             _insert_beside(history, record)
 

@@ -214,14 +214,22 @@ def test_the_newest_record_of_each_guest(path: str) -> None:
 def test_the_samples_of_each_guests_last_backup_for_prometheus(path: str) -> None:
     append(path, backup(30, 103), now_s=NOW_S)
     append(path, backup(2, 101), backup(1, 101), backup(1, 102), now_s=NOW_S)
-    append_beside(path, [beside(vmid=104), beside(vmid=104, job="UPID:next", started_s=NOW_S - 60)], now_s=NOW_S)
-    samples, beside_others = last_samples(path, NOW_S - 10 * DAY_S)
+    samples, _ = last_samples(path, NOW_S - 10 * DAY_S)
     assert sorted(samples) == [101, 102]
-    name = "pvehook_beside_start_timestamp_seconds"
-    assert [each[name] for each in beside_others.values()] == [[f'{name}{{vmid="104"}} {NOW_S - 60:.1f}']]
     started_s = f"{NOW_S - DAY_S:.1f}"
     name = "pvehook_backup_start_timestamp_seconds"
     assert samples[101][name] == [f'{name}{{vmid="101"}} {started_s}']
+
+
+def test_beside_others_prometheus_gets_the_last_run(path: str) -> None:
+    """A guest that was well since must not stay as it was in the night in which it suffered."""
+    append_beside(path, [beside(vmid=103), beside(vmid=104)], now_s=NOW_S)
+    append_beside(path, [beside(vmid=104, job="UPID:next", started_s=NOW_S - 60)], now_s=NOW_S)
+    _, samples = last_samples(path, NOW_S - 10 * DAY_S)
+    name = "pvehook_beside_start_timestamp_seconds"
+    assert [each[name] for each in samples.values()] == [[f'{name}{{vmid="104"}} {NOW_S - 60:.1f}']]
+    append_beside(path, [], now_s=NOW_S)
+    assert last_samples(path, 0.0)[1] == {}
 
 
 # What can go wrong
