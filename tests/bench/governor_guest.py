@@ -48,7 +48,7 @@ _QUEUE_SIZE = 128
 AT_ONCE: Final = 32
 """Requests on their way; each takes three descriptors."""
 _BUFFER_BYTES = 16 * 1024
-_POLL_S = 0.001
+POLL_S: Final = 0.001
 
 Kind = Literal["read", "write", "flush"]
 
@@ -181,10 +181,11 @@ class Disk:
 class LoadedGuest:
     """A running QEMU with its load. `done` grows while it runs."""
 
-    def __init__(self, root: str, vmid: int, disks: Sequence[Disk], load: Load) -> None:
+    def __init__(self, root: str, vmid: int, disks: Sequence[Disk], load: Load, poll_s: float) -> None:
         self.root = root
         self.vmid = vmid
         self.qmp = os.path.join(root, f"var/run/qemu-server/{vmid}.qmp")
+        self.qmp_log = _qmp_log(root, vmid)
         self.events = _events_socket(root, vmid)
         self.done: list[Done] = []
         self.zero_s = time.monotonic()
@@ -192,6 +193,7 @@ class LoadedGuest:
         self.fault: BaseException | None = None
         self._disks = disks
         self._load = load
+        self._poll_s = poll_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guest", daemon=True)
         self._thread.start()
@@ -238,7 +240,7 @@ class LoadedGuest:
                     queue.pop(0)
             if now_s >= flush_s:
                 flush_s += 1.0
-            time.sleep(_POLL_S)
+            time.sleep(self._poll_s)
 
     def _request(self, chance: random.Random, size: int) -> tuple[Kind, int, int]:
         kind: Kind = "read" if chance.random() < self._load.reads else "write"
@@ -248,11 +250,17 @@ class LoadedGuest:
 
 @contextlib.contextmanager
 def loaded_guest(
-    disks: Mapping[str, int], target: Mapping[str, str], load: Load, *, root: str | None = None, vmid: int = 101
+    disks: Mapping[str, int],
+    target: Mapping[str, str],
+    load: Load,
+    *,
+    root: str | None = None,
+    vmid: int = 101,
+    poll_s: float = POLL_S,
 ) -> Iterator[LoadedGuest]:
     """Starts QEMU with an NBD disk at each socket of `disks` (and its size), and the load. `target`: for each disk the
     socket of what it is backed up to, "" for one that takes all at once. `root`: a node's tree that several guests are
-    on; None is one for this guest alone."""
+    on; None is one for this guest alone. `poll_s`: how soon the load sees that a request is done."""
     with contextlib.ExitStack() as cleanup:
         if root is None:
             root = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vm-"))
@@ -278,7 +286,7 @@ def loaded_guest(
             for index, (base, size) in enumerate(zip(reversed(bases), disks.values(), strict=True))
         ]
         Path(root, f"var/run/qemu-server/{vmid}.pid").write_text(f"{process.pid}\n", encoding="ascii")
-        guest = LoadedGuest(root, vmid, drivers, load)
+        guest = LoadedGuest(root, vmid, drivers, load, poll_s)
         try:
             yield guest
         finally:
@@ -295,6 +303,11 @@ def _text_of(printed: IO[bytes]) -> str:
 def _events_socket(root: str, vmid: int) -> str:
     """A monitor of the bench's own: the guest's is left to vzdump and to us."""
     return os.path.join(root, f"{vmid}.events")
+
+
+def _qmp_log(root: str, vmid: int) -> str:
+    """A line for each command that the guest's monitors are given: `PID@SECONDS:handle_qmp_command mon ... req: {}`."""
+    return os.path.join(root, f"{vmid}.qmp-log")
 
 
 def _qtest_socket(root: str, vmid: int) -> str:
@@ -319,6 +332,7 @@ def _command_line(
     argv += ["-object", f"memory-backend-file,id=ram,size={MEMORY_BYTES},mem-path={memory},share=on"]
     argv += ["-global", "virtio-mmio.force-legacy=false"]
     argv += ["-qtest", f"unix:{_qtest_socket(root, vmid)},server=on,wait=off", "-qtest-log", "/dev/null"]
+    argv += ["-trace", "enable=handle_qmp_command", "-msg", "timestamp=on", "-D", _qmp_log(root, vmid)]
     for path in (os.path.join(root, f"var/run/qemu-server/{vmid}.qmp"), _events_socket(root, vmid)):
         argv += ["-qmp", f"unix:{path},server=on,wait=off"]
     for index, (path, size) in enumerate(disks.items()):
