@@ -84,6 +84,7 @@ EVENTS: Final = {
     "call-refused": ("warning", "A hook call was malformed, and was not answered."),
     "calls-lost": ("critical", "All calls hang for good: the daemon ends, the next call starts another."),
     "too-many-calls": ("error", "Too many hook calls at once; this one was not answered."),
+    "watch-limited": ("warning", "More guests run on the node than are watched beside backups; the others are not."),
     "fault": ("error", "A fault of pvehook's own; the backup goes on."),
 }
 """Name: the priorities with which it can be logged, the usual one first; what it means."""

@@ -38,6 +38,7 @@ from pvehook.records.guest_summary import guest_done_fields, is_good, summary_li
 from pvehook.records.journal import Log
 from pvehook.records.run_state import RunState
 from pvehook.watch.guest_monitor import GuestMonitor
+from pvehook.watch.node_watch import NodeWatch
 from pvehook.watch.run_records import RunRecords
 
 PREPARE_S, BESIDE_FACTS_S = 2.9, 0.9
@@ -129,6 +130,7 @@ class RunParts(NamedTuple):
     gate: Gate
     freezes: OpenFreezes
     records: RunRecords
+    watch: NodeWatch
     effect_reader: TimelyReader
     pacer_reader: TimelyReader
     """Each its own: the disks under a storage may take 8 s to be found, and nobody else waits behind them."""
@@ -217,6 +219,7 @@ class GuestTurn:
         self._monitor = GuestMonitor(
             self._parts.context,
             self._parts.records,
+            self._parts.watch,
             self._parts.pacer_reader,
             self.guest,
             phase.in_force,

@@ -31,11 +31,13 @@ from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.priority.idle_priority import restore_strays, set_worker_idle
 from pvehook.records import run_state
+from pvehook.records.beside_record import BesideRecord
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.job_table import job_table
 from pvehook.records.run_state import RunState
 from pvehook.rules.admission import Admission, admits_whole_run
+from pvehook.watch.node_watch import NodeWatch
 from pvehook.watch.run_records import RunRecords
 
 PHASE_LOCK_S = 2.0
@@ -57,12 +59,14 @@ class Run:
         self._context = context = context._replace(log=self._log)
         self._configuration = configuration
         self._state = state
+        records = RunRecords(context, state)
         self._parts = RunParts(
             context,
             state,
             Gate(context),
             freezes,
-            RunRecords(context, state),
+            records,
+            NodeWatch(context, state, records.past_baseline),
             effect_reader=TimelyReader(),
             pacer_reader=TimelyReader(),
             keep=self._keep,
@@ -128,7 +132,7 @@ class Run:
         self._state.admitted = admits_whole_run(decision)
         self._state.began = True
         if phase.in_force.config.metrics.mode == "on":
-            self._parts.records.baselines.begin()
+            self._parts.watch.begin()
         _, trouble = set_worker_idle(self._context, self._state, phase.in_force.config.io_priority)
         return _reply(decision, *trouble)
 
@@ -189,6 +193,7 @@ class Run:
             try:
                 if self._turn is not None:
                     self._handle(self._turn, "worker-died", self._unannounced())
+                self._end_watch(self._unannounced())
             finally:
                 self._close_what_ended()
         if guest is not None:
@@ -212,6 +217,8 @@ class Run:
         self._log.info("job-picked-up", message="the daemon was restarted; it goes on with the running job")
         if self._state.began:
             set_worker_idle(self._context, self._state, phase.in_force.config.io_priority)
+            if phase.in_force.config.metrics.mode == "on":
+                self._parts.watch.begin()
         if self._turn is not None:
             self._handle(self._turn, "resumed", phase)
 
@@ -219,6 +226,8 @@ class Run:
         """The daemon leaves while the run goes on; its recovery note stays for the next one."""
         if self._turn is not None:
             self._turn.leave()
+        self._parts.watch.leave()
+        self._keep()
 
     # Helpers
 
@@ -256,13 +265,21 @@ class Run:
         """With the table of all guests."""
         self._lose_turn(phase)
         self.ended = True
+        beside = self._end_watch(phase)
         records = self._parts.records.of(self._state.done, phase.deadline)
-        return Reply(tuple(job_table(((guest, records.get(guest.vmid)) for guest in self._state.done), ())))
+        return Reply(tuple(job_table(((guest, records.get(guest.vmid)) for guest in self._state.done), beside)))
+
+    def _end_watch(self, phase: Phase) -> list[BesideRecord]:
+        """What guests suffered beside the backups of others, kept."""
+        beside = self._parts.watch.end()
+        self._parts.records.keep_beside(beside, phase.in_force.config.metrics, phase.deadline)
+        return beside
 
     def _close_what_ended(self) -> None:
         """What a run started ends with it. What a new daemon would go on from is written down."""
         if self.ended:
             restore_strays(self._context, self._state)
+            self._parts.watch.end()
             self._parts.records.end()
             self._parts.gate.close()
             self._parts.effect_reader.close()

@@ -36,6 +36,7 @@ DISKS_LIMIT: Final = 256
 _QDEV: Final = re.compile(r"(?:/machine/peripheral/)?(?P<name>[^/]+)(?:/virtio-backend)?")
 """A device with an id, as Proxmox gives one to every disk. A firmware's flash and a board's own drives have none."""
 _CD_TYPES: Final = ("ide-cd", "scsi-cd")
+_OURS: Final = our_boundaries_ns()
 _PREFIXES: Final[Mapping[RequestKind, str]] = {"read": "rd", "write": "wr", "flush": "flush"}
 
 
@@ -69,12 +70,12 @@ def arm_histograms(qmp: QmpConnection, disks: Iterable[DiskCounters], deadline: 
     refused: list[tuple[str, str]] = []
     for disk in disks:
         boundaries = _boundaries(disk)
-        if boundaries - {None, our_boundaries_ns()}:
+        if boundaries - {None, _OURS}:
             theirs.append(disk.qdev)
             continue
         try:
             if None in boundaries:
-                _set_histograms(qmp, disk.qdev, our_boundaries_ns(), deadline)
+                _set_histograms(qmp, disk.qdev, _OURS, deadline)
             armed.append(disk.qdev)
         except Refused as refusal:
             refused.append((disk.qdev, str(refusal)))
@@ -86,7 +87,7 @@ def disarm_histograms(qmp: QmpConnection, qdevs: Collection[str], deadline: Dead
     ours = tuple(
         disk.qdev
         for disk in read_disks(qmp, deadline, qdevs)
-        if disk.qdev in qdevs and _boundaries(disk) == {our_boundaries_ns()}
+        if disk.qdev in qdevs and _boundaries(disk) == {_OURS}
     )
     for qdev in ours:
         _set_histograms(qmp, qdev, None, deadline)
@@ -147,4 +148,6 @@ def _histogram(value: object, *, source: str) -> Histogram | None:
         raise BadReply(f"{source}: {len(boundaries_ns)} boundaries and {len(counts)} bins")
     if any(lower >= upper for lower, upper in zip((0, *boundaries_ns), boundaries_ns, strict=False)):
         raise BadReply(f"{source}: the boundaries do not ascend")
+    if boundaries_ns == _OURS:
+        boundaries_ns = _OURS  # one tuple for all readings: hundreds of guests' are kept
     return Histogram(boundaries_ns, counts) if boundaries_ns else None

@@ -13,7 +13,7 @@ import os
 import re
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from pvehook.contract.text import printable
@@ -22,6 +22,7 @@ from pvehook.errors import BadReply, Busy, TimedOut, Unreachable
 
 REPLY_LIMIT_BYTES = 1024 * 1024
 DEPTH_LIMIT = 32
+SLICE_S = 0.01
 
 _SUN_PATH_BYTES = 108  # unix(7): sun_path, its closing zero included
 _CHUNK_BYTES = 64 * 1024
@@ -53,6 +54,8 @@ class Connection:
         self._searched = 0
         self._limit_bytes = REPLY_LIMIT_BYTES
         self._room_bytes = REPLY_LIMIT_BYTES
+        self.while_waiting: Callable[[], None] | None = None
+        """Called every SLICE_S while the peer is waited for; a GuestError that it raises ends the wait."""
 
     def __enter__(self) -> Self:
         return self
@@ -129,12 +132,17 @@ class Connection:
     def _wait(self, event: int, deadline: Deadline, fault: str) -> None:
         poller = select.poll()
         poller.register(self._socket, event)
-        # Rounded up, so that a wait never ends a moment early and spins.
-        if deadline.left_s() <= 0 or not poller.poll(int(deadline.left_s() * 1000) + 1):
-            raise TimedOut(
-                f"{self.path}: the other side {fault} within {deadline.total_s:g} s;"
-                " it hangs, or serves another client first"
-            )
+        while (left_s := deadline.left_s()) > 0:
+            slice_s = left_s if self.while_waiting is None else min(left_s, SLICE_S)
+            # Rounded up, so that a wait never ends a moment early and spins.
+            if poller.poll(int(slice_s * 1000) + 1):
+                return
+            if self.while_waiting is not None:
+                self.while_waiting()
+        raise TimedOut(
+            f"{self.path}: the other side {fault} within {deadline.total_s:g} s;"
+            " it hangs, or serves another client first"
+        )
 
     def _gone(self, error: OSError) -> Unreachable:
         return Unreachable(f"{self.path}: the other side is gone: {error.strerror}")

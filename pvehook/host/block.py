@@ -33,6 +33,25 @@ def device_of(path: str) -> tuple[int, int]:
     return os.major(number), os.minor(number)
 
 
+def block_device_at(node: Node, path: str) -> str | None:
+    """The kernel's name (`dm-4`, `zd16`) of the block device whose node, below /dev, is at `path`; None: there is
+    none."""
+    if not path.startswith("/dev/"):
+        return None
+    try:
+        major, minor = device_of(node.path(path))
+    except OSError:
+        return None
+    return _name_of(node, f"/sys/dev/block/{major}:{minor}")  # a file system in memory has no number there
+
+
+def loop_device_over(node: Node, path: str) -> str | None:
+    """The loop device that shows the file at `path` as a block device; None: there is none. The file is not touched."""
+    real = follow_links(node.path(path), read_mounts(node))[0]
+    loops = (name for name in _list(node, "/sys/block") if name.startswith("loop"))
+    return next((name for name in loops if _read(node, f"/sys/block/{name}/loop/backing_file") == real), None)
+
+
 def kernel_version(node: Node) -> tuple[int, int] | None:
     """(6, 8) of `6.8.12-4-pve`; None if unknown."""
     match = re.match(r"(\d+)\.(\d+)", _read(node, "/proc/sys/kernel/osrelease"))
@@ -99,8 +118,8 @@ def _locate_by_mount(node: Node, mount: Mount) -> Location | None:
 def _locate_by_device(node: Node, path: str, mount: Mount, layers: int) -> Location:
     major, minor = device_of(path)
     device = f"/sys/dev/block/{major}:{minor}"
-    name = os.path.basename(os.path.realpath(node.path(device)))
-    if not os.path.isdir(node.path(device)):
+    name = _name_of(node, device)
+    if name is None:
         where = f"{mount.fs_type} at {mount.mount_point}" if mount.fs_type else f"the file system of {path}"
         return Location("unknown", (), f"{where} has no block device of its own")
     if backing := _read(node, f"{device}/loop/backing_file"):
@@ -200,6 +219,12 @@ def _zpool_list(node: Node, pool: str) -> list[str] | None:
             process.stdout.close()
         return None
     return output.decode(errors="replace").splitlines() if process.returncode == 0 else None
+
+
+def _name_of(node: Node, device: str) -> str | None:
+    """Of the device under /sys/dev/block; None: there is none."""
+    real = os.path.realpath(node.path(device))
+    return os.path.basename(real) if os.path.isdir(real) else None
 
 
 def _read(node: Node, path: str) -> str:

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.pressure import RESOURCES, PressureTotals, Resource, parse_pressure
 from pvehook.host.node import Node
 
+_RECENT = re.compile(r"^(some|full) .*avg300=(\d{1,3}\.\d\d)", re.MULTILINE)
 _LIMIT_BYTES = 4096  # two lines of some 60 bytes
 
 
@@ -42,6 +44,14 @@ def guest_pressure(node: Node, vmid: int, vmtype: str | None) -> dict[Resource, 
     if vmtype != "lxc":
         found["io"] = Absent("a VM's cgroup does not see what QEMU waits for its disks")
     return found
+
+
+def recent_io_share(node: Node, vmid: int) -> tuple[float, float]:
+    """The shares of the last 300 s in which some and all of a container waited for a disk, 0 to 1; 0 where the kernel
+    does not tell."""
+    text = node.read(f"/sys/fs/cgroup/lxc/{vmid}/io.pressure").decode("ascii", errors="replace")
+    shares = {kind: float(percent) / 100 for kind, percent in _RECENT.findall(text)}
+    return shares.get("some", 0.0), shares.get("full", 0.0)
 
 
 def _read_totals(path: str) -> Measured[PressureTotals]:

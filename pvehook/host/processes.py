@@ -25,6 +25,7 @@ _VM_COMMAND_PREFIX = "qemu-system-"
 _GUEST_CGROUP = re.compile(rb"/(?:qemu\.slice/\d+\.scope|lxc/\d+)(?:/|$)", re.MULTILINE)  # `0::/qemu.slice/101.scope`
 _CONTAINER_CGROUP = re.compile(rb"/lxc/\d+(?:/|$)", re.MULTILINE)
 _VM_PID_FILE = re.compile(r"([1-9][0-9]{2,8})\.pid")  # beside ID.swtpm.pid; Proxmox numbers guests from 100 on
+_GUEST_ID = re.compile(r"[1-9][0-9]{2,8}")
 _PID_DIGITS = 10
 _ANCESTORS_LIMIT = 8
 _SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
@@ -181,6 +182,21 @@ def running_vms(node: Node) -> dict[int, ProcessId]:
         return {}  # no VM has run here since the start
     vmids = sorted(int(match[1]) for name in names if (match := _VM_PID_FILE.fullmatch(name)))
     return {vmid: qemu for vmid in vmids if (qemu := qemu_of(node, vmid))}
+
+
+def running_containers(node: Node) -> dict[int, int]:
+    """The cgroup's inode of each container that runs on this node now, by the container's number. Another inode tells
+    that it was started anew."""
+    directory = node.path("/sys/fs/cgroup/lxc")
+    found: dict[int, int] = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if _GUEST_ID.fullmatch(entry.name) and entry.is_dir():
+                    found[int(entry.name)] = entry.inode()
+    except OSError:
+        pass  # no container has run here since the start
+    return dict(sorted(found.items()))
 
 
 def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:

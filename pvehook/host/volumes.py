@@ -14,7 +14,7 @@ from pvehook.contract.guest_config import Volume, parse_container, parse_vm
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import parse_storages
 from pvehook.errors import NodeError
-from pvehook.host.block import locate, locate_volume_group, locate_zpool
+from pvehook.host.block import block_device_at, locate, locate_volume_group, locate_zpool, loop_device_over
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 
@@ -77,6 +77,35 @@ def locate_volume(node: Node, volid: str, storages: Sequence[Section]) -> Locati
     return where._replace(detail=f"{storage.type} storage {storage.id}: {where.detail}")
 
 
+def device_of_volume(node: Node, volid: str, storages: Sequence[Section]) -> str | None:
+    """The block device that a running guest has its volume by, `dm-7`: a logical volume, a zvol, a mapped RBD image, a
+    loop device over a container's image. None: it has none, as a VM's image in a directory or a ZFS file system."""
+    if volid.startswith("/"):
+        return block_device_at(node, volid)
+    storage_id, _, name = volid.partition(":")
+    storage = find_section(storages, storage_id)
+    if storage is None or not name:
+        return None
+    options = storage.properties
+    image = name.rsplit("/", 1)[-1]
+    if storage.type in ("lvm", "lvmthin"):
+        return block_device_at(node, f"/dev/{options.get('vgname')}/{image}")
+    if storage.type == "zfspool":
+        return block_device_at(node, f"/dev/zvol/{options.get('pool')}/{image}")
+    if storage.type == "rbd":
+        return _mapped_rbd(node, options.get("pool", "rbd"), options.get("namespace"), image)
+    images = _directory(storage, "images", "images")
+    return loop_device_over(node, f"{images}/{name}") if images is not None else None
+
+
+def locate_storage(node: Node, storage_id: str, storages: Sequence[Section]) -> Location:
+    """The disks under a whole storage: for a volume that is still to be made there."""
+    storage = find_section(storages, storage_id)
+    if storage is not None and storage.type in ("lvm", "lvmthin") and "vgname" in storage.properties:
+        return locate_volume_group(node, storage.properties["vgname"])
+    return locate_volume(node, f"{storage_id}:new", storages)
+
+
 def locate_dump(node: Node, dumpdir: str | None, storeid: str | None, storages: Sequence[Section]) -> Location:
     """The disks under the dump directory. A PBS has no `dumpdir`, a job with --dumpdir has no `storeid`."""
     storage = find_section(storages, storeid) if storeid else None
@@ -108,6 +137,18 @@ def _locate_in(node: Node, storage: Section, name: str) -> Location:
     if storage.type == "zfspool" and "pool" in options:
         return locate_zpool(node, options["pool"].split("/")[0])
     return Location("unknown", (), "pvehook does not know where this type keeps its volumes")
+
+
+def _mapped_rbd(node: Node, pool: str, namespace: str | None, image: str) -> str | None:
+    """Proxmox's own udev rule names /dev/rbd-pve/CLUSTER/POOL/[NAMESPACE/]IMAGE, Ceph's /dev/rbd/POOL/... . Source:
+    `get_rbd_dev_path` in PVE/Storage/RBDPlugin.pm."""
+    below = "/".join((pool, namespace, image) if namespace else (pool, image))
+    try:
+        clusters = [f"/dev/rbd-pve/{cluster}" for cluster in sorted(os.listdir(node.path("/dev/rbd-pve")))]
+    except OSError:
+        clusters = []
+    devices = (block_device_at(node, f"{directory}/{below}") for directory in (*clusters, "/dev/rbd"))
+    return next((device for device in devices if device is not None), None)
 
 
 def _directory(storage: Section, content: str, default: str) -> str | None:

@@ -86,6 +86,12 @@ class WaiterWatch(ABC):
         """The inodes of the sockets whose owners wait: `socket:[INODE]` in their /proc/PID/fd; None: unknown. Raises
         NodeError as `waiters_alive` does."""
 
+    @abstractmethod
+    def places_left(self) -> int:
+        """How many connections wait to be accepted whose client has closed. Each takes one of the few places of the
+        queue until the owner comes to accept it, and one that hangs does not come. Raises NodeError as
+        `waiters_alive` does."""
+
     def _gone(self) -> NodeError:
         return NodeError(f"{self.path}: its listener is gone ({self.via}); was the VM stopped or restarted?")
 
@@ -117,13 +123,20 @@ class SockDiagWatch(WaiterWatch):
         return len(self.waiting_sockets())
 
     def waiting_sockets(self) -> frozenset[int]:
+        return frozenset(self._queue()) - {0}
+
+    def places_left(self) -> int:
+        return self._queue().count(0)
+
+    def _queue(self) -> list[int]:
+        """The inodes of all clients' sockets that wait to be accepted; 0: of a client that has closed."""
         try:
             _, inodes = self._ask(self._inode, _WAITING, self._cookie)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 raise self._gone() from error
             raise NodeError(f"{self.path}: cannot see who waits there: {self.via}: {error.strerror}") from error
-        return frozenset(inode for (inode,) in _U32.iter_unpack(inodes) if inode != 0)  # 0: a client that has closed
+        return [inode for (inode,) in _U32.iter_unpack(inodes)]
 
     def _choose(self, listeners: Sequence[_Listener]) -> _Listener:
         found = [each for each in listeners if _is_same_file(each, self.path)]
@@ -181,10 +194,17 @@ class SocketTableWatch(WaiterWatch):
         self._closed = b": 00000002" + self._waiting  # the connection of a client that has closed has RefCount 2
 
     def waiters_alive(self) -> int:
+        table = self._table()
+        return table.count(self._waiting) - table.count(self._closed)
+
+    def places_left(self) -> int:
+        return self._table().count(self._closed)
+
+    def _table(self) -> bytes:
         table = _read_table(self._node)
         if self._listener not in table:
             raise self._gone()
-        return table.count(self._waiting) - table.count(self._closed)
+        return table
 
     def waiting_sockets(self) -> None:
         return None  # it shows inode 0 for every client that waits

@@ -3,7 +3,8 @@
     /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
         {"worker": {"pid": 4711, "start_ticks": 8812345}, "upid": "UPID:...", "started_s": 1795312800.0,
          "began": true, "admitted": true,
-         "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [102],
+         "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [101, 102],
+         "beside": "[...]",
          "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
 
 A new daemon loads these, goes on with the runs whose worker lives and ends the others.
@@ -38,7 +39,9 @@ class RunState:
     dumpdir: str | None = None
     job_id: str | None = None
     waiting: list[int] = field(default_factory=list)
-    """VMs whose histograms are armed and whose turn has not come: at the run's end they are removed."""
+    """VMs whose histograms are armed: at the run's end they are removed."""
+    beside: str = ""
+    """What guests have suffered beside others' backups so far (watch/suffering.py), as JSON."""
     guest: GuestRecord | None = None
     done: list[GuestRecord] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)

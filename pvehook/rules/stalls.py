@@ -150,7 +150,12 @@ class Count(NamedTuple):
 def count_stall(count: Count, at_s: float, since_s: float, completed: Mapping[str, RequestCounters]) -> Count:
     """The counter after one sample at `at_s`, with the requests that completed since `since_s`."""
     slowest_s = max((_slowest_s(each, count.after_s) for each in completed.values()), default=0.0)
-    if slowest_s <= 0:
+    return count_wait(count, at_s, since_s, slowest_s)
+
+
+def count_wait(count: Count, at_s: float, since_s: float, slowest_s: float) -> Count:
+    """As `count_stall`, where it is known of one request that completed since `since_s` that it took that long."""
+    if slowest_s < count.after_s:
         return count
     period_s = at_s - since_s
     began_s = at_s - slowest_s

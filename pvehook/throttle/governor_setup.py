@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 from pvehook.contract.guest_config import boolean, parse_vm, property_string
-from pvehook.contract.section_config import find_section, parse_sections
+from pvehook.contract.section_config import Section, find_section, parse_sections
 from pvehook.contract.vzdump_config import options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
@@ -23,11 +26,13 @@ def look_up(
     except NodeError:
         text = None
     guest = parse_vm(text or "")
-    performance, fleecing, workers_of_job = _options(node, reader, job_id)
+    options = options_of_run(node, reader, job_id)
+    performance, fleecing = options.get("performance"), options.get("fleecing")
+    sets_workers = options.job is not None and "max-workers=" in options.job.properties.get("performance", "")
     is_fleecing = boolean(property_string(fleecing or "", default_key="enabled")[0]) is True
     setup = Setup(
         max_workers=workers_of(performance) if performance is not None else None,
-        workers_of_job=workers_of_job,
+        workers_of_job=job_id if sets_workers else None,
         fleecing=is_fleecing if fleecing is not None else None,
         iothread=guest.io_threads,
         is_spared=spared_in_own_backup(config, vmid, guest.name or name, guest.tags),
@@ -35,20 +40,29 @@ def look_up(
     return mode_for(config, vmid, guest.name or name, guest.tags), setup
 
 
-def _options(node: Node, reader: TimelyReader, job_id: str | None) -> tuple[str | None, str | None, str | None]:
-    """`performance` and `fleecing` of vzdump.conf, overridden by the job's, "" where not set; and the job if it sets
-    `max-workers` itself. Where the job is not known, what any job sets is not known either: None."""
+class RunOptions(NamedTuple):
+    """The options of vzdump.conf, overridden by those of the run's job."""
+
+    values: Mapping[str, str] | None
+    """None: they could not be read."""
+    jobs: Sequence[Section]
+    job: Section | None
+
+    def get(self, name: str) -> str | None:
+        """"" where it is not set. None: not known, as where the job is not known and any job sets it."""
+        if self.values is None or (self.job is None and any(name in each.properties for each in self.jobs)):
+            return None
+        return self.values.get(name, "")
+
+
+def options_of_run(node: Node, reader: TimelyReader, job_id: str | None) -> RunOptions:
+    """Read within their time. Never raises."""
     try:
         options = parse_vzdump_config(reader.text(node.path("/etc/vzdump.conf"), READ_S) or "")
         jobs = parse_sections(reader.text(node.path("/etc/pve/jobs.cfg"), READ_S) or "")
     except NodeError:
-        return None, None, None
+        return RunOptions(None, (), None)
     job = find_section(jobs, job_id) if job_id is not None else None
     if job is not None:
-        options = options_of_job(options, job.properties)
-    performance, fleecing = (
-        None if job_id is None and any(name in each.properties for each in jobs) else options.get(name, "")
-        for name in ("performance", "fleecing")
-    )
-    sets_workers = job is not None and "max-workers=" in job.properties.get("performance", "")
-    return performance, fleecing, job_id if sets_workers else None
+        return RunOptions(options_of_job(options, job.properties), jobs, job)
+    return RunOptions(options, jobs if job_id is None else (), None)

@@ -134,6 +134,10 @@ class BackupSampler:
             self._archive_since_s = time.monotonic()
         self._woken.set()
 
+    def wake(self) -> None:
+        """A sample is wanted now: the governor may have to change the speed for another guest."""
+        self._woken.set()
+
     def finish(self) -> None:
         """The backup is over: the last sample is taken by the thread. Returns at once."""
         self._finishing = True

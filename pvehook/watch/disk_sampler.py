@@ -2,7 +2,7 @@
 
     first sample    the histograms are armed; counters from here on are the backup's
     each sample     what was completed since the last one: stalled seconds, the chart, the governor's input
-    at the end      the whole difference becomes percentiles; histograms that we armed are removed
+    at the end      the whole difference becomes percentiles; the histograms stay until the run's end (node_watch.py)
 
 QMP serves one client at a time and vzdump comes by once a second, so each sample is one short connection. Where QEMU
 does not answer we wait on, on the same connection: a new one would take a second place in a queue of three. For how
@@ -22,7 +22,7 @@ from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
 from pvehook.guest.backup_tracker import BackupTracker
-from pvehook.guest.block_stats import arm_histograms, disarm_histograms, read_disks
+from pvehook.guest.block_stats import arm_histograms, read_disks
 from pvehook.guest.qmp import QmpConnection, greet, open_qmp
 from pvehook.guest.sockets import Connection, connect
 from pvehook.records.chart_points import ChartPoints, Piece
@@ -50,7 +50,7 @@ class Start(NamedTuple):
     """On the node's steady clock."""
     disks: tuple[DiskCounters, ...]
     armed: tuple[str, ...]
-    """By us: to be removed at the end."""
+    """By us."""
     theirs: tuple[str, ...]
     not_armed: tuple[str, ...]
     vcpus: tuple[int, ...]
@@ -143,15 +143,13 @@ class DiskSampler:
             self._waiting = None
 
     def end(self, deadline: Deadline) -> bool:
-        """The last sample; what we armed is removed. False: QEMU did not answer."""
+        """The last sample. False: QEMU did not answer."""
         before = self._samples
         self.sample(deadline.left_s())
         self._hang_up()
-        if self.start is not None and self.start.armed:
-            # A VM that is gone has none; one that hangs keeps them, and the next backup takes them for its own.
+        if self._samples > before:
             with contextlib.suppress(GuestError), open_qmp(self._path, deadline) as qmp:
                 self._run_state = qmp.query_status(deadline)
-                disarm_histograms(qmp, self.start.armed, deadline)
         return self._samples > before
 
     def view(self) -> Measured[HypervisorView]:

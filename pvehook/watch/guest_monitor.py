@@ -1,6 +1,7 @@
 """Everything that watches one guest's backup, what acts on what it sees, and the record that is made of it.
 
-begin                   the sampler's thread, the pacer's thread, the governor on the sampler's connection
+begin                   the sampler's thread, the pacer's thread, the governor on the sampler's connection; the other
+                        guests of the node are watched beside it from here on (node_watch.py)
 read_guest_counters     pre-stop, while nobody needs the agent
 archive_begins          PVE may freeze from here on
 finish                  backup-end: the last sample is taken while vzdump goes on
@@ -34,6 +35,7 @@ from pvehook.throttle.governor_setup import look_up
 from pvehook.throttle.pacer import Pacer
 from pvehook.throttle.pacer import in_words as pacer_in_words
 from pvehook.watch.backup_sampler import BackupSampler, Views
+from pvehook.watch.node_watch import NodeWatch
 from pvehook.watch.run_records import RunRecords
 
 LAST_SAMPLE_S = 4.5
@@ -49,6 +51,7 @@ class GuestMonitor:
         self,
         context: Context,
         records: RunRecords,
+        watch: NodeWatch,
         disks: TimelyReader,
         guest: GuestRecord,
         in_force: InForce,
@@ -57,8 +60,10 @@ class GuestMonitor:
         """`pve_may_freeze`: whether agent and monitor belong to PVE and the freeze now."""
         self._context = context
         self._records = records
+        self._watch = watch
         self._guest = guest
         self._metrics = in_force.config.metrics
+        self._rules = in_force.config.governor
         backup = records.run.backup_of(guest)
         self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, in_force.config.pacer)
         self._governor: Governor | None = None
@@ -73,8 +78,8 @@ class GuestMonitor:
                 guest,
                 self._metrics,
                 self._governor,
-                lambda counters: records.baseline_of(guest.vmid, counters),
-                lambda counters: records.baselines.requests_before(guest.vmid, counters),
+                lambda counters: watch.baseline_of(guest.vmid, counters, records.past_baseline(guest.vmid)),
+                lambda counters: watch.requests_before(guest.vmid, counters),
                 pve_may_freeze,
             )
 
@@ -82,8 +87,8 @@ class GuestMonitor:
         """Also for a daemon that was restarted in the middle of it. Returns at once."""
         self._pacer.start()
         if self._sampler is not None:
-            self._records.baselines.taken(self._guest.vmid)
             self._sampler.begin()
+            self._watch.load_begins(self._guest, self._governor, self._sampler.wake, self._rules)
 
     def read_guest_counters(self, deadline: Deadline, silent_agent: Absent | Broken | None) -> None:
         """The guest's own counters, now. A silent agent is not asked a second time."""
@@ -110,6 +115,7 @@ class GuestMonitor:
         if self._governor is not None:
             self._governor.know_archive(shares_disk(self._pacer.record))
         if self._sampler is not None:
+            self._watch.load_ends(self._guest.vmid)
             self._sampler.finish()
 
     def record(self, deadline: Deadline) -> StallRecord | None:
@@ -132,6 +138,7 @@ class GuestMonitor:
         """The daemon leaves while the backup runs; the next one goes on from the run's record. The speed is
         restored."""
         if self._sampler is not None:
+            self._watch.load_ends(self._guest.vmid)
             self._sampler.leave()
         self._pacer.stop()
 

@@ -13,23 +13,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from pvehook.contract.latency import DiskCounters
-from pvehook.contract.measured import Broken, Measured
+from pvehook.contract.measured import Broken
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.regular_file import replace_file
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
+from pvehook.records.beside_record import BesideRecord
+from pvehook.records.beside_summary import report_suffering
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import last_records, last_samples, past_baselines, reading
-from pvehook.records.history_writing import append
+from pvehook.records.history_writing import append, append_beside
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, exposition, guest_samples
 from pvehook.settings import MetricsConfig
-from pvehook.watch.baselines import Baselines
+from pvehook.watch.baselines import of_last_backups
 
 T = TypeVar("T")
 
@@ -55,14 +56,13 @@ class RunRecords:
         self._records: dict[int, StallRecord] = {}
         self._samples: dict[int, GuestSamples] = {}
         self._versions: Versions | None = None
-        self.baselines = Baselines(context.node, run)
 
-    def baseline_of(self, vmid: int, disks: Sequence[DiskCounters]) -> Measured[Baseline]:
-        """How this VM was before its backup began with these counters."""
+    def past_baseline(self, vmid: int) -> Baseline | None:
+        """Of this VM's last backups; None: there is none, or the history does not answer in time."""
         past: list[Baseline] = []
         with contextlib.suppress(NodeError):  # a history that cannot be read is reported where it is written
             past = self._within(Deadline.after(HISTORY_S), self._path, lambda: past_baselines(self._path, vmid))
-        return self.baselines.of(vmid, disks, past)
+        return of_last_backups(past)
 
     def versions(self, deadline: Deadline) -> Versions:
         """Of Proxmox VE and the kernel; read once, they are the same for all guests of a run."""
@@ -109,9 +109,25 @@ class RunRecords:
                 vmid=record.vmid,
             )
 
+    def keep_beside(self, records: Sequence[BesideRecord], config: MetricsConfig, deadline: Deadline) -> None:
+        """What guests suffered beside the backups of others: in the journal and the history. As `keep`."""
+        log, now_s = self._context.log, self._context.clock.now_s()
+        for record in records:
+            report_suffering(log, record)
+        if not records:
+            return
+        keep_days = config.keep_days
+        try:
+            news = self._within(
+                deadline, self._path, lambda: append_beside(self._path, records, now_s=now_s, keep_days=keep_days)
+            )
+            if news is not None:
+                log.warning("history-moved", message=news)
+        except NodeError as error:
+            log.error("history-not-kept", message=str(error))
+
     def end(self) -> None:
-        """The run has ended: what is armed on guests whose turn did not come is removed."""
-        self.baselines.end()
+        """The run has ended."""
         self._files.close()
 
     def _within(self, deadline: Deadline, what: str, question: Callable[[], T]) -> T:

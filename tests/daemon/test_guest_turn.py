@@ -60,6 +60,7 @@ class Guest:
             cast(Any, None),
             cast(Any, None),
             cast(Any, None),
+            cast(Any, None),
             reader,
             reader,
             lambda: None,
