@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 
 from pvehook.contract.measured import Absent, Broken, Measured
-from pvehook.records.beside_history import PastBeside, suffered_between
+from pvehook.records.beside_history import PastBeside, suffered_json
 from pvehook.records.encoding import encode
 from pvehook.records.figures import encode_figure, figures
 from pvehook.records.history import PastBackup
@@ -39,15 +39,15 @@ def overview_json(
         backups, regression = backups_json(
             history, last.vmid, since_s, shown_from_s, until_s, lambda at_s: instant(at_s, zone)
         )
-        guest = json.dumps(_guest(last, regression, zone))
+        guest = json.dumps({**_guest(last), "regression": _regression(regression, zone)})
         yield f'{", " if number else ""}{guest[:-1]}, "backups": {backups}}}'
     yield '], "beside": ['
     night = beside_of(history, max(last.started_s for last in lasts), zone)[:ROWS_MOST]
-    details = {
-        run.id: each for each in detailed(history, [each for each in night if each.suffered]) for run in each.runs
-    }
-    for number, run in enumerate(suffered_between(history, shown_from_s, until_s)):
-        yield f"{', ' if number else ''}{json.dumps(_beside(run, details.get(run.id), zone))}"
+    read = detailed(history, [each for each in night if each.suffered])
+    records = {run.id: _record_of(run, each) for each in read for run in each.runs}
+    runs = suffered_json(history, shown_from_s, until_s, lambda at_s: instant(at_s, zone), records.get)
+    for number, run in enumerate(runs):
+        yield f"{', ' if number else ''}{run}"
     yield "]}\n"
 
 
@@ -56,29 +56,33 @@ def guest_json(
 ) -> dict[str, object]:
     """One guest. Its last backup, None where it had none: its row, all of its figures by name, and the record as it is
     kept. And each run in which it was watched beside the backups of others, of which there is one where it had none."""
-    known = _guest(found.last, found.regression, zone) if found is not None else _guest(beside[-1].runs[-1], None, zone)
-    body: dict[str, object] = {"format": FORMAT, **known}
+    body: dict[str, object] = {"format": FORMAT, **_guest(found.last if found is not None else beside[-1].runs[-1])}
+    body["regression"] = _regression(found.regression, zone) if found is not None else None
     body["backup"] = _row(found.last, zone) if found is not None else None
     body["record"] = encode(record)
     if record is not None and not isinstance(record, (Absent, Broken)):
         body["figures"] = {name: encode_figure(figure) for name, figure in figures(record).items()}
-    body["beside"] = [_beside(run, each, zone) for each in beside for run in each.runs]
+    body["beside"] = [
+        {**_guest(run), **_row(run, zone), "record": _record_of(run, each)} for each in beside for run in each.runs
+    ]
     return body
 
 
-def _beside(run: PastBeside, beside: Beside | None, zone: tzinfo) -> dict[str, object]:
-    """Its row, and the record as it is kept, where it was read."""
-    records = beside.records if beside is not None else ()
-    record = next((each for each in records if each.started_s == run.started_s and each.job == run.job), None)
-    return {"vmid": run.vmid, "name": run.name, "type": run.vmtype, **_row(run, zone), "record": encode(record)}
+def _record_of(run: PastBeside, beside: Beside) -> object:
+    """A run's record as it is kept; None where it was not read, or cannot be."""
+    found = (each for each in beside.records if (each.job, each.started_s) == (run.job, run.started_s))
+    return encode(next(found, None))
 
 
-def _guest(last: PastBackup | PastBeside, found: Regression | None, zone: tzinfo) -> dict[str, object]:
-    regression = None
-    if found is not None:
-        known = {name: encode(value) for name, value in found._asdict().items()}
-        regression = {"since": instant(found.since_s, zone), **known}
-    return {"vmid": last.vmid, "name": last.name, "type": last.vmtype, "regression": regression}
+def _guest(last: PastBackup | PastBeside) -> dict[str, object]:
+    return {"vmid": last.vmid, "name": last.name, "type": last.vmtype}
+
+
+def _regression(found: Regression | None, zone: tzinfo) -> dict[str, object] | None:
+    if found is None:
+        return None
+    known = {name: encode(value) for name, value in found._asdict().items()}
+    return {"since": instant(found.since_s, zone), **known}
 
 
 def _row(row: PastBackup | PastBeside, zone: tzinfo) -> dict[str, object]:

@@ -34,7 +34,7 @@ def night_section(night: NodeNight, zone: tzinfo) -> Iterator[str]:
     if suffered:
         guests = "One guest" if len(suffered) == 1 else f"{len(suffered)} guests"
         yield f"<h3>{guests} suffered beside the backups of others</h3>"
-        yield f'<ul class="causes">{"".join(map(beside_item, suffered[:NAMED]))}</ul>'
+        yield f'<ul class="causes">{"".join(map(_item, suffered[:NAMED]))}</ul>'
         if len(suffered) > NAMED:
             yield f'<p class="small muted">The other {len(suffered) - NAMED} are in the table.</p>'
     elif any(row.beside is not None for row in night.rows):
@@ -44,18 +44,27 @@ def night_section(night: NodeNight, zone: tzinfo) -> Iterator[str]:
     yield "</details></div></section>"
 
 
-def beside_item(beside: Beside) -> str:
-    """A guest's suffering beside others, and by whose backups; `<li>`."""
+def beside_words(beside: Beside) -> str:
+    """What a guest suffered beside others and by whose backups, as HTML."""
+    said = arrows(safe(suffered_in_words(beside)))
+    return f"Beside the backups of others: {said}; {'; '.join(_by(beside))}"
+
+
+def _item(beside: Beside) -> str:
+    said = arrows(safe(suffered_in_words(beside)))
+    title = f"{safe(beside.title)} {severity_word(beside.severity)}"
+    return f'<li>{title} {said}<br><span class="muted small">{"; ".join(_by(beside))}</span></li>'
+
+
+def _by(beside: Beside) -> list[str]:
+    """Whose backups, what was done for it, what is not known."""
     by = whose(beside)
     more = f" and {len(by) - BACKUPS_NAMED} more" if len(by) > BACKUPS_NAMED else ""
-    lines = [f"beside the backups of {safe(', '.join(by[:BACKUPS_NAMED]))}{more}"] if by else []
+    lines = [f"most beside {safe(', '.join(by[:BACKUPS_NAMED]))}{more}"] if by else []
     slowed_s = sum(each.slowed_backup_s for each in beside.backups)
     if slowed_s:
         lines.append(f"backups were slowed for it for {short_duration(slowed_s)}")
-    lines += [f"what it shares is not known: {safe(why)}" for why in beside.unknown[:1]]
-    said = arrows(safe(suffered_in_words(beside)))
-    title = f"{safe(beside.title)} {severity_word(beside.severity)}"
-    return f'<li>{title} {said}<br><span class="muted small">{"; ".join(lines)}</span></li>'
+    return lines + [f"what it shares is not known: {safe(why)}" for why in beside.unknown[:1]]
 
 
 def _key(night: NodeNight) -> str:

@@ -29,7 +29,7 @@ from pvehook.report.backup_svg import backup_svg
 from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_views, what_was_done
 from pvehook.report.beside import Beside
 from pvehook.report.last_night import beside_of, read_night
-from pvehook.report.night_page import night_section
+from pvehook.report.night_page import beside_words, night_section
 from pvehook.report.page_parts import arrows, definitions, safe, severity_word, shown_figure, shown_pair, swatch
 from pvehook.report.page_style import SCRIPT, STYLE
 from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, level, worst_of_each
@@ -60,7 +60,10 @@ def html_report(
     lines.append(_tiles(trends))
     lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)
     lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
-    lines += (line for trend, record in records for line in _backup(trend, record, zone))
+    rows = night.rows if night is not None else ()
+    suffered = {each.id: row.beside for row in rows if row.beside and row.beside.suffered for each in row.backups}
+    for trend, record in records:
+        lines += _backup(trend, record, suffered.get(trend.last.id), zone)
     return "\n".join([*lines, _FOOT])
 
 
@@ -214,7 +217,8 @@ def _legend(each: int) -> str:
 # One guest's night
 
 
-def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterator[str]:
+def _backup(trend: Trend, record: Measured[StallRecord], beside: Beside | None, zone: tzinfo) -> Iterator[str]:
+    """`beside`: what it suffered in the same night beside the backups of others, if it did."""
     last = trend.last
     yield f'<article class="card" id="g{last.vmid}"><h3>{safe(trend.title)} {severity_word(last.severity)}'
     yield f'<span class="muted small">night of {day(last.started_s, zone)}</span></h3>'
@@ -226,6 +230,7 @@ def _backup(trend: Trend, record: Measured[StallRecord], zone: tzinfo) -> Iterat
     causes = ((safe(cause.text), safe(cause.evidence)) for cause in record.verdict.causes)
     items = "".join(f'<li>{text}<br><span class="muted small">{evidence}</span></li>' for text, evidence in causes)
     yield f'<ul class="causes">{items}</ul>' if items else ""
+    yield f'<p class="small">{beside_words(beside)}</p>' if beside is not None else ""
     if record.points:
         yield f"<figure>{backup_svg(record, zone, f'c{last.vmid}')}<figcaption>{_key(record)}</figcaption></figure>"
     yield from _kernel(record, zone)

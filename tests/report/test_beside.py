@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.errors import NodeError
 from pvehook.records.beside_record import BesideBackup, BesideRecord
 from pvehook.records.history_writing import append, append_beside
 from tests.records.backups import DAY_S, NO_AGENT, NOW_S, beside, neighbours, one_after_the_other
@@ -110,6 +111,23 @@ def test_a_hostile_name_is_text(history: str) -> None:
     for text in (report(history), report(history, vmid=900), report(history, encoding="ascii", vmid=900)):
         assert all(char.isprintable() for char in text if char != "\n")
         assert not [line for line in text.splitlines() if line.startswith("VM 999")]
+
+
+def test_a_history_of_others_cannot_move_the_cursor(history: str) -> None:
+    append(history, backup(0), now_s=NOW_S)
+    keep(history, at(0, vmid=900))
+    with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as theirs:
+        theirs.execute("UPDATE beside SET node = ?1, job = ?1, name = ?1, vmtype = ?1, p99_ms = ?1", (EVIL,))
+    for text in (report(history), report(history, vmid=900)):
+        assert all(char.isprintable() for char in text if char != "\n")
+        assert not [line for line in text.splitlines() if line.startswith("VM 999")]
+    (run,) = json.loads(report(history, as_json=True))["beside"]
+    assert (run["name"], run["p99_ms"][:7]) == (EVIL, "broken:")
+    with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as theirs:
+        theirs.execute("UPDATE beside SET severity = x'00'")
+    for as_json in (True, False):
+        with pytest.raises(NodeError, match="damaged"):
+            report(history, as_json=as_json)
 
 
 # One guest

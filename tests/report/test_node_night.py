@@ -186,7 +186,7 @@ def test_the_page_has_the_picture_at_its_top_and_as_a_table(history: str) -> Non
     shown = Page(text)
     assert text.index("The node’s night of 2026-11-24") < text.index("guests that stalled in their last night")
     assert "2 guests suffered beside the backups of others" in shown.text
-    assert "beside the backups of VM 103 (12 s), CT 110 (5 s); backups were slowed for it for 8s" in shown.text
+    assert "most beside VM 103 (12 s), CT 110 (5 s); backups were slowed for it for 8s" in shown.text
     table = text[text.index('<table class="rows">') : text.index("</table>", text.index('<table class="rows">'))]
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
     assert len(rows) == 4
@@ -194,6 +194,16 @@ def test_the_page_has_the_picture_at_its_top_and_as_a_table(history: str) -> Non
     assert rows[3].startswith("|VM 900 router||in no job|")
     assert "15 → 2405" in rows[3]
     assert "backup that did not end well" in shown.text
+
+
+def test_a_guests_own_night_tells_what_it_suffered_beside_others(history: str) -> None:
+    append(history, backup(101, 0), backup(102, 35), now_s=NOW_S)
+    append_beside(history, [beside(vmid=101)], now_s=NOW_S)
+    own, other = re.findall(r'<article class="card" id="g\d+">.*?</article>', page(history), re.DOTALL)
+    assert (
+        "Beside the backups of others: stalled 17 s, slowed 41 s, p99 15 → 2405 ms; most beside VM 103" in own + other
+    )
+    assert ("Beside the backups of others" in own) != ("Beside the backups of others" in other)
 
 
 def test_the_guests_table_has_what_they_suffered_beside_others(history: str) -> None:
@@ -233,4 +243,4 @@ def test_whose_backup_it_was_is_known_without_the_record_too(history: str) -> No
     append_beside(history, [beside(vmid=900)], now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as later:
         later.execute("DELETE FROM beside_details")
-    assert "beside the backups of VM 103" in Page(page(history)).text
+    assert "most beside VM 103" in Page(page(history)).text
