@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from pvehook.contract.measured import Broken
@@ -89,42 +90,48 @@ class RunRecords:
     def keep(self, record: StallRecord, config: MetricsConfig, deadline: Deadline) -> None:
         """In the history, and for Prometheus. Losing either costs a log line."""
         self._records[record.vmid] = replace(record, points=())  # the chart is for the history alone
-        log, now_s = self._context.log, self._context.clock.now_s()
+        self._samples[record.vmid] = guest_samples(record)
+        now_s, days = self._context.clock.now_s(), config.keep_days
+        append_it = partial(append, self._path, record, now_s=now_s, keep_days=days)
+        self._keep(append_it, now_s, config, deadline, record.vmid)
+
+    def keep_beside(self, records: Sequence[BesideRecord], config: MetricsConfig, deadline: Deadline) -> None:
+        """What guests suffered beside the backups of others, at the run's end: also in the journal. As `keep`."""
+        if config.mode != "on" or not self.run.began:
+            return
+        for record in records:
+            report_suffering(self._context.log, record)
+        now_s, days = self._context.clock.now_s(), config.keep_days
+        append_them = partial(append_beside, self._path, records, now_s=now_s, keep_days=days)
+        self._keep(append_them, now_s, config, deadline)
+
+    def _keep(
+        self,
+        append_it: Callable[[], str | None],
+        now_s: float,
+        config: MetricsConfig,
+        deadline: Deadline,
+        vmid: int | None = None,
+    ) -> None:
+        log = self._context.log
         try:
-            news = self._within(deadline, self._path, lambda: self._append(record, now_s, config.keep_days))
+            news = self._within(deadline, self._path, lambda: self._append(append_it))
             if news is not None:
-                log.warning("history-moved", message=news, vmid=record.vmid)
+                log.warning("history-moved", message=news, vmid=vmid)
         except NodeError as error:
-            log.error("history-not-kept", message=str(error), vmid=record.vmid)
+            log.error("history-not-kept", message=str(error), vmid=vmid)
         if config.textfile is None:
             return
         target = self._context.node.path(config.textfile)
         try:
-            self._within(deadline, target, lambda: self._write_textfile(target, record, now_s))
+            self._within(deadline, target, lambda: self._write_textfile(target, now_s))
         except NodeError as error:
             log.error(
                 "textfile-not-written",
                 message=f"{config.textfile} was not written: {error}; the service may write below "
                 "/var/lib/prometheus/node-exporter, for another directory see the comment at metrics.textfile",
-                vmid=record.vmid,
+                vmid=vmid,
             )
-
-    def keep_beside(self, records: Sequence[BesideRecord], config: MetricsConfig, deadline: Deadline) -> None:
-        """What guests suffered beside the backups of others: in the journal and the history. As `keep`."""
-        log, now_s = self._context.log, self._context.clock.now_s()
-        for record in records:
-            report_suffering(log, record)
-        if not records:
-            return
-        keep_days = config.keep_days
-        try:
-            news = self._within(
-                deadline, self._path, lambda: append_beside(self._path, records, now_s=now_s, keep_days=keep_days)
-            )
-            if news is not None:
-                log.warning("history-moved", message=news)
-        except NodeError as error:
-            log.error("history-not-kept", message=str(error))
 
     def end(self) -> None:
         """The run has ended."""
@@ -137,13 +144,12 @@ class RunRecords:
         except OSError as error:
             raise NodeError(str(error)) from error
 
-    def _append(self, record: StallRecord, now_s: float, keep_days: int) -> str | None:
+    def _append(self, append_it: Callable[[], str | None]) -> str | None:
         os.makedirs(self._context.node.state_dir, mode=0o700, exist_ok=True)
-        return append(self._path, record, now_s=now_s, keep_days=keep_days)
+        return append_it()
 
-    def _write_textfile(self, target: str, record: StallRecord, now_s: float) -> None:
-        """With a history that cannot be read there is at least this run."""
-        self._samples[record.vmid] = guest_samples(record)
+    def _write_textfile(self, target: str, now_s: float) -> None:
+        """With a history that cannot be read there are at least the backups of this run."""
         try:
             own, beside = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
         except NodeError:
