@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import datetime, tzinfo
 from typing import Final
 
-from pvehook.contract.measured import Absent
 from pvehook.records.figures import short_duration
 from pvehook.report.beside import Beside, suffered_in_words, whose
 from pvehook.report.night_svg import night_svg
@@ -17,7 +16,8 @@ from pvehook.report.trends import day
 NAMED: Final = 4
 """Guests that are named below the picture; the table has all of its rows."""
 BACKUPS_NAMED: Final = 3
-COLUMNS: Final = ("Guest", "Backup", "Stalled in it", "Stalled beside others", "Slowed beside others", "p99", "Whose")
+COLUMNS: Final = ("Guest", "Backup", "Stalled in it", "Beside others: stalled", "slowed", "p99", "Whose backup")
+MISSING: Final = "–"
 
 
 def night_section(night: NodeNight, zone: tzinfo) -> Iterator[str]:
@@ -90,13 +90,15 @@ def _table(night: NodeNight, zone: tzinfo) -> Iterator[str]:
     heads = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
     yield f'<table class="rows"><thead><tr>{heads}</tr></thead><tbody>'
     for row in night.rows:
-        cells = "".join(
-            f'<td data-label="{name.lower()}">{cell}</td>'
-            for name, cell in zip(COLUMNS, _cells(row, zone), strict=True)
-            if cell
-        )
-        yield f"<tr>{cells}</tr>"
+        named = zip(COLUMNS, _cells(row, zone), strict=True)
+        yield f"<tr>{''.join(_cell(name, cell) for name, cell in named)}</tr>"
     yield "</tbody></table>"
+
+
+def _cell(name: str, cell: str) -> str:
+    """A phone, which shows a row as a list, leaves the empty ones out."""
+    css = ' class="empty"' if cell == MISSING else ""
+    return f'<td{css} data-label="{name[:1].lower()}{name[1:]}">{cell}</td>'
 
 
 def _cells(row: Row, zone: tzinfo) -> Iterator[str]:
@@ -107,12 +109,11 @@ def _cells(row: Row, zone: tzinfo) -> Iterator[str]:
         failed = "" if each.result == "ok" else f", {safe(each.result, 20)}"
         backups.append(f"{began:%H:%M}, {short_duration(each.duration_s)}{failed}")
     yield "<br>".join(backups) or "in no job"
-    yield shown_figure(row.stalled_s, "s")
+    yield shown_figure(row.stalled_s, "s") if row.backups else MISSING
     if row.beside is None:
-        missing = shown_figure(Absent("it did not suffer, or was not watched"), "")
-        yield from (missing, missing, missing, "–")
+        yield from [MISSING] * 4
         return
     yield shown_figure(row.beside.stalled_s, "s")
     yield shown_figure(row.beside.slowed_s, "s")
     yield shown_pair(row.beside.slowest.baseline_p99_ms, row.beside.slowest.p99_ms)
-    yield safe(", ".join(whose(row.beside)[:BACKUPS_NAMED])) or "–"
+    yield safe(", ".join(whose(row.beside)[:BACKUPS_NAMED])) or MISSING

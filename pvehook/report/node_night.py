@@ -1,7 +1,7 @@
 """The node's night: who was backed up when, and who suffered when, in its own backup and beside the backups of others.
 
 rows      a guest each: its backups, and the pieces of time in which it suffered; in order of their backups' start,
-          then those that were in no job
+          then those that were in no job, the worst first
 rates     what all backups read, and the governor's limit, for each column of the picture
 """
 
@@ -95,7 +95,7 @@ def node_night(
     if not vmids:
         return None
     shown = []
-    for vmid in vmids[-ROWS_MOST:]:
+    for vmid in reversed(vmids[-ROWS_MOST:]):
         found = others.get(vmid)
         read = records_of(found) if found is not None and found.suffered else found
         mine = own.get(vmid, [])

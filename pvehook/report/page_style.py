@@ -143,7 +143,7 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   .rows td { border: 0; padding: 0; } .rows td:first-child, .rows td:last-child { grid-column: 1 / -1; }
   .rows td:first-child { font-weight: 600; }
   .rows td:not(:first-child)::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
-  #guests .empty { display: none; } #guests .spark { max-width: 26rem; }
+  #guests .empty, .rows .empty { display: none; } #guests .spark { max-width: 26rem; }
 }
 @media (max-width: 44rem) {
   body { padding: 1.25rem 1rem 3rem; }

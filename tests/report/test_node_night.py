@@ -65,10 +65,13 @@ def test_guests_are_in_the_order_of_their_backups_and_those_in_no_job_follow(his
     found = night(
         history,
         [backup(105, 0), backup(101, 35), backup(103, 70)],
-        [beside(vmid=900), beside(vmid=800, stalled_s=0.0, slowed_s=0.0), beside(vmid=101)],
+        [
+            *(beside(vmid=900, stalled_s=2.0), beside(vmid=901, stalled_s=200.0)),
+            *(beside(vmid=800, stalled_s=0.0, slowed_s=0.0), beside(vmid=101)),
+        ],
     )
-    assert [row.title for row in found.rows] == ["VM 105 n105", "VM 101 web", "VM 103 n103", "VM 900 web"]
-    assert [bool(row.backups) for row in found.rows] == [True, True, True, False]
+    assert [row.vmid for row in found.rows] == [105, 101, 103, 901, 900]
+    assert [bool(row.backups) for row in found.rows] == [True, True, True, False, False]
 
 
 def test_of_many_guests_the_worst_have_rows_and_the_others_are_counted(history: str) -> None:
