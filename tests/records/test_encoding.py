@@ -110,6 +110,7 @@ records = st.builds(
     admitted_by=texts,
     versions=st.builds(Versions, maybe(texts), maybe(texts), maybe(texts)),
     sampler_cpu_s=numbers,
+    window_closes_s=maybe(numbers),
 )
 
 
@@ -117,6 +118,12 @@ records = st.builds(
 @settings(max_examples=60, deadline=None)
 def test_any_record_comes_back_as_it_was(shown: StallRecord) -> None:
     assert decode(StallRecord, json.loads(json.dumps(encode(shown)))) == shown
+
+
+def test_a_record_from_before_the_windows_end_was_kept_is_read() -> None:
+    plain = encode(record())
+    del plain["window_closes_s"]
+    assert decode(StallRecord, plain) == record()
 
 
 @pytest.mark.parametrize("shown", [record(), container(), charted()], ids=["vm", "container", "chart"])

@@ -99,6 +99,24 @@ def test_what_qemu_completed_during_the_backup_is_the_guests_night(node: NodeUnd
     assert any("stalled" in line for line in played.notification)
 
 
+@pytest.mark.parametrize(
+    ("window", "closes"),
+    [
+        ('open: ["02:00-05:00"], timezone: UTC', datetime(2026, 11, 24, 5, tzinfo=UTC)),
+        ('open: ["00:00-24:00"]', None),
+        ("open: [], exempt: {guests: [101]}", None),
+    ],
+    ids=["a window", "always", "an exempt guest"],
+)
+def test_the_record_has_when_the_window_closes(node: NodeUnderTest, window: str, closes: datetime | None) -> None:
+    """For the picture of the night."""
+    node.configure(f"window: {{{window}}}\n")
+    node.set_clock("2026-11-24T03:00:00+00:00")
+    with running_vm(node) as guest:
+        night(node, guest)
+    assert record(node).window_closes_s == (None if closes is None else closes.timestamp())
+
+
 def test_a_quiet_night_is_zero_and_not_absent(node: NodeUnderTest) -> None:
     with running_vm(node) as guest:
         night(node, guest)
