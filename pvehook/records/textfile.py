@@ -7,7 +7,7 @@
     pvehook_view_up{vmid="101",view="guest"} 0
 
 A night has two parts: the guest's own backup (the last one), and what it suffered beside the backups of others (in the
-last run). A guest that was in no backup of its own has only the latter.
+last run). A guest that was in no backup of its own has only the latter, one that was well beside others the former.
 
 Base units. A figure with nothing to measure has no sample; where a view could not be read its
 `pvehook_view_up` is 0 and its figures have none either; zero is a sample. Labels are bounded: a guest's number, words
