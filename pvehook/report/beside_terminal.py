@@ -28,13 +28,11 @@ def beside_lines(
     found: Sequence[Beside], own: Mapping[int, Measured[float]], number_shown: int, zone: tzinfo, style: TerminalStyle
 ) -> list[str]:
     """Those who suffered in one night, the worst first. `own`: the stalled seconds of each guest that was backed up in
-    it, in its own backup. Nothing where nobody was watched."""
-    if not found:
-        return []
+    it, in its own backup. Nothing where nobody suffered."""
     suffered = [each for each in found if each.suffered]
-    night = day(max(run.started_s for each in found for run in each.runs), zone)
     if not suffered:
-        return ["", f"beside the backups of others nobody suffered in the night of {night}"]
+        return []
+    night = day(max(run.started_s for each in suffered for run in each.runs), zone)
     shown = suffered[:number_shown]
     guest = min(18 + max(style.columns - 80, 0) // 4, max(len(each.title) for each in shown))
     columns = _FIXED.format("own", "stalled", "slowed", "p99", "whose backup")

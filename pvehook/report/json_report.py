@@ -55,7 +55,7 @@ def guest_json(
     found: Trend | None, record: Measured[StallRecord] | None, beside: Sequence[Beside], zone: tzinfo
 ) -> dict[str, object]:
     """One guest. Its last backup, None where it had none: its row, all of its figures by name, and the record as it is
-    kept. And each run in which it was watched beside the backups of others, of which there is one where it had none."""
+    kept. And each run in which it suffered beside the backups of others, of which there is one where it had none."""
     body: dict[str, object] = {"format": FORMAT, **_guest(found.last if found is not None else beside[-1].runs[-1])}
     body["regression"] = _regression(found.regression, zone) if found is not None else None
     body["backup"] = _row(found.last, zone) if found is not None else None

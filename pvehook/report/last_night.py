@@ -17,7 +17,7 @@ from pvehook.report.node_night import NodeNight, node_night
 
 
 def beside_of(history: sqlite3.Connection, at_s: float, zone: tzinfo) -> list[Beside]:
-    """The guests that were watched beside the backups of others in the night of this instant, the worst first; without
+    """The guests that suffered beside the backups of others in the night of this instant, the worst first; without
     their records."""
     began_s, ended_s = night_of(at_s, zone)
     return by_guest(run for run in beside_between(history, began_s, ended_s) if began_s <= run.started_s < ended_s)
@@ -29,7 +29,7 @@ def detailed(history: sqlite3.Connection, found: Sequence[Beside]) -> list[Besid
 
 
 def read_night(history: sqlite3.Connection, beside: Sequence[Beside], at_s: float, zone: tzinfo) -> NodeNight | None:
-    """The night of this instant, in which these were watched beside the backups of others; None: nothing is known."""
+    """The night of this instant, in which these suffered beside the backups of others; None: nothing is known."""
     backups = backups_between(history, *night_of(at_s, zone))
     ends = (_window_closes_s(history, backup) for backup in (backups[:1] + backups[-1:]))
     return node_night(

@@ -37,8 +37,6 @@ def night_section(night: NodeNight, zone: tzinfo) -> Iterator[str]:
         yield f'<ul class="causes">{"".join(map(_item, suffered[:NAMED]))}</ul>'
         if len(suffered) > NAMED:
             yield f'<p class="small muted">The other {len(suffered) - NAMED} are in the table.</p>'
-    elif any(row.beside is not None for row in night.rows):
-        yield '<p class="small muted">Nobody suffered beside the backups of others.</p>'
     yield "<details><summary>The picture as a table</summary>"
     yield from _table(night, zone)
     yield "</details></div></section>"
@@ -77,7 +75,6 @@ def _key(night: NodeNight) -> str:
         ("bar failed", "M1 1h16v10H1z", "backup that did not end well", any(each != "ok" for each in results)),
         ("stall", "M6 1h4v10H6z", "stalled", True in stalls),
         ("slowed", "M6 7h6v4H6z", "slowed", False in stalls),
-        ("watched", "M0 10H18", "watched", True),
         ("limit", "M0 6H18", "governor’s limit", has_speeds),
         ("window", "M9 0V12", "the window closes", night.window_ends_s),
     )

@@ -122,8 +122,7 @@ def _row(row: Row, y: int, frame: _Frame, zone: tzinfo) -> Iterator[str]:
     name = _cut(row.title, 26 if frame.width == WIDE else 18 if frame.width == MIDDLE else 22 if figures else 40)
     label_y = floor - 2 if not frame.is_narrow else floor - BAR_HEIGHT - 4
     yield f'<text class="name" x="2" y="{label_y}">{escape(name)}</text>'
-    for from_s, to_s in _joined(((frame.x(one), frame.x(two)) for one, two in row.watched), 0.5):
-        yield f'<path class="watched" d="M{from_s:.1f} {floor}H{to_s:.1f}"/>'
+    yield f'<path class="axis" d="M{frame.left} {floor}H{frame.right}"/>'
     for backup in row.backups:
         x, end = frame.x(backup.started_s), frame.x(backup.started_s + backup.duration_s)
         kind = "bar" if backup.result == "ok" else "bar failed"

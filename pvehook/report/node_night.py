@@ -45,14 +45,8 @@ class Row(NamedTuple):
     charts: tuple[Chart, ...]
     """One for each of them."""
     beside: Beside | None
-    """None: it did not suffer beside others, or was not watched."""
+    """None: it did not suffer beside others, or was not watched: only those who suffered are on record."""
     marks: tuple[Suffered, ...]
-
-    @property
-    def watched(self) -> list[tuple[float, float]]:
-        """When it was, from and to."""
-        spans = [(each.started_s, each.started_s + each.duration_s) for each in self.backups]
-        return spans + [(run.started_s, run.ended_s) for run in (self.beside.runs if self.beside is not None else ())]
 
     @property
     def stalled_s(self) -> Measured[float]:
@@ -103,7 +97,8 @@ def node_night(
     shown.sort(key=lambda row: (not row.backups, row.backups[0].started_s if row.backups else 0.0))
     times_s = [at_s for each in backups for at_s in (each.started_s, each.started_s + each.duration_s)]
     times_s += [at_s for row in shown for mark in row.marks for at_s in (mark.from_s, mark.to_s)]
-    times_s = times_s or [at_s for row in shown for span in row.watched for at_s in span]
+    if not times_s:
+        times_s = [at_s for each in others.values() for run in each.runs for at_s in (run.started_s, run.ended_s)]
     began_s = min(times_s)
     ended_s = max(at_s for at_s in times_s if at_s <= began_s + LONGEST_S)
     ends_s = sorted(at_s for at_s in set(window_ends_s) if began_s < at_s < ended_s + (ended_s - began_s) / 4)

@@ -39,7 +39,7 @@ CHARTS: Final = 12  # guests whose last backup is shown in detail, by default
 BARS_MOST: Final = 90  # of a guest's nights; where there are more, the worst of each few
 BARS_LEAST: Final = 14  # room for so many, so that the bars of a young history are no blocks
 LINES_QUOTED: Final = 20
-NOT_WATCHED: Final = Absent("it was not watched beside the backups of others in the last night")
+NO_RECORD: Final = Absent("in the last night it did not suffer beside the backups of others, or was not watched")
 
 BAR, BAR_HEIGHT = 4, 26
 """A bar with its gap, and the tallest one."""
@@ -124,7 +124,7 @@ def _table(
         yield f'<th scope="col" class="{css}"{is_text}><button type="button">{name}</button></th>'
     yield "</tr></thead><tbody>"
     for trend in trends:
-        stalled_s = beside[trend.last.vmid].stalled_s if trend.last.vmid in beside else NOT_WATCHED
+        stalled_s = beside[trend.last.vmid].stalled_s if trend.last.vmid in beside else NO_RECORD
         others = (_number("beside others", value_of(stalled_s) or 0.0, shown_figure(stalled_s, "s")),) if beside else ()
         yield _row(trend, days, each, trend.last.vmid in detailed, others, zone)
     yield "</tbody></table></div>"

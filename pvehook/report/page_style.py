@@ -109,7 +109,6 @@ figure { margin: .9rem 0 0; }
 .chart .name, .chart .some { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .chart .bar { fill: var(--rate); opacity: .55; }
 .chart .failed { fill: none; stroke: var(--rate); stroke-width: 1.5; stroke-dasharray: 3 2; opacity: 1; }
-.chart .watched { stroke: var(--line); stroke-width: 1.5; }
 .chart .slowed { fill: var(--slowed); }
 .chart .window { stroke: var(--freeze); stroke-width: 1.5; stroke-dasharray: 5 3; }
 .chart text.window { fill: var(--freeze); stroke: none; }
