@@ -141,6 +141,8 @@ def candidates(steering: Steering, at_s: float) -> dict[int, Patient]:
 
 def chosen(steering: Steering, law: State, at_s: float) -> int:
     """Who steers from now on."""
+    if isinstance(law.phase, Starting) and not law.phase.burst_is_over:
+        return OWN  # how fast the backup would be shows in its own samples, which come more often
     now, may = steering.by, candidates(steering, at_s)
     if isinstance(law.phase, Trying) and (now == OWN or now in may):
         return now

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pvehook.contract.latency import DiskCounters
-from pvehook.contract.measured import value_of
+from pvehook.contract.measured import Absent, value_of
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
 from pvehook.guest.block_stats import arm_histograms, read_disks
@@ -107,6 +107,8 @@ class NodeLooks:
         """At all of them. When to come again."""
         for patient in self.beside(load):
             self._place(patient, load, now_s)
+            if patient.may_steer and patient.expected_in != load.number:
+                self._expect(patient, load, now_s)
             wanted_s = self._wanted_every_s(patient, load, now_s)
             if patient.device_names:
                 self._look_at_devices(patient, load, now_s, wanted_s)
@@ -135,6 +137,16 @@ class NodeLooks:
             self._know(patient, load, patient.devices)
             if (sample := patient.device_sample()) is not None:
                 self._give(patient, load, sample)
+
+    def _expect(self, patient: Patient, load: Load, now_s: float) -> None:
+        """A backup begins that it may suffer from, and its job may come within a tenth of a second. How busy the guest
+        is tells how that is to start; its block devices tell it at once, its monitor is next."""
+        patient.expected_in = load.number
+        if patient.has_monitor and not patient.misses:
+            patient.next_look_s = now_s
+        if load.governor is not None and (requests := patient.requests_to_devices(self._node, now_s)) is not None:
+            before = patient.baseline or patient.guest.past or Absent("its disks were not looked at yet")
+            load.governor.know_patient(patient.vmid, patient.name, before, requests)
 
     def _place(self, patient: Patient, load: Load, now_s: float) -> None:
         """Whether it shares something with the backup."""
@@ -170,7 +182,8 @@ class NodeLooks:
             return now_s
         wants = {each.vmid: self._wanted_every_s(each, load, now_s) for each in due}
         patient = min(due, key=lambda each: (wants[each.vmid], each.next_look_s))
-        if wait_s := self._budget.take(now_s, is_urgent=wants[patient.vmid] < WAITING_EVERY_S):
+        is_urgent = wants[patient.vmid] < WAITING_EVERY_S or patient.load != load.number
+        if wait_s := self._budget.take(now_s, is_urgent=is_urgent):
             return now_s + wait_s
         self._look_at_disks(patient, load)
         return now_s

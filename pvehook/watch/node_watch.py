@@ -87,6 +87,7 @@ class NodeWatch:
 
         def found(resources: Resources) -> None:
             load.resources = resources
+            self._next_first_s = 0.0  # at once: its job may come soon
             self._woken.set()
 
         self._replace_load(None, load)

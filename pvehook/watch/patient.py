@@ -74,6 +74,8 @@ class Patient:
     misses: int = 0
     """How often in a row its monitor did not answer, and why."""
     why_missed: str = ""
+    expected_in: int = 0
+    """The backup for which it was looked at before its job came."""
     known_in: int = 0
     """The backup whose governor knows it."""
     exposure: Exposure = "unknown"
@@ -133,6 +135,14 @@ class Patient:
             self.devices_first = FirstReading(now_s, tuple(each.disk for each in read))
             if not self.has_monitor:
                 self.first = self.devices_first
+
+    def requests_to_devices(self, node: Node, now_s: float) -> tuple[int, float, float] | None:
+        """What it asked of its block devices from the run's start until now, as requests_between tells it; None: it has
+        none, or they were not read for long enough."""
+        if self.devices_first is None or now_s - self.devices_first.at_s < ACTIVITY_S:
+            return None
+        read = _read(node, self.device_names)
+        return requests_between(self.devices_first, now_s, tuple(each.disk for each in read)) if read else None
 
     # The first look
 
