@@ -46,6 +46,8 @@ def decode(kind: Any, plain: Any) -> Any:
 
 
 def _read(kind: Any, plain: Any) -> Any:  # noqa: PLR0911  (a line for each kind of type)
+    if type(plain) is kind:  # most of what there is to read are numbers, thousands in a chart
+        return plain
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _read_one_of(get_args(kind), plain)
