@@ -37,6 +37,7 @@ _QDEV: Final = re.compile(r"(?:/machine/peripheral/)?(?P<name>[^/]+)(?:/virtio-b
 """A device with an id, as Proxmox gives one to every disk. A firmware's flash and a board's own drives have none."""
 _CD_TYPES: Final = ("ide-cd", "scsi-cd")
 _OURS: Final = our_boundaries_ns()
+_OURS_AS_SENT: Final = list(_OURS)
 _PREFIXES: Final[Mapping[RequestKind, str]] = {"read": "rd", "write": "wr", "flush": "flush"}
 
 
@@ -142,12 +143,13 @@ def _histogram(value: object, *, source: str) -> Histogram | None:
     if value is None:
         return None
     fields = mapping(value, source=source)
-    boundaries_ns = numbers(fields.get("boundaries"), source=f"{source}: `boundaries`")
+    boundaries_ns = _OURS  # one tuple for all readings: those of hundreds of guests are kept
+    if fields.get("boundaries") != _OURS_AS_SENT:
+        boundaries_ns = numbers(fields.get("boundaries"), source=f"{source}: `boundaries`")
     counts = numbers(fields.get("bins"), source=f"{source}: `bins`")
     if len(counts) != len(boundaries_ns) + 1:
         raise BadReply(f"{source}: {len(boundaries_ns)} boundaries and {len(counts)} bins")
-    if any(lower >= upper for lower, upper in zip((0, *boundaries_ns), boundaries_ns, strict=False)):
+    pairs = zip((0, *boundaries_ns), boundaries_ns, strict=False)
+    if boundaries_ns is not _OURS and any(lower >= upper for lower, upper in pairs):
         raise BadReply(f"{source}: the boundaries do not ascend")
-    if boundaries_ns == _OURS:
-        boundaries_ns = _OURS  # one tuple for all readings: hundreds of guests' are kept
     return Histogram(boundaries_ns, counts) if boundaries_ns else None

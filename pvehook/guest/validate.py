@@ -26,7 +26,11 @@ def items(value: object, *, source: str) -> list[Mapping[str, object]]:
 
 
 def numbers(value: object, *, source: str) -> tuple[int, ...]:
-    return tuple(whole_number(item, source=source) for item in _bounded_list(value, source=source))
+    found = _bounded_list(value, source=source)
+    if {type(item) for item in found} != {int} or min(found) < 0 or max(found) >= 2**63:  # type: ignore[type-var, operator]
+        for item in found:  # which one it is
+            whole_number(item, source=source)
+    return tuple(found)  # type: ignore[arg-type]
 
 
 def text(fields: Mapping[str, object], key: str, *, source: str) -> str:

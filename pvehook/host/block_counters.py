@@ -25,10 +25,15 @@ class BlockCounters(NamedTuple):
     in_flight: int
 
 
-def read_block_counters(node: Node, name: str) -> BlockCounters | None:
-    """The counters of one block device or partition; None: it is gone. Reads memory, not the disk."""
+def read_block_stat(node: Node, name: str) -> bytes:
+    """The file of one block device or partition; b"" if it is gone. Reads memory, not the disk."""
+    return node.read(f"/sys/class/block/{name}/stat")
+
+
+def parse_block_stat(name: str, text: bytes) -> BlockCounters | None:
+    """The counters in it; None: the device is gone."""
     try:
-        figures = [int(word) for word in node.read(f"/sys/class/block/{name}/stat").split()]
+        figures = [int(word) for word in text.split()]
     except ValueError:
         return None
     if len(figures) < 11:

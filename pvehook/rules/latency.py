@@ -9,6 +9,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterable
+from operator import sub
 from typing import Final, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, Histogram, RequestCounters
@@ -122,5 +123,7 @@ def _difference(before: Histogram | None, after: Histogram | None) -> Histogram 
         return after  # armed in between: it has counted nothing but what came since
     if before.boundaries_ns != after.boundaries_ns:
         return None
-    counts = tuple(new - old for old, new in zip(before.counts, after.counts, strict=True))
-    return Histogram(after.boundaries_ns, counts) if all(count >= 0 for count in counts) else None
+    if before.counts == after.counts:  # a disk that rests, or a kind that is not used
+        return Histogram(after.boundaries_ns, (0,) * len(after.counts))
+    counts = tuple(map(sub, after.counts, before.counts))
+    return Histogram(after.boundaries_ns, counts) if min(counts) >= 0 else None

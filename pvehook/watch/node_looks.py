@@ -36,10 +36,12 @@ ANSWER_S = 0.1
 ARM_S = 0.5
 """For arming: some commands for each disk."""
 
-WAITING_EVERY_S, QUIET_EVERY_S = 0.5, 5.0
+WAITING_EVERY_S, QUIET_EVERY_S, QUIET_PER_GUEST_S = 0.5, 5.0, 0.12
+"""Between two second looks at a guest that waits, and at one that is well: at least so long, and so long for each guest
+of the node."""
 ELSEWHERE_TIMES = 6.0
 """A guest that shares nothing with the backup is looked at so much more seldom."""
-FIRST_EVERY_S, FIRST_PER_GUEST_S = 0.15, 0.012
+FIRST_EVERY_S, FIRST_PER_GUEST_S = 0.2, 0.015
 """Between two passes over block counters: at least the one, and the other for each guest."""
 
 FORGOTTEN_AFTER = 3
@@ -80,9 +82,13 @@ class NodeLooks:
         self._will_arm = will_arm
         self._budget = LookBudget()
         self._passed_s = 0.0
+        self._known: Mapping[int, RunningGuest] | None = None
 
     def know_guests(self, guests: Mapping[int, RunningGuest], load: Load | None) -> None:
         """Patients for those who run. Another start is another patient; what it suffered is kept."""
+        if guests is self._known:
+            return
+        self._known = guests
         now_s = time.monotonic()
         for vmid in self.patients.keys() - guests.keys():
             self._forget(self.patients.pop(vmid), load)
@@ -171,20 +177,25 @@ class NodeLooks:
         """One, over a monitor, of the guest that is most in need of it, or that is to be armed. When the next one is
         due."""
         now_s = time.monotonic()
-        candidates = [each for each in self.beside(load) if each.has_monitor and (load or each.first is None)]
-        if not candidates:
-            return now_s + QUIET_EVERY_S
-        due = [each for each in candidates if each.next_look_s <= now_s]
+        in_backup = load.vmid if load is not None else None
+        next_s = now_s + QUIET_EVERY_S
+        due: list[tuple[float, float, int]] = []
+        for vmid, patient in self.patients.items():
+            if patient.guest.vmtype != "qemu" or vmid == in_backup or (load is None and patient.first is not None):
+                continue
+            if patient.next_look_s > now_s:
+                next_s = min(next_s, patient.next_look_s)
+            else:
+                wanted_s = self._wanted_every_s(patient, load, now_s) if load is not None else 0.0
+                due.append((wanted_s, patient.next_look_s, vmid))
         if not due:
-            return min(each.next_look_s for each in candidates)
-        if load is None:  # job-start: all are armed, one after the other
-            self._look_at_disks(due[0], None)
-            return now_s
-        wants = {each.vmid: self._wanted_every_s(each, load, now_s) for each in due}
-        patient = min(due, key=lambda each: (wants[each.vmid], each.next_look_s))
-        is_urgent = wants[patient.vmid] < WAITING_EVERY_S or patient.load != load.number
-        if wait_s := self._budget.take(now_s, is_urgent=is_urgent):
-            return now_s + wait_s
+            return next_s
+        wanted_s, _, vmid = min(due)
+        patient = self.patients[vmid]
+        if load is not None:  # at job-start all are armed, one after the other
+            is_urgent = wanted_s < WAITING_EVERY_S or patient.load != load.number
+            if wait_s := self._budget.take(now_s, is_urgent=is_urgent):
+                return now_s + wait_s
         self._look_at_disks(patient, load)
         return now_s
 
@@ -223,11 +234,14 @@ class NodeLooks:
             self._forget(patient, load)
 
     def _wanted_every_s(self, patient: Patient, load: Load, now_s: float) -> float:
-        every_s = WAITING_EVERY_S if patient.waits(now_s) else QUIET_EVERY_S
+        quiet_s = max(QUIET_EVERY_S, QUIET_PER_GUEST_S * len(self.patients))
+        every_s = WAITING_EVERY_S if now_s < patient.waits_until_s else quiet_s
         if patient.exposure == "elsewhere":
             return every_s * ELSEWHERE_TIMES
         if load.governor is not None and patient.known_in == load.number:
-            every_s = min(every_s, load.governor.look_every_s(patient.vmid))
+            wanted_s = load.governor.look_every_s(patient.vmid)
+            if wanted_s < QUIET_EVERY_S:  # else it has no wish
+                return min(every_s, wanted_s)
         return every_s
 
     def last_looks(self, load: Load) -> None:

@@ -37,6 +37,7 @@ NOTE_EVERY_S = 5.0
 LEAVE_S = 1.0
 REMOVE_AGAIN_S = (0.5, 2.0, 8.0)
 AFTER_FAULT_S = 5.0
+STATUS_PER_GUEST_S = 0.05
 
 
 class NodeWatch:
@@ -178,7 +179,7 @@ class NodeWatch:
                 self._next_first_s = self._looks.first_looks(load, now_s)
             if now_s >= self._next_status_s:
                 self._write_status(load, now_s)
-                self._next_status_s = now_s + WRITE_EVERY_S
+                self._next_status_s = now_s + max(WRITE_EVERY_S, STATUS_PER_GUEST_S * len(self._looks.patients))
             next_s = min(self._next_first_s, self._next_status_s)
         return min(next_s, self._looks.second_look(load))
 

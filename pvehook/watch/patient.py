@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.pressure import PressureTotals
-from pvehook.host.block_counters import BlockCounters, read_block_counters
+from pvehook.host.block_counters import BlockCounters, parse_block_stat, read_block_stat
 from pvehook.host.node import Node
 from pvehook.host.pressure import guest_pressure, recent_io_share
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.governor_constants import ACTIVITY_S
-from pvehook.rules.latency import NS_PER_MS, NS_PER_S, disks_between, latency_of, sum_of
+from pvehook.rules.latency import NS_PER_MS, NS_PER_S, count_from, disks_between, sum_of
 from pvehook.rules.patients import Exposure, PatientSample, Resources
 from pvehook.rules.stalls import SLOWED_AFTER_S
 from pvehook.watch.baselines import LEAST_S, FirstReading, baseline_before, requests_between
@@ -56,6 +56,7 @@ class Patient:
     """Disks of which QEMU keeps no histogram."""
     devices_load: int = 0
     devices_first: FirstReading | None = None
+    devices_raw: list[bytes] = field(default_factory=list)
     devices: tuple[DiskCounters, ...] = ()
     devices_s: float = 0.0
     in_flight: bool | None = None
@@ -131,7 +132,8 @@ class Patient:
         self.knows_quiet_time = True
         if not self.has_monitor:
             self.pressure_before = recent_io_share(node, self.vmid)
-        if read := _read(node, self.device_names):
+        names = self.device_names
+        if read := _parsed(names, [read_block_stat(node, name) for name in names]):
             self.devices_first = FirstReading(now_s, tuple(each.disk for each in read))
             if not self.has_monitor:
                 self.first = self.devices_first
@@ -141,7 +143,7 @@ class Patient:
         none, or they were not read for long enough."""
         if self.devices_first is None or now_s - self.devices_first.at_s < ACTIVITY_S:
             return None
-        read = _read(node, self.device_names)
+        read = _parsed(self.device_names, [read_block_stat(node, name) for name in self.device_names])
         return requests_between(self.devices_first, now_s, tuple(each.disk for each in read)) if read else None
 
     # The first look
@@ -149,11 +151,16 @@ class Patient:
     def look_at_devices(self, node: Node, now_s: float, load: int) -> tuple[float, float] | None:
         """Reads its block devices. Since when, and what one of the requests that completed since then took at least, in
         seconds; None: there are no devices, or it is the first look of this backup."""
-        read = _read(node, self.device_names)
+        raw = [read_block_stat(node, name) for name in self.device_names]
+        since_s, is_first = self.devices_s, self.devices_load != load
+        if raw == self.devices_raw and not is_first and self.in_flight is False:  # idle, as most are
+            self.devices_s = now_s
+            return since_s, 0.0
+        read = _parsed(self.device_names, raw)
         if not read:
             self.in_flight = None
             return None
-        before, since_s, is_first = self.devices, self.devices_s, self.devices_load != load
+        before, self.devices_raw = self.devices, raw
         self.devices, self.devices_s, self.devices_load = tuple(each.disk for each in read), now_s, load
         self.in_flight = any(each.in_flight for each in read)
         if self.wait_before_ms is None:
@@ -227,9 +234,11 @@ class Patient:
         if is_first or went_back(before, disks):
             return None
         completed = self.latest = disks_between(before, disks)
-        together = latency_of(sum_of(completed.values()))
-        mean_ms, limit_ms = together.mean_ms or 0.0, max(WAITS_TIMES * self._mean_before_ms(), WAITS_MS)
-        if mean_ms > limit_ms or (together.max_ms or mean_ms) >= SLOWED_AFTER_S * 1000:
+        requests = sum(each.operations for each in completed.values())
+        mean_ms = sum(each.total_time_ns for each in completed.values()) / max(requests, 1) / NS_PER_MS
+        histograms = [each.histogram for each in completed.values() if each.operations and each.histogram is not None]
+        was_slow = any(count_from(each, round(SLOWED_AFTER_S * NS_PER_S)) for each in histograms)
+        if was_slow or mean_ms > max(WAITS_TIMES * self._mean_before_ms(), WAITS_MS):
             self.waits_until_s = now_s + WAITS_ON_S
         in_flight = self.in_flight if self.guest.standing is not None and self.guest.standing.only_devices else None
         return PatientSample(self.vmid, now_s, now_s - since_s, completed, in_flight)
@@ -251,6 +260,7 @@ class Patient:
         return sum(each.operations * (each.mean_ms or 0.0) for each in kinds) / max(operations, 1)
 
 
-def _read(node: Node, names: Sequence[str]) -> list[BlockCounters]:
+def _parsed(names: Sequence[str], raw: Sequence[bytes]) -> list[BlockCounters]:
     """Those that are there: one may have been unplugged."""
-    return [counters for name in names if (counters := read_block_counters(node, name)) is not None]
+    pairs = zip(names, raw, strict=True)
+    return [counters for name, text in pairs if (counters := parse_block_stat(name, text)) is not None]

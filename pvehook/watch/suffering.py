@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import add
 from typing import Literal, NamedTuple
 
 from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_ns
@@ -83,8 +84,8 @@ class Suffering:
         self.seen_by = "requests"
         for each in completed.values():
             histogram = each.histogram
-            if histogram is not None and histogram.boundaries_ns == _BOUNDARIES_NS:
-                self.bins = [*map(sum, zip(self.bins or [0] * len(histogram.counts), histogram.counts, strict=True))]
+            if each.operations and histogram is not None and histogram.boundaries_ns == _BOUNDARIES_NS:
+                self.bins = [*map(add, self.bins or [0] * len(histogram.counts), histogram.counts)]
         self._count(
             beside,
             at_s,

@@ -31,6 +31,10 @@ class SimulatedDisk:
         self._histograms: dict[str, tuple[list[int], list[int]]] = {}
         """Boundaries and bins, by the counters' prefix."""
 
+    @property
+    def has_histograms(self) -> bool:
+        return bool(self._histograms)
+
     def serve(self, kind: RequestKind, latency_ms: float, count: int, size_bytes: int) -> None:
         """`count` requests of the guest were completed, each after `latency_ms`."""
         prefix = _PREFIXES[kind]

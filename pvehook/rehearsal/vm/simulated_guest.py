@@ -100,6 +100,12 @@ class SimulatedGuest:
         self._qmp.close()
 
     @property
+    def has_histograms(self) -> bool:
+        """Whether any of its disks has one."""
+        with self._state.changed:
+            return any(disk.has_histograms for disk in self._disks.values())
+
+    @property
     def backup_runs(self) -> bool:
         return self._backup.state == "active"
 
@@ -114,6 +120,16 @@ class SimulatedGuest:
         """`count` requests of the guest were completed, each after `latency_ms`."""
         with self._state.changed:
             self._disks[disk].serve(kind, latency_ms, count, size_bytes)
+
+    def plug(self, disk: str) -> None:
+        """As hot-plug does: from now on the VM has one more disk."""
+        with self._state.changed:
+            self._disks[disk] = SimulatedDisk(disk)
+
+    def unplug(self, disk: str) -> None:
+        """The disk is gone."""
+        with self._state.changed:
+            del self._disks[disk]
 
     def stick(self, what: Sticky) -> None:
         """From now on this hangs, until `unstick`."""
