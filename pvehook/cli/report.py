@@ -12,7 +12,7 @@ def add(commands: Commands) -> None:
     purpose = "which guest suffered, how much, why, and is it worse than before the upgrade"
     report = add_command(commands, "report", _report, purpose)
     report.add_argument("--since", default="30d", metavar="TIME", help="how far back: 30d, or a day (default 30d)")
-    report.add_argument("--vmid", type=vmid, metavar="N", help="one guest's backups, and its last one in detail")
+    report.add_argument("--vmid", type=vmid, metavar="N", help="one guest: its last backup, its nights beside others'")
     report.add_argument("--night", metavar="DAY", help="as of that night, such as 2026-11-23")
     report.add_argument("--worst", type=number, metavar="N", help="only the N guests that suffered most")
     report.add_argument("--html", metavar="FILE", help="write a page with charts, one file")

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Measured
 from pvehook.contract.text import printable
-from pvehook.records.beside_record import Mark
+from pvehook.records.beside_record import BesideRecord
 from pvehook.records.figures import severity_key
 from pvehook.records.guest_summary import guest_number
 from pvehook.records.history import PastBackup
@@ -118,7 +118,7 @@ def _row(vmid: int, backups: Sequence[PastBackup], charts: tuple[Chart, ...], be
         title = f"{guest_number(last.vmtype, vmid)} {printable(last.name or '', NAME_LIMIT)}".rstrip()
     if beside is not None:
         title = beside.title
-        marks += (mark for record in beside.records for mark in _beside(record.started_s, record.marks))
+        marks += (mark for record in beside.records for mark in _beside(record))
     return Row(vmid, title, tuple(backups), charts, beside, tuple(marks))
 
 
@@ -129,11 +129,12 @@ def _own(started_s: float, chart: Chart) -> Iterable[Suffered]:
             yield Suffered(to_s - point.lasted_s, to_s, point.stalled_s > 0)
 
 
-def _beside(started_s: float, marks: Iterable[Mark]) -> Iterable[Suffered]:
-    for mark in marks:
+def _beside(record: BesideRecord) -> Iterable[Suffered]:
+    """The last piece may reach beyond the run."""
+    for mark in record.marks:
         if mark.stalled_s > 0 or mark.slowed_s > 0:
-            to_s = started_s + mark.at_s
-            yield Suffered(to_s - mark.lasted_s, to_s, mark.stalled_s > 0)
+            to_s = record.started_s + mark.at_s
+            yield Suffered(to_s - mark.lasted_s, min(to_s, record.ended_s), mark.stalled_s > 0)
 
 
 # What was read, and the governor's limit
