@@ -105,7 +105,7 @@ def _cells(row: Row, zone: tzinfo) -> Iterator[str]:
         began = datetime.fromtimestamp(each.started_s, zone)
         failed = "" if each.result == "ok" else f", {safe(each.result, 20)}"
         backups.append(f"{began:%H:%M}, {short_duration(each.duration_s)}{failed}")
-    yield "<br>".join(backups) or "in no job"
+    yield "<br>".join(backups) or "not backed up"
     yield shown_figure(row.stalled_s, "s") if row.backups else MISSING
     if row.beside is None:
         yield from [MISSING] * 4

@@ -78,7 +78,7 @@ def _drawing(night: NodeNight, frame: _Frame, zone: tzinfo) -> tuple[int, list[s
     y = HEAD
     for is_idle, group in itertools.groupby(night.rows, key=lambda row: not row.backups):
         if is_idle:
-            rows.append(f'<text class="title" x="{2}" y="{y + 16}">in no job</text>')
+            rows.append(f'<text class="title" x="2" y="{y + 16}">not backed up</text>')
             y += HEADING
         for row in group:
             rows += _row(row, y, frame, zone)
@@ -103,7 +103,7 @@ def _axis(
     for at_s, label in round_times(night.began_s, night.duration_s, zone, int(frame.right - frame.left) // 80 + 1):
         x = frame.x(night.began_s + at_s)
         yield f'<path class="grid" d="M{x:.1f} {HEAD - 4}V{bottom}{lower.format(x=x)}"/>'
-        if x - 16 >= min(frame.left, 0) and x + 16 <= (frame.width if frame.is_narrow else frame.right + 16):
+        if 16 <= x <= min(frame.right, frame.width - 16):
             is_named = any(abs(frame.x(end_s) - x) < 24 for end_s in night.window_ends_s)
             for y in (height - 6,) if is_named else (HEAD - 8, height - 6):
                 yield f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{label}</text>'

@@ -1,7 +1,7 @@
 """The node's night: who was backed up when, and who suffered when, in its own backup and beside the backups of others.
 
 rows      a guest each: its backups, and the pieces of time in which it suffered; in order of their backups' start,
-          then those that were in no job, the worst first
+          then those that were not backed up, the worst first
 rates     what all backups read, and the governor's limit, for each column of the picture
 """
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     vmid: int
     title: str
     backups: tuple[PastBackup, ...]
-    """Its own; none: it was in no job."""
+    """Its own; none: it was in no job, or refused."""
     charts: tuple[Chart, ...]
     """One for each of them."""
     beside: Beside | None
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     @property
     def stalled_s(self) -> Measured[float]:
         """In its own backups."""
-        return total([each.stalled_s for each in self.backups]) if self.backups else Absent("it was in no job")
+        return total([each.stalled_s for each in self.backups]) if self.backups else Absent("it was not backed up")
 
 
 class NodeNight(NamedTuple):

@@ -194,7 +194,7 @@ def test_the_page_has_the_picture_at_its_top_and_as_a_table(history: str) -> Non
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
     assert len(rows) == 4
     assert "02:35, 30m00, failed" in rows[2]
-    assert rows[3].startswith("|VM 900 router||in no job|")
+    assert rows[3].startswith("|VM 900 router||not backed up|")
     assert "15 → 2405" in rows[3]
     assert "backup that did not end well" in shown.text
 
