@@ -128,7 +128,15 @@ class Suffering:
             self._mark(at_s - self.started_at_s, stalled_s, slowed_s)
 
     def _part(self, beside: Beside) -> BesideBackup:
-        return self.parts.get(str(beside.vmid)) or BesideBackup(beside.vmid, beside.vmtype, beside.exposure, 0, 0, 0)
+        part = self.parts.get(str(beside.vmid))
+        if part is None:  # of the backups before, those stay beside which it suffered, and not all of a long night's
+            self.parts = {str(each.vmid): each for each in self._worst_parts()}
+            part = BesideBackup(beside.vmid, beside.vmtype, beside.exposure, 0, 0, 0)
+        return part
+
+    def _worst_parts(self) -> list[BesideBackup]:
+        parts = [each for each in self.parts.values() if each.stalled_s or each.slowed_s or each.slowed_backup_s]
+        return sorted(parts, key=lambda each: (each.stalled_s, each.slowed_s), reverse=True)[:LOADS_KEPT]
 
     def _mark(self, at_s: float, stalled_s: float, slowed_s: float) -> None:
         """Backwards from `at_s`, as it was: a request of 12 s is seen at its end."""
@@ -151,8 +159,6 @@ class Suffering:
 
     def record(self, node: str, job: str, ended_s: float) -> BesideRecord:
         """As it stays."""
-        parts = [each for each in self.parts.values() if each.stalled_s or each.slowed_s or each.slowed_backup_s]
-        parts.sort(key=lambda each: (each.stalled_s, each.slowed_s), reverse=True)
         p99_ms = quantile_ms(Histogram(_BOUNDARIES_NS, tuple(self.bins)), 0.99) if self.bins else None
         no_p99 = "it made no request" if self.bins else "its requests were not seen one by one"
         return BesideRecord(
@@ -171,7 +177,7 @@ class Suffering:
             baseline_p99_ms=_measured(self.baseline_p99_ms, "it was not seen for long enough before the backups"),
             seen_by=self.seen_by,
             unknown=tuple(self.unknown),
-            beside=tuple(parts[:LOADS_KEPT]),
+            beside=tuple(self._worst_parts()),
             marks=tuple(
                 Mark((int(piece) + 1) * self.grain_s, self.grain_s, *seconds)
                 for piece, seconds in sorted(self.marks.items(), key=lambda mark: int(mark[0]))
