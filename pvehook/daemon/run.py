@@ -66,7 +66,7 @@ class Run:
             Gate(context),
             freezes,
             records,
-            NodeWatch(context, state, records.past_baseline),
+            NodeWatch(context, state, records.past_baseline, self._keep),
             effect_reader=TimelyReader(),
             pacer_reader=TimelyReader(),
             keep=self._keep,

@@ -43,11 +43,19 @@ STATUS_PER_GUEST_S = 0.05
 class NodeWatch:
     """One run's. Every method is quick, and none raises."""
 
-    def __init__(self, context: Context, run: RunState, past_of: Callable[[int], Baseline | None]) -> None:
-        """`past_of`: the baseline of a guest's last backups; it may wait for a disk."""
+    def __init__(
+        self,
+        context: Context,
+        run: RunState,
+        past_of: Callable[[int], Baseline | None],
+        keep: Callable[[], None],
+    ) -> None:
+        """`past_of`: the baseline of a guest's last backups; it may wait for a disk. `keep` writes down what the next
+        daemon would go on from."""
         self._context = context
         self._node = context.node
         self._run = run
+        self._keep = keep
         self._table = GuestTable(context.node, context.log, past_of)
         self._sufferings = Sufferings(run.beside)
         self._looks = NodeLooks(context.node, context.clock, self._sufferings, self._note_armed)
@@ -170,7 +178,8 @@ class NodeWatch:
             remove_status(self._node)
             load = None
         if now_s >= self._next_note_s:
-            self._note()
+            if self._note():  # a backup may take hours between two phases
+                self._keep()
             self._next_note_s = now_s + NOTE_EVERY_S
         next_s = self._next_note_s
         if load is not None:
@@ -210,9 +219,10 @@ class NodeWatch:
             if vmid not in self._run.waiting:
                 self._run.waiting = [*self._run.waiting, vmid]
 
-    def _note(self) -> None:
-        """What the next daemon would go on from; the next phase writes it down."""
-        self._run.beside = self._sufferings.note()
+    def _note(self) -> bool:
+        """What the next daemon would go on from. Whether that is news."""
+        before, self._run.beside = self._run.beside, self._sufferings.note()
+        return self._run.beside != before
 
     def _remove_histograms(self) -> None:
         """Of all VMs that were armed in this run. A VM that is gone has none; one that hangs keeps them, which costs

@@ -31,7 +31,7 @@ def disks(guest: SimulatedGuest) -> tuple[DiskCounters, ...]:
 def test_a_guest_that_was_started_anew_is_not_taken_for_an_idle_one(node: NodeUnderTest) -> None:
     run = RunState(worker=ProcessId(1, 1), upid="UPID:", started_s=1.0)
     log = journal_log(node.node.journal_socket, stderr=io.StringIO())
-    watch = NodeWatch(Context(node.node, SystemClock(), TimelyReader(), log), run, lambda _: None)
+    watch = NodeWatch(Context(node.node, SystemClock(), TimelyReader(), log), run, lambda _: None, lambda: None)
     with running_vm(node) as guest:
         as_if_started_anew = disks(guest)
         guest.serve_requests("write", 5.0, 100)
