@@ -1,4 +1,5 @@
-"""What must survive the daemon: one recovery note per run, written at each phase.
+"""What must survive the daemon: one recovery note per run, written at each phase, and every few seconds where guests
+suffer meanwhile.
 
     /run/pvehook/jobs/4711-8812345.json         worker's pid and start time (clock ticks since boot)
         {"worker": {"pid": 4711, "start_ticks": 8812345}, "upid": "UPID:...", "started_s": 1795312800.0,

@@ -69,8 +69,8 @@ def guest_json(
 
 
 def _record_of(run: PastBeside, beside: Beside) -> object:
-    """A run's record as it is kept; None where it was not read, or cannot be."""
-    found = (each for each in beside.records if (each.job, each.started_s) == (run.job, run.started_s))
+    """A run's record as it is kept; None where it was not read, or cannot be. A guest has one for each job."""
+    found = (each for each in beside.records if each.job == run.job)
     return encode(next(found, None))
 
 

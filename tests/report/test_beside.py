@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,14 @@ def test_json_has_every_run_in_which_somebody_suffered(history: str) -> None:
     assert [each["vmid"] for each in last["record"]["beside"]] == [103, 110]
     assert last["record"]["beside"][0]["slowed_backup_s"] == 8.0
     assert len(last["record"]["marks"]) == 10
+
+
+def test_json_finds_the_record_of_a_run_that_did_not_begin_on_a_full_second(history: str) -> None:
+    append(history, backup(0, 103), now_s=NOW_S)
+    keep(history, replace(at(0), started_s=NOW_S - 8400.123456789))
+    for vmid in (None, 101):
+        (run,) = json.loads(report(history, as_json=True, vmid=vmid))["beside"]
+        assert run["record"]["vmid"] == 101
 
 
 def test_json_of_one_guest_has_all_its_runs_whole(history: str) -> None:
