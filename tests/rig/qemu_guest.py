@@ -11,10 +11,10 @@
         101.shell               a shell in the guest, for `run`
         101.events              a QMP of the test's own: what QEMU does is seen there, and vzdump's QMP stays free
     ROOT/images/                a raw disk for each mountpoint, ext4, and what else was asked for
-    ROOT/console                the guest's serial console
+    ROOT/101.console            the guest's serial console
 
-QEMU runs without KVM, so this works wherever the packages are: 3 to 6 seconds to the agent's first answer.
-The agent runs inside the guest and nowhere else.
+Several VMs can share one tree. QEMU runs without KVM, so this works wherever the packages are: 3 to 6 seconds to the
+agent's first answer. The agent runs inside the guest and nowhere else.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import psutil
 
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError
@@ -105,16 +107,20 @@ def qemu_guest(
     spare_disk: bool = False,
     cd_drive: CdDrive = "none",
     kernel_options: str = "",
+    devices: Sequence[str] = (),
+    tree: str | None = None,
 ) -> Iterator[QemuGuest]:
     """Boots a VM and ends it, by its pid, when the block is left.
 
-    `disks` are the mountpoints of its disks: scsi0, scsi1, ... `launcher` is put before QEMU's command line,
-    such as `("nice", "-n10")`: QEMU inherits the priority of what starts it. Without `wait_for_agent` QEMU
-    runs, but the guest may still be booting.
+    `disks` are the mountpoints of its disks: scsi0, scsi1, ... `devices` are block devices of this machine that are its
+    disks instead of files; what is on them is lost. `launcher` is put before QEMU's command line, such as
+    `("nice", "-n10")`: QEMU inherits the priority of what starts it. Without `wait_for_agent` QEMU runs, but the guest
+    may still be booting.
 
     `aio` and `attach` are how the disks are opened: Proxmox's own choice is io_uring, and `-blockdev` since version 9.
     `spare_disk` adds virtio0, which the guest leaves alone, `cd_drive` ide2. `kernel_options` go to the guest's kernel,
-    such as `psi=0`. Raises CannotStart where the tools are missing, or this machine cannot open a disk that way.
+    such as `psi=0`. `tree` is ROOT, an existing directory that other VMs may have too; else it has one of its own.
+    Raises CannotStart where the tools are missing, or this machine cannot open a disk that way.
     """
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise CannotStart(f"{', '.join(missing)} not installed")
@@ -124,10 +130,11 @@ def qemu_guest(
         raise CannotStart(f"no guest image: {error}") from error
 
     # Not pytest's directory: a path in it can be longer than the 108 bytes that QEMU takes for a socket.
-    with tempfile.TemporaryDirectory(prefix="vm-") as root, contextlib.ExitStack() as cleanup:
-        _lay_out(Path(root))
+    with contextlib.ExitStack() as cleanup:
+        root = tree or cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vm-"))
+        lay_out(Path(root))
         sockets = os.path.join(root, "var/run/qemu-server")
-        storage = _disks(Path(root), vmid, disks, aio, attach)
+        storage = _disks(devices or _images(Path(root), vmid, len(disks)), aio, attach)
         storage += _spare_disk(Path(root), vmid, attach) if spare_disk else []
         storage += _cd_drive(Path(root), loaded=cd_drive == "loaded") if cd_drive != "none" else []
         options = f"pvehook.disks={','.join(disks)} {kernel_options}"
@@ -139,7 +146,7 @@ def qemu_guest(
             if aio != "threads" and any(lacking in printed for lacking in _HOST_CANNOT):
                 raise CannotStart(f"this machine has no aio={aio}: {printed}")
             raise GuestFailed(f"QEMU does not start: {printed}")
-        pid = int(Path(sockets, f"{vmid}.pid").read_text())
+        pid = _pid_of(os.path.join(sockets, f"{vmid}.pid"))
         process = os.pidfd_open(pid)
         cleanup.callback(_end, process, pid)
         guest = QemuGuest(
@@ -149,7 +156,7 @@ def qemu_guest(
             qmp=os.path.join(sockets, f"{vmid}.qmp"),
             qga=os.path.join(sockets, f"{vmid}.qga"),
             events=os.path.join(sockets, f"{vmid}.events"),
-            console=Path(root, "console"),
+            console=Path(root, f"{vmid}.console"),
             shell=cleanup.enter_context(connect(os.path.join(sockets, f"{vmid}.shell"))),
         )
         if wait_for_agent:
@@ -157,12 +164,22 @@ def qemu_guest(
         yield guest
 
 
-def _lay_out(root: Path) -> None:
-    (root / "run/qemu-server").mkdir(parents=True)
-    (root / "var").mkdir()
-    (root / "var/run").symlink_to("../run")
-    (root / "images").mkdir()
-    (root / "proc").symlink_to("/proc")
+def lay_out(root: Path) -> None:
+    """Makes the tree, unless it is there."""
+    for directory in ("run/qemu-server", "var", "images"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    for link, to in (("var/run", "../run"), ("proc", "/proc")):
+        with contextlib.suppress(FileExistsError):
+            (root / link).symlink_to(to)
+
+
+def _pid_of(pid_file: str) -> int:
+    """QEMU's pid. One that was launched into another PID namespace has written down the one that it has there."""
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if pid_file in each.cmdline():
+                return each.pid
+    raise GuestFailed(f"no process names {pid_file}")
 
 
 def _command_line(
@@ -182,7 +199,7 @@ def _command_line(
     for name in ("qmp", "events"):
         argv += ["-chardev", f"socket,id={name},path={run}/{vmid}.{name},server=on,wait=off"]
         argv += ["-mon", f"chardev={name},mode=control"]
-    argv += ["-chardev", f"file,id=console,path={root}/console", "-serial", "chardev:console"]
+    argv += ["-chardev", f"file,id=console,path={root}/{vmid}.console", "-serial", "chardev:console"]
     argv += ["-device", "virtio-serial-pci,id=serial0"]
     for name, port in (("qga", "org.qemu.guest_agent.0"), ("shell", "pvehook.shell")):
         argv += ["-chardev", f"socket,id={name},path={run}/{vmid}.{name},server=on,wait=off"]
@@ -195,11 +212,14 @@ def _command_line(
     return argv
 
 
-def _disks(root: Path, vmid: int, mountpoints: Sequence[str], aio: Aio, attach: Attach) -> list[str]:
+def _images(root: Path, vmid: int, count: int) -> list[str]:
+    return [str(_image(root / f"images/vm-{vmid}-disk-{number}.raw", DISK_BYTES)) for number in range(count)]
+
+
+def _disks(paths: Sequence[str], aio: Aio, attach: Attach) -> list[str]:
     argv = []
-    for number, _ in enumerate(mountpoints):
-        disk = _image(root / f"images/vm-{vmid}-disk-{number}.raw", DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], timeout=START_DEADLINE_S, check=True)
+    for number, disk in enumerate(paths):
+        subprocess.run(["mkfs.ext4", "-q", "-F", disk], timeout=START_DEADLINE_S, check=True)
         argv += _opened(disk, f"drive-scsi{number}", aio, attach)
         argv += ["-device", f"scsi-hd,bus=scsihw0.0,scsi-id={number},drive=drive-scsi{number},id=scsi{number}"]
     return argv
@@ -223,7 +243,7 @@ def _image(path: Path, size_bytes: int) -> Path:
     return path
 
 
-def _opened(disk: Path, name: str, aio: Aio, attach: Attach) -> list[str]:
+def _opened(disk: str | Path, name: str, aio: Aio, attach: Attach) -> list[str]:
     """The disk as Proxmox 8 opens it, or as Proxmox 9 does: with a throttle node on top, which bears the name."""
     if attach == "drive":
         return ["-drive", f"file={disk},if=none,id={name},format=raw,cache=none,aio={aio}"]

@@ -7,10 +7,8 @@ slow: that is the stall. The writer writes 4 KiB at a time past the page cache a
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -21,6 +19,7 @@ from pvehook.records.stall_record import StallRecord
 from pvehook.rehearsal.vzdump.player import Player
 from pvehook.rules.stalls import HypervisorView
 from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.rig.disk_writer import p99_s, writes, writing
 from tests.rig.guest_on_node import WEB, Span, ask, put_on_node
 from tests.rig.qemu_guest import Aio, CannotStart, QemuGuest, qemu_guest
 from tests.vm_jobs import SLOW_TARGET, STOCK_ONE_WORKER, STOCK_SLOW_TARGET
@@ -30,35 +29,14 @@ pytestmark = pytest.mark.rig
 SAMPLED_ONLY = ALWAYS + "governor: {mode: off}\nfreeze: {mode: off}\n"
 WRITES = 14
 
-_WRITER = (
-    "rm -f /tmp/stop /tmp/writes; blocks=$(($(cat /sys/block/sda/size) / 8)); (n=0; until [ -e /tmp/stop ]; do"
-    " n=$(((n + 5003) % blocks)); began=$EPOCHREALTIME;"
-    " dd if=/dev/zero of=/dev/sda bs=4096 count=1 seek=$n conv=notrunc oflag=direct 2>/dev/null;"
-    " echo $began $EPOCHREALTIME; usleep 50000; done) >/tmp/writes 2>&1 & echo $! >/tmp/writer"
-)
-"""Every 20 MB round the disk: a place that the backup has not come to, and never two in one cluster of 64 KiB."""
-
-
-@contextmanager
-def writing(vm: QemuGuest) -> Iterator[None]:
-    vm.run("umount /data 2>/dev/null || true")
-    vm.run(_WRITER)
-    try:
-        yield
-    finally:
-        vm.run("touch /tmp/stop; while [ -d /proc/$(cat /tmp/writer) ]; do usleep 5000; done")
-
-
-def writes(vm: QemuGuest) -> list[Span]:
-    lines = vm.run("cat /tmp/writes").split("\n")[:-1]
-    return [Span(*map(float, line.split())) for line in lines]
+PAUSE_MS = 50
 
 
 def backup(vm: QemuGuest, node: NodeUnderTest, is_target_slow: bool) -> tuple[StallRecord, list[Span]]:
     """The record of a backup, and the writes that began while the daemon sampled."""
     vm_job = STOCK_SLOW_TARGET if is_target_slow else STOCK_ONE_WORKER
     run = replace(node.run(WEB, pauses=("archive 101",)), vm_job=vm_job)
-    with writing(vm):
+    with writing(vm, PAUSE_MS):
         with Player(run) as player:
             player.wait_for("archive 101")
             if is_target_slow:
@@ -78,11 +56,6 @@ def backup(vm: QemuGuest, node: NodeUnderTest, is_target_slow: bool) -> tuple[St
     assert view is not None
     # The guest's clock is the host's, but for some milliseconds: QEMU gives it the time at its start.
     return record, [each for each in seen if each.until_s >= record.started_s and each.from_s <= record.ended_s]
-
-
-def p99_s(spans: list[Span]) -> float:
-    lasted = sorted(each.lasted_s for each in spans)
-    return lasted[math.ceil(0.99 * len(lasted)) - 1]
 
 
 @pytest.fixture(scope="module", params=["threads", "io_uring", "native"])
