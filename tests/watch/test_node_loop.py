@@ -15,6 +15,7 @@ from pvehook.contract.measured import Absent
 from pvehook.host.processes import ProcessId
 from pvehook.settings import GovernorRule
 from pvehook.watch.watch_status import WatchStatus, read_status
+from tests.watch.test_node_watch import stats_read
 from tests.watch.watched_node import WITHIN_S, WatchedNode
 
 LVM = "name: db\nscsi0: fast:vm-105-disk-0\n"
@@ -54,8 +55,9 @@ def test_a_guest_beside_a_backup_is_made_known_and_sampled(node: WatchedNode) ->
 def test_the_guest_in_backup_is_left_to_its_own_sampler(node: WatchedNode) -> None:
     web, db = node.vm(101), node.vm(105)
     with node.watched() as watch:
-        governor = node.backup_begins(watch)
+        assert web.wait_until(lambda: stats_read(web) == 2, WITHIN_S)  # before and after it is armed
         heard = len(web.heard)
+        governor = node.backup_begins(watch)
         governor.wait_for_sample(105, 3)
         assert len(web.heard) == heard
         assert 101 not in governor.ever_known

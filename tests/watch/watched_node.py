@@ -168,7 +168,8 @@ class WatchedNode(BlockTree):
     def watched(self) -> Iterator[NodeWatch]:
         """The loop, until the end of the run or the block. At its end nothing may have gone wrong."""
         log = journal_log(str(self.root / "no-journal"), stderr=self.journal)
-        watch = NodeWatch(Context(self.node, SystemClock(), TimelyReader(), log), self.run, lambda _: None)
+        context = Context(self.node, SystemClock(), TimelyReader(), log)
+        watch = NodeWatch(context, self.run, lambda _: None, lambda: None)
         try:
             watch.begin()
             yield watch
