@@ -109,11 +109,11 @@ _THREE_BUSY_ON_ONE: Final = (Beside(), *3 * (Beside(Load(per_s=8)),), Beside())
 
 SETUPS: Final = {
     "raid": Setup({"sda": RAID}, 3200, (Beside(), Beside(Load(per_s=120)))),
-    "one-disk": Setup({"sda": ONE_DISK}, 1900, (Beside(), Beside(Load(per_s=25)))),
+    "one-disk": Setup({"sda": ONE_DISK}, 3800, (Beside(), Beside(Load(per_s=25)))),
     "raid-five": Setup({"sda": RAID}, 3000, _THREE_BUSY),
     "one-disk-five": Setup({"sda": ONE_DISK}, 1900, _THREE_BUSY_ON_ONE),
     "raid-files": Setup({"sda": RAID}, 3200, (Beside(), Beside(Load(per_s=120))), in_files=True),
-    "raid-on-off": Setup({"sda": RAID}, 9500, (Beside(), Beside(_ON_OFF))),
+    "raid-on-off": Setup({"sda": RAID}, 6500, (Beside(), Beside(_ON_OFF))),
     "raid-idle": Setup({"sda": RAID}, 3600, 5 * (Beside(),)),
     "elsewhere": Setup({"sda": RAID, "sdb": ONE_DISK}, 3600, (Beside(), Beside(_RISING, "sdb"))),
     "beyond": Setup({"sda": ONE_DISK}, 1900, (Beside(), Beside(_RISING))),
