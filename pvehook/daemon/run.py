@@ -294,6 +294,7 @@ class Run:
                 if self.ended:
                     run_state.remove(self._context.node, self._state)
                 else:
+                    self._parts.watch.note()
                     run_state.save(self._context.node, self._state)
         except OSError as error:
             self._log.error(

@@ -148,7 +148,11 @@ class NodeWatch:
         self._table.end()
         if self._thread is not None:
             self._thread.join(LEAVE_S)
-        self._note()
+
+    def note(self) -> bool:
+        """What was counted becomes part of the run's recovery note, for the next daemon. Whether it is news."""
+        before, self._run.beside = self._run.beside, self._sufferings.note()
+        return self._run.beside != before
 
     # The thread
 
@@ -178,7 +182,7 @@ class NodeWatch:
             remove_status(self._node)
             load = None
         if now_s >= self._next_note_s:
-            if self._note():  # a backup may take hours between two phases
+            if self.note():  # a backup may take hours between two phases
                 self._keep()
             self._next_note_s = now_s + NOTE_EVERY_S
         next_s = self._next_note_s
@@ -218,11 +222,6 @@ class NodeWatch:
         with self._listing:
             if vmid not in self._run.waiting:
                 self._run.waiting = [*self._run.waiting, vmid]
-
-    def _note(self) -> bool:
-        """What the next daemon would go on from. Whether that is news."""
-        before, self._run.beside = self._run.beside, self._sufferings.note()
-        return self._run.beside != before
 
     def _remove_histograms(self) -> None:
         """Of all VMs that were armed in this run. A VM that is gone has none; one that hangs keeps them, which costs

@@ -25,7 +25,7 @@ from pvehook.rules.stalls import SLOWED_AFTER_S
 from pvehook.watch.baselines import LEAST_S, FirstReading, baseline_before, requests_between
 from pvehook.watch.disk_sampler import went_back
 from pvehook.watch.patients import RunningGuest, Standing
-from pvehook.watch.suffering import Beside, SeenBy
+from pvehook.watch.suffering import Beside, SeenBy, mean_s
 
 WAITS_TIMES = 3.0
 """So many times its wait before the backup, and at least WAITS_MS: then it waits."""
@@ -175,8 +175,7 @@ class Patient:
                 self.pending_since_s = pending_since_s
                 self._note_wait(now_s, now_s - pending_since_s)
             return since_s, 0.0
-        mean_s = completed.total_time_ns / completed.operations / NS_PER_S
-        least_s = max(mean_s, since_s - pending_since_s if pending_since_s is not None else 0.0)
+        least_s = max(mean_s(completed), since_s - pending_since_s if pending_since_s is not None else 0.0)
         self._note_wait(now_s, least_s)
         return since_s, least_s
 

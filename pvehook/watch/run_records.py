@@ -97,7 +97,7 @@ class RunRecords:
 
     def keep_beside(self, records: Sequence[BesideRecord], config: MetricsConfig, deadline: Deadline) -> None:
         """What guests suffered beside the backups of others, at the run's end: also in the journal. As `keep`."""
-        if config.mode != "on" or not self.run.began:
+        if config.mode != "on" or not (records or self.run.began):
             return
         for record in records:
             report_suffering(self._context.log, record)

@@ -19,7 +19,7 @@ from pvehook.contract.latency import Histogram, RequestCounters, our_boundaries_
 from pvehook.contract.measured import Absent, Measured
 from pvehook.records.beside_record import LOADS_KEPT, MARKS_KEPT, BesideBackup, BesideRecord, Mark
 from pvehook.records.encoding import decode, encode
-from pvehook.rules.latency import quantile_ms
+from pvehook.rules.latency import NS_PER_S, quantile_ms
 from pvehook.rules.patients import Exposure
 from pvehook.rules.stalls import (
     SLOWED_AFTER_S,
@@ -86,13 +86,13 @@ class Suffering:
             histogram = each.histogram
             if each.operations and histogram is not None and histogram.boundaries_ns == _BOUNDARIES_NS:
                 self.bins = [*map(add, self.bins or [0] * len(histogram.counts), histogram.counts)]
-        self._count(
-            beside,
-            at_s,
-            since_s,
-            count_stall(self.stalled, at_s, since_s, completed),
-            count_stall(self.slowed, at_s, since_s, completed),
-        )
+        stalled = count_stall(self.stalled, at_s, since_s, completed)
+        slowed = count_stall(self.slowed, at_s, since_s, completed)
+        if not any(each.histogram for each in completed.values()):  # QEMU keeps none: one took as long as their mean
+            least_s = max((mean_s(each) for each in completed.values()), default=0.0)
+            stalled = count_wait(stalled, at_s, since_s, least_s)
+            slowed = count_wait(slowed, at_s, since_s, least_s)
+        self._count(beside, at_s, since_s, stalled, slowed)
 
     def take_wait(self, beside: Beside, at_s: float, since_s: float, slowest_s: float) -> None:
         """The same by counters of its block devices: one of its requests took at least so long."""
@@ -238,6 +238,11 @@ class Sufferings:
     def _worst_first(self) -> list[Suffering]:
         suffered = self._by_vmid.values()
         return sorted(suffered, key=lambda each: (each.stalled.total_s, each.slowed.total_s), reverse=True)
+
+
+def mean_s(completed: RequestCounters) -> float:
+    """What these requests took, in seconds; 0 where there are none."""
+    return completed.total_time_ns / completed.operations / NS_PER_S if completed.operations else 0.0
 
 
 def _measured(value: float | None, why: str) -> Measured[float]:

@@ -278,6 +278,7 @@ def test_totals_outlive_the_daemon(node: WatchedNode) -> None:
         governor.wait_for_sample(105)
         db.serve_requests("write", 2600.0, 1)
         governor.wait_until(governor.write_is_seen(105, 1))
+        watch.note()
         watch.leave()
         assert db.has_histograms
         assert node.run.waiting == [101, 105]
