@@ -16,7 +16,7 @@ from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.pressure import RESOURCES, PressureTotals
 from pvehook.host import pressure
 from pvehook.host.node import Node
-from pvehook.host.pressure import guest_pressure, host_pressure
+from pvehook.host.pressure import guest_pressure, host_pressure, recent_io_share
 
 TEXT = (
     "some avg10=0.00 avg60=0.00 avg300=0.00 total={some}\n"
@@ -156,3 +156,10 @@ def test_a_real_cgroup_tells_zero_and_switched_off_it_tells_nothing(tmp_path: Pa
         assert guest_pressure(node, 102, "lxc") == dict.fromkeys(RESOURCES, PressureTotals(0, 0))
         (cgroup / "cgroup.pressure").write_text("0")
         assert {type(each) for each in guest_pressure(node, 102, "lxc").values()} == {Absent}
+
+
+def test_the_share_of_the_last_minutes(node: Node) -> None:
+    text = TEXT.replace("avg300=0.00", "avg300=12.50", 1).replace("avg300=0.00", "avg300=3.00")
+    write(node, "/sys/fs/cgroup/lxc/102/io.pressure", text.format(some=1, full=1))
+    assert recent_io_share(node, 102) == (0.125, 0.03)
+    assert recent_io_share(node, 999) == (0.0, 0.0)

@@ -26,6 +26,7 @@ from pvehook.host.processes import (
     identify,
     parent_of,
     qemu_of,
+    running_containers,
     running_vms,
     vm_processes,
 )
@@ -386,3 +387,13 @@ class FakeProc:
         write(self.node, f"/proc/{pid}/stat", f"{pid} ({name}) {' '.join(fields)}\n")
         write(self.node, f"/proc/{pid}/cmdline", f"{argv0 or name}\0")
         write(self.node, f"/proc/{pid}/cgroup", f"0::{cgroup}\n")
+
+
+def test_containers_that_run_are_told_by_their_cgroups(tmp_path: Path) -> None:
+    node = Node(str(tmp_path))
+    assert running_containers(node) == {}
+    lxc = tmp_path / "sys/fs/cgroup/lxc"
+    for name in ("102", "110", "pve", "7"):
+        (lxc / name / "ns").mkdir(parents=True)
+    (lxc / "cgroup.procs").write_text("")
+    assert running_containers(node) == {each: (lxc / str(each)).stat().st_ino for each in (102, 110)}

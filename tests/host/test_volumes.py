@@ -9,7 +9,7 @@ import pytest
 from pvehook.contract.disks import Location
 from pvehook.contract.section_config import parse_sections
 from pvehook.host import block
-from pvehook.host.volumes import locate_dump, locate_volume
+from pvehook.host.volumes import device_of_volume, locate_dump, locate_storage, locate_volume
 
 if TYPE_CHECKING:
     from tests.host.conftest import BlockTree
@@ -197,3 +197,39 @@ def test_a_relative_dump_directory_is_somewhere_unknown(machine: BlockTree, dump
     location = locate_dump(machine.node, dumpdir, None, STORAGES)
     assert location.kind == "unknown"
     assert "relative to the directory in which vzdump was started" in location.detail
+
+
+@pytest.mark.parametrize(
+    ("volid", "device"),
+    [
+        ("local-lvm:vm-101-disk-0", "dm-0"),
+        ("local-lvm:base-100-disk-0/vm-101-disk-0", "dm-0"),
+        ("/dev/vg0/vm-101-disk-0", "dm-0"),
+        ("local-zfs:vm-101-disk-0", "zd16"),
+        ("ceph:vm-101-disk-0", "rbd3"),
+        ("local:110/vm-110-disk-0.raw", "loop4"),
+        ("local:101/vm-101-disk-0.qcow2", None),
+        ("local-zfs:subvol-110-disk-0", None),
+        ("/mnt/bind", None),
+        ("gone:vm-101-disk-0", None),
+        ("none", None),
+    ],
+)
+def test_the_block_device_that_is_the_guests_own(machine: BlockTree, volid: str, device: str | None) -> None:
+    machine.device("zd16", (230, 16))
+    machine.place("/dev/zvol/rpool/data/vm-101-disk-0", (230, 16))
+    machine.device("rbd3", (252, 48))
+    machine.place("/dev/rbd-pve/0f3c/rbd/vm-101-disk-0", (252, 48))
+    machine.device("loop4", (7, 4))
+    image = machine.node.path("/var/lib/vz/images/110/vm-110-disk-0.raw")
+    machine.write("/sys/block/loop4/loop/backing_file", f"{image}\n")
+    machine.place("/mnt/bind", (8, 0))
+    assert device_of_volume(machine.node, volid, STORAGES) == device
+
+
+def test_a_storage_as_a_whole(machine: BlockTree) -> None:
+    machine.place("/var/lib/vz/images", (8, 0))
+    assert names(locate_storage(machine.node, "local-lvm", STORAGES)) == ["sdb"]
+    assert names(locate_storage(machine.node, "local", STORAGES)) == ["sda"]
+    assert locate_storage(machine.node, "nas", STORAGES).kind == "network"
+    assert locate_storage(machine.node, "", STORAGES).kind == "unknown"

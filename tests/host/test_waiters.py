@@ -308,3 +308,14 @@ def test_both_ways_agree_with_what_was_done(steps: list[tuple[str, int]]) -> Non
                 queue.pop(0)
             expected = sum(client.fileno() >= 0 for client in queue)
             assert [watch.waiters_alive() for watch in watches] == [expected, expected]
+
+
+@both_ways
+def test_a_place_that_was_given_up_is_taken_until_the_owner_comes(way: Way, tmp_path: Path) -> None:
+    listener = Listener(tmp_path / "101.qmp")
+    with way(NODE, listener.path) as watch:
+        assert watch.places_left() == 0
+        listener.connect()
+        assert watch.places_left() == 0
+        listener.connect().close()
+        assert (watch.places_left(), watch.waiters_alive()) == (1, 1)

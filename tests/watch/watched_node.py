@@ -5,7 +5,6 @@ Which guests run is told by the test; all else the loop finds out as on a node.
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -114,7 +113,6 @@ class WatchedNode(BlockTree):
         patch.setattr(patients, "running_vms", lambda _: dict(self.vms))
         patch.setattr(patients, "LOOK_EVERY_S", 0.05)
         self.vms: dict[int, ProcessId] = {}
-        self.journal = io.StringIO()
         self.governor = FakeGovernor()
         self.run = RunState(ProcessId(1, 1), "UPID:", 1.0, storeid="local", dumpdir="/var/lib/vz/dump", job_id="j")
         self.woken = threading.Event()
@@ -167,16 +165,21 @@ class WatchedNode(BlockTree):
     @contextmanager
     def watched(self) -> Iterator[NodeWatch]:
         """The loop, until the end of the run or the block. At its end nothing may have gone wrong."""
-        log = journal_log(str(self.root / "no-journal"), stderr=self.journal)
-        context = Context(self.node, SystemClock(), TimelyReader(), log)
-        watch = NodeWatch(context, self.run, lambda _: None, lambda: None)
-        try:
-            watch.begin()
-            yield watch
-        finally:
-            watch.end()
-            self.stack.close()
-        assert "fault" not in self.journal.getvalue()
+        with open(self.root / "stderr", "a", encoding="utf-8") as stderr:
+            log = journal_log(str(self.root / "no-journal"), stderr=stderr)
+            context = Context(self.node, SystemClock(), TimelyReader(), log)
+            watch = NodeWatch(context, self.run, lambda _: None, lambda: None)
+            try:
+                watch.begin()
+                yield watch
+            finally:
+                watch.end()
+                self.stack.close()
+        assert "[fault" not in self.logged()
+
+    def logged(self) -> str:
+        """All events."""
+        return (self.root / "stderr").read_text("utf-8")
 
     def backup_begins(self, watch: NodeWatch, vmid: int = 101, vmtype: str = "qemu", **rules: Any) -> FakeGovernor:
         """This guest's backup; what a governor is told of the others."""
