@@ -74,7 +74,7 @@ class NodeLooks:
     """Used by one thread."""
 
     def __init__(self, node: Node, clock: Clock, sufferings: Sufferings, will_arm: Callable[[int], None]) -> None:
-        """`will_arm` is called before a VM's histograms are armed."""
+        """`will_arm` is called before a VM is looked at, which arms its histograms."""
         self.patients: dict[int, Patient] = {}
         self._node = node
         self._clock = clock
@@ -103,7 +103,8 @@ class NodeLooks:
                 patient.know_quiet_time(self._node, now_s)
 
     def _forget(self, patient: Patient, load: Load | None) -> None:
-        if load is not None and load.governor is not None and patient.known_in == load.number:
+        is_known = load is not None and load.number in (patient.known_in, patient.expected_in)
+        if load is not None and load.governor is not None and is_known:
             load.governor.forget_patient(patient.vmid)
         patient.known_in = 0
 
@@ -200,12 +201,12 @@ class NodeLooks:
         return now_s
 
     def _look_at_disks(self, patient: Patient, load: Load | None) -> None:
+        self._will_arm(patient.vmid)  # or it was by a daemon that was killed before it could say so
         try:
             with short_look(self._node, patient.vmid, hung=patient.misses > 0) as qmp:
                 disks = read_disks(qmp, Deadline.after(ANSWER_S), [each.qdev for each in patient.disks])
                 if not patient.is_armed(disks):
                     deadline = Deadline.after(ARM_S)
-                    self._will_arm(patient.vmid)
                     arming = arm_histograms(qmp, disks, deadline)
                     patient.refused = frozenset((*arming.theirs, *(qdev for qdev, _ in arming.refused)))
                     disks = read_disks(qmp, deadline, [each.qdev for each in disks])

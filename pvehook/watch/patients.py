@@ -8,7 +8,9 @@ that come and go are normal.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
@@ -85,7 +87,8 @@ class GuestTable:
         self._storages: list[Section] = []
         self._found: dict[str, Location] = {}
         """By volume."""
-        self._backup: tuple[Backup, str | None, Callable[[Resources], None]] | None = None
+        self._loads: queue.SimpleQueue[tuple[Backup, str | None, Callable[[Resources], None]]] = queue.SimpleQueue()
+        """Backups of which it is asked what they stand on."""
         self._has_told = False
         self._woken = threading.Event()
         self._ended = False
@@ -96,7 +99,7 @@ class GuestTable:
 
     def find_load(self, backup: Backup, job_id: str | None, found: Callable[[Resources], None]) -> None:
         """Soon `found` is called by the table's thread with what this backup stands on."""
-        self._backup = backup, job_id, found
+        self._loads.put((backup, job_id, found))
         self._woken.set()
 
     def end(self) -> None:
@@ -139,31 +142,31 @@ class GuestTable:
             changed()
         self._answer_load()  # before all the guests' own places: the backup has begun
         self._look_up(guests, changed)
-        self._answer_load()
 
     def _answer_load(self) -> None:
-        asked, self._backup = self._backup, None
-        if asked is not None:
-            backup, job_id, found = asked
-            found(self._resources_of_load(backup, job_id))
+        with contextlib.suppress(queue.Empty):
+            while not self._ended:
+                backup, job_id, found = self._loads.get_nowait()
+                found(self._resources_of_load(backup, job_id))
 
     def _look_up(self, guests: Mapping[int, RunningGuest], changed: Callable[[], None]) -> None:
         """Where a configuration is new or has changed; and what is known of new guests' last backups."""
+        fault: str | None = None
+        stamps: Mapping[int, tuple[int, int]] = {}
         try:
             storages, stamps = self._within("/etc/pve", lambda: self._read_stamps(guests.values()))
-        except NodeError as error:
-            fault: str | None = str(error)
-            stamps = {}
-        else:
-            fault = None
             if storages != self._storages_stamp:
+                self._storages = read_storages(self._node, self._configs)
                 self._found.clear()
                 self._stamps.clear()
                 self._storages_stamp = storages
+        except NodeError as error:
+            fault = str(error)
         self._stamps = {vmid: stamp for vmid, stamp in self._stamps.items() if vmid in guests}
         for vmid, guest in guests.items():
             if self._ended:
                 return
+            self._answer_load()  # it may have begun meanwhile
             standing = guest.standing
             if fault is not None:
                 standing = standing or _unknown(fault)
@@ -190,7 +193,6 @@ class GuestTable:
         path = config_of(guest.vmid, guest.vmtype)
         try:
             text = self._configs.text(self._node.path(path), READ_DEADLINE_S)
-            self._storages = read_storages(self._node, self._configs)
             if text is None:
                 return guest.standing or _unknown(f"{path} is not there")
             config = (parse_container if guest.vmtype == "lxc" else parse_vm)(text)
