@@ -271,6 +271,9 @@ def test_a_daemon_that_is_killed_in_the_middle_leaves_no_limit_no_histogram_and_
     assert record.started_s < killed_s < record.ended_s
     (beside,) = record.beside
     assert beside.slowed_backup_s > 0
+    stalled_s = value_of(record.stalled_s)
+    assert stalled_s is not None
+    assert stalled_s < record.watched_s / 2  # without the governor nearly all of it
     assert value_of(record.baseline_p99_ms) is not None
     assert any(f"VM {BUSY} busy" in line and "neighbour" in line for line in log)
     node.assert_report_and_page()
