@@ -36,9 +36,12 @@ ANSWER_S = 0.1
 ARM_S = 0.5
 """For arming: some commands for each disk."""
 
-WAITING_EVERY_S, QUIET_EVERY_S, QUIET_PER_GUEST_S = 0.5, 5.0, 0.12
+WAITING_EVERY_S, QUIET_EVERY_S, QUIET_PER_GUEST_S = 0.5, 5.0, 0.15
 """Between two second looks at a guest that waits, and at one that is well: at least so long, and so long for each guest
 of the node."""
+URGENT_PER_S, OTHERS_PER_S, AT_ONCE = 7.0, 7.0, 30.0
+"""Second looks, all guests together; each costs the daemon 1.3 ms. Urgent are those at guests that wait, and those that
+the governor waits for."""
 ELSEWHERE_TIMES = 6.0
 """A guest that shares nothing with the backup is looked at so much more seldom."""
 FIRST_EVERY_S, FIRST_PER_GUEST_S = 0.2, 0.015
@@ -80,7 +83,8 @@ class NodeLooks:
         self._clock = clock
         self._sufferings = sufferings
         self._will_arm = will_arm
-        self._budget = LookBudget()
+        self._urgent = LookBudget(URGENT_PER_S, AT_ONCE)
+        self._others = LookBudget(OTHERS_PER_S, AT_ONCE)
         self._passed_s = 0.0
         self._known: Mapping[int, RunningGuest] | None = None
 
@@ -149,6 +153,9 @@ class NodeLooks:
         """A backup begins that it may suffer from, and its job may come within a tenth of a second. How busy the guest
         is tells how that is to start; its block devices tell it at once, its monitor is next."""
         patient.expected_in = load.number
+        if patient.load == load.number:  # it was looked at before it was known what it shares
+            self._know(patient, load, patient.disks)
+            return
         if patient.has_monitor and not patient.misses:
             patient.next_look_s = now_s
         if load.governor is not None and (requests := patient.requests_to_devices(self._node, now_s)) is not None:
@@ -180,25 +187,29 @@ class NodeLooks:
         now_s = time.monotonic()
         in_backup = load.vmid if load is not None else None
         next_s = now_s + QUIET_EVERY_S
-        due: list[tuple[float, float, int]] = []
+        urgent: list[tuple[float, float, int]] = []
+        others: list[tuple[float, float, int]] = []
         for vmid, patient in self.patients.items():
             if patient.guest.vmtype != "qemu" or vmid == in_backup or (load is None and patient.first is not None):
                 continue
             if patient.next_look_s > now_s:
                 next_s = min(next_s, patient.next_look_s)
+                continue
+            wanted_s = self._wanted_every_s(patient, load, now_s) if load is not None else 0.0
+            if load is not None and patient.load != load.number:
+                others.append((0.0, patient.next_look_s, vmid))  # its first one beside this backup
             else:
-                wanted_s = self._wanted_every_s(patient, load, now_s) if load is not None else 0.0
-                due.append((wanted_s, patient.next_look_s, vmid))
-        if not due:
-            return next_s
-        wanted_s, _, vmid = min(due)
-        patient = self.patients[vmid]
-        if load is not None:  # at job-start all are armed, one after the other
-            is_urgent = wanted_s < WAITING_EVERY_S or patient.load != load.number
-            if wait_s := self._budget.take(now_s, is_urgent=is_urgent):
-                return now_s + wait_s
-        self._look_at_disks(patient, load)
-        return now_s
+                (urgent if wanted_s <= WAITING_EVERY_S else others).append((wanted_s, patient.next_look_s, vmid))
+        for due, budget in ((urgent, self._urgent), (others, self._others)):
+            if not due:
+                continue
+            # At job-start all are armed, one after the other.
+            wait_s = budget.take(now_s) if load is not None else 0.0
+            if not wait_s:
+                self._look_at_disks(self.patients[min(due)[2]], load)
+                return now_s
+            next_s = min(next_s, now_s + wait_s)
+        return next_s
 
     def _look_at_disks(self, patient: Patient, load: Load | None) -> None:
         self._will_arm(patient.vmid)  # or it was by a daemon that was killed before it could say so

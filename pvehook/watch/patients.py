@@ -42,7 +42,8 @@ from pvehook.throttle.governor_setup import options_of_run
 T = TypeVar("T")
 
 MOST_GUESTS = 500
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S, LOOK_PER_GUEST_S = 5.0, 0.05
+"""At least so long between two looks, and so long for each guest: a look costs 0.1 ms a guest."""
 _LITTLE_USED = ("efidisk", "tpmstate")
 """Its firmware writes them at its start; nobody waits for them later."""
 
@@ -120,7 +121,7 @@ class GuestTable:
                     self._has_told = True
                     text = f"looking for the node's guests: {fault!r}; the backup goes on"
                     self._log.error("fault", message=text, exc_type=type(fault).__name__)
-            self._woken.wait(LOOK_EVERY_S)
+            self._woken.wait(max(LOOK_EVERY_S, LOOK_PER_GUEST_S * len(self.guests)))
 
     def _look(self, changed: Callable[[], None]) -> None:
         starts: dict[int, tuple[Literal["qemu", "lxc"], ProcessId | int]] = {

@@ -24,9 +24,6 @@ from pvehook.host.waiters import WaiterWatch, watch_waiters
 GREET_S = 0.1
 REMOVE_S = 0.5
 
-PER_S, AT_ONCE, IN_ADVANCE = 12.0, 4.0, 30.0
-"""Looks. Each costs the daemon 1.3 ms. Urgent is what the governor waits for: a start, a trial, some seconds long."""
-
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Doubled each time."""
 BUSY_PART = 0.25
@@ -89,19 +86,19 @@ class _Yielding:
 
 
 class LookBudget:
-    """How many looks there may be, all guests together."""
+    """How many looks of one kind there may be, all guests together."""
 
-    def __init__(self) -> None:
-        self._left = AT_ONCE
+    def __init__(self, per_s: float, at_once: float) -> None:
+        self._per_s = per_s
+        self._at_once = self._left = at_once
         self._at_s: float | None = None
 
-    def take(self, now_s: float, *, is_urgent: bool) -> float:
-        """0: one is taken. Else in how many seconds there will be one. Urgent ones may be taken in advance."""
-        gained = (now_s - self._at_s) * PER_S if self._at_s is not None else 0.0
-        self._left, self._at_s = min(self._left + gained, AT_ONCE), now_s
-        missing = (1.0 - IN_ADVANCE if is_urgent else 1.0) - self._left
-        if missing > 0:
-            return missing / PER_S
+    def take(self, now_s: float) -> float:
+        """0: one is taken. Else in how many seconds there will be one."""
+        gained = (now_s - self._at_s) * self._per_s if self._at_s is not None else 0.0
+        self._left, self._at_s = min(self._left + gained, self._at_once), now_s
+        if self._left < 1.0:
+            return (1.0 - self._left) / self._per_s
         self._left -= 1.0
         return 0.0
 

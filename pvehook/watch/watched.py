@@ -26,8 +26,10 @@ def watched(
     elif is_aside:
         aside = "slowing the backup did not help it"
     seen_by, unwatched = patient.seen_by, None
-    if seen_by is None:
+    if seen_by is None and patient.has_monitor:
         unwatched = printable(patient.why_missed, 200) or "it was not looked at yet"
+    elif seen_by is None:
+        unwatched = "the node shows neither its pressure nor block devices of its own"
     return WatchedGuest(
         vmid=patient.vmid,
         name=patient.name,

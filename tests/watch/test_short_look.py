@@ -11,7 +11,7 @@ from pvehook.errors import Busy, GuestError, TimedOut, Unreachable
 from pvehook.guest.qmp import open_qmp
 from pvehook.guest.sockets import connect
 from pvehook.host.node import Node
-from pvehook.watch.short_look import AT_ONCE, IN_ADVANCE, LONGEST_PAUSE_S, PER_S, LookBudget, pause_after, short_look
+from pvehook.watch.short_look import LONGEST_PAUSE_S, LookBudget, pause_after, short_look
 from tests.guest_files import SimulatedGuest
 
 
@@ -44,20 +44,14 @@ def test_a_monitor_that_does_not_greet_is_given_up_at_once(node: Node) -> None:
         pytest.fail("it is off")
 
 
-def test_looks_share_a_budget_and_urgent_ones_may_be_taken_in_advance() -> None:
-    budget = LookBudget()
+def test_looks_share_a_budget() -> None:
+    budget = LookBudget(per_s=8.0, at_once=30.0)
     taken = 0
-    while not budget.take(100.0, is_urgent=False):
+    while not budget.take(100.0):
         taken += 1
-    assert taken == AT_ONCE
-    while not budget.take(100.0, is_urgent=True):
-        taken += 1
-    assert taken == AT_ONCE + IN_ADVANCE
-    assert budget.take(100.0, is_urgent=False) == pytest.approx((IN_ADVANCE + 1) / PER_S)
-    taken = 0
-    for tenth in range(1001, 1101):
-        taken += not budget.take(tenth / 10, is_urgent=True)
-    assert taken <= 10 * PER_S + 1
+    assert taken == 30
+    assert budget.take(100.0) == pytest.approx(1 / 8)
+    assert sum(not budget.take(100.0 + tenth / 10) for tenth in range(1, 101)) in (79, 80, 81)
 
 
 @pytest.mark.parametrize(
