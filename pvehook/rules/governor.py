@@ -23,6 +23,7 @@ from pvehook.rules.governor_law import advance, first_state, released
 from pvehook.rules.governor_readings import Bounds, Culprit, Sample, in_mb_per_s
 from pvehook.rules.governor_state import Action, Resting, Starting, State, Watching
 from pvehook.rules.latency import disks_between
+from pvehook.rules.pace import Pace
 from pvehook.rules.steering import OWN, Patient, Steering, chosen, hand_over, next_sample, put_aside
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
@@ -63,6 +64,8 @@ class Governor(NamedTuple):
     is_recorded: bool = False
     has_observed: bool = False  # what it would do is reported no more
     steering: Steering = Steering()
+    pace: Pace = Pace()
+    limit_bytes_per_s: int = c.UNLIMITED  # of the job that runs
 
     # What this backup has come to so far
     suffered: frozenset[int] = frozenset()  # who was above the target at least once, of those that steered; OWN: itself
@@ -90,6 +93,7 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
     # A transaction's jobs run one after the other: what counts is the limit of the one that runs now.
     running = next((job for job in jobs if job.offset_bytes < job.length_bytes), jobs[0])
     bounds = bounds._replace(original_bytes_per_s=governor.speeds.original[running.device])
+    lowest = 0.0
     if law is None:
         starts_slowly = governor.acts and governor.steering.starts_slowly(bounds)
         law = first_state(bounds._replace(starts_slowly=starts_slowly))
@@ -103,7 +107,13 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
             copied_bytes=sum(max(job.offset_bytes - governor.offsets.get(job.device, 0), 0) for job in jobs),
             remaining_bytes=sum(max(job.length_bytes - job.offset_bytes, 0) for job in jobs),
         )
+        was_free = _is_free(law)
         governor, law, more = _steered(governor, law, seen, bounds)
+        pace = governor.pace
+        is_at_pace = was_free and _is_free(law) and law.has_settled
+        pace = pace.measured(seen.copied_bytes, seen.period_s) if is_at_pace else pace.paused()
+        governor = governor._replace(pace=pace)
+        lowest, _ = law.lowest_speed(seen, bounds)
         reports += more
     governor = governor._replace(
         law=law,
@@ -111,7 +121,7 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
         offsets={job.device: job.offset_bytes for job in jobs},
         jobs_changed_s=sample.at_s if last is None else governor.jobs_changed_s,
     )
-    governor, persist, changes = _changes(governor, law, jobs, bounds)
+    governor, persist, changes = _changes(governor, _limit(governor, law, bounds, lowest), jobs, bounds)
     return governor, Ready(persist, changes, reports)
 
 
@@ -174,7 +184,7 @@ def _steered(
 def _advanced(
     governor: Governor, law: State, sample: Sample, bounds: Bounds
 ) -> tuple[Governor, State, tuple[Action, ...]]:
-    is_free = not governor.acts or isinstance(law.phase, (Watching, Resting))
+    is_free = not governor.acts or _is_free(law)
     if is_free and law.bytes_per_s != bounds.original_bytes_per_s:
         law = released(law, bounds)  # it was stopped, or the next disk's job runs and has another limit
     after, action = advance(law, sample, bounds)
@@ -206,14 +216,27 @@ def _tallied(governor: Governor, law: State, after: State, action: Action | None
     return governor._replace(suffered=suffered, culprit=culprit)
 
 
+def _is_free(law: State) -> bool:
+    return isinstance(law.phase, (Watching, Resting))
+
+
+def _limit(governor: Governor, law: State, bounds: Bounds, lowest: float) -> int:
+    """The law's; or where that lets the backup run free, the pace beside a busy neighbour, if there is time for it."""
+    pace = governor.pace.limit_per_s
+    is_paced = _is_free(law) and governor.acts and governor.steering.has_busy_neighbour
+    if not is_paced or pace is None or pace <= lowest or 0 < bounds.original_bytes_per_s <= pace:
+        return law.bytes_per_s
+    return bounds.limited(pace, lowest)
+
+
 def _changes(
-    governor: Governor, law: State, jobs: Sequence[BlockJob], bounds: Bounds
+    governor: Governor, limit: int, jobs: Sequence[BlockJob], bounds: Bounds
 ) -> tuple[Governor, Speeds | None, Mapping[str, int]]:
     original, ours = governor.speeds
-    is_slowed = governor.acts and law.bytes_per_s != bounds.original_bytes_per_s
+    governor = governor._replace(limit_bytes_per_s=limit)
+    is_slowed = governor.acts and limit != bounds.original_bytes_per_s
     wanted = {
-        job.device: min(law.bytes_per_s, original[job.device] or law.bytes_per_s) if is_slowed else original[job.device]
-        for job in jobs
+        job.device: min(limit, original[job.device] or limit) if is_slowed else original[job.device] for job in jobs
     }
     changes = {job.device: wanted[job.device] for job in jobs if job.speed_bytes_per_s != wanted[job.device]}
     if is_slowed and changes:

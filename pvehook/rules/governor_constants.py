@@ -93,3 +93,10 @@ TAKES_OVER_ABOVE: Final = 1.5  # × the need of the one that steers: they shall 
 MOST_ASIDE: Final = 3  # a limit: with so many put aside it is other load, and nobody new is tried
 TRIAL_LOOK_S: Final = 0.25  # as SAMPLE_EVERY_S, while it matters
 BUSY_LOOK_S, QUIET_LOOK_S = 1.0, 5.0  # a limit: QEMU is asked so often of a patient that is well
+
+# The pace beside a busy neighbour (tests/rules/node_model.py: one that is busy 10 s of every 30 s)
+PACE_PART: Final = 0.95  # × what the disks give: neighbours stall for half as long as without, 0.9 is no better
+PACE_REACHED: Final = 0.96  # × the limit: less is not reached. QEMU copies 1 MiB at once, so a second is uneven
+PACE_FIRST_S, PACE_READING_S = 2.0, 1.0  # for the first reading, which is of the backup without a limit, and the others
+PACE_HELD_S: Final = 20.0  # a limit: for so long it is not tried whether there is more
+PACE_GROWTH, PACE_MOST_GROWTH = 0.02, 1.0  # × the limit, each second; the first doubles until it is the other

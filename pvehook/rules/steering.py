@@ -115,10 +115,14 @@ class Steering(NamedTuple):
             return own
         return own._replace(target_ms=patient.target_ms, was_idle=patient.was_idle)
 
+    @property
+    def has_busy_neighbour(self) -> bool:
+        """Whether a patient beside the backup is so busy that it would feel the backup at full speed at once."""
+        return any(each.is_busy and each.is_spared for vmid, each in self.patients.items() if vmid != OWN)
+
     def starts_slowly(self, own: Bounds) -> bool:
-        """Whether the guest in backup, or a patient, is so busy that the backup begins slowly."""
-        others = any(each.is_busy and each.is_spared for vmid, each in self.patients.items() if vmid != OWN)
-        return others or (own.starts_slowly and self.spares_own)
+        """Whether the backup begins slowly, for its own guest's sake or a neighbour's."""
+        return self.has_busy_neighbour or (own.starts_slowly and self.spares_own)
 
 
 def sample_of(look: PatientSample) -> Sample:

@@ -344,7 +344,8 @@ class Governor:
         if law is None or self._governor.last is None or not is_due:
             return
         latency_ms = None if self._governor.jobs_changed_s == at_s else law.latency_ms
-        self._points.append(SpeedPoint(since_s, law.bytes_per_s, latency_ms, self._steering_target_ms()))
+        limit = self._governor.limit_bytes_per_s
+        self._points.append(SpeedPoint(since_s, limit, latency_ms, self._steering_target_ms()))
         if len(self._points) > POINTS_KEPT:
             self._points = self._points[::2]
             self._point_every_s = 2 * (since_s - self._points[0].at_s) / POINTS_KEPT

@@ -12,7 +12,7 @@ Each guest is a QEMU of its own with one disk and a load (governor_guest.py); gu
     raid-five           101 and 105 ask for two things a second, 102, 103, 104 for 60/s each; four disks
     one-disk-five       the same on one slow disk, 8/s each
     raid-files          as `raid`, the disks are files in a directory: nobody but QEMU counts their requests
-    raid-on-off         102 asks 120/s for 10 s of every 30 s and nothing in the rest
+    raid-on-off         102 asks 350/s, half of what the disks can do, for 10 s of every 30 s, and nothing in the rest
     raid-idle           all five ask for two things a second: nobody suffers
     elsewhere           from 5 s on, 102 asks the slow disk that it has for itself for more than that can do
     beyond              the same on the slow disk that it shares with 101
@@ -103,7 +103,7 @@ class Setup(NamedTuple):
 
 
 _RISING: Final = Load(per_s=150, from_s=RISES_AFTER_S, rest_per_s=10)
-_ON_OFF: Final = Load(per_s=120, from_s=RISES_AFTER_S, on_s=10, every_s=CYCLE_S)
+_ON_OFF: Final = Load(per_s=350, from_s=RISES_AFTER_S, on_s=10, every_s=CYCLE_S)
 _THREE_BUSY: Final = (Beside(), *3 * (Beside(Load(per_s=60)),), Beside())
 _THREE_BUSY_ON_ONE: Final = (Beside(), *3 * (Beside(Load(per_s=8)),), Beside())
 

@@ -54,7 +54,7 @@ def test_of_several_busy_neighbours_all_are_spared(seed: int) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_beside_one_that_goes_on_and_off_the_backup_is_slow_only_while_it_is_on(seed: int) -> None:
     free, held = both(RAID, {103: ON_AND_OFF}, seed=seed, size_mib=6000)
-    assert held.guests[103].stalled_s < 0.1 * free.guests[103].stalled_s
+    assert held.guests[103].stalled_s < 0.05 * free.guests[103].stalled_s
     assert held.duration_s < 1.35 * free.duration_s
     assert held.kinds().count("release") >= 2
 
