@@ -42,6 +42,8 @@ of the node."""
 URGENT_PER_S, OTHERS_PER_S, AT_ONCE = 7.0, 7.0, 30.0
 """Second looks, all guests together; each costs the daemon 1.3 ms. Urgent are those at guests that wait, and those that
 the governor waits for."""
+FEW, URGENT_OF_FEW_PER_S = 20, 15.0
+"""With so few guests on the node the others take little of it."""
 ELSEWHERE_TIMES = 6.0
 """A guest that shares nothing with the backup is looked at so much more seldom."""
 FIRST_EVERY_S, FIRST_PER_GUEST_S = 0.2, 0.015
@@ -83,8 +85,8 @@ class NodeLooks:
         self._clock = clock
         self._sufferings = sufferings
         self._will_arm = will_arm
-        self._urgent = LookBudget(URGENT_PER_S, AT_ONCE)
-        self._others = LookBudget(OTHERS_PER_S, AT_ONCE)
+        self._urgent = LookBudget(AT_ONCE)
+        self._others = LookBudget(AT_ONCE)
         self._passed_s = 0.0
         self._known: Mapping[int, RunningGuest] | None = None
 
@@ -200,11 +202,12 @@ class NodeLooks:
                 others.append((0.0, patient.next_look_s, vmid))  # its first one beside this backup
             else:
                 (urgent if wanted_s <= WAITING_EVERY_S else others).append((wanted_s, patient.next_look_s, vmid))
-        for due, budget in ((urgent, self._urgent), (others, self._others)):
+        urgent_per_s = URGENT_OF_FEW_PER_S if len(self.patients) <= FEW else URGENT_PER_S
+        for due, budget, per_s in ((urgent, self._urgent, urgent_per_s), (others, self._others, OTHERS_PER_S)):
             if not due:
                 continue
             # At job-start all are armed, one after the other.
-            wait_s = budget.take(now_s) if load is not None else 0.0
+            wait_s = budget.take(now_s, per_s) if load is not None else 0.0
             if not wait_s:
                 self._look_at_disks(self.patients[min(due)[2]], load)
                 return now_s

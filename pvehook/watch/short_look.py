@@ -88,17 +88,16 @@ class _Yielding:
 class LookBudget:
     """How many looks of one kind there may be, all guests together."""
 
-    def __init__(self, per_s: float, at_once: float) -> None:
-        self._per_s = per_s
+    def __init__(self, at_once: float) -> None:
         self._at_once = self._left = at_once
         self._at_s: float | None = None
 
-    def take(self, now_s: float) -> float:
+    def take(self, now_s: float, per_s: float) -> float:
         """0: one is taken. Else in how many seconds there will be one."""
-        gained = (now_s - self._at_s) * self._per_s if self._at_s is not None else 0.0
+        gained = (now_s - self._at_s) * per_s if self._at_s is not None else 0.0
         self._left, self._at_s = min(self._left + gained, self._at_once), now_s
         if self._left < 1.0:
-            return (1.0 - self._left) / self._per_s
+            return (1.0 - self._left) / per_s
         self._left -= 1.0
         return 0.0
 

@@ -45,13 +45,13 @@ def test_a_monitor_that_does_not_greet_is_given_up_at_once(node: Node) -> None:
 
 
 def test_looks_share_a_budget() -> None:
-    budget = LookBudget(per_s=8.0, at_once=30.0)
+    budget = LookBudget(at_once=30.0)
     taken = 0
-    while not budget.take(100.0):
+    while not budget.take(100.0, 8.0):
         taken += 1
     assert taken == 30
-    assert budget.take(100.0) == pytest.approx(1 / 8)
-    assert sum(not budget.take(100.0 + tenth / 10) for tenth in range(1, 101)) in (79, 80, 81)
+    assert budget.take(100.0, 8.0) == pytest.approx(1 / 8)
+    assert sum(not budget.take(100.0 + tenth / 10, 8.0) for tenth in range(1, 101)) in (79, 80, 81)
 
 
 @pytest.mark.parametrize(
