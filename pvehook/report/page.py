@@ -57,7 +57,7 @@ def html_report(
     night = read_night(database, beside, last_s, zone)
     lines = [*_head(trends, days, now), *_regressions(trends, zone)]
     lines += night_section(night, zone) if night is not None else []
-    lines.append(_tiles(trends))
+    lines.append(_tiles(trends, beside))
     lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)
     lines.append(f"<h2>{f'The last night of the {len(records)} worst' if len(records) > 1 else 'Its last night'}</h2>")
     rows = night.rows if night is not None else ()
@@ -89,15 +89,17 @@ def _regressions(trends: Sequence[Trend], zone: tzinfo) -> Iterator[str]:
             yield f'<p class="loud">{text}.</p>'
 
 
-def _tiles(trends: Sequence[Trend]) -> str:
+def _tiles(trends: Sequence[Trend], beside: Sequence[Beside]) -> str:
     last = [trend.last for trend in trends]
     stalled = [backup for backup in last if backup.severity in ("stalled", "locked-up")]
     seconds = sum(backup.stalled_s for backup in last if isinstance(backup.stalled_s, float))
     broken = sum(isinstance(backup.stalled_s, Broken) for backup in last)
     slowed = sum(backup.severity == "slowed" for backup in last)
+    neighbours = sum(each.severity in ("stalled", "locked-up") for each in beside)
     tiles = (
-        ("guests that stalled in their last night", f"{len(stalled)} <small>of {len(last)}</small>"),
-        ("stalled in all", f"{short_number(round(seconds, 1))} <small>s</small>"),
+        ("guests that stalled in their own last backup", f"{len(stalled)} <small>of {len(last)}</small>"),
+        ("stalled in these in all", f"{short_number(round(seconds, 1))} <small>s</small>"),
+        ("guests that stalled beside others’ backups", str(neighbours)),
         ("slowed, not stalled", str(slowed)),
         ("could not be read", str(broken)),
     )

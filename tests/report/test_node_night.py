@@ -187,7 +187,7 @@ def test_the_page_has_the_picture_at_its_top_and_as_a_table(history: str) -> Non
     append_beside(history, [beside(vmid=900, name="router"), beside(vmid=101, name="n101", stalled_s=0.0)], now_s=NOW_S)
     text = page(history)
     shown = Page(text)
-    assert text.index("The node’s night of 2026-11-24") < text.index("guests that stalled in their last night")
+    assert text.index("The node’s night of 2026-11-24") < text.index("guests that stalled in their own last backup")
     assert "2 guests suffered beside the backups of others" in shown.text
     assert "most beside VM 103 (12 s), CT 110 (5 s); backups were slowed for it for 8s" in shown.text
     table = text[text.index('<table class="rows">') : text.index("</table>", text.index('<table class="rows">'))]
