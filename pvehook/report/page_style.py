@@ -42,7 +42,8 @@ a { color: inherit; text-decoration-color: var(--muted); text-underline-offset: 
   border-radius: 0 6px 6px 0;
 }
 .loud strong { color: var(--stalled-ink); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0 0; padding: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0 0;
+  padding: 0; }
 .tiles div { display: flex; flex-direction: column-reverse; justify-content: flex-end; background: var(--card);
   border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem .7rem; }
 .tiles dt { color: var(--muted); font-size: .85rem; line-height: 1.35; }

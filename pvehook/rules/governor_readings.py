@@ -23,6 +23,9 @@ class Bounds(NamedTuple):
     starts_slowly: bool = True
     was_idle: bool = False
     """The guest sent its disks hardly any requests before: a few slow ones are no suffering yet."""
+    is_neighbours: bool = False
+    """Of a guest beside the backup, which starts in small steps for it. That is a quarter of the stalled seconds, for a
+    second or two at each start (tests/rules/node_model.py)."""
     window_closes_s: float | None = None
     """On the samples' clock; None: it does not close, or does not matter."""
 

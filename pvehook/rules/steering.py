@@ -113,7 +113,7 @@ class Steering(NamedTuple):
         patient = self.patients.get(self.by)
         if self.by == OWN or patient is None:
             return own
-        return own._replace(target_ms=patient.target_ms, was_idle=patient.was_idle)
+        return own._replace(target_ms=patient.target_ms, was_idle=patient.was_idle, is_neighbours=True)
 
     @property
     def has_busy_neighbour(self) -> bool:

@@ -111,12 +111,12 @@ SETUPS: Final = {
     "raid": Setup({"sda": RAID}, 3200, (Beside(), Beside(Load(per_s=120)))),
     "one-disk": Setup({"sda": ONE_DISK}, 3800, (Beside(), Beside(Load(per_s=25)))),
     "raid-five": Setup({"sda": RAID}, 3000, _THREE_BUSY),
-    "one-disk-five": Setup({"sda": ONE_DISK}, 1900, _THREE_BUSY_ON_ONE),
+    "one-disk-five": Setup({"sda": ONE_DISK}, 2500, _THREE_BUSY_ON_ONE),
     "raid-files": Setup({"sda": RAID}, 3200, (Beside(), Beside(Load(per_s=120))), in_files=True),
     "raid-on-off": Setup({"sda": RAID}, 6500, (Beside(), Beside(_ON_OFF))),
-    "raid-idle": Setup({"sda": RAID}, 3600, 5 * (Beside(),)),
-    "elsewhere": Setup({"sda": RAID, "sdb": ONE_DISK}, 3600, (Beside(), Beside(_RISING, "sdb"))),
-    "beyond": Setup({"sda": ONE_DISK}, 1900, (Beside(), Beside(_RISING))),
+    "raid-idle": Setup({"sda": RAID}, 2500, 5 * (Beside(),)),
+    "elsewhere": Setup({"sda": RAID, "sdb": ONE_DISK}, 2500, (Beside(), Beside(_RISING, "sdb"))),
+    "beyond": Setup({"sda": ONE_DISK}, 1500, (Beside(), Beside(_RISING))),
 }
 
 
