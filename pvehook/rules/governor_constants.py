@@ -88,11 +88,11 @@ COPIES_ALONE: Final = 1.2  # × its limit. QEMU: above that it copies the guest'
 
 # Who steers
 RANKED_S, RANKED_SAMPLES = 1.5, 8  # a limit: a patient's need is judged by the samples of so long, and of no more
-FRESH_S: Final = 6.0  # a limit: not seen for longer, nobody knows how a patient is; a quiet one is looked at every 5 s
+FRESH_S: Final = 6.0  # a limit: not seen for longer, nobody knows how a patient is
 TAKES_OVER_ABOVE: Final = 1.5  # × the need of the one that steers: they shall not take turns at every sample
 MOST_ASIDE: Final = 3  # a limit: with so many put aside it is other load, and nobody new is tried
 TRIAL_LOOK_S: Final = 0.25  # as SAMPLE_EVERY_S, while it matters
-BUSY_LOOK_S, QUIET_LOOK_S = 1.0, 5.0  # a limit: QEMU is asked so often of a patient that is well
+BUSY_LOOK_S, QUIET_LOOK_S = 1.0, 30.0  # a limit: QEMU is asked so often of a patient that is well
 
 # The pace beside a busy neighbour (tests/rules/node_model.py: one that is busy 10 s of every 30 s)
 PACE_PART: Final = 0.95  # × what the disks give: neighbours stall for half as long as without, 0.9 is no better

@@ -39,6 +39,8 @@ ARM_S = 0.5
 WAITING_EVERY_S, QUIET_EVERY_S, QUIET_PER_GUEST_S = 0.5, 5.0, 0.15
 """Between two second looks at a guest that waits, and at one that is well: at least so long, and so long for each guest
 of the node."""
+ON_DEVICES_EVERY_S = 30.0
+"""At one whose block devices all show that it is well."""
 URGENT_PER_S, OTHERS_PER_S, AT_ONCE = 7.0, 7.0, 30.0
 """Second looks, all guests together; each costs the daemon 1.3 ms. Urgent are those at guests that wait, and those that
 the governor waits for."""
@@ -250,6 +252,8 @@ class NodeLooks:
 
     def _wanted_every_s(self, patient: Patient, load: Load, now_s: float) -> float:
         quiet_s = max(QUIET_EVERY_S, QUIET_PER_GUEST_S * len(self.patients))
+        if patient.shows_on_devices:
+            quiet_s = max(quiet_s, ON_DEVICES_EVERY_S)
         every_s = WAITING_EVERY_S if now_s < patient.waits_until_s else quiet_s
         if patient.exposure == "elsewhere":
             return every_s * ELSEWHERE_TIMES

@@ -102,6 +102,11 @@ class Patient:
         return self.guest.standing.devices if self.guest.standing is not None else ()
 
     @property
+    def shows_on_devices(self) -> bool:
+        """Whether all of its volumes are block devices of the node."""
+        return self.guest.standing is not None and self.guest.standing.only_devices
+
+    @property
     def name(self) -> str | None:
         return self.guest.standing.name if self.guest.standing is not None else None
 
@@ -239,7 +244,7 @@ class Patient:
         was_slow = any(count_from(each, round(SLOWED_AFTER_S * NS_PER_S)) for each in histograms)
         if was_slow or mean_ms > max(WAITS_TIMES * self._mean_before_ms(), WAITS_MS):
             self.waits_until_s = now_s + WAITS_ON_S
-        in_flight = self.in_flight if self.guest.standing is not None and self.guest.standing.only_devices else None
+        in_flight = self.in_flight if self.shows_on_devices else None
         return PatientSample(self.vmid, now_s, now_s - since_s, completed, in_flight)
 
     def settle_baseline(self, now_s: float, counters: Sequence[DiskCounters]) -> Measured[Baseline]:
