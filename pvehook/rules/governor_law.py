@@ -164,7 +164,9 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
 
 def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
     """In careful steps it is noticed sooner that the disks are saturated, and their queues do not fill at once."""
-    if reading.latency_ms > bounds.target_ms or state.has_tried or bounds.is_neighbours:
+    if bounds.is_neighbours:
+        return c.CAREFUL_GROWTH if reading.latency_ms < c.FAR_BELOW * bounds.target_ms else c.NEIGHBOURS_GROWTH
+    if reading.latency_ms > bounds.target_ms or state.has_tried:
         return c.LAST_GROWTH
     return c.GROWTH if reading.latency_ms < c.ROOM_BELOW * bounds.target_ms else c.CAREFUL_GROWTH
 

@@ -40,7 +40,7 @@ def test_a_busy_neighbour_of_an_idle_guests_backup_does_not_stall_any_more(seed:
 def test_on_one_slow_disk_too(seed: int) -> None:
     free, held = both(ONE_DISK, {103: Guest(per_s=25)}, seed=seed)
     assert held.guests[103].stalled_s < 0.1 * free.guests[103].stalled_s
-    assert held.duration_s < 1.9 * free.duration_s
+    assert held.duration_s < 2.1 * free.duration_s
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
