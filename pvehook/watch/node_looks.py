@@ -21,6 +21,7 @@ from pvehook.errors import GuestError
 from pvehook.guest.block_stats import arm_histograms, read_disks
 from pvehook.host.clock import Clock
 from pvehook.host.node import Node
+from pvehook.host.pressure import recent_io_share
 from pvehook.rules.governor_policy import may_be_spared_for_others
 from pvehook.rules.patients import PatientSample, Resources, exposure
 from pvehook.settings import GovernorConfig
@@ -106,6 +107,8 @@ class NodeLooks:
                 if patient is not None:
                     self._forget(patient, load)
                 patient = self.patients[vmid] = Patient(guest, now_s)
+                if not patient.has_monitor:
+                    patient.pressure_before = recent_io_share(self._node, vmid)
             patient.guest = guest
             if guest.standing is not None and not patient.knows_quiet_time:
                 patient.know_quiet_time(self._node, now_s)

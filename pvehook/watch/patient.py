@@ -16,7 +16,7 @@ from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.pressure import PressureTotals
 from pvehook.host.block_counters import BlockCounters, parse_block_stat, read_block_stat
 from pvehook.host.node import Node
-from pvehook.host.pressure import guest_pressure, recent_io_share
+from pvehook.host.pressure import guest_pressure
 from pvehook.records.stall_record import Baseline
 from pvehook.rules.governor_constants import ACTIVITY_S
 from pvehook.rules.latency import NS_PER_MS, NS_PER_S, count_from, disks_between, sum_of
@@ -133,10 +133,8 @@ class Patient:
         return now_s < self.waits_until_s
 
     def know_quiet_time(self, node: Node, now_s: float) -> None:
-        """What its devices and its pressure show before the backups; to be called once, when the devices are known."""
+        """What its devices show before the backups; to be called once, when they are known."""
         self.knows_quiet_time = True
-        if not self.has_monitor:
-            self.pressure_before = recent_io_share(node, self.vmid)
         names = self.device_names
         if read := _parsed(names, [read_block_stat(node, name) for name in names]):
             self.devices_first = FirstReading(now_s, tuple(each.disk for each in read))

@@ -43,6 +43,8 @@ def partitions(file: Path, sizes_mib: Sequence[int], mib_per_s: float, seek_ms: 
             written.write(_table(sizes_mib))
             written.flush()
             os.fsync(written.fileno())
+        # One that was in use when its disk went (a run that was killed) is still there, in the way of the same number.
+        subprocess.run(["partx", "--delete", disk.device], timeout=TOOL_S, capture_output=True, check=False)
         subprocess.run(["partx", "--add", disk.device], timeout=TOOL_S, check=True)
         try:
             yield [f"{disk.device}p{number}" for number, _ in enumerate(sizes_mib, 1)]

@@ -14,6 +14,7 @@ import pytest
 from pvehook.contract.measured import Absent
 from pvehook.host.processes import ProcessId
 from pvehook.settings import GovernorRule
+from pvehook.watch.patients import GuestTable
 from pvehook.watch.watch_status import WatchStatus, read_status
 from tests.watch.test_node_watch import stats_read
 from tests.watch.watched_node import WITHIN_S, WatchedNode
@@ -236,9 +237,14 @@ def test_a_container_steers_by_its_block_devices_and_its_pressure_counts(node: W
     assert (record.seen_by, record.stalled_s, record.vmtype) == ("pressure", 4.0, "lxc")
 
 
-def test_what_a_container_waits_for_every_day_is_not_the_backups_doing(node: WatchedNode) -> None:
+@pytest.mark.parametrize("its_disks_are_known", [True, False])
+def test_what_a_container_waits_for_every_day_is_not_the_backups_doing(
+    node: WatchedNode, its_disks_are_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.write("/etc/pve/lxc/110.conf", "hostname: ct\nrootfs: local:110/vm-110-disk-0.raw,size=8G\n")
     pressure(node, 110, some_us=0, full_us=0, share=99.99)
+    if not its_disks_are_known:
+        monkeypatch.setattr(GuestTable, "_look_up", lambda *_: None)
     with node.watched() as watch:
         governor = node.backup_begins(watch)
         wait_until(lambda: 110 in watch._looks.patients and watch._looks.patients[110].pressure)
