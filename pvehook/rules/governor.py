@@ -24,7 +24,7 @@ from pvehook.rules.governor_readings import Bounds, Culprit, Sample, in_mb_per_s
 from pvehook.rules.governor_state import Action, Resting, Starting, State, Watching
 from pvehook.rules.latency import disks_between
 from pvehook.rules.pace import Pace
-from pvehook.rules.steering import OWN, Patient, Steering, chosen, hand_over, next_sample, put_aside
+from pvehook.rules.steering import OWN, Patient, Steering, chosen, hand_over, judged, next_sample
 
 _NO_JOBS: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -195,7 +195,7 @@ def _advanced(
         reports = () if governor.has_observed else (observed,)
         governor, after = governor._replace(has_observed=True), law._replace(phase=Watching())
     governor = _tallied(governor, law, after, action, sample)
-    governor = governor._replace(steering=put_aside(governor.steering, after, action))
+    governor = governor._replace(steering=judged(governor.steering, law, after, action))
     return governor, after, reports
 
 

@@ -1,6 +1,6 @@
 """How fast a guest's backup may run, so that the guest does not suffer from it: pure, one step per sample of QEMU.
 
-                  ┌────────────── each later start waits 12 times as long ──────────────┐
+                  ┌────────────── each later start waits 40 times as long ──────────────┐
                   ▼                                                                     │
     Starting ── the guest suffers ──▶ Trying ── slowing helps ──▶ Throttling ───────────┤
        │                                ▲  │                          │                 │
@@ -21,7 +21,8 @@ reading, until the guest suffers or the disks give no more.
 **Trying.** Slowing must pay. A backup at the part p of its speed lasts 1/p times as long, so that the guest waits less
 in total only if its latency falls below p times what it was, or to the target. A neighbour's load on the same disks
 and a slow target do not pass this test, and then the backup runs at its own speed. What the guest feels at full speed
-is not known where the backup was slowed since its start; so after some seconds it starts to grow once more.
+is not known where the backup was slowed since its start; so after some seconds it starts to grow once more, and a trial
+from the start that did not help is judged when that is seen.
 
 **Throttling.** A PI controller on the logarithm, because latency grows by factors:
 
@@ -151,7 +152,9 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
         gets_no_more = reading.copied_per_s < c.NOT_REACHED * state.bytes_per_s
         if gets_no_more or 0 < original <= speed:
             speed = original
-    elif not phase.suffering and reading.latency_ms < max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS):
+    elif not phase.suffering and (
+        bounds.was_idle or reading.latency_ms < max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS)
+    ):
         return state._replace(phase=phase._replace(suffering=(reading,))), None  # once may be chance
     elif is_restart or state.bytes_per_s > c.START_BYTES_PER_S:
         return _slow_on_trial(state, sample, bounds, reading)
@@ -172,12 +175,15 @@ def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
 
 
 def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
-    before = state.phase.suffering if isinstance(state.phase, Watching) else ()
-    suffering = (*before, reading)[-c.SUFFERING_KEPT :] if reading.suffers(bounds) else ()
-    state = state._replace(phase=Watching(suffering))
-    if sum(each.evidence(bounds) for each in suffering) >= 1:
-        return _slow_on_trial(state, sample, bounds, together(suffering))
-    return state, None
+    phase = state.phase if isinstance(state.phase, Watching) else Watching()
+    suffering = (*phase.suffering, reading)[-c.SUFFERING_KEPT :] if reading.suffers(bounds) else ()
+    state = state._replace(phase=Watching(suffering, phase.tried if suffering else None))
+    if sum(each.evidence(bounds) for each in suffering) < 1:
+        return state, None
+    before = together(suffering)
+    if phase.tried is not None and phase.tried.latency_ms > c.HALVED * before.latency_ms:
+        return _give_up(state, Trying(before, from_start=False), sample, bounds, phase.tried)
+    return _slow_on_trial(state, sample, bounds, before)
 
 
 def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading) -> Next:
@@ -323,7 +329,8 @@ def _give_up(state: State, phase: Trying | Throttling, sample: Sample, bounds: B
     before = phase.before
     seen = f"{reading} with the backup at {in_mb_per_s(reading.copied_per_s)}"
     if phase.from_start:
-        return _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
+        after, action = _release(state, bounds, f"{seen}, slowed since its start; released, to see how it is then")
+        return after._replace(phase=Watching(tried=reading if isinstance(phase, Trying) else None)), action
     did_pay = isinstance(phase, Throttling) and phase.lasted_s > c.FIRST_REST_S
     rest_s = c.FIRST_REST_S if did_pay else state.rest_s
     culprit = _culprit_of(before, reading, bounds)

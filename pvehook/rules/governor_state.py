@@ -34,6 +34,9 @@ class Watching(NamedTuple):
 
     suffering: tuple[Reading, ...] = ()
     """Readings of a guest that suffers, without a break."""
+    tried: Reading | None = None
+    """A trial from the start of the backup came to this and did not help. It is judged as soon as it is seen how the
+    guest is beside the free backup."""
 
 
 class Resting(NamedTuple):

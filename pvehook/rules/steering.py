@@ -4,9 +4,9 @@
 
 The law (governor_law.py) follows one guest at a time. Another one takes its place when its need is clearly greater and
 above 1, or when the one that steered has none or is gone; never in the middle of a trial, which has to be judged by
-the guest it was made for. A guest for which slowing did not pay is put aside for as long as the law rests, and the
-others still count; as long as three are aside nobody new is tried, so that a night of other people's load does not
-become one trial after the other.
+the guest it was made for. A guest for which slowing did not pay is put aside for as long as the law rests, and with it
+those who suffered through the same trial no less. The others still count; as long as three are aside nobody new is
+tried, so that a night of other people's load does not become one trial after the other.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Patient(NamedTuple):
         need = reading.latency_ms / self.target_ms
         return need if reading.in_flight >= c.SUFFERS_IN_FLIGHT else min(need, 1.0)
 
+    def is_not_helped(self, before_ms: float) -> bool:
+        """Whether it suffers though the backup is slowed, and not much less than at `before_ms`."""
+        latency_ms = self.reading.latency_ms if self.reading is not None else 0.0
+        return latency_ms > max(self.target_ms, c.HALVED * before_ms)
+
     def seen(self, sample: Sample) -> Patient:
         """With one more sample."""
         from_s = sample.at_s - c.RANKED_S  # what began earlier, as a quiet guest's rare look, would hide what is new
@@ -82,6 +87,10 @@ class Steering(NamedTuple):
     copied_bytes: int = 0
     copied_in_s: float = 0.0
     """What the backup copied since then, and in how long."""
+    before_ms: Mapping[int, float] = MappingProxyType({})
+    """Everybody's latency when the last trial began."""
+    not_helped: frozenset[int] = frozenset()
+    """Who suffered at its end all the same."""
 
     def with_patient(self, vmid: int, patient: Patient) -> Steering:
         return self._replace(patients={**self.patients, vmid: patient})
@@ -210,12 +219,27 @@ def next_sample(steering: Steering, at_s: float, remaining_bytes: int) -> tuple[
     return steering._replace(pending=(), copied_bytes=0, copied_in_s=0.0), sample
 
 
-def put_aside(steering: Steering, law: State, action: Action | None) -> Steering:
-    """Whoever steered, where slowing did not pay for it."""
-    patient = steering.patients.get(steering.by)
-    if patient is None or action is None or action.kind != "give-up" or not isinstance(law.phase, Resting):
+def judged(steering: Steering, law: State, after: State, action: Action | None) -> Steering:
+    """What a step of the law from `law` to `after` tells of everybody: the others suffered through the same trial.
+    Where slowing did not pay, whoever steered is put aside, and with it those whom it did not help either."""
+    if action is None:
         return steering
-    return steering.with_patient(steering.by, patient._replace(aside_until_s=law.phase.until_s))
+    if action.kind == "slow":
+        readings = {vmid: each.reading for vmid, each in steering.patients.items()}
+        before_ms = {vmid: reading.latency_ms for vmid, reading in readings.items() if reading is not None}
+        return steering._replace(before_ms=before_ms, not_helped=frozenset())
+    if law.is_throttled:
+        not_helped = frozenset(
+            vmid
+            for vmid, each in steering.patients.items()
+            if each.is_not_helped(steering.before_ms.get(vmid, 0.0))
+        )
+        steering = steering._replace(not_helped=not_helped)
+    if action.kind == "give-up" and isinstance(after.phase, Resting):
+        for vmid in steering.patients.keys() & {steering.by, *steering.not_helped}:
+            aside = steering.patients[vmid]._replace(aside_until_s=after.phase.until_s)
+            steering = steering.with_patient(vmid, aside)
+    return steering
 
 
 def look_every_s(steering: Steering, vmid: int, law: State | None) -> float:

@@ -22,6 +22,7 @@ from pvehook.guest.block_stats import arm_histograms, read_disks
 from pvehook.host.clock import Clock
 from pvehook.host.node import Node
 from pvehook.host.pressure import recent_io_share
+from pvehook.rules.governor_constants import RANKED_S
 from pvehook.rules.governor_policy import may_be_spared_for_others
 from pvehook.rules.patients import PatientSample, Resources, exposure
 from pvehook.settings import GovernorConfig
@@ -49,6 +50,8 @@ FEW, URGENT_OF_FEW_PER_S = 20, 15.0
 """With so few guests on the node the others take little of it."""
 ELSEWHERE_TIMES = 6.0
 """A guest that shares nothing with the backup is looked at so much more seldom."""
+AFTER_A_LONG_TIME_S = 0.1
+"""From a look that covers so long that a wait which has just begun hides in it to the next one."""
 FIRST_EVERY_S, FIRST_PER_GUEST_S = 0.2, 0.015
 """Between two passes over block counters: at least the one, and the other for each guest."""
 
@@ -245,6 +248,9 @@ class NodeLooks:
         if sample is not None:
             self._give(patient, load, sample)
         patient.next_look_s = now_s + self._wanted_every_s(patient, load, now_s)
+        if sample is not None and sample.period_s > RANKED_S and patient.waits(now_s):
+            # Its wait has just begun, and this look shows it among all that was quick before: the next one tells.
+            patient.next_look_s = min(patient.next_look_s, now_s + AFTER_A_LONG_TIME_S)
 
     def _missed(self, patient: Patient, load: Load | None, error: GuestError) -> None:
         """It is left alone for a while."""

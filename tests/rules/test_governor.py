@@ -167,6 +167,23 @@ def test_slowed_since_its_start_it_is_looked_at_free_before_it_is_given_up() -> 
     assert start.until("slow", 200.0).kind == "slow"
 
 
+def test_a_trial_since_its_start_that_did_not_help_is_judged_without_another_one() -> None:
+    start = Start()
+    start.play(lambda speed: 10.0 if speed < 60e6 else 60.0)
+    start.until("release", 70.0)
+    action = start.until("give-up", 110.0)
+    assert (action.kind, start.state.bytes_per_s) == ("give-up", UNLIMITED)
+    assert "its requests took 70 ms" in action.reason
+    assert "110 ms at" in action.reason
+
+
+def test_a_few_slow_requests_of_an_idle_guest_do_not_end_a_start() -> None:
+    start = Start(BOUNDS._replace(was_idle=True))
+    readings = iter(itertools.cycle([8.0, 8.0, 8.0, 8.0, 260.0, 260.0]))  # two looks are a reading
+    actions = start.play(lambda _: next(readings), looks=200)
+    assert {action.kind for action in actions} == {"start"}
+
+
 def test_a_start_that_was_ended_by_chance_goes_on_after_some_seconds() -> None:
     """A few slow requests are no reason to hold a backup all night that nobody feels."""
     start = Start()
@@ -186,7 +203,7 @@ def test_what_is_felt_each_time_is_tried_ever_less_often() -> None:
 
     start.play(feel)
     actions = []
-    for _ in range(200):
+    for _ in range(500):
         actions.append(start.look(feel(start.state.bytes_per_s)).kind)
     assert actions.count("slow") == 2
     assert isinstance(start.state.phase, Throttling)

@@ -9,9 +9,9 @@ import pytest
 from pvehook.contract.latency import RequestCounters
 from pvehook.rules.governor_constants import MOST_ASIDE
 from pvehook.rules.governor_readings import Bounds, Reading
-from pvehook.rules.governor_state import Resting, State, Watching
+from pvehook.rules.governor_state import Action, Resting, State, Trying, Watching
 from pvehook.rules.patients import PatientSample
-from pvehook.rules.steering import OWN, Patient, Steering, candidates, chosen, hand_over
+from pvehook.rules.steering import OWN, Patient, Steering, candidates, chosen, hand_over, judged
 from tests.bench.disk_models import FAST_DISK, ONE_DISK, RAID, DiskModel
 from tests.rules.governor_model import Guest
 from tests.rules.node_model import IDLE, NodeNight, node_night
@@ -90,6 +90,15 @@ def test_one_that_suffers_for_its_own_reasons_costs_the_backup_one_trial_and_is_
     assert held.governor.culprit is None  # it says nothing about the backup's target
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_on_a_disk_that_a_neighbour_overloads_by_itself_there_is_one_trial_for_all(seed: int) -> None:
+    overloads = Guest(per_s=150, busy=lambda now_s: now_s > 9)
+    held = node_night(ONE_DISK, {104: overloads, 105: Guest(per_s=4)}, seed=seed)
+    assert held.kinds().count("slow") == 1
+    assert "slowing does not pay" in held.reasons()
+    assert held.governor.slowed_s < 6.0
+
+
 def test_the_others_still_count_when_one_is_put_aside() -> None:
     neighbours, elsewhere = {103: ON_AND_OFF, 104: GROWS_BUSY}, {104: ONE_DISK}
     free, held = both(RAID, neighbours, elsewhere=elsewhere, size_mib=6000)
@@ -130,6 +139,16 @@ def test_a_few_slow_requests_of_an_idle_guest_do_not_outweigh_one_that_suffers()
 def test_a_patient_that_was_not_seen_for_long_gives_its_place_back() -> None:
     steering = Steering({OWN: patient(1.0), 103: patient(90.0)._replace(seen_s=90.0)}, by=103)
     assert chosen(steering, State(0), 100.0) == OWN
+
+
+def test_who_suffered_through_a_trial_that_did_not_pay_is_put_aside_with_the_one_it_was_made_for() -> None:
+    slow, gave_up = Action("slow", 1, "", None), Action("give-up", 0, "", None)
+    trying = State(1, Trying(reading(200.0), from_start=False))
+    steering = Steering({OWN: patient(90.0), 103: patient(200.0), 104: patient(400.0), 105: patient(20.0)}, by=103)
+    begun = judged(steering, State(0), trying, slow)
+    begun = begun.with_patient(104, patient(150.0))  # it was helped
+    after = judged(begun, trying, State(0, Resting(160.0)), gave_up)
+    assert {vmid for vmid, each in after.patients.items() if each.aside_until_s == 160.0} == {OWN, 103}
 
 
 def test_while_three_are_put_aside_nobody_new_is_tried() -> None:

@@ -14,6 +14,7 @@ import pytest
 from pvehook.contract.measured import Absent
 from pvehook.host.processes import ProcessId
 from pvehook.settings import GovernorRule
+from pvehook.watch import node_looks
 from pvehook.watch.patients import GuestTable
 from pvehook.watch.watch_status import WatchStatus, read_status
 from tests.watch.test_node_watch import stats_read
@@ -208,6 +209,23 @@ def test_block_counters_tell_when_a_monitor_is_to_be_asked(node: WatchedNode) ->
         node.count(device, writes=1010, took_ms=9000)
         wait_until(lambda: len(db.heard) > asked)
         assert watch._looks.patients[105].waits(time.monotonic())
+
+
+def test_a_wait_that_a_long_look_dilutes_is_looked_at_again_at_once(
+    node: WatchedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = node.logical_volume("fast", "vm-105-disk-0", "sda")
+    db = node.vm(105, LVM)
+    monkeypatch.setattr(node_looks, "WAITING_EVERY_S", 3600.0)
+    monkeypatch.setattr(node_looks, "RANKED_S", 0.0)
+    with node.watched() as watch:
+        governor = node.backup_begins(watch)
+        governor.look_every_s = lambda _vmid: 3600.0  # type: ignore[method-assign]
+        governor.wait_until(lambda: 105 in governor.known)
+        wait_until(lambda: watch._looks.patients[105].devices_load == 1)
+        db.serve_requests("write", 300.0, 5)
+        node.count(device, writes=1010, took_ms=9000)
+        governor.wait_for_sample(105, 2)
 
 
 def test_a_request_that_does_not_come_back_is_a_wait(node: WatchedNode) -> None:
