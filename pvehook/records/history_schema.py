@@ -10,6 +10,8 @@
     beside_marks      the marks of the night's picture, as `charts`
     beside_samples    the last run's, as Prometheus gets them
 
+    attempts          one row for each guest and run, whatever became of it: also refused and failed ones
+
 An absent figure is kept as the text `absent: why`, a broken one as `broken: why`.
 
 Only the daemon writes (history_writing.py); reports read at the same time (history.py, beside_history.py). Losing the
@@ -95,6 +97,29 @@ SCHEMA: Final = (
         replace(body, 'pvehook_stalled_seconds{', 'pvehook_stalled_seconds{part=\\"own\\",'),
         'pvehook_slowed_seconds{', 'pvehook_slowed_seconds{part=\\"own\\",'
     );
+    """,
+    """
+    CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY,
+        vmid INTEGER NOT NULL,
+        started_s REAL NOT NULL,
+        ended_s REAL NOT NULL,
+        node TEXT NOT NULL,
+        job TEXT NOT NULL,
+        job_id TEXT,
+        trigger TEXT NOT NULL,
+        name TEXT,
+        vmtype TEXT,
+        mode TEXT,
+        result TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        copied_bytes REAL,
+        cost_s REAL,
+        UNIQUE (vmid, started_s)
+    );
+    CREATE INDEX attempts_by_time ON attempts (started_s);
+    INSERT INTO attempts (vmid, started_s, ended_s, node, job, trigger, name, vmtype, result, reason)
+        SELECT vmid, started_s, started_s + duration_s, node, '', 'unknown', name, vmtype, result, '' FROM backups;
     """,
 )
 """Step by step: a database of version N (`user_version`) becomes today's by the steps from N on."""

@@ -17,6 +17,8 @@ from typing import Final
 from pvehook.contract.measured import Measured
 from pvehook.contract.text import printable
 from pvehook.errors import NodeError
+from pvehook.records.attempt import Attempt
+from pvehook.records.attempt_history import ATTEMPT_TEXTS
 from pvehook.records.beside_history import BESIDE_FIGURES
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.encoding import encode
@@ -38,6 +40,11 @@ from pvehook.records.textfile import beside_samples, guest_samples
 NIGHTS_TRUSTED: Final = 3
 """Ages are counted back from the third last night on record, and not from now: a clock that is years ahead for a night
 or two must not delete the history."""
+
+REASON_LIMIT: Final = 400
+"""Characters of why there is no backup."""
+SAME_TURN_S: Final = 60.0
+"""Of an old database the runs' tasks are not known: a turn that Proxmox's log puts so close to one is the same."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _writing = threading.Lock()
@@ -68,6 +75,19 @@ def append_beside(
         history.execute("DELETE FROM beside_samples")  # they are those of the last run
         for record in records:
             _insert_beside(history, record)
+
+    return _written(path, insert, now_s, keep_days)
+
+
+def append_attempts(
+    path: str, attempts: Sequence[Attempt], *, now_s: float, keep_days: int = KEEP_DAYS, are_read: bool = False
+) -> str | None:
+    """As `append`, of guests' turns in runs. One of the same guest and time, or of the same guest and task, replaces
+    the one that is there. `are_read`: from Proxmox's own logs; such a one only replaces one whose end was not seen."""
+
+    def insert(history: sqlite3.Connection) -> None:
+        for attempt in attempts:
+            _insert_attempt(history, attempt, are_read)
 
     return _written(path, insert, now_s, keep_days)
 
@@ -162,6 +182,22 @@ def _insert_beside(history: sqlite3.Connection, record: BesideRecord) -> None:
         history.execute("INSERT INTO beside_marks VALUES (?, ?, ?)", (beside, record.started_s, marks))
 
 
+def _insert_attempt(history: sqlite3.Connection, attempt: Attempt, is_read: bool) -> None:
+    same = "vmid = ? AND (started_s = ? OR job = nullif(?, ''))"
+    if is_read:
+        same = f"{same} AND result = 'unknown'"
+    job = printable(attempt.job)
+    history.execute(f"DELETE FROM attempts WHERE {same}", (attempt.vmid, attempt.started_s, job))  # noqa: S608
+    if is_read and history.execute(
+        "SELECT 1 FROM attempts WHERE vmid = ? AND (job = ? OR abs(started_s - ?) < ?)",
+        (attempt.vmid, job, attempt.started_s, SAME_TURN_S),
+    ).fetchone():
+        return
+    row = attempt._asdict()
+    texts = _texts({name: row[name] for name in ATTEMPT_TEXTS})
+    _add(history, "attempts", {**row, **texts, "reason": printable(attempt.reason, REASON_LIMIT)})
+
+
 def _texts(texts: Mapping[str, str | None]) -> dict[str, str | None]:
     """SQLite takes no text that cannot be encoded, and names are others'."""
     return {name: None if text is None else printable(text) for name, text in texts.items()}
@@ -194,6 +230,7 @@ _TABLES: Final[dict[str, tuple[str, str | None, int]]] = {
     "beside_details": ("beside", "beside", DETAIL_DAYS),
     "beside_samples": ("beside", None, KEEP_DAYS),
     "beside": ("beside", "id", KEEP_DAYS),
+    "attempts": ("attempts", "id", KEEP_DAYS),
 }
 """Each table: whose rows it belongs to, by which column, and for how long it is kept. The rows themselves come last."""
 
@@ -205,7 +242,7 @@ def _drop_old(history: sqlite3.Connection, now_s: float, keep_days: int) -> None
     # What a wrong clock dated ahead is as old as the rows that were written before and after it.
     oldest = {
         rows: history.execute(f"SELECT min(id) FROM {rows} WHERE started_s <= ?", (now_s,)).fetchone()[0]  # noqa: S608
-        for rows in ("backups", "beside")
+        for rows in ("backups", "beside", "attempts")
     }
     for table, (rows, key, days) in _TABLES.items():
         oldest_s = trusted_s - min(days, keep_days) * DAY_S

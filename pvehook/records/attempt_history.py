@@ -1,0 +1,46 @@
+"""The history of guests' turns in vzdump runs, to read. Its table: history_schema.py."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pvehook.records.attempt import RESULTS, TRIGGERS, Attempt
+
+ATTEMPT_TEXTS: Final = ("node", "job", "job_id", "trigger", "name", "vmtype", "mode", "result", "reason")
+
+_COLUMNS: Final = ", ".join(Attempt._fields)
+_NUMBERS: Final = ("copied_bytes", "cost_s")
+
+
+def attempts_between(
+    history: sqlite3.Connection, since_s: float, until_s: float, vmid: int | None = None
+) -> list[Attempt]:
+    """Of each guest, or of one, those that began in this time, the oldest first."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM attempts WHERE started_s BETWEEN ? AND ? AND coalesce(vmid = ?, 1)"  # noqa: S608
+        " ORDER BY started_s, vmid"
+    )
+    return [_attempt(row) for row in history.execute(sql, (since_s, until_s, vmid))]
+
+
+def last_good_s(history: sqlite3.Connection, until_s: float) -> dict[int, float]:
+    """Of each guest that has one, when its last good backup until then began."""
+    sql = "SELECT vmid, max(started_s) FROM attempts WHERE result = 'ok' AND started_s <= ? GROUP BY vmid"
+    return dict(history.execute(sql, (until_s,)))
+
+
+def _attempt(row: Sequence[Any]) -> Attempt:
+    """Raises sqlite3.DataError where a column is of another kind: a damaged row."""
+    attempt = Attempt._make(row)
+    for name, value in attempt._asdict().items():
+        if name in _NUMBERS or name in ("job_id", "name", "vmtype", "mode"):
+            expected: tuple[type, ...] = (float if name in _NUMBERS else str, type(None))
+        else:
+            expected = (int,) if name == "vmid" else (float,) if name.endswith("_s") else (str,)
+        if not isinstance(value, expected):
+            raise sqlite3.DataError(f"damaged: {name} of another kind")
+    if attempt.result not in RESULTS or attempt.trigger not in TRIGGERS:
+        raise sqlite3.DataError("damaged: an attempt of another kind")
+    return attempt
