@@ -390,11 +390,11 @@ jobs_with_own_settings() { # one line for each setting of a job or of a line of 
     "$(node_python)" -IBc '
 import sys
 sys.path.insert(0, sys.argv[1])
+from pvehook.config.jobs import all_jobs
 from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.preview.jobs import all_jobs
 try:
     jobs = all_jobs(Node(sys.argv[2]), TimelyReader())
 except NodeError as error:

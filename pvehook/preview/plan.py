@@ -6,15 +6,14 @@ guest when the script or the storage is unfit (PVE/VZDump.pm `new`), and one gue
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pvehook.contract.guest_config import GuestConfig, boolean, split_list
+from pvehook.config.jobs import Job, Pools
+from pvehook.contract.guest_config import GuestConfig, boolean
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import can_snapshot_container
 from pvehook.contract.vzdump_config import MODE_DEFAULT
-from pvehook.preview.jobs import Job
 from pvehook.rules.governor_policy import workers_of
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
@@ -25,26 +24,6 @@ class Guest(NamedTuple):
     vmtype: str
     running: bool
     config: GuestConfig
-
-
-Pools = Mapping[str, Collection[int]]
-
-
-def takes(job: Job, vmid: int, pools: Pools) -> bool:
-    """Whether the job takes this guest. Of a pool it takes all, whatever `exclude` says; `exclude` alone is all others
-    (`get_included_guests` in PVE/VZDump.pm)."""
-    options = job.options
-    if "pool" in options or "vmid" in options:
-        return vmid in named_guests(job, pools)
-    takes_all = boolean(options.get("all")) or "exclude" in options
-    return bool(takes_all) and str(vmid) not in split_list(options.get("exclude", ""))
-
-
-def named_guests(job: Job, pools: Pools) -> Collection[int]:
-    """Those that the job names, by itself or by a pool, whichever node they are on."""
-    if "pool" in job.options:
-        return pools.get(job.options["pool"], ())
-    return {int(each) for each in split_list(job.options.get("vmid", "")) if re.fullmatch("[0-9]{1,9}", each)}
 
 
 def why_job_does_not_start(job: Job, pools: Pools) -> str | None:

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple, TextIO
 
 from pvehook.config.in_force import InForce
+from pvehook.config.jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
 from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.section_config import Section, parse_sections
@@ -29,14 +30,11 @@ from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
-from pvehook.preview.jobs import READ_DEADLINE_S, Job, jobs_of_node
 from pvehook.preview.plan import (
     HOOK,
     Guest,
     mode_of,
-    named_guests,
     notes_on_job,
-    takes,
     why_guest_fails,
     why_job_does_not_start,
 )

@@ -29,6 +29,7 @@ from unittest import mock
 from pvehook import config, hook_call, settings
 from pvehook.cli import governor
 from pvehook.config import merge, parse
+from pvehook.config.jobs import parse_cron
 from pvehook.contract.call import BadCall, parse_call
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
 from pvehook.contract.kernel_line import parse_kernel_line
@@ -50,7 +51,6 @@ from pvehook.guest.sockets import Connection
 from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
-from pvehook.preview.jobs import parse_cron
 from pvehook.records import beside_history, encoding, history, nights, run_state
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.guest_record import GuestRecord

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from pvehook.contract.guest_config import boolean
+from pvehook.contract.guest_config import boolean, split_list
 from pvehook.contract.section_config import parse_sections
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
@@ -33,6 +34,9 @@ _FLAGS = frozenset({"all", "quiet", "stdexcludes", "stop", "remove", "protected"
 """Options of vzdump's command line that may stand without a value."""
 _SHELL = frozenset({";", "&", "&&", "|", "||", ">", ">>", "2>", "2>&1", "<"})
 _CRON_LINES = 1000
+
+Pools = Mapping[str, Collection[int]]
+"""Each pool's guests (contract/pools.py)."""
 
 
 class Job(NamedTuple):
@@ -70,6 +74,23 @@ def all_jobs(node: Node, reader: TimelyReader) -> list[Job]:
     return jobs + parse_cron(
         reader.text(node.path(_ROOTS_CRONTAB), READ_DEADLINE_S) or "", _ROOTS_CRONTAB, has_user=False
     )
+
+
+def takes(job: Job, vmid: int, pools: Pools) -> bool:
+    """Whether the job takes this guest. Of a pool it takes all, whatever `exclude` says; `exclude` alone is all others
+    (`get_included_guests` in PVE/VZDump.pm)."""
+    options = job.options
+    if "pool" in options or "vmid" in options:
+        return vmid in named_guests(job, pools)
+    takes_all = boolean(options.get("all")) or "exclude" in options
+    return bool(takes_all) and str(vmid) not in split_list(options.get("exclude", ""))
+
+
+def named_guests(job: Job, pools: Pools) -> Collection[int]:
+    """Those that the job names, by itself or by a pool, whichever node they are on."""
+    if "pool" in job.options:
+        return pools.get(job.options["pool"], ())
+    return {int(each) for each in split_list(job.options.get("vmid", "")) if re.fullmatch("[0-9]{1,9}", each)}
 
 
 def parse_cron(text: str, path: str, has_user: bool = True) -> list[Job]:
