@@ -43,8 +43,9 @@ ALLOWED = {
     "freeze": ACTING,
     "throttle": ACTING,
     "watch": ACTING | {"throttle"},
-    "daemon": ACTING | {"admission", "priority", "freeze", "throttle", "watch"},
-    "preview": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "report"},
+    "night": ACTING | {"report"},
+    "daemon": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "night"},
+    "preview": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "report", "night"},
     "rehearsal": {"contract", "guest", "host"},
 }
 """design/architecture.md: who may import whom. `cli` may import everything, and `deadline` is for all who wait."""

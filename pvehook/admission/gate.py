@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from functools import partial
 
 from pvehook.config.in_force import InForce
+from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.call import HookCall
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
@@ -18,10 +17,6 @@ from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Allowance, Question, admit
 from pvehook.rules.window import window_state
 from pvehook.settings import NextGuest
-
-JOB_STATES = "/var/lib/pve-manager/jobs"
-"""Where pvescheduler writes which task a scheduled job has become: `vzdump-JOBID.json` with
-`{"state": "started", "upid": "UPID:..."}` (PVE/Jobs.pm; read there, not observed by us)."""
 
 JOB_STATES_DEADLINE_S = ALLOWANCES_DEADLINE_S = 1.0
 
@@ -37,8 +32,9 @@ class Gate:
         """Whether this phase may go on."""
         upid = parse_upid(run.upid)
         pending = False
-        if in_force.config.window.exempt.jobs and run.job_id is None:
-            run.job_id, pending = self._job_id(run.upid, in_force.config.window.exempt.jobs)
+        exempt = in_force.config.window.exempt.jobs
+        if run.job_id is None and (exempt or call.phase == "job-start"):
+            pending = self._find_job(run, exempt)
         question = Question(
             phase=call.phase,
             now=at(self._context.clock, in_force.window.zone),
@@ -76,28 +72,14 @@ class Gate:
         state = window_state(in_force.window, question.now)
         return admit(question, state, in_force.config.window.exempt, tuple(allowed), next_guest)
 
-    def _job_id(self, upid: str, exempt_jobs: tuple[str, ...]) -> tuple[str | None, bool]:
-        """Which exempt job of jobs.cfg this run is, and whether that is still to be written down."""
-        directory = self._context.node.path(JOB_STATES)
-
-        def read() -> tuple[str | None, bool]:
-            pending = False
-            for job_id in exempt_jobs:
-                if "/" in job_id:
-                    continue
-                try:
-                    with open(os.path.join(directory, f"vzdump-{job_id}.json"), encoding="utf-8") as file:
-                        state = json.loads(file.read(65536))
-                except (OSError, ValueError):
-                    continue
-                if not isinstance(state, dict):
-                    continue
-                if upid and state.get("upid") == upid:
-                    return job_id, False
-                pending = pending or state.get("state") == "starting"
-            return None, pending
-
+    def _find_job(self, run: RunState, exempt: tuple[str, ...]) -> bool:
+        """Notes which job of jobs.cfg this run is. Whether an exempt one may be it, and that is still to be written."""
+        read = partial(job_states, self._context.node)
         try:
-            return self._context.reader.within(JOB_STATES_DEADLINE_S, directory, read)
+            states = self._context.reader.within(JOB_STATES_DEADLINE_S, JOB_STATES, read)
         except NodeError:
-            return None, False
+            return False
+        mine = next((each for each in states if run.upid and each.upid == run.upid), None)
+        if mine is not None:
+            run.job_id, run.schedule = mine.job_id, mine.schedule or None
+        return mine is None and any(each.is_starting and each.job_id in exempt for each in states)

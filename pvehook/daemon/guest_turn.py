@@ -30,6 +30,7 @@ from pvehook.freeze.guest_freeze import GuestFreeze
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
+from pvehook.night.turns_taken import attempt_of
 from pvehook.priority.idle_priority import IdlePriority
 from pvehook.priority.io_priority_effect import effect_of_idle
 from pvehook.records.context import Context
@@ -277,6 +278,10 @@ class GuestTurn:
         """Its summary: for the history, the journal and the task log."""
         guest = self.guest
         record = self._monitor.record(phase.deadline) if self._monitor is not None else None
+        records = self._parts.records
+        why_failed = records.why_failed(guest.vmid, phase.deadline) if guest.result == "failed" else None
+        attempt = attempt_of(self._parts.run, guest, record, why_failed)
+        records.keep_attempts([attempt], phase.in_force.config.metrics, phase.deadline)
         write = self._log.info if is_good(guest, record) else self._log.warning
         write("guest-done", message=summary_message(guest, record), **guest_done_fields(guest, record))
         return summary_lines(guest, record)

@@ -29,6 +29,7 @@ from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+from pvehook.night.turns_taken import named_guests, refused_run, trigger_of
 from pvehook.priority.idle_priority import restore_strays, set_worker_idle
 from pvehook.records import run_state
 from pvehook.records.beside_record import BesideRecord
@@ -121,13 +122,17 @@ class Run:
         `job-start`, so the idle class waits until then."""
         decision = self._ask_gate(call, phase.in_force)
         self.ended = not decision.allowed
+        if not decision.allowed:
+            self._note_refused_run(decision, phase)
         return _reply(decision)
 
     def job_start(self, call: HookCall, phase: Phase) -> Reply:
         """Asked again: the run may have waited up to `lockwait` (3 h) since `job-init`."""
         decision = self._ask_gate(call, phase.in_force)
         self._refused = not decision.allowed
+        self._state.trigger = trigger_of(self._context.node, self._state.worker, self._state.job_id)
         if not decision.allowed:
+            self._note_refused_run(decision, phase)
             return _reply(decision)  # PVE calls job-abort next; the run ends there
         self._state.admitted = admits_whole_run(decision)
         self._state.began = True
@@ -166,7 +171,7 @@ class Run:
         ignored = self._report_ignored_refusal("this run", "") if self._refused else ()
         turn = self._new_turn(call, phase)
         decision = self._ask_gate(call, phase.in_force)
-        turn.guest.admitted_by = decision.reason
+        turn.guest.admitted_by, turn.guest.why_refused = decision.reason, decision.why_refused
         self._handle(turn, "admit" if decision.allowed else "refuse", phase)
         return _reply(decision, *ignored)
 
@@ -230,6 +235,12 @@ class Run:
         self._keep()
 
     # Helpers
+
+    def _note_refused_run(self, decision: Admission, phase: Phase) -> None:
+        """Its guests go without a backup, as far as it is known who they are."""
+        now_s = self._context.clock.now_s()
+        if attempts := refused_run(self._state, named_guests(self._state), now_s, decision.why_refused):
+            self._parts.records.keep_attempts(attempts, phase.in_force.config.metrics, phase.deadline)
 
     def _handle(self, turn: GuestTurn, event: Event, phase: Phase) -> list[str]:
         try:

@@ -83,6 +83,16 @@ def command_line(node: Node, pid: int) -> str:
     return row.title if row else ""
 
 
+def ancestors_of(node: Node, pid: int) -> list[str]:
+    """What the kernel calls the process's parent, its parent and so on."""
+    names: list[str] = []
+    row = _read_row(node, pid)
+    while row is not None and row.parent > 0 and len(names) < _ANCESTORS_LIMIT:
+        row = _read_row(node, row.parent)
+        names += [row.comm] if row is not None else []
+    return names
+
+
 def vzdump_task_of(node: Node, pid: int) -> int | None:
     """The nearest vzdump task from this process upwards: a wrapper script may stand between a hook and its worker."""
     for _ in range(_ANCESTORS_LIMIT):

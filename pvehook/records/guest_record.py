@@ -81,6 +81,7 @@ class GuestRecord:
     target: str | None = None
     admitted_by: str = ""
     """Why the window let it through: admission's reason."""
+    why_refused: str = ""
     state: TurnState = "new"
     result: Result = "running"
     ended_s: float | None = None

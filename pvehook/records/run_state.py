@@ -21,6 +21,7 @@ from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
 from pvehook.host.regular_file import files_in, remove_file, replace_file
 from pvehook.host.volumes import Backup
+from pvehook.records.attempt import Trigger
 from pvehook.records.encoding import decode, encode
 from pvehook.records.guest_record import GuestRecord
 
@@ -39,6 +40,9 @@ class RunState:
     storeid: str | None = None
     dumpdir: str | None = None
     job_id: str | None = None
+    schedule: str | None = None
+    """Of its job; None: it has none, or it is not known."""
+    trigger: Trigger = "unknown"
     waiting: list[int] = field(default_factory=list)
     """VMs whose histograms are armed: at the run's end they are removed."""
     beside: str = ""

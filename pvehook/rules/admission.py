@@ -70,6 +70,8 @@ class Admission(NamedTuple):
     """A short name for the journal; the list is at the top of this file, and `window-open`, `window-closed`."""
     lines: tuple[str, ...]
     """For vzdump's log. A refusal has exactly one."""
+    why_refused: str = ""
+    """For the history: the clock and the window, in short."""
 
 
 def admits_whole_run(admission: Admission) -> bool:
@@ -161,7 +163,8 @@ def _refused(question: Question, state: WindowState) -> Admission:
     command = f'pvehook allow{vmids} --for 2h --reason "..."'
     closed = _closed(question, state)
     line = f"{_subject(question)} is refused: {closed}; it opens next: {opens}; to allow it now: {command}"
-    return Admission(False, WINDOW_CLOSED, (line,))
+    why = f"at {_local(question, state):%H:%M} the backup window was closed ({state.reason})"
+    return Admission(False, WINDOW_CLOSED, (line,), why)
 
 
 # Words

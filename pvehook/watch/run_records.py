@@ -19,14 +19,16 @@ from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.regular_file import replace_file
+from pvehook.host.task_log import why_backup_failed
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
+from pvehook.records.attempt import Attempt
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.beside_summary import report_suffering
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import last_records, last_samples, past_baselines, reading
-from pvehook.records.history_writing import append, append_beside
+from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, exposition, guest_samples
@@ -105,6 +107,29 @@ class RunRecords:
         append_them = partial(append_beside, self._path, records, now_s=now_s, keep_days=days)
         self._keep(append_them, now_s, config, deadline)
 
+    def keep_attempts(self, attempts: Sequence[Attempt], config: MetricsConfig, deadline: Deadline) -> None:
+        """Turns of guests, also those that were refused: whatever is measured, who has no backup must be known."""
+        now_s, days = self._context.clock.now_s(), config.keep_days
+        append_them = partial(append_attempts, self._path, attempts, now_s=now_s, keep_days=days)
+        self._append_within(append_them, deadline, attempts[0].vmid if len(attempts) == 1 else None)
+
+    def why_failed(self, vmid: int, deadline: Deadline) -> str | None:
+        """vzdump's own words about it; None: they cannot be read in time."""
+        try:
+            read = partial(why_backup_failed, self._context.node, self.run.upid, vmid)
+            return self._within(deadline, "vzdump's task log", read)
+        except NodeError:
+            return None
+
+    def _append_within(self, append_it: Callable[[], str | None], deadline: Deadline, vmid: int | None) -> None:
+        log = self._context.log
+        try:
+            news = self._within(deadline, self._path, lambda: self._append(append_it))
+            if news is not None:
+                log.warning("history-moved", message=news, vmid=vmid)
+        except NodeError as error:
+            log.error("history-not-kept", message=str(error), vmid=vmid)
+
     def _keep(
         self,
         append_it: Callable[[], str | None],
@@ -113,20 +138,14 @@ class RunRecords:
         deadline: Deadline,
         vmid: int | None = None,
     ) -> None:
-        log = self._context.log
-        try:
-            news = self._within(deadline, self._path, lambda: self._append(append_it))
-            if news is not None:
-                log.warning("history-moved", message=news, vmid=vmid)
-        except NodeError as error:
-            log.error("history-not-kept", message=str(error), vmid=vmid)
+        self._append_within(append_it, deadline, vmid)
         if config.textfile is None:
             return
         target = self._context.node.path(config.textfile)
         try:
             self._within(deadline, target, lambda: self._write_textfile(target, now_s))
         except NodeError as error:
-            log.error(
+            self._context.log.error(
                 "textfile-not-written",
                 message=f"{config.textfile} was not written: {error}; the service may write below "
                 "/var/lib/prometheus/node-exporter, for another directory see the comment at metrics.textfile",

@@ -1,0 +1,91 @@
+"""What is kept of each guest's turn in a run, whatever became of it, and what started the run."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from pvehook.contract.measured import value_of
+from pvehook.contract.text import printable
+from pvehook.contract.upid import parse_upid
+from pvehook.host.node import Node
+from pvehook.host.processes import ProcessId, ancestors_of
+from pvehook.records.attempt import Attempt, AttemptResult, Trigger
+from pvehook.records.figures import figures
+from pvehook.records.guest_record import GuestRecord
+from pvehook.records.run_state import RunState
+from pvehook.records.stall_record import StallRecord
+
+_SCHEDULERS: Final = frozenset({"pvescheduler", "cron", "crond", "anacron", "CRON"})
+_PEOPLES: Final = ("pvedaemon", "pveproxy", "sshd", "login", "bash", "zsh", "fish", "tmux", "screen")
+"""From the web page, or from a shell, which cron has too: that is asked first."""
+
+
+def trigger_of(node: Node, worker: ProcessId, job_id: str | None) -> Trigger:
+    """What started a run, by its job and its worker's ancestors."""
+    names = ancestors_of(node, worker.pid)
+    if job_id is not None or _SCHEDULERS & set(names):
+        return "schedule"
+    return "hand" if any(name.startswith(_PEOPLES) for name in names) else "unknown"
+
+
+def attempt_of(run: RunState, guest: GuestRecord, record: StallRecord | None, why_failed: str | None) -> Attempt:
+    """Of a guest whose turn is over. `why_failed`: vzdump's own words, where they are known."""
+    result: AttemptResult = "unknown" if guest.result == "running" else guest.result
+    known = figures(record) if record is not None else {}
+    governor = record.governor if record is not None else None
+    return Attempt(
+        vmid=guest.vmid,
+        started_s=guest.started_s,
+        ended_s=guest.started_s if guest.ended_s is None else guest.ended_s,
+        node=os.uname().nodename,
+        job=run.upid,
+        job_id=run.job_id,
+        trigger=run.trigger,
+        name=guest.name,
+        vmtype=guest.vmtype,
+        mode=guest.mode,
+        result=result,
+        reason=_reason(run, guest, why_failed),
+        copied_bytes=value_of(known["backup_bytes"]) if known else None,
+        cost_s=governor.cost_s if governor is not None else None,
+    )
+
+
+def refused_run(run: RunState, vmids: list[int], at_s: float, why: str) -> list[Attempt]:
+    """Of a run that was refused before its first guest."""
+    return [
+        Attempt(
+            vmid=vmid,
+            started_s=at_s,
+            ended_s=at_s,
+            node=os.uname().nodename,
+            job=run.upid,
+            job_id=run.job_id,
+            trigger=run.trigger,
+            name=None,
+            vmtype=None,
+            mode=None,
+            result="refused",
+            reason=why,
+        )
+        for vmid in vmids
+    ]
+
+
+def named_guests(run: RunState) -> list[int]:
+    """The guest of a run that was started for one."""
+    upid = parse_upid(run.upid)
+    return [upid.vmid] if upid is not None and upid.vmid is not None else []
+
+
+def _reason(run: RunState, guest: GuestRecord, why_failed: str | None) -> str:
+    if guest.result == "ok":
+        return ""
+    log = f"; its log: pvenode task log {printable(run.upid, 100)}" if run.upid else ""
+    return {
+        "refused": guest.why_refused or "the backup window was closed",
+        "failed": f"{why_failed or 'vzdump failed it'}{log}",
+        "cancelled": "it went on after a refusal, or past the window's end, and was cancelled as configured",
+        "worker-died": "vzdump's worker ended in the middle of it: killed, or stopped by hand",
+    }.get(guest.result, "its end was not seen: pvehook's daemon was away")
