@@ -19,13 +19,26 @@ import pytest
 from pvehook.contract.measured import Absent, Broken
 from pvehook.errors import NodeError
 from pvehook.records import history_schema, history_writing
+from pvehook.records.attempt_history import attempts_between, last_good_s
 from pvehook.records.beside_history import beside_between
 from pvehook.records.history import last_records, last_samples, past_baselines, reading, record_of
 from pvehook.records.history_schema import CHART_DAYS, DETAIL_DAYS, KEEP_DAYS, SCHEMA
-from pvehook.records.history_writing import append, append_beside
+from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.nights import last_backups, nights
 from pvehook.records.stall_record import Baseline, StallRecord
-from tests.records.backups import DAY_S, HUNG, NO_AGENT, NOW_S, all_backups, beside, charted, container, latency, record
+from tests.records.backups import (
+    DAY_S,
+    HUNG,
+    NO_AGENT,
+    NOW_S,
+    all_backups,
+    attempt,
+    beside,
+    charted,
+    container,
+    latency,
+    record,
+)
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 
@@ -435,6 +448,31 @@ def test_a_history_from_before_guests_were_watched_beside_others_is_migrated_wit
     assert (sorted(samples), sorted(beside_others)) == ([101, 103, 110], [102])
     assert samples[101]["pvehook_stalled_seconds"] == ['pvehook_stalled_seconds{part="own",vmid="101"} 3.1']
     assert samples[110]["pvehook_slowed_seconds"] == []
+
+
+def test_a_history_from_before_refused_guests_were_kept_has_its_backups_as_turns(path: str) -> None:
+    """tests/data/history-4.sql was dumped from a database of version 4, the last one without them."""
+    os.makedirs(os.path.dirname(path))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript((Path(__file__).parents[1] / "data" / "history-4.sql").read_text())
+    turn = attempt(vmid=102, result="refused", reason="at 05:12 the backup window was closed (outside 02:00-05:00)")
+    assert append_attempts(path, [turn], now_s=NOW_S) is None
+    with reading(path) as history_now:
+        turns = attempts_between(history_now, 0.0, NOW_S)
+        assert [(each.vmid, each.result) for each in turns] == [(110, "ok"), (101, "ok"), (102, "refused")]
+        assert turns[2] == turn
+        assert last_good_s(history_now, NOW_S) == {each.vmid: each.started_s for each in turns[:2]}
+        assert [each.vmid for each in beside_between(history_now, 0.0, NOW_S)] == [103]
+
+
+def test_a_turn_from_proxmoxs_log_takes_the_place_of_one_whose_end_was_not_seen_only(path: str) -> None:
+    ours = [attempt(vmid=101, result="unknown", job="UPID:1"), attempt(vmid=102, result="failed", job="UPID:1")]
+    append_attempts(path, ours, now_s=NOW_S)
+    logged = [each._replace(result="ok", started_s=each.started_s + 5, reason="") for each in ours]
+    append_attempts(path, [*logged, attempt(vmid=103, job="UPID:1")], now_s=NOW_S, are_read=True)
+    with reading(path) as history_now:
+        turns = attempts_between(history_now, 0.0, NOW_S)
+    assert {each.vmid: each.result for each in turns} == {101: "ok", 102: "failed", 103: "ok"}
 
 
 def test_an_older_database_is_brought_up_to_date_with_its_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

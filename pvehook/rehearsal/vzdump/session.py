@@ -39,6 +39,14 @@ class Session:
         self.signals = Signals()
         self.zone = local_zone(self.node)
         self.now_s = RehearsalClock(run.clock_file).now_s
+        self.log_file = ""
+        """Proxmox's log of the task, below the node's tree; "": none yet."""
+
+    def begin_log(self, upid: str) -> None:
+        """As Proxmox names it; X is the last digit of the start time (`upid_decode` in PVE::Tools)."""
+        directory = self.node.path(f"/var/log/pve/tasks/{upid.split(':')[4][-1]}")
+        os.makedirs(directory, exist_ok=True)
+        self.log_file = os.path.join(directory, upid)
 
     def send(self, event: str, **fields: Any) -> None:
         """One event to the player."""
@@ -53,6 +61,9 @@ class Session:
             return ""
         line = f"{prefix} {text}".lstrip()
         self.send("log", line=line)
+        if self.log_file:
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
         return line
 
     def job_hook(self, phase: str) -> None:

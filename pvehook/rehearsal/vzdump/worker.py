@@ -55,6 +55,7 @@ def main() -> None:
     os.umask(0o022)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     session = Session(run, words, events)
+    session.begin_log(upid)
     session.send("started", pid=pid, upid=upid)
     sys.exit(_work(session))
 

@@ -1,0 +1,78 @@
+"""Every guest's turn is in the history, also of one that has no backup: what became of it, and why."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from pvehook.records.attempt import Attempt
+from pvehook.records.attempt_history import attempts_between
+from pvehook.records.history import reading
+from pvehook.rehearsal.vzdump.player import Player, play
+from pvehook.rehearsal.vzdump.run import Guest
+from pvehook.watch.run_records import history_file
+from tests.node_under_test import NEVER, NodeUnderTest
+
+
+def attempts(node: NodeUnderTest) -> dict[int, Attempt]:
+    with reading(history_file(node.node)) as history:
+        return {each.vmid: each for each in attempts_between(history, 0.0, 1e12)}
+
+
+def test_one_that_was_backed_up_and_one_that_failed_in_vzdumps_own_words(node: NodeUnderTest) -> None:
+    played = play(node.run(Guest(101, name="web", archive_s=0.2), Guest(102, exists=False)))
+    kept = attempts(node)
+    good, failed = kept[101], kept[102]
+    assert (good.result, good.reason, good.job) == ("ok", "", played.upid)
+    assert (good.name, good.vmtype, good.mode) == ("web", "qemu", "snapshot")
+    assert good.duration_s > 0.1
+    assert failed.result == "failed"
+    assert failed.reason == f"unable to find VM '102'; its log: pvenode task log {played.upid}"
+
+
+def test_one_that_was_refused_says_when_and_by_which_window(node: NodeUnderTest) -> None:
+    node.configure('window: {open: ["02:00-05:00"], exempt: {guests: [101]}}\n')
+    node.set_clock("2026-11-24T05:12:07+00:00")
+    play(node.run(Guest(101), Guest(102)))
+    kept = attempts(node)
+    assert kept[101].result == "ok"
+    assert (kept[102].result, kept[102].reason) == (
+        "refused", "at 05:12 the backup window was closed (outside 02:00-05:00)"
+    )  # fmt: skip
+
+
+def test_a_run_for_one_guest_that_is_refused_as_a_whole(node: NodeUnderTest) -> None:
+    node.configure(NEVER)
+    played = play(node.run(Guest(101), upid_id="101"))
+    kept = attempts(node)[101]
+    assert (kept.result, kept.job) == ("refused", played.upid)
+    assert "the backup window was closed" in kept.reason
+
+
+def test_a_worker_that_is_killed(node: NodeUnderTest) -> None:
+    with Player(node.run(Guest(105), pauses=("archive 105",))) as player:
+        player.wait_for("archive 105")
+        player.send_signal(signal.SIGKILL)
+        node.wait_for_event("worker-died", vmid="105")
+    kept = attempts(node)[105]
+    assert (kept.result, "killed, or stopped by hand" in kept.reason) == ("worker-died", True)
+
+
+def test_the_job_that_it_belongs_to_is_what_the_scheduler_wrote_down(node: NodeUnderTest) -> None:
+    states = node.root / "var/lib/pve-manager/jobs"
+    states.mkdir(parents=True)
+    with Player(node.run(pauses=("after job-init",))) as player:
+        player.wait_for("after job-init")
+        started = {"state": "started", "upid": player.so_far().upid, "config": {"schedule": "02:00"}}
+        (states / "vzdump-nightly.json").write_text(json.dumps(started))
+        (states / "vzdump-other.json").write_text("{")
+        player.go_on()
+        player.finish()
+    kept = attempts(node)[101]
+    assert (kept.job_id, kept.trigger) == ("nightly", "schedule")
+
+
+def test_without_metrics_who_has_no_backup_is_known_all_the_same(node: NodeUnderTest) -> None:
+    node.configure("window: {open: []}\nmetrics: {mode: \"off\"}\n")
+    play(node.run(Guest(101), upid_id="101"))
+    assert attempts(node)[101].result == "refused"
