@@ -1,0 +1,258 @@
+"""Is a guest overdue: is its last good backup older than its jobs promise? And why, and what mends it. Pure.
+
+Each start of a job that takes a guest promises it a turn. A turn that brought no good backup is missed, and after
+`window.overdue_after` missed turns of one job, with no good backup by any, the guest is overdue. So a job for the
+weekend is not late on a Wednesday, and two jobs in one night are one night.
+
+A start counts as missed when a turn of the guest is known since, or after TURN_COMES_WITHIN_S: until then the run may
+still come to it. A guest of which no good backup is on record is given the turns since it was seen first.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from pvehook.contract.text import printable
+from pvehook.rules.schedule import starts_between
+from pvehook.rules.window import DAY_MINUTES, DAYS, Window, is_open, window_state
+
+TURN_COMES_WITHIN_S: Final = 12 * 3600.0
+"""After its job's start. A run may wait for the node's lock for 3 h, and take a night."""
+
+_STARTS_SHOWN: Final = 7
+"""Of the missed ones, the last: whether the window was open then."""
+_REASON_LIMIT: Final = 160
+_TIMES: Final = {1: "once", 2: "twice"}
+_IN_WORDS: Final = {
+    "refused": "refused",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "worker-died": "broken off",
+    "unknown": "not seen to its end",
+}
+_TIME_OF_EVENT: Final = re.compile(r"((?:[a-zA-Z][a-zA-Z.,]*\s+)?)[0-9]{1,2}:[0-9]{1,2}")
+_TIME_OF_CRON: Final = re.compile(r"[0-9]+\s+[0-9]+((?:\s+\S+){3})")
+_LONGER_MIN: Final = 120
+"""By how much a wider window is wider."""
+_BEHIND: Final = timedelta(minutes=10)
+"""So that the other job has taken the node's lock before."""
+_LOOK_AHEAD: Final = timedelta(days=400)
+
+
+class Promise(NamedTuple):
+    """A job that takes the guest."""
+
+    job: str
+    """Its id, or for a line of cron the file and the line's number."""
+    schedule: str
+    is_cron: bool = False
+    storage: str | None = None
+    is_exempt: bool = False
+    """The window does not count for it."""
+    without: str | None = None
+    """pvesh's options that take this guest out of it; None: it takes no other, or it is not that simple."""
+
+
+class Turn(NamedTuple):
+    """The guest's turn in a run that left no good backup."""
+
+    at: datetime
+    result: str
+    """One of records.attempt's."""
+    reason: str
+
+
+class Facts(NamedTuple):
+    """What is known of one guest. All times are aware, in the node's zone, by which schedules are read."""
+
+    vmid: int
+    last_good: datetime | None
+    """When its last good backup began; None: none is on record."""
+    known_since: datetime
+    """When the guest was first seen, for one without a good backup."""
+    promises: Sequence[Promise]
+    turns: Sequence[Turn]
+    """Since the last good backup, the oldest first."""
+    disabled_jobs: Sequence[str] = ()
+    """Those that would take it."""
+
+
+class Verdict(NamedTuple):
+    """What is told of the guest."""
+
+    missed_turns: int
+    is_overdue: bool
+    cause: str
+    """In one sentence; empty: its last turn brought a good backup, or none has come yet."""
+    ways_out: tuple[str, ...]
+    """`what for: command`: first the one for now, then those for good."""
+    not_understood: tuple[str, ...]
+    """Jobs whose schedule is not understood, each with the reason: what they promise is not counted."""
+
+
+def judge(facts: Facts, now: datetime, window: Window, overdue_after: int) -> Verdict:
+    """Whether the guest is overdue, by the jobs whose schedule is understood. `now` is in the node's zone."""
+    missed: dict[Promise, list[datetime]] = {}
+    not_understood = []
+    for promise in facts.promises:
+        try:
+            missed[promise] = _missed(facts, promise, now)
+        except ValueError as error:
+            text = printable(promise.schedule, 60)
+            not_understood.append(f"job {promise.job}: its schedule {text!r} is not understood: {error}")
+    worst = max(missed, key=lambda each: len(missed[each]), default=None)
+    starts = missed[worst] if worst is not None else []
+    cause = ""
+    ways: tuple[str, ...] = ()
+    if worst is None:
+        cause = _without_turns(facts, not_understood)
+    elif starts:
+        closed = [] if worst.is_exempt else [each for each in starts[-_STARTS_SHOWN:] if not is_open(window, each)]
+        cause = _cause(facts, starts, closed, window)
+        ways = tuple(_ways(facts, worst, closed, now, window))
+    return Verdict(len(starts), len(starts) >= overdue_after, cause, ways, tuple(not_understood))
+
+
+def _missed(facts: Facts, promise: Promise, now: datetime) -> list[datetime]:
+    since = facts.last_good or facts.known_since
+    starts = starts_between(promise.schedule, since, now, is_cron=promise.is_cron)
+    over_s = now.timestamp() - TURN_COMES_WITHIN_S
+    if facts.turns:
+        over_s = max(over_s, facts.turns[-1].at.timestamp())
+    return [each for each in starts if each.timestamp() <= over_s]
+
+
+# Why
+
+
+def _without_turns(facts: Facts, not_understood: Sequence[str]) -> str:
+    if not_understood:
+        return not_understood[0]
+    if not facts.disabled_jobs:
+        return "in no job"
+    plural = "s" if len(facts.disabled_jobs) > 1 else ""
+    return f"in no job that is enabled: job{plural} {', '.join(facts.disabled_jobs)} would take it"
+
+
+def _cause(facts: Facts, starts: Sequence[datetime], closed: Sequence[datetime], window: Window) -> str:
+    if not facts.turns:
+        if closed:
+            when = f"at its job's start ({_stamp(closed[-1])}) the backup window is closed"
+            return f"none of its {_turns(starts)} came to it: {when} ({window_state(window, closed[-1]).reason})"
+        return f"its runs were never seen: {_turns(starts)}, the last {_stamp(starts[-1])}"
+    by_result: dict[str, list[Turn]] = {}
+    for turn in facts.turns:
+        by_result.setdefault(turn.result, []).append(turn)
+    groups = sorted(by_result.values(), key=lambda turns: (-len(turns), -turns[-1].at.timestamp()))
+    texts = [
+        f"{_IN_WORDS.get(turns[0].result, turns[0].result)} {_times(len(turns))}: "
+        f"{printable(turns[-1].reason or 'it is not known why', _REASON_LIMIT)}"
+        for turns in groups
+    ]
+    unseen = len(starts) - len(facts.turns)
+    if unseen > 0:
+        texts.append(f"{unseen} more of its turns {'was' if unseen == 1 else 'were'} not seen")
+    return "; ".join(texts)
+
+
+def _turns(starts: Sequence[datetime]) -> str:
+    return f"{len(starts)} turn{'s' if len(starts) > 1 else ''}"
+
+
+def _times(number: int) -> str:
+    return _TIMES.get(number, f"{number} times")
+
+
+# What mends it
+
+
+def _ways(
+    facts: Facts, promise: Promise, closed: Sequence[datetime], now: datetime, window: Window
+) -> Iterator[str]:
+    results = {turn.result for turn in facts.turns[-_STARTS_SHOWN:]}
+    by_window = bool(closed) or bool(results & {"refused", "cancelled"})
+    storage = f" --storage {shlex.quote(promise.storage)}" if promise.storage else ""
+    since = f"no backup since {facts.last_good.date()}" if facts.last_good else "no backup on record"
+    allow = f'pvehook allow --vmid {facts.vmid} --for 4h --reason "{since}"'
+    backup = f"vzdump {facts.vmid}{storage}"
+    yield f"to back it up now: {backup if promise.is_exempt else f'{allow} && {backup}'}"
+    if not by_window:
+        yield f"to see what would become of its next backup: pvehook rehearse --vmid {facts.vmid}"
+        return
+    if promise.is_exempt:
+        return
+    start = _next(promise, now)
+    if start is None:
+        return
+    is_closed = not is_open(window, start)
+    opens = window_state(window, start).opens_at if is_closed else _opened(window, start)
+    earlier = _at_time(promise, opens.astimezone(now.tzinfo)) if opens is not None else None
+    if earlier is not None and _starts_open(promise, earlier, now, window):
+        yield f"to start its job when the window opens: {_set_schedule(promise, earlier)}"
+    if is_closed:
+        return
+    yield f"to widen the window: {_wider(window)}"
+    first = earlier or promise.schedule
+    behind = _at_time(promise, (opens or start).astimezone(now.tzinfo) + _BEHIND)
+    if promise.without is not None and not promise.is_cron and behind is not None:
+        create = f"pvesh create /cluster/backup --vmid {facts.vmid} --schedule {shlex.quote(first)}{storage}"
+        change = f"{_job_path(promise)} {promise.without} --schedule {shlex.quote(behind)}"
+        yield f"to split the job, so that this guest comes first: {create} && pvesh set {change}"
+
+
+def _next(promise: Promise, now: datetime) -> datetime | None:
+    found = starts_between(promise.schedule, now, now + _LOOK_AHEAD, is_cron=promise.is_cron, most=1)
+    return found[0] if found else None
+
+
+def _opened(window: Window, start: datetime) -> datetime | None:
+    """When the window that is open at this start opened; None: just then, or more than a day before."""
+    found = None
+    change: datetime | None = start - timedelta(days=1)
+    while change is not None and change.timestamp() < start.timestamp():
+        state = window_state(window, change)
+        change = state.closes_at if state.open else state.opens_at
+        found = found if state.open else change
+    return found if found is not None and found.timestamp() < start.timestamp() else None
+
+
+def _starts_open(promise: Promise, schedule: str, now: datetime, window: Window) -> bool:
+    start = _next(promise._replace(schedule=schedule), now)
+    return start is not None and is_open(window, start)
+
+
+def _at_time(promise: Promise, when: datetime) -> str | None:
+    """The schedule on the same days at another time; None where it is not that simple."""
+    if promise.is_cron:
+        cron = _TIME_OF_CRON.fullmatch(promise.schedule)
+        return f"{when.minute} {when.hour}{cron[1]}" if cron else None
+    event = _TIME_OF_EVENT.fullmatch(promise.schedule)
+    return f"{event[1]}{when:%H:%M}" if event else None
+
+
+def _job_path(promise: Promise) -> str:
+    return shlex.quote(f"/cluster/backup/{promise.job}")
+
+
+def _set_schedule(promise: Promise, schedule: str) -> str:
+    if promise.is_cron:
+        return f"let line {promise.job} begin with `{schedule}`"
+    return f"pvesh set {_job_path(promise)} --schedule {shlex.quote(schedule)}"
+
+
+def _wider(window: Window) -> str:
+    span = window.spans[0]
+    if len(window.spans) > 1 or (span.end_min - span.start_min) % DAY_MINUTES + _LONGER_MIN >= DAY_MINUTES:
+        return "window.open in /etc/pvehook.yaml"
+    end_min = (span.end_min + _LONGER_MIN) % DAY_MINUTES
+    text = re.sub(r"[0-9:]+$", f"{end_min // 60:02}:{end_min % 60:02}", span.text)
+    return f'in /etc/pvehook.yaml: window: {{open: ["{text}"]}}'
+
+
+def _stamp(at: datetime) -> str:
+    """`Sat 2026-11-28 02:00`. The day is not left to strftime: it follows the locale."""
+    return f"{DAYS[at.weekday()][:3].capitalize()} {at:%Y-%m-%d %H:%M}"
