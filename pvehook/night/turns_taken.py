@@ -6,7 +6,6 @@ import os
 from typing import Final
 
 from pvehook.contract.measured import value_of
-from pvehook.contract.text import printable
 from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, ancestors_of
@@ -46,7 +45,7 @@ def attempt_of(run: RunState, guest: GuestRecord, record: StallRecord | None, wh
         vmtype=guest.vmtype,
         mode=guest.mode,
         result=result,
-        reason=_reason(run, guest, why_failed),
+        reason=_reason(guest, why_failed),
         copied_bytes=value_of(known["backup_bytes"]) if known else None,
         cost_s=governor.cost_s if governor is not None else None,
     )
@@ -79,13 +78,12 @@ def named_guests(run: RunState) -> list[int]:
     return [upid.vmid] if upid is not None and upid.vmid is not None else []
 
 
-def _reason(run: RunState, guest: GuestRecord, why_failed: str | None) -> str:
+def _reason(guest: GuestRecord, why_failed: str | None) -> str:
     if guest.result == "ok":
         return ""
-    log = f"; its log: pvenode task log {printable(run.upid, 100)}" if run.upid else ""
     return {
         "refused": guest.why_refused or "the backup window was closed",
-        "failed": f"{why_failed or 'vzdump failed it'}{log}",
+        "failed": why_failed or "vzdump failed it",
         "cancelled": "it went on after a refusal, or past the window's end, and was cancelled as configured",
         "worker-died": "vzdump's worker ended in the middle of it: killed, or stopped by hand",
     }.get(guest.result, "its end was not seen: pvehook's daemon was away")

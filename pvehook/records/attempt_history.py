@@ -31,6 +31,14 @@ def last_good_s(history: sqlite3.Connection, until_s: float) -> dict[int, float]
     return dict(history.execute(sql, (until_s,)))
 
 
+def last_turn_s(history: sqlite3.Connection, until_s: float) -> float | None:
+    """When the last turn on record until then began; None: there is none."""
+    found = history.execute("SELECT max(started_s) FROM attempts WHERE started_s <= ?", (until_s,)).fetchone()[0]
+    if not isinstance(found, (float, type(None))):
+        raise sqlite3.DataError("damaged: started_s of another kind")
+    return found
+
+
 def _attempt(row: Sequence[Any]) -> Attempt:
     """Raises sqlite3.DataError where a column is of another kind: a damaged row."""
     attempt = Attempt._make(row)

@@ -17,7 +17,7 @@ from pvehook.records.figures import severity_key
 from pvehook.records.guest_summary import guest_number
 from pvehook.records.history import PastBackup
 from pvehook.records.stall_record import Chart
-from pvehook.report.beside import Beside, total
+from pvehook.report.beside import SUFFERED, Beside, total
 from pvehook.report.trends import NAME_LIMIT
 from pvehook.rules.stalls import SLOWED_AFTER_S
 
@@ -52,6 +52,22 @@ class Row(NamedTuple):
     def stalled_s(self) -> Measured[float]:
         """In its own backups."""
         return total([each.stalled_s for each in self.backups]) if self.backups else Absent("it was not backed up")
+
+    @property
+    def slowed_s(self) -> Measured[float]:
+        """In its own backups."""
+        return total([each.slowed_s for each in self.backups]) if self.backups else Absent("it was not backed up")
+
+    @property
+    def key(self) -> tuple[int, float, float]:
+        """In its own backups or beside others': the worst is the highest."""
+        return _badness(self.backups, self.beside)
+
+    @property
+    def suffered(self) -> bool:
+        """In its own backup or beside others'."""
+        in_own = any(each.severity in SUFFERED for each in self.backups)
+        return in_own or (self.beside is not None and self.beside.suffered)
 
 
 class NodeNight(NamedTuple):

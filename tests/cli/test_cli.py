@@ -17,8 +17,11 @@ import pytest
 
 from pvehook.cli import main
 from pvehook.preview.plan import HOOK
+from pvehook.records.history_writing import append_attempts
 from pvehook.rehearsal.journal_receiver import JournalReceiver
 from pvehook.settings import DEFAULT, from_json
+from tests.night.nights import turn
+from tests.records.backups import NOW_S
 
 NIGHT = 'window: {open: ["02:00-05:00"], timezone: Europe/Warsaw}\n'
 IN_WINDOW, AFTER_WINDOW = "2026-11-22T03:00", "2026-11-22T05:00"
@@ -595,3 +598,20 @@ def test_without_a_time_the_next_opening_is_taken(pvehook: Command, node_with_gu
     shown = outlook(pvehook("rehearse", "--json"))
     assert all(each["allowed"] for each in shown.values())
     assert "so when the window is open" in shown[101]["at_from"]
+
+
+# night
+
+
+def test_night_of_a_node_without_a_history(pvehook: Command, root: Path) -> None:
+    done = pvehook("night")
+    assert done.code == 0
+    assert "there is no history yet" in done.out
+    assert json.loads(pvehook("night", "--json").out) == {"format": 1, "night": None}
+    assert pvehook("night", "--date", "yesterday").code == 2
+
+
+def test_night_of_a_history(pvehook: Command, root: Path) -> None:
+    append_attempts(str(root / "var/lib/pvehook/history.db"), [turn(101)], now_s=NOW_S)
+    assert "night of Mon 2026-11-23 to Tue 2026-11-24, node pve1" in pvehook("night", "--date", "2026-11-24").out
+    assert pvehook("night", "--last", "--date", "2026-11-24").code == 2  # one or the other

@@ -1,0 +1,225 @@
+"""`pvehook night` in a terminal, at 80 columns: what is wrong comes first.
+
+pvehook: night of Mon 2026-11-23 to Tue 2026-11-24, node pve1
+37 of 40 guests were backed up, 2 refused, 1 failed, from 02:00 to 05:07 (3h07).
+
+OVERDUE
+VM 140 archive   last good backup 5d03h ago
+  refused 4 nights: the window closed before its turn
+  pvehook allow --vmid 140 --for 4h --reason "overdue"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, tzinfo
+from typing import Final
+
+from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.text import printable
+from pvehook.night.advice import Advice
+from pvehook.night.summary import LastGood, NightSummary, last_goods
+from pvehook.records.figures import marked, short_duration, short_number
+from pvehook.report.beside import whose
+from pvehook.report.night_turns import (
+    GuestTurns,
+    NightTurns,
+    Run,
+    clock,
+    counts_in_words,
+    day_in_words,
+    night_in_words,
+    reason_of,
+    result_in_words,
+    run_in_words,
+)
+from pvehook.report.node_night import Row
+from pvehook.report.terminal_style import TerminalStyle
+
+OVERDUE_SHOWN: Final = 10
+GUESTS_NAMED: Final = 8
+"""In one block of guests that were not backed up for the same reason."""
+RUNS_SHOWN: Final = 6
+SUFFERED_SHOWN: Final = 5
+LAST_GOOD_SHOWN: Final = 10
+BACKUPS_SHOWN: Final = 2
+_NOT_BACKED_UP: Final = ("failed", "worker-died", "cancelled", "refused", "unknown")
+_INDENT: Final = " " * 13
+
+
+def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """All of it; `now_s` is in seconds since the epoch."""
+    turns = summary.turns
+    node = printable(", ".join(turns.nodes), 60)
+    return [
+        f"pvehook: night of {night_in_words(turns, zone)}, node {style.shown(node)}",
+        *style.wrapped(headline(summary, zone)),
+        *(_running(summary.running, style) or _since_then(turns, now_s, zone, style)),
+        *_overdue(summary, zone, style),
+        *_not_backed_up(turns, zone, style),
+        *_runs(turns, zone, style),
+        *_suffered(summary.suffered, style),
+        *_advice(summary.advice, style),
+        *_last_good(summary, zone, style),
+    ]
+
+
+# The first sentences
+
+
+def headline(summary: NightSummary, zone: tzinfo) -> str:
+    """How many were backed up, when, and whether all have a backup within what their jobs promise."""
+    turns = summary.turns
+    results = [guest.result or "" for guest in turns.guests]
+    good, number = results.count("ok"), len(results)
+    rest = counts_in_words([result for result in results if result != "ok"])
+    if number == 1:
+        text = "The one guest was backed up" if good else f"The one guest was not backed up ({rest})"
+    elif good == number:
+        text = f"All {number} guests were backed up"
+    else:
+        text = f"{good or 'None'} of {number} guests {'was' if good == 1 else 'were'} backed up, {rest}"
+    if begun := turns.begun:
+        began_s, ended_s = min(turn.started_s for turn in begun), max(turn.ended_s for turn in begun)
+        text += f", from {clock(began_s, zone)} to {clock(ended_s, zone)} ({short_duration(ended_s - began_s)})"
+    return f"{text}. {_promise(summary)}"
+
+
+def _promise(summary: NightSummary) -> str:
+    if isinstance(summary.standings, (Absent, Broken)):
+        return f"Whether every guest has a backup within what its jobs promise is not known: {summary.standings.why}."
+    in_job = sum(each.in_job for each in summary.standings)
+    if not in_job:
+        return "No guest of this node is in a backup job."
+    late = len(summary.overdue)
+    if not late:
+        return "Every guest that is in a job has a backup within what its jobs promise."
+    return f"{late} guest{' is' if late == 1 else 's are'} OVERDUE: without a backup within what the jobs promise."
+
+
+def _running(vmids: Sequence[int | None], style: TerminalStyle) -> list[str]:
+    if not vmids:
+        return []
+    guests = ", ".join(f"guest {vmid}" for vmid in vmids if vmid is not None)
+    what = f"A backup is running now{f' ({guests})' if guests else ''}"
+    return style.wrapped(f"{what}: each guest is in here when its turn is over.")
+
+
+def _since_then(turns: NightTurns, now_s: float, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """A later night without any run is told: it would look like this one."""
+    six_hours_s = 6 * 3600  # from six in the morning on a night without a run is one
+    if now_s - six_hours_s < turns.to_s + 12 * 3600:
+        return []
+    now = f"{day_in_words(now_s, zone)} {clock(now_s, zone)}"
+    since = f"No run is on record since then; it is {now}. `journalctl -u pvescheduler` shows whether one began."
+    return style.wrapped(since)
+
+
+# Sections
+
+
+def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    found = summary.overdue
+    lines = ["", style.painted("OVERDUE", "stalled")] if found else []
+    for each in found[:OVERDUE_SHOWN]:
+        ago = _ago(each.last_good_s, summary.turns.as_of_s, zone)
+        lines += style.wrapped(f"{each.title}: {ago}", others="  ")
+        lines += style.wrapped(each.cause, first="  ", others="  ")
+        lines += [f"  {style.shown(printable(command, 400))}" for command in each.commands]
+    return [*lines, *_more(len(found) - OVERDUE_SHOWN, "overdue")]
+
+
+def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """Guests with one reason share a block: a run that is refused as a whole may be 40 of them."""
+    blocks: dict[tuple[str, str], list[GuestTurns]] = {}
+    for result in _NOT_BACKED_UP:
+        for guest in turns.with_result(result):
+            if guest.counted is not None:
+                blocks.setdefault((result, reason_of(guest.counted)), []).append(guest)
+    lines = ["", "not backed up"] if blocks else []
+    for (result, reason), guests in blocks.items():
+        named = ", ".join(f"{guest.title} ({_at(guest, zone)})" for guest in guests[:GUESTS_NAMED])
+        if len(guests) > GUESTS_NAMED:
+            named += f" and {len(guests) - GUESTS_NAMED} more"
+        lines += style.wrapped(named, first=f"{result_in_words(result):<{len(_INDENT)}}", others=_INDENT)
+        lines += style.wrapped(reason, first=_INDENT, others=_INDENT)
+    return lines
+
+
+def _at(guest: GuestTurns, zone: tzinfo) -> str:
+    return clock(guest.counted.started_s, zone) if guest.counted is not None else ""
+
+
+def _runs(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """Nothing where one run by its schedule is all there was."""
+    runs = turns.runs
+    if len(runs) == 1 and _is_plain(runs[0]):
+        return []
+    lines = ["", "runs"] if runs else []
+    for run in runs[:RUNS_SHOWN]:
+        began, ended = clock(run.turns[0].started_s, zone), clock(max(turn.ended_s for turn in run.turns), zone)
+        when = began if run.is_refused else f"{began}-{ended}"
+        lines += style.wrapped(run_in_words(run), first=f"{when:<{len(_INDENT)}}", others=_INDENT)
+    return [*lines, *_more(len(runs) - RUNS_SHOWN, "runs")]
+
+
+def _is_plain(run: Run) -> bool:
+    is_usual = run.turns[0].trigger in ("schedule", "unknown")
+    return is_usual and not (run.is_refused or run.earlier or run.later)
+
+
+def _suffered(rows: Sequence[Row], style: TerminalStyle) -> list[str]:
+    if not rows:
+        return []
+    shown = rows[:SUFFERED_SHOWN]
+    width = min(18 + max(style.columns - 80, 0) // 4, max(len(row.title) for row in shown))
+    form = f"{{:<{width}.{width}}} {{:>8}} {{:>8}} {{:>8}} {{:>8}}  {{}}"
+    over = f"{'':<{width}} {'its own backup':>17} {'beside others':>17}"
+    lines = ["", "suffered from the backups, worst first", over]
+    lines.append(form.format("guest", *("stalled", "slowed") * 2, "whose backup"))
+    for row in shown:
+        beside = row.beside
+        nothing: Measured[float] = Absent("it did not suffer beside others")
+        by = ", ".join(whose(beside, "{} {}s")[:BACKUPS_SHOWN]) if beside is not None and beside.suffered else ""
+        figures = (row.stalled_s, row.slowed_s, *((beside.stalled_s, beside.slowed_s) if beside else (nothing,) * 2))
+        lines.append(form.format(style.shown(row.title), *(marked(each, _seconds) for each in figures), by).rstrip())
+    lines += _more(len(rows) - SUFFERED_SHOWN, "less; pvehook report shows them")
+    return [*lines, "stalled: a disk request took over 1 s; slowed: over 0.1 s"]
+
+
+def _advice(found: Iterable[Advice], style: TerminalStyle) -> list[str]:
+    lines = []
+    for number, each in enumerate(found, 1):
+        lines += style.wrapped(f"{each.text}{':' if each.commands else ''}", first=f"{number}. ", others="   ")
+        lines += [f"   {style.shown(command)}" for command in each.commands]
+    return ["", "what to do", *lines] if lines else []
+
+
+def _last_good(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    found = last_goods(summary)
+    shown = found[:LAST_GOOD_SHOWN]
+    width = min(30 + max(style.columns - 80, 0) // 2, max(len(each.title) for each in shown)) if shown else 0
+    lines = ["", "last good backup, the oldest first"] if shown else []
+    lines += [_last_good_line(each, width, summary.turns.as_of_s, zone, style) for each in shown]
+    return [*lines, *_more(len(found) - LAST_GOOD_SHOWN, "with newer ones; --json has all")]
+
+
+def _last_good_line(each: LastGood, width: int, as_of_s: float, zone: tzinfo, style: TerminalStyle) -> str:
+    title = f"{style.shown(each.title):<{width}.{width}}"
+    note = style.painted(each.note.upper(), "stalled") if each.note == "overdue" else each.note
+    return f"{title}  {_ago(each.last_good_s, as_of_s, zone):<34}  {note}".rstrip()
+
+
+def _ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:
+    if last_good_s is None:
+        return "no good backup on record"
+    at = datetime.fromtimestamp(last_good_s, zone)
+    return f"{short_duration(max(as_of_s - last_good_s, 0.0)):>6} ago, {day_in_words(last_good_s, zone)} {at:%H:%M}"
+
+
+def _more(number: int, what: str) -> list[str]:
+    return [f"and {number} more {what}"] if number > 0 else []
+
+
+def _seconds(seconds: float) -> str:
+    return f"{short_number(seconds)}s"
