@@ -22,11 +22,11 @@ from pvehook.night.summary import LastGood, NightSummary, last_goods
 from pvehook.records.figures import marked, short_duration, short_number
 from pvehook.report.beside import whose
 from pvehook.report.night_turns import (
+    NOT_BACKED_UP,
     GuestTurns,
     NightTurns,
-    Run,
     clock,
-    counts_in_words,
+    counted_in_words,
     day_in_words,
     night_in_words,
     reason_of,
@@ -43,7 +43,6 @@ RUNS_SHOWN: Final = 6
 SUFFERED_SHOWN: Final = 5
 LAST_GOOD_SHOWN: Final = 10
 BACKUPS_SHOWN: Final = 2
-_NOT_BACKED_UP: Final = ("failed", "worker-died", "cancelled", "refused", "unknown")
 _INDENT: Final = " " * 13
 
 
@@ -69,20 +68,7 @@ def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: Termin
 
 def headline(summary: NightSummary, zone: tzinfo) -> str:
     """How many were backed up, when, and whether all have a backup within what their jobs promise."""
-    turns = summary.turns
-    results = [guest.result or "" for guest in turns.guests]
-    good, number = results.count("ok"), len(results)
-    rest = counts_in_words([result for result in results if result != "ok"])
-    if number == 1:
-        text = "The one guest was backed up" if good else f"The one guest was not backed up ({rest})"
-    elif good == number:
-        text = f"All {number} guests were backed up"
-    else:
-        text = f"{good or 'None'} of {number} guests {'was' if good == 1 else 'were'} backed up, {rest}"
-    if begun := turns.begun:
-        began_s, ended_s = min(turn.started_s for turn in begun), max(turn.ended_s for turn in begun)
-        text += f", from {clock(began_s, zone)} to {clock(ended_s, zone)} ({short_duration(ended_s - began_s)})"
-    return f"{text}. {_promise(summary)}"
+    return f"{counted_in_words(summary.turns, zone)}. {_promise(summary)}"
 
 
 def _promise(summary: NightSummary) -> str:
@@ -132,7 +118,7 @@ def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[
 def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Guests with one reason share a block: a run that is refused as a whole may be 40 of them."""
     blocks: dict[tuple[str, str], list[GuestTurns]] = {}
-    for result in _NOT_BACKED_UP:
+    for result in NOT_BACKED_UP:
         for guest in turns.with_result(result):
             if guest.counted is not None:
                 blocks.setdefault((result, reason_of(guest.counted)), []).append(guest)
@@ -153,7 +139,7 @@ def _at(guest: GuestTurns, zone: tzinfo) -> str:
 def _runs(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Nothing where one run by its schedule is all there was."""
     runs = turns.runs
-    if len(runs) == 1 and _is_plain(runs[0]):
+    if len(runs) == 1 and runs[0].is_plain:
         return []
     lines = ["", "runs"] if runs else []
     for run in runs[:RUNS_SHOWN]:
@@ -161,11 +147,6 @@ def _runs(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
         when = began if run.is_refused else f"{began}-{ended}"
         lines += style.wrapped(run_in_words(run), first=f"{when:<{len(_INDENT)}}", others=_INDENT)
     return [*lines, *_more(len(runs) - RUNS_SHOWN, "runs")]
-
-
-def _is_plain(run: Run) -> bool:
-    is_usual = run.turns[0].trigger in ("schedule", "unknown")
-    return is_usual and not (run.is_refused or run.earlier or run.later)
 
 
 def _suffered(rows: Sequence[Row], style: TerminalStyle) -> list[str]:

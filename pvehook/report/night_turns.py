@@ -33,6 +33,8 @@ RESULTS_IN_WORDS: Final = {
     "worker-died": "worker died",
     "unknown": "not known",
 }
+NOT_BACKED_UP: Final = ("failed", "worker-died", "cancelled", "refused", "unknown")
+"""What is worst comes first."""
 _COUNTS_BEFORE: Final = ("refused", "worker-died", "cancelled", "failed", "unknown", "ok")
 """Of a guest with several turns in a night: the later one here says how it fared."""
 _UNSEEN: Final = "its end was not seen, so there may be a good backup"
@@ -79,6 +81,12 @@ class Run(NamedTuple):
     def is_refused(self) -> bool:
         """No guest of it was let in."""
         return all(turn.result == "refused" for turn in self.turns)
+
+    @property
+    def is_plain(self) -> bool:
+        """There is nothing to tell of it but its guests."""
+        is_usual = self.turns[0].trigger in ("schedule", "unknown")
+        return is_usual and not (self.is_refused or self.earlier or self.later)
 
 
 class NightTurns(NamedTuple):
@@ -193,8 +201,27 @@ def reason_of(turn: Attempt) -> str:
 
 
 def age_in_words(guest: GuestTurns, as_of_s: float) -> str:
-    """`5d03h`; `never`, as far as is on record."""
-    return "never" if guest.last_good_s is None else short_duration(max(as_of_s - guest.last_good_s, 0.0))
+    """`5d03h ago`."""
+    if guest.last_good_s is None:
+        return "none on record"
+    return f"{short_duration(max(as_of_s - guest.last_good_s, 0.0))} ago"
+
+
+def counted_in_words(turns: NightTurns, zone: tzinfo) -> str:
+    """`37 of 40 guests were backed up, 2 refused, 1 failed, from 02:00 to 05:07 (3h07)`."""
+    results = [guest.result or "" for guest in turns.guests]
+    good, number = results.count("ok"), len(results)
+    rest = counts_in_words([result for result in results if result != "ok"])
+    if number == 1:
+        text = "The one guest was backed up" if good else f"The one guest was not backed up ({rest})"
+    elif good == number:
+        text = f"All {number} guests were backed up"
+    else:
+        text = f"{good or 'None'} of {number} guests {'was' if good == 1 else 'were'} backed up, {rest}"
+    if begun := turns.begun:
+        began_s, ended_s = min(turn.started_s for turn in begun), max(turn.ended_s for turn in begun)
+        text += f", from {clock(began_s, zone)} to {clock(ended_s, zone)} ({short_duration(ended_s - began_s)})"
+    return text
 
 
 def counts_in_words(results: Sequence[str]) -> str:

@@ -30,9 +30,11 @@ from pvehook.report.backup_words import View, kernel_lines, run_in_words, three_
 from pvehook.report.beside import Beside
 from pvehook.report.last_night import beside_of, read_night
 from pvehook.report.night_page import beside_words, night_section
+from pvehook.report.night_turns import last_night
 from pvehook.report.page_parts import arrows, definitions, safe, severity_word, shown_figure, shown_pair, swatch
 from pvehook.report.page_style import SCRIPT, STYLE
 from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, level, worst_of_each
+from pvehook.report.turns_page import turns_section
 from pvehook.rules.regression import in_words
 
 CHARTS: Final = 12  # guests whose last backup is shown in detail, by default
@@ -56,6 +58,8 @@ def html_report(
     beside = beside_of(database, last_s, zone)
     night = read_night(database, beside, last_s, zone)
     lines = [*_head(trends, days, now), *_regressions(trends, zone)]
+    turns = last_night(database, now.timestamp(), zone)
+    lines += turns_section(turns, zone) if turns is not None else []
     lines += night_section(night, zone) if night is not None else []
     lines.append(_tiles(trends, beside))
     lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)

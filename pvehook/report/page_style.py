@@ -118,6 +118,7 @@ figure { margin: .9rem 0 0; }
 .rows { font-size: .85rem; margin-top: .8rem; }
 .rows th { text-align: left; font-weight: 600; color: var(--muted); font-size: .8rem; vertical-align: bottom; }
 .rows th, .rows td { padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--grid); }
+.turns td:nth-child(3), .turns td:nth-child(4) { white-space: nowrap; }
 details { margin-top: .9rem; } summary { cursor: pointer; color: var(--muted); }
 .views { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem 1.5rem; margin: .8rem 0; font-size: .85rem; }
 .views h4 { margin: 0 0 .2rem; font-size: .85rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
@@ -141,6 +142,7 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   .rows tr { display: grid; grid-template-columns: 1fr 1fr; gap: .1rem .75rem; padding: .5rem 0;
     border-bottom: 1px solid var(--line); }
   .rows td { border: 0; padding: 0; } .rows td:first-child, .rows td:last-child { grid-column: 1 / -1; }
+  .turns td:nth-child(4) { grid-column: 1 / -1; }
   .rows td:first-child { font-weight: 600; }
   .rows td:not(:first-child)::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }
   #guests .empty, .rows .empty { display: none; } #guests .spark { max-width: 26rem; }
