@@ -72,6 +72,8 @@ EVENTS: Final = {
     # Records
     "history-moved": ("warning", "The history was damaged; it was moved aside and a new one begun."),
     "history-not-kept": ("error", "A backup could not be added to the history."),
+    "past-runs-read": ("debug", "Proxmox's logs of vzdump's past runs were read; how many turns they tell of."),
+    "past-runs-not-read": ("warning", "Proxmox's logs or archives of past runs could not be read."),
     "textfile-not-written": ("error", "The file for Prometheus could not be written."),
     "record-not-written": ("error", "The run's state could not be written; a restarted daemon will not know it."),
     # pvehook itself

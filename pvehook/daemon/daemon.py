@@ -41,9 +41,11 @@ from pvehook.freeze.guest_freeze import thaw_left_over_in_daemon
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of, vzdump_task_of
+from pvehook.night.past_runs import PastRuns
 from pvehook.records import run_state
 from pvehook.records.context import Context
 from pvehook.rescue.speed_record import restore_left_over_speeds
+from pvehook.watch.run_records import history_file
 
 REQUEST_DEADLINE_S = 2.0
 """The hook sends its line at once; whoever does not is not the hook."""
@@ -73,6 +75,7 @@ class Daemon:
         self._freezes = freezes
         self._log = context.log
         self._idle_exit_s = idle_exit_s
+        self._past_runs = PastRuns(context, history_file(context.node))
         self._runs: dict[ProcessId, Run] = {}
         self._runs_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -97,6 +100,7 @@ class Daemon:
         thaw_left_over_in_daemon(self._context, self._freezes)
         # In a thread: a VM that hangs must not keep the daemon from answering.
         self._start_thread("speeds", self._restore_speeds)
+        self._start_thread("past-runs", self._read_past_runs)
         self._resume_runs()
         systemd.notify("READY=1")
         while not self._leaving and not self._idle():
@@ -118,6 +122,13 @@ class Daemon:
         for report in restore_left_over_speeds(self._context.node):
             write = self._log.warning if report.done else self._log.error
             write("governor-left-over", message=report.text, vmid=report.vmid)
+
+    def _read_past_runs(self) -> None:
+        """What was backed up while no daemon was there to see it. No phase waits for it."""
+        try:
+            self._past_runs.read(self._configuration.now().config.metrics.keep_days)
+        except Exception as fault:  # a fault of ours costs a log line
+            self._report_fault("past runs", None, fault)
 
     def _leave(self, *_: object) -> None:
         self._leaving = True
@@ -281,6 +292,7 @@ class Daemon:
                 run = self._runs.get(worker)
             if run is None:
                 self._pidfds.pop(worker, None)
+                self._start_thread("past-runs", self._read_past_runs)
             elif not self._start_thread("worker-died", self._end_without_vzdump, run, worker):
                 continue
             self._dead.discard(worker)
@@ -294,6 +306,7 @@ class Daemon:
             self._forget(worker)
             self._pidfds.pop(worker, None)
             self._last_call_s = time.monotonic()
+        self._read_past_runs()
 
     def _forget(self, worker: ProcessId) -> None:
         with self._runs_lock:

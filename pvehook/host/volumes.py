@@ -94,7 +94,7 @@ def device_of_volume(node: Node, volid: str, storages: Sequence[Section]) -> str
         return block_device_at(node, f"/dev/zvol/{options.get('pool')}/{image}")
     if storage.type == "rbd":
         return _mapped_rbd(node, options.get("pool", "rbd"), options.get("namespace"), image)
-    images = _directory(storage, "images", "images")
+    images = directory_of(storage, "images", "images")
     return loop_device_over(node, f"{images}/{name}") if images is not None else None
 
 
@@ -111,7 +111,7 @@ def locate_dump(node: Node, dumpdir: str | None, storeid: str | None, storages: 
     storage = find_section(storages, storeid) if storeid else None
     if storage and storage.type in _NETWORK_TYPES:
         return Location("network", (), f"{storage.type} storage {storage.id}")
-    path = dumpdir or (_directory(storage, "backup", "dump") if storage else None)
+    path = dumpdir or (directory_of(storage, "backup", "dump") if storage else None)
     if path is None:
         return Location("unknown", (), f"storage {storeid or '(none)'} tells no dump directory")
     if not path.startswith("/"):
@@ -126,7 +126,7 @@ def _locate_in(node: Node, storage: Section, name: str) -> Location:
         return Location("network", (), "reached over the network")
     if storage.type in ("dir", "btrfs") and "path" in options:
         # `101/vm-101-disk-0.qcow2`; a linked clone names its base first: `100/base.qcow2/101/vm.qcow2`.
-        images = _directory(storage, "images", "images") or options["path"]
+        images = directory_of(storage, "images", "images") or options["path"]
         vmid = name.split("/")[-2] if "/" in name else ""
         return locate(node, f"{images}/{vmid}", if_missing=images)
     if storage.type in ("lvm", "lvmthin") and "vgname" in options:
@@ -151,7 +151,7 @@ def _mapped_rbd(node: Node, pool: str, namespace: str | None, image: str) -> str
     return next((device for device in devices if device is not None), None)
 
 
-def _directory(storage: Section, content: str, default: str) -> str | None:
+def directory_of(storage: Section, content: str, default: str) -> str | None:
     """Where a directory storage keeps one kind of content; `content-dirs images=vm,backup=b` renames them."""
     path = storage.properties.get("path")
     if path is None:

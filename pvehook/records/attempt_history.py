@@ -9,6 +9,8 @@ from typing import Any, Final
 from pvehook.records.attempt import RESULTS, TRIGGERS, Attempt
 
 ATTEMPT_TEXTS: Final = ("node", "job", "job_id", "trigger", "name", "vmtype", "mode", "result", "reason")
+UNSEEN: Final = ("unknown", "worker-died")
+"""Results of turns whose end the daemon did not see."""
 
 _COLUMNS: Final = ", ".join(Attempt._fields)
 _NUMBERS: Final = ("copied_bytes", "cost_s")
@@ -37,6 +39,17 @@ def last_turn_s(history: sqlite3.Connection, until_s: float) -> float | None:
     if not isinstance(found, (float, type(None))):
         raise sqlite3.DataError("damaged: started_s of another kind")
     return found
+
+
+def known_jobs(history: sqlite3.Connection) -> dict[str, bool]:
+    """Of each vzdump task with a turn on record, by UPID: whether the ends of all its turns were seen."""
+    sql = f"SELECT job, min(result NOT IN {UNSEEN}) FROM attempts WHERE job != '' GROUP BY job"  # noqa: S608
+    return {job: bool(is_seen) for job, is_seen in history.execute(sql)}
+
+
+def guests_with_attempts(history: sqlite3.Connection) -> set[int]:
+    """Those of whom anything is on record."""
+    return {vmid for (vmid,) in history.execute("SELECT DISTINCT vmid FROM attempts")}
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:

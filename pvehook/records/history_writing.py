@@ -18,7 +18,7 @@ from pvehook.contract.measured import Measured
 from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.records.attempt import Attempt
-from pvehook.records.attempt_history import ATTEMPT_TEXTS
+from pvehook.records.attempt_history import ATTEMPT_TEXTS, UNSEEN
 from pvehook.records.beside_history import BESIDE_FIGURES
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.encoding import encode
@@ -83,11 +83,13 @@ def append_attempts(
     path: str, attempts: Sequence[Attempt], *, now_s: float, keep_days: int = KEEP_DAYS, are_read: bool = False
 ) -> str | None:
     """As `append`, of guests' turns in runs. One of the same guest and time, or of the same guest and task, replaces
-    the one that is there. `are_read`: from Proxmox's own logs; such a one only replaces one whose end was not seen."""
+    the one that is there. `are_read`: from Proxmox's own logs; such a one only tells the end of one whose end was not
+    seen."""
 
     def insert(history: sqlite3.Connection) -> None:
+        insert_one = _insert_read_attempt if are_read else _insert_attempt
         for attempt in attempts:
-            _insert_attempt(history, attempt, are_read)
+            insert_one(history, attempt)
 
     return _written(path, insert, now_s, keep_days)
 
@@ -182,17 +184,32 @@ def _insert_beside(history: sqlite3.Connection, record: BesideRecord) -> None:
         history.execute("INSERT INTO beside_marks VALUES (?, ?, ?)", (beside, record.started_s, marks))
 
 
-def _insert_attempt(history: sqlite3.Connection, attempt: Attempt, is_read: bool) -> None:
+def _insert_attempt(history: sqlite3.Connection, attempt: Attempt) -> None:
     same = "vmid = ? AND (started_s = ? OR job = nullif(?, ''))"
-    if is_read:
-        same = f"{same} AND result = 'unknown'"
+    key = (attempt.vmid, attempt.started_s, printable(attempt.job))
+    history.execute(f"DELETE FROM attempts WHERE {same}", key)  # noqa: S608
+    _add_attempt(history, attempt)
+
+
+def _insert_read_attempt(history: sqlite3.Connection, attempt: Attempt) -> None:
+    """What was seen of a turn stays: also what started its run, of one whose end was not seen. Of a worker that died
+    while the daemon was away, vzdump may have told the end."""
     job = printable(attempt.job)
-    history.execute(f"DELETE FROM attempts WHERE {same}", (attempt.vmid, attempt.started_s, job))  # noqa: S608
-    if is_read and history.execute(
-        "SELECT 1 FROM attempts WHERE vmid = ? AND (job = ? OR abs(started_s - ?) < ?)",
-        (attempt.vmid, job, attempt.started_s, SAME_TURN_S),
-    ).fetchone():
-        return
+    near = f"abs(started_s - ?) < {SAME_TURN_S} AND '' IN (job, ?)"
+    same = f"vmid = ? AND (started_s = ? OR job = nullif(?, '') OR {near})"
+    key = (attempt.vmid, attempt.started_s, job, attempt.started_s, job)
+    if not history.execute(f"SELECT 1 FROM attempts WHERE {same}", key).fetchone():  # noqa: S608
+        _add_attempt(history, attempt)
+    elif attempt.result != "unknown":
+        told = "ended_s = ?, result = ?, reason = ?, copied_bytes = coalesce(copied_bytes, ?)"
+        reason = printable(attempt.reason, REASON_LIMIT)
+        history.execute(
+            f"UPDATE attempts SET {told} WHERE {same} AND result IN {UNSEEN}",  # noqa: S608
+            (attempt.ended_s, attempt.result, reason, attempt.copied_bytes, *key),
+        )
+
+
+def _add_attempt(history: sqlite3.Connection, attempt: Attempt) -> None:
     row = attempt._asdict()
     texts = _texts({name: row[name] for name in ATTEMPT_TEXTS})
     _add(history, "attempts", {**row, **texts, "reason": printable(attempt.reason, REASON_LIMIT)})

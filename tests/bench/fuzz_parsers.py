@@ -25,17 +25,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
+from zoneinfo import ZoneInfo
 
 from pvehook import config, hook_call, settings
 from pvehook.cli import governor
 from pvehook.config import merge, parse
 from pvehook.config.jobs import parse_cron
+from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.call import BadCall, parse_call
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
 from pvehook.contract.kernel_line import parse_kernel_line
 from pvehook.contract.pressure import parse_pressure
 from pvehook.contract.section_config import parse_sections
 from pvehook.contract.storage_config import can_snapshot_container, parse_storages, why_no_backup
+from pvehook.contract.task_log import parse_task_list, parse_task_log
 from pvehook.contract.text import printable
 from pvehook.contract.upid import parse_upid
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
@@ -51,7 +54,9 @@ from pvehook.guest.sockets import Connection
 from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
+from pvehook.night.past_runs import attempts_of
 from pvehook.records import beside_history, encoding, history, nights, run_state
+from pvehook.records.attempt import RESULTS
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history_schema import packed, unpacked
@@ -187,6 +192,15 @@ def hook_reply(data: bytes) -> None:
     assert b"\n" not in chain
     assert chain or not first
     assert isinstance(text, bytes)
+
+
+def task_log(data: bytes) -> None:
+    """As it is read: with the times that it tells put on the time line."""
+    upid = parse_upid(UPID.decode())
+    assert upid is not None
+    for attempt in attempts_of(upid, parse_task_log(data), ZoneInfo("Europe/Berlin")):
+        assert attempt.result in RESULTS
+        assert attempt.duration_s >= 0
 
 
 def configuration(data: bytes) -> None:
@@ -346,6 +360,18 @@ def answer(value: object, number: int | None = None) -> bytes:
 
 
 UPID = b"task UPID:pve1:0003A6C1:00C0FFEE:6921B2F0:vzdump:101:root@pam:"
+TASK_LOGS = (
+    b"INFO: starting new backup job: vzdump 101 102 103 --storage local\nINFO: skip external VMs: 103\n"
+    b"INFO: Starting Backup of VM 101 (qemu)\nINFO: Backup started at 2026-10-25 02:30:05\n"
+    b"INFO: VM Name: db\nINFO: backup mode: snapshot\nINFO: transferred 32.00 GiB in 312 seconds (105.0 MiB/s)\n"
+    b"INFO: Finished Backup of VM 101 (00:50:13)\nINFO: Backup finished at 2026-10-25 02:20:18\n"
+    b"ERROR: Backup of VM 102 failed - no space\nERROR: on device\nINFO: Failed at 2026-10-25 02:20:31\n"
+    b"TASK ERROR: job errors\n",
+    b"INFO: Starting Backup of VM 110 (lxc)\nINFO: Backup started at 2026-11-28 02:00:05\nINFO: CT Name: mail\n"
+    b"INFO: Total bytes written: 1288490240 (1.2GiB, 34MiB/s)\n"
+    b"INFO: pvehook: guest 110 is refused: it is 05:19; it opens next: x\n"
+    b"ERROR: Backup of VM 110 failed - interrupted by signal\nTASK WARNINGS: 2\n",
+)
 KMSG = b"4,1203,88412345678,-;watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]\n SUBSYSTEM=x\n"
 PRESSURE = b"some avg10=0.00 avg60=0.12 avg300=0.00 total=112345\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
 SECTIONS = (
@@ -440,6 +466,15 @@ OF_BYTES = {
         (WindowSpecError,),
     ),
     "upid": Parser(upid, (UPID,)),
+    "task-log": Parser(task_log, TASK_LOGS),
+    "task-list": Parser(
+        lambda data: parse_task_list(data.decode("ascii", "replace")),
+        (UPID.removeprefix(b"task ") + b" 6921C2F0 OK\n", UPID.removeprefix(b"task ") + b" 1 6921C2F0 job errors\n"),
+    ),
+    "archive-name": Parser(
+        lambda data: parse_archive_name(data.decode("utf-8", "surrogateescape")),
+        (b"vzdump-qemu-101-2026_11_28-02_00_00.vma.zst", b"vzdump-lxc-110-2026_11_28-02_00_00.tar"),
+    ),
 }
 
 
