@@ -28,7 +28,7 @@ def _night(arguments: Arguments) -> int:
         arguments.history or history_file(arguments.node),
         sys.stdout,
         at(SystemClock(), local_zone(arguments.node)),
-        lambda _history, _turns: Absent("the node's jobs are not read yet"),
+        lambda _: Absent("the node's jobs are not read yet"),
         running=running_now(arguments.node),
         day=arguments.date,
         as_json=arguments.json,

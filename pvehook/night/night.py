@@ -13,11 +13,12 @@ from typing import Final, TextIO
 from pvehook.contract.measured import Measured
 from pvehook.night.night_json import FORMAT, night_json
 from pvehook.night.night_terminal import night_lines
-from pvehook.night.summary import NOT_OF_THE_LAST_NIGHT, Standing, summarized
+from pvehook.night.summary import NOT_OF_THE_LAST_NIGHT, summarized
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import DAY_S, reading
 from pvehook.report.beside import night_of
 from pvehook.report.night_turns import KNOWN_DAYS, NightTurns, last_night, night_turns
+from pvehook.report.standing import Standing
 from pvehook.report.terminal_style import style_of
 
 EXIT_OK, EXIT_ERROR = 0, 2
@@ -28,7 +29,7 @@ def run_night(
     history: str,
     out: TextIO,
     now: datetime,
-    standings_of: Callable[[sqlite3.Connection, NightTurns], Measured[tuple[Standing, ...]]],
+    standings_of: Callable[[NightTurns], Measured[tuple[Standing, ...]]],
     *,
     running: tuple[int | None, ...] = (),
     day: str | None = None,
@@ -57,7 +58,7 @@ def run_night(
             return _nothing("the history has no backup yet", out, as_json)
         if asked_s is None or last.from_s <= asked_s < last.to_s:
             turns: NightTurns | None = last
-            standings: Measured[tuple[Standing, ...]] = standings_of(database, last)
+            standings: Measured[tuple[Standing, ...]] = standings_of(last)
         else:
             turns, standings = night_turns(database, asked_s, night_of(asked_s, zone)[1], zone), NOT_OF_THE_LAST_NIGHT
         if turns is None:

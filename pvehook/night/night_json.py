@@ -6,13 +6,14 @@ from datetime import tzinfo
 from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.night.summary import LastGood, NightSummary, Standing, last_goods
+from pvehook.night.summary import LastGood, NightSummary, last_goods
 from pvehook.records.attempt import RESULTS, Attempt
 from pvehook.records.encoding import encode
 from pvehook.records.figures import encode_figure
 from pvehook.report.beside import Beside
 from pvehook.report.night_turns import GuestTurns, NightTurns, Run
 from pvehook.report.node_night import Row
+from pvehook.report.standing import Standing
 from pvehook.report.trends import instant
 
 FORMAT: Final = 1  # grows when something that was here means something else or is gone
@@ -52,7 +53,7 @@ def _night(turns: NightTurns, zone: tzinfo) -> dict[str, object]:
 def _overdue(each: Standing, zone: tzinfo) -> dict[str, object]:
     last_good = None if each.last_good_s is None else instant(each.last_good_s, zone)
     named = {"vmid": each.vmid, "title": each.title, "last_good": last_good}
-    return {**named, "cause": each.cause, "commands": each.commands}
+    return {**named, "cause": each.cause, "ways_out": each.ways_out}
 
 
 def _guest(guest: GuestTurns, zone: tzinfo) -> dict[str, object]:

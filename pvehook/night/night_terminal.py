@@ -12,14 +12,14 @@ VM 140 archive   last good backup 5d03h ago
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, tzinfo
+from datetime import tzinfo
 from typing import Final
 
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.night.advice import Advice
 from pvehook.night.summary import LastGood, NightSummary, last_goods
-from pvehook.records.figures import marked, short_duration, short_number
+from pvehook.records.figures import marked, short_number
 from pvehook.report.beside import whose
 from pvehook.report.night_turns import (
     NOT_BACKED_UP,
@@ -34,11 +34,13 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.node_night import Row
+from pvehook.report.standing import Standing, ago, way_out
 from pvehook.report.terminal_style import TerminalStyle
 
 OVERDUE_SHOWN: Final = 10
 GUESTS_NAMED: Final = 8
 """In one block of guests that were not backed up for the same reason."""
+JOBS_SHOWN: Final = 3
 RUNS_SHOWN: Final = 6
 SUFFERED_SHOWN: Final = 5
 LAST_GOOD_SHOWN: Final = 10
@@ -54,6 +56,7 @@ def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: Termin
         f"pvehook: night of {night_in_words(turns, zone)}, node {style.shown(node)}",
         *style.wrapped(headline(summary, zone)),
         *(_running(summary.running, style) or _since_then(turns, now_s, zone, style)),
+        *_not_understood(summary.standings, style),
         *_overdue(summary, zone, style),
         *_not_backed_up(turns, zone, style),
         *_runs(turns, zone, style),
@@ -74,10 +77,14 @@ def headline(summary: NightSummary, zone: tzinfo) -> str:
 def _promise(summary: NightSummary) -> str:
     if isinstance(summary.standings, (Absent, Broken)):
         return f"Whether every guest has a backup within what its jobs promise is not known: {summary.standings.why}."
-    in_job = sum(each.in_job for each in summary.standings)
+    in_job = [each for each in summary.standings if each.in_job]
     if not in_job:
         return "No guest of this node is in a backup job."
     late = len(summary.overdue)
+    without = sum(each.last_good_s is None for each in in_job)
+    if not late and without:
+        guests = "guest in a job has" if without == 1 else "guests in jobs have"
+        return f"No guest is overdue; {without} {guests} no good backup on record yet."
     if not late:
         return "Every guest that is in a job has a backup within what its jobs promise."
     return f"{late} guest{' is' if late == 1 else 's are'} OVERDUE: without a backup within what the jobs promise."
@@ -101,6 +108,12 @@ def _since_then(turns: NightTurns, now_s: float, zone: tzinfo, style: TerminalSt
     return style.wrapped(since)
 
 
+def _not_understood(standings: Measured[tuple[Standing, ...]], style: TerminalStyle) -> list[str]:
+    texts = dict.fromkeys(text for each in value_of(standings) or () for text in each.not_understood)
+    lines = [line for text in list(texts)[:JOBS_SHOWN] for line in style.wrapped(f"Not counted: {text}.")]
+    return [*lines, *_more(len(texts) - JOBS_SHOWN, "jobs are not counted")]
+
+
 # Sections
 
 
@@ -108,10 +121,13 @@ def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[
     found = summary.overdue
     lines = ["", style.painted("OVERDUE", "stalled")] if found else []
     for each in found[:OVERDUE_SHOWN]:
-        ago = _ago(each.last_good_s, summary.turns.as_of_s, zone)
-        lines += style.wrapped(f"{each.title}: {ago}", others="  ")
+        last_good = ago(each.last_good_s, summary.turns.as_of_s, zone)
+        lines += style.wrapped(f"{each.title}: {last_good.lstrip()}", others="  ")
         lines += style.wrapped(each.cause, first="  ", others="  ")
-        lines += [f"  {style.shown(printable(command, 400))}" for command in each.commands]
+        for way in each.ways_out:
+            what_for, command = way_out(way)
+            lines += style.wrapped(f"{what_for}:", first="  ", others="  ")
+            lines.append(f"    {style.shown(printable(command, 600))}")
     return [*lines, *_more(len(found) - OVERDUE_SHOWN, "overdue")]
 
 
@@ -188,14 +204,7 @@ def _last_good(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> lis
 def _last_good_line(each: LastGood, width: int, as_of_s: float, zone: tzinfo, style: TerminalStyle) -> str:
     title = f"{style.shown(each.title):<{width}.{width}}"
     note = style.painted(each.note.upper(), "stalled") if each.note == "overdue" else each.note
-    return f"{title}  {_ago(each.last_good_s, as_of_s, zone):<34}  {note}".rstrip()
-
-
-def _ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:
-    if last_good_s is None:
-        return "no good backup on record"
-    at = datetime.fromtimestamp(last_good_s, zone)
-    return f"{short_duration(max(as_of_s - last_good_s, 0.0)):>6} ago, {day_in_words(last_good_s, zone)} {at:%H:%M}"
+    return f"{title}  {ago(each.last_good_s, as_of_s, zone):<34}  {note}".rstrip()
 
 
 def _more(number: int, what: str) -> list[str]:

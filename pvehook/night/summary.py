@@ -19,23 +19,10 @@ from pvehook.records.stall_record import Chart, StallRecord
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.night_turns import GuestTurns, NightTurns
 from pvehook.report.node_night import Row, node_night
+from pvehook.report.standing import Standing
 
 RECORDS_READ: Final = 20
 """Of the backups in which a guest suffered most, for what is to be changed."""
-
-
-class Standing(NamedTuple):
-    """How one guest of the node stands with what its jobs promise."""
-
-    vmid: int
-    title: str
-    last_good_s: float | None
-    in_job: bool
-    is_overdue: bool = False
-    cause: str = ""
-    """Of an overdue guest: why."""
-    commands: tuple[str, ...] = ()
-    """The ways out."""
 
 
 class NightSummary(NamedTuple):
@@ -45,7 +32,7 @@ class NightSummary(NamedTuple):
     suffered: tuple[Row, ...]
     """Those who suffered, the worst first."""
     standings: Measured[tuple[Standing, ...]]
-    """Of all guests of the node; those that are overdue first, then those whose last good backup is the oldest."""
+    """Of all guests of the node, those that are overdue first."""
     advice: tuple[Advice, ...]
     running: tuple[int | None, ...] = ()
     """The guest in backup of each run that goes on now; None: it is between two guests."""
@@ -102,14 +89,8 @@ def last_goods(summary: NightSummary) -> list[LastGood]:
         guests: Sequence[GuestTurns] = (*summary.turns.guests, *summary.turns.others)
         found = [LastGood(each.vmid, each.title, each.last_good_s, "") for each in guests]
     else:
-        found = [LastGood(each.vmid, printable(each.title), each.last_good_s, _note(each)) for each in known]
+        found = [LastGood(each.vmid, printable(each.title), each.last_good_s, each.note) for each in known]
     return sorted(found, key=lambda each: (each.last_good_s or 0.0, each.vmid))
-
-
-def _note(standing: Standing) -> str:
-    if standing.is_overdue:
-        return "overdue"
-    return "" if standing.in_job else "in no job"
 
 
 NOT_OF_THE_LAST_NIGHT: Final = Absent("it is told for the last night only: the jobs of earlier ones are not kept")

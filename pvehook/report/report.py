@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
@@ -27,6 +27,7 @@ from pvehook.report.json_report import FORMAT, guest_json, overview_json
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
+from pvehook.report.standing import Standing
 from pvehook.report.terminal_style import TerminalStyle, style_of
 from pvehook.report.trends import Trend, day, days_of, worst_first
 
@@ -48,8 +49,10 @@ def run_report(
     worst: int | None = None,
     html: str | None = None,
     as_json: bool = False,
+    standings: Callable[[], Sequence[Standing]] = tuple,
 ) -> int:
     """One call of the command; returns its exit code. `now` is aware; its zone, the node's, decides where days begin.
+    `standings` gives those of all guests of the node, for the page; none where they are not known.
 
     With `backup`, a day, the report is as of that day, of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
@@ -92,7 +95,7 @@ def run_report(
         found = [trend_of(last) for last in lasts]
         if html is not None:
             os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
-            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone))
+            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone, standings()))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
             print("\n".join(_one_guest(database, found[:1], runs, zone, out, as_json)), file=out)

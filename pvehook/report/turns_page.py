@@ -21,23 +21,28 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.page_parts import safe
+from pvehook.report.standing import Standing, ago, way_out
 
 ROWS_OPEN: Final = 12
 """A longer list of guests that were backed up is folded."""
+OVERDUE_SHOWN: Final = 10
 RUNS_SHOWN: Final = 6
 _COLUMNS: Final = ("Guest", "Result", "When", "Last good backup", "Reason")
 _LOOKS: Final = {"ok": "none", "refused": "slowed", "unknown": "unknown", None: "none"}
 """A result in the style of a severity; the others as what is worst."""
 
 
-def turns_section(turns: NightTurns, zone: tzinfo) -> Iterator[str]:
-    """The section, as HTML."""
+def turns_section(turns: NightTurns, standings: Sequence[Standing], zone: tzinfo) -> Iterator[str]:
+    """The section, as HTML. `standings`: of all guests of the node; empty where they are not known."""
     bad = sorted(
         (guest for guest in turns.guests if guest.result in NOT_BACKED_UP),
         key=lambda guest: NOT_BACKED_UP.index(guest.result or ""),
     )
     good = turns.with_result("ok")
+    others = _others(turns, standings)
     yield '<section id="turns"><h2>Who was backed up</h2>'
+    for each in [each for each in standings if each.is_overdue][:OVERDUE_SHOWN]:
+        yield _overdue(each, turns.as_of_s, zone)
     yield f'<div class="card night"><p class="muted small">Night of {night_in_words(turns, zone)}</p>'
     yield f"<p>{safe(counted_in_words(turns, zone))}.</p>"
     runs = [run for run in turns.runs if len(turns.runs) > 1 or not run.is_plain][:RUNS_SHOWN]
@@ -45,8 +50,24 @@ def turns_section(turns: NightTurns, zone: tzinfo) -> Iterator[str]:
     yield f'<ul class="causes small">{items}</ul>' if items else ""
     yield from _table(bad, turns, zone) if bad else ()
     yield from _folded(f"{len(good)} backed up", good, turns, zone)
-    yield from _folded(f"{len(turns.others)} that had no turn in this night", turns.others, turns, zone)
+    yield from _folded(f"{len(others)} that had no turn in this night", others, turns, zone)
     yield "</div></section>"
+
+
+def _overdue(each: Standing, as_of_s: float, zone: tzinfo) -> str:
+    ways = "".join(
+        f"<br>{safe(what_for)}: <code>{safe(command)}</code>" for what_for, command in map(way_out, each.ways_out)
+    )
+    text = f"<strong>{safe(each.title)} is overdue: {safe(ago(each.last_good_s, as_of_s, zone).strip())}.</strong>"
+    return f'<p class="loud">{text} {safe(each.cause)}.<span class="small">{ways}</span></p>'
+
+
+def _others(turns: NightTurns, standings: Sequence[Standing]) -> list[GuestTurns]:
+    """The oldest good backup first. Where the node's guests are known, those that are gone are left out."""
+    with_turn = {guest.vmid for guest in turns.guests}
+    known = [GuestTurns(each.vmid, each.title, (), each.last_good_s) for each in standings]
+    others = [guest for guest in known or turns.others if guest.vmid not in with_turn]
+    return sorted(others, key=lambda guest: guest.last_good_s or 0.0)
 
 
 def _folded(title: str, guests: Sequence[GuestTurns], turns: NightTurns, zone: tzinfo) -> Iterator[str]:

@@ -16,10 +16,10 @@ import pytest
 from pvehook.contract.measured import Absent, Measured
 from pvehook.errors import NodeError
 from pvehook.night.night import run_night
-from pvehook.night.summary import Standing
 from pvehook.records.attempt import Attempt
 from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.stall_record import GovernorSummary
+from pvehook.report.standing import Standing
 from tests.night.nights import CLOSED, TWO_S, UPID, refused_at_boot, turn
 from tests.records.backups import DAY_S, NOW_S, beside, record
 from tests.report.test_report import EVIL
@@ -53,7 +53,7 @@ def night(
         append_attempts(history, turns, now_s=NOW_S)
     pipe = io.BytesIO()
     out = io.TextIOWrapper(pipe, encoding=encoding)
-    assert run_night(history, out, now, lambda _history, _turns: standings, **options) == 0
+    assert run_night(history, out, now, lambda _: standings, **options) == 0
     out.flush()
     return pipe.getvalue().decode(encoding)
 
@@ -81,8 +81,11 @@ def standing(vmid: int, age: float | None = 0.2, **changes: Any) -> Standing:
 
 def overdue(vmid: int, age: float | None = 5.1) -> Standing:
     cause = "refused 4 nights: the window closed before its turn; this job needs 4 h 10 min"
-    command = f'pvehook allow --vmid {vmid} --for 4h --reason "overdue"'
-    return standing(vmid, age, is_overdue=True, cause=cause, commands=(command, "pvehook rehearse"))
+    command = (
+        f'pvehook allow --vmid {vmid} --for 4h --reason "overdue" && vzdump {vmid} --storage a-storage-with-a-name'
+    )
+    ways = (f"to back it up now: {command}", "to widen the window: window.open in /etc/pvehook.yaml")
+    return standing(vmid, age, missed_turns=4, is_overdue=True, cause=cause, ways_out=ways)
 
 
 # A night
@@ -253,17 +256,21 @@ def test_overdue_guests_come_first_with_cause_and_commands(history: str) -> None
     text = night(history, turn(101), standings=(overdue(140), overdue(141, None), standing(101)))
     lines = text.splitlines()
     assert "2 guests are OVERDUE: without a backup within what the jobs promise." in joined(text)
-    assert lines[3:6] == ["", "OVERDUE", "VM 140 web:  5d02h ago, Thu 2026-11-19 03:36"]
-    assert joined("\n".join(section(text, "OVERDUE"))) == joined(
-        """VM 140 web: 5d02h ago, Thu 2026-11-19 03:36
-        refused 4 nights: the window closed before its turn; this job needs 4 h 10 min
-        pvehook allow --vmid 140 --for 4h --reason "overdue"
-        pvehook rehearse
-        VM 141 web: no good backup on record
-        refused 4 nights: the window closed before its turn; this job needs 4 h 10 min
-        pvehook allow --vmid 141 --for 4h --reason "overdue"
-        pvehook rehearse"""
-    )
+    assert lines[3:6] == ["", "OVERDUE", "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36"]
+    assert section(text, "OVERDUE") == [
+        "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36",
+        "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
+        "  to back it up now:",
+        '    pvehook allow --vmid 140 --for 4h --reason "overdue" && vzdump 140 --storage a-storage-with-a-name',
+        "  to widen the window:",
+        "    window.open in /etc/pvehook.yaml",
+        "VM 141 web: no good backup on record",
+        "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
+        "  to back it up now:",
+        '    pvehook allow --vmid 141 --for 4h --reason "overdue" && vzdump 141 --storage a-storage-with-a-name',
+        "  to widen the window:",
+        "    window.open in /etc/pvehook.yaml",
+    ]
     assert section(text, "last good backup, the oldest first")[:2] == [
         "VM 141 web  no good backup on record            OVERDUE",
         "VM 140 web   5d02h ago, Thu 2026-11-19 03:36    OVERDUE",
@@ -273,8 +280,18 @@ def test_overdue_guests_come_first_with_cause_and_commands(history: str) -> None
 def test_guests_in_no_job_have_an_age_too(history: str) -> None:
     text = night(history, turn(101), standings=(standing(101), standing(900, None, title="CT 900 dns", in_job=False)))
     assert "CT 900 dns  no good backup on record            in no job" in text
+    text = night(history, standings=(standing(101), standing(102, None, missed_turns=1)))
+    assert "No guest is overdue; 1 guest in a job has no good backup on record yet." in joined(text)
+    assert "VM 102 web  no good backup on record            1 turn missed" in text
     text = night(history, standings=(standing(101, in_job=False),))
     assert "No guest of this node is in a backup job." in joined(text)
+
+
+def test_a_schedule_that_is_not_understood_is_told(history: str) -> None:
+    why = "job odd: its schedule 'never' is not understood: no time of day"
+    text = night(history, turn(101), standings=tuple(standing(vmid, not_understood=(why,)) for vmid in (101, 102)))
+    assert text.count("Not counted:") == 1
+    assert f"Not counted: {why}." in joined(text)
 
 
 def test_ten_oldest_are_shown_and_json_has_all(history: str) -> None:
@@ -365,7 +382,7 @@ def test_json_has_everything(history: str) -> None:
     assert body["running"] == [103]
     assert body["promises_kept"] is False
     (late,) = body["overdue"]
-    assert (late["vmid"], late["commands"][1]) == (102, "pvehook rehearse")
+    assert (late["vmid"], late["ways_out"]) == (102, list(overdue(102).ways_out))
     assert [(guest["vmid"], guest["result"], len(guest["turns"])) for guest in body["guests"]] == [
         (101, "ok", 1), (102, "refused", 2)
     ]  # fmt: skip
@@ -415,7 +432,7 @@ def test_names_and_reasons_of_others_cannot_move_the_cursor_or_forge_a_line(hist
             "UPDATE attempts SET node = ?1, name = ?1, reason = ?1, job_id = ?1, job = ?1, mode = ?1", (EVIL,)
         )
         theirs.execute("UPDATE backups SET name = ?1, node = ?1", (EVIL,))
-    odd = overdue(102)._replace(title=EVIL, cause=EVIL, commands=(EVIL,))
+    odd = overdue(102)._replace(title=EVIL, cause=EVIL, ways_out=(EVIL,), not_understood=(EVIL,))
     for encoding in ("utf-8", "ascii"):
         text = night(history, standings=(odd, standing(101, title=EVIL)), encoding=encoding)
         assert all(char.isprintable() for char in text if char != "\n")

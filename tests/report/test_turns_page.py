@@ -12,6 +12,7 @@ import pytest
 
 from pvehook.records.attempt import Attempt
 from pvehook.records.history_writing import append, append_attempts
+from pvehook.report.standing import Standing
 from pvehook.report.turns_page import ROWS_OPEN
 from tests.night.nights import CLOSED, TWO_S, refused_at_boot, turn
 from tests.records.backups import NOW_S, record
@@ -23,11 +24,11 @@ def history(tmp_path: Path) -> str:
     return str(tmp_path / "history.db")
 
 
-def section(history: str, turns: Sequence[Attempt]) -> str:
+def section(history: str, turns: Sequence[Attempt], standings: Sequence[Standing] = ()) -> str:
     """The section's HTML, of a history with these turns and one record."""
     append(history, record(started_s=TWO_S, ended_s=TWO_S + 60), now_s=NOW_S)
     append_attempts(history, turns, now_s=NOW_S)
-    page = written(history)
+    page = written(history, standings=lambda: standings)
     assert page.index('<section id="turns">') < page.index('<section id="night">')
     return page[page.index('<section id="turns">') : page.index("</section>")]
 
@@ -76,11 +77,24 @@ def test_runs_are_told_where_there_is_something_to_tell(history: str) -> None:
     )
 
 
+def test_overdue_guests_are_loud_with_cause_and_commands(history: str) -> None:
+    ways = ("to back it up now: vzdump 102", "to widen the window: window.open in /etc/pvehook.yaml")
+    late = Standing(102, "VM 102 db", NOW_S - 4 * 86400, True, 3, True, "refused 3 times: the window was closed", ways)
+    kept, new = Standing(101, "VM 101 web", NOW_S, True), Standing(900, "CT 900 dns", None, False)
+    html = section(history, [turn(101), turn(800, age=2)], [late, kept, new])
+    text = Page(html + "</section>").text
+    assert "VM 102 db is overdue: 4d00h ago, Fri 2026-11-20 06:00. refused 3 times: the window was closed." in text
+    assert "to back it up now: vzdump 102" in text
+    assert "<code>window.open in /etc/pvehook.yaml</code>" in html
+    assert [row.split(" no turn ")[0] for row in rows(html) if " no turn " in row] == ["CT 900 dns", "VM 102 db"]
+
+
 def test_names_reasons_and_jobs_are_text_and_nothing_else(history: str) -> None:
     append_attempts(history, [turn(101), turn(102, result="failed", reason="x", job="y")], now_s=NOW_S)
     with contextlib.closing(sqlite3.connect(history, isolation_level=None)) as theirs:
         theirs.execute("UPDATE attempts SET node = ?1, name = ?1, reason = ?1, job_id = ?1, vmtype = ?1", (EVIL,))
-    page = Page(section(history, []) + "</section>")
+    odd = Standing(103, EVIL, None, True, 3, True, EVIL, (EVIL,))
+    page = Page(section(history, [], [odd]) + "</section>")
     assert {"script", "img"} & {tag for tag, _ in page.elements} == set()
     assert "<script>alert(1)</script>" in page.text
 

@@ -1,0 +1,52 @@
+"""How a guest of the node stands with what its jobs promise, as it is shown. Judged by rules/overdue.py."""
+
+from __future__ import annotations
+
+from datetime import datetime, tzinfo
+from typing import NamedTuple
+
+from pvehook.records.figures import short_duration
+from pvehook.report.night_turns import day_in_words
+
+
+class Standing(NamedTuple):
+    """One guest's."""
+
+    vmid: int
+    title: str
+    """`VM 101 web`, fit to be shown."""
+    last_good_s: float | None
+    """When its last good backup began, in seconds since the epoch; None: none is on record."""
+    in_job: bool
+    """An enabled job takes it."""
+    missed_turns: int = 0
+    is_overdue: bool = False
+    cause: str = ""
+    """Why its turns are missed; empty: they are not."""
+    ways_out: tuple[str, ...] = ()
+    """`what for: command`."""
+    not_understood: tuple[str, ...] = ()
+    """Jobs of its whose schedule is not understood, each with the reason: what they promise is not counted."""
+
+    @property
+    def note(self) -> str:
+        """`overdue`, `1 turn missed`, `in no job`; empty: it has what it is promised."""
+        if self.is_overdue:
+            return "overdue"
+        if self.missed_turns:
+            return f"{self.missed_turns} turn{'s' if self.missed_turns > 1 else ''} missed"
+        return "" if self.in_job else "in no job"
+
+
+def ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:
+    """` 5d03h ago, Thu 2026-11-19 02:40`."""
+    if last_good_s is None:
+        return "no good backup on record"
+    at = datetime.fromtimestamp(last_good_s, zone)
+    return f"{short_duration(max(as_of_s - last_good_s, 0.0)):>6} ago, {day_in_words(last_good_s, zone)} {at:%H:%M}"
+
+
+def way_out(text: str) -> tuple[str, str]:
+    """What for, and the command."""
+    what_for, _, command = text.partition(": ")
+    return what_for, command
