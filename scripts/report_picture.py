@@ -17,15 +17,18 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from pvehook.records.history_writing import append, append_beside  # noqa: E402  (this repository's, wherever the script is called from)
+from pvehook.records.history_writing import append, append_attempts, append_beside  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.report.report import run_report  # noqa: E402
+from tests.night.nights import CLOSED, turn, turn_of  # noqa: E402
 from tests.records.backups import NOW_S, a_nodes_backups, neighbours, one_after_the_other  # noqa: E402
 from tests.rig.browser import CHROMIUM, Page, Screen, running_browser  # noqa: E402
 
-SCREEN = Screen("picture", width=1000, height=1400, scheme="light")
-"""High enough for the night's picture and the table of guests."""
+SCREEN = Screen("picture", width=1000, height=1600, scheme="light")
+"""High enough for who was backed up, the night's picture, and the table of guests."""
 
 GUESTS, NIGHTS = 7, 40
+REFUSED = 108
+"""In the last night; its last good backup is of the night before."""
 
 
 def main() -> int:
@@ -39,6 +42,9 @@ def main() -> int:
         last_night = one_after_the_other(GUESTS)
         append(history, *a_nodes_backups(GUESTS, NIGHTS)[:-GUESTS], *last_night, now_s=NOW_S)
         append_beside(history, neighbours(last_night), now_s=NOW_S)
+        refused = turn(REFUSED, 185, result="refused", reason=f"at 05:05 {CLOSED}")
+        turns = [turn_of(each, job=refused.job) for each in last_night]
+        append_attempts(history, [*turns, refused, turn(REFUSED, 160, age=1)], now_s=NOW_S)
         run_report(history, io.StringIO(), datetime.fromtimestamp(NOW_S, UTC), html=str(page))
         with running_browser() as browser:
             Page(browser, page, SCREEN).screenshot(picture, whole=False)

@@ -142,6 +142,7 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   .rows tr { display: grid; grid-template-columns: 1fr 1fr; gap: .1rem .75rem; padding: .5rem 0;
     border-bottom: 1px solid var(--line); }
   .rows td { border: 0; padding: 0; } .rows td:first-child, .rows td:last-child { grid-column: 1 / -1; }
+  .turns td:nth-child(3), .turns td:nth-child(4) { white-space: normal; }
   .turns td:nth-child(4) { grid-column: 1 / -1; }
   .rows td:first-child { font-weight: 600; }
   .rows td:not(:first-child)::before { content: attr(data-label) " "; color: var(--muted); font-size: .8rem; }

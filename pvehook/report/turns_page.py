@@ -23,7 +23,7 @@ from pvehook.report.night_turns import (
 from pvehook.report.page_parts import safe
 from pvehook.report.standing import Standing, ago, way_out
 
-ROWS_OPEN: Final = 12
+ROWS_OPEN: Final = 5
 """A longer list of guests that were backed up is folded."""
 OVERDUE_SHOWN: Final = 10
 RUNS_SHOWN: Final = 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pvehook.records.attempt import Attempt
+from pvehook.records.stall_record import StallRecord
 from tests.records.backups import DAY_S, NOW_S
 
 TWO_S = NOW_S - 4 * 3600
@@ -40,3 +41,9 @@ def refused_at_boot(*vmids: int, minute: float = 270, **changes: Any) -> list[At
     missed: dict[str, Any] = {"trigger": "missed", "job": UPID.replace("1267", "1999"), "name": None, "vmtype": None}
     why = f"at 06:30 {CLOSED}"
     return [turn(vmid, minute, result="refused", reason=why, **{**missed, **changes}) for vmid in vmids]
+
+
+def turn_of(record: StallRecord, **changes: Any) -> Attempt:
+    """The turn in which this was seen."""
+    times = {"started_s": record.started_s, "ended_s": record.ended_s}
+    return turn(record.vmid, **{"name": record.name, "vmtype": record.vmtype, **times, **changes})
