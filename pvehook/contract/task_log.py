@@ -60,6 +60,11 @@ _LINE: Final = re.compile(
     re.VERBOSE | re.ASCII,
 )
 """`lastgroup` is the outer name of what matched."""
+_OF_USE: Final = re.compile(
+    rb"^(?:INFO: (?:starting new|skip external|[SF]|Backup |backup mode|[VC][MT] Name|transferred|Total|pvehook: [tg])"
+    rb"|ERROR: |TASK ).*",
+    re.MULTILINE,
+)
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LISTED: Final = re.compile(r"(UPID:\S+)(?: [01])?(?: ([0-9A-Fa-f]{8})(?: .*)?)?")
 _INTERRUPTED: Final = ("interrupted by signal", "received interrupt")
@@ -182,14 +187,9 @@ class _Log:
 
 
 def _lines(data: bytes) -> Iterator[str]:
-    """Those that can be of use."""
-    at = 0
-    while at < len(data):
-        end = data.find(b"\n", at)
-        end = len(data) if end < 0 else end
-        if data.startswith((b"INFO: ", b"ERROR: ", b"TASK "), at):
-            yield data[at : min(end, at + _LINE_LIMIT_BYTES)].decode("utf-8", "replace").rstrip("\r")
-        at = end + 1
+    """Those that can be of use: most tell of a backup's progress."""
+    for found in _OF_USE.finditer(data):
+        yield found[0][:_LINE_LIMIT_BYTES].decode("utf-8", "replace").rstrip("\r")
 
 
 def _run(log: _Log, match: re.Match[str]) -> None:

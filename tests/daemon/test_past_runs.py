@@ -107,9 +107,8 @@ def test_a_run_that_ended_while_the_daemon_was_away_is_told_by_its_log(node_with
         player.wait_for("archive 101")
         node.kill_daemon()
         player.go_on()
-        upid = player.finish().upid
-    now_s = int(time.time())
-    add_task(node, upid, *backed_up(101, now_s, 2), "TASK OK", ended_s=now_s)
+        played = player.finish()
+    add_task(node, played.upid, *played.task_log, ended_s=time.time())
     before = len(node.journal.events)
     node.start_daemon()
     node.wait_for_event("worker-died", after=before, vmid="101")
@@ -117,4 +116,4 @@ def test_a_run_that_ended_while_the_daemon_was_away_is_told_by_its_log(node_with
         node.wait_for_event("past-runs-read", after=before)
         before += node.event_names()[before:].index("past-runs-read") + 1
     (attempt,) = attempts(node)
-    assert (attempt.vmid, attempt.result, attempt.job) == (101, "ok", upid)
+    assert (attempt.vmid, attempt.name, attempt.result, attempt.job) == (101, "web", "ok", played.upid)
