@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
 
+from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.storage_config import why_no_backup
 from pvehook.contract.task_log import ListedTask, LoggedGuest, LoggedResult, TaskLog, parse_task_log
@@ -118,6 +119,8 @@ class PastRuns:
     def _from_logs(self, tasks: Sequence[ListedTask], zone: tzinfo) -> tuple[list[Attempt], list[NodeError]]:
         attempts: list[Attempt] = []
         problems: list[NodeError] = []
+        states = self._within(JOB_STATES, partial(job_states, self._context.node))
+        jobs = {state.upid: state.job_id for state in states}  # of each job the last run
         for task in tasks:
             upid = task.upid
             if self._until.left_s() < RESERVE_S:
@@ -132,7 +135,10 @@ class PastRuns:
                 continue
             if log.result != "unknown":
                 self._read.add(upid.text)
-            attempts += attempts_of(upid, log, zone)
+            turns = attempts_of(upid, log, zone)
+            if (job_id := jobs.get(upid.text)) is not None:
+                turns = [turn._replace(job_id=job_id, trigger="schedule") for turn in turns]
+            attempts += turns
         return sorted(attempts, key=lambda attempt: attempt.started_s), problems
 
     def _from_archives(self, zone: tzinfo) -> list[Attempt]:

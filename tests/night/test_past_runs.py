@@ -130,6 +130,15 @@ def test_a_night_from_before_is_read(past: PastNode) -> None:
     assert past.attempts() == [good, failed]
 
 
+def test_the_last_run_of_a_job_is_known_to_be_its(past: PastNode) -> None:
+    by_schedule, by_hand = upid_of(NIGHT), upid_of(NIGHT + 3600)
+    past.write("/var/lib/pve-manager/jobs/vzdump-nightly.json", f'{{"state": "started", "upid": "{by_schedule.text}"}}')
+    past.add_task(by_schedule, log_of((101, "2026-11-28 02:00:05", "2026-11-28 02:05:18", "")))
+    past.add_task(by_hand, log_of((101, "2026-11-28 03:00:05", "2026-11-28 03:05:18", "")))
+    runs = [(each.job_id, each.trigger) for each in past.attempts()]
+    assert runs == [("nightly", "schedule"), (None, "unknown")]
+
+
 def test_a_run_that_runs_or_is_older_than_the_history_is_left(past: PastNode) -> None:
     log = log_of((101, "2026-11-28 02:00:05", "2026-11-28 02:05:18", ""))
     old = upid_of(NIGHT - 401 * 86400)
