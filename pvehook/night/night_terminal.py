@@ -37,7 +37,7 @@ from pvehook.report.node_night import Row
 from pvehook.report.standing import Standing, ago, way_out
 from pvehook.report.terminal_style import TerminalStyle
 
-OVERDUE_SHOWN: Final = 10
+OVERDUE_SHOWN: Final = 5
 GUESTS_NAMED: Final = 8
 """In one block of guests that were not backed up for the same reason."""
 JOBS_SHOWN: Final = 3
@@ -87,7 +87,9 @@ def _promise(summary: NightSummary) -> str:
         return f"No guest is overdue; {without} {guests} no good backup on record yet."
     if not late:
         return "Every guest that is in a job has a backup within what its jobs promise."
-    return f"{late} guest{' is' if late == 1 else 's are'} OVERDUE: without a backup within what the jobs promise."
+    if late == 1:
+        return "1 guest is OVERDUE: it has no backup within what its jobs promise."
+    return f"{late} guests are OVERDUE: they have no backup within what their jobs promise."
 
 
 def _running(vmids: Sequence[int | None], style: TerminalStyle) -> list[str]:
@@ -118,17 +120,23 @@ def _not_understood(standings: Measured[tuple[Standing, ...]], style: TerminalSt
 
 
 def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    """All ways out of the first one: those for good are much the same for the others."""
     found = summary.overdue
     lines = ["", style.painted("OVERDUE", "stalled")] if found else []
-    for each in found[:OVERDUE_SHOWN]:
+    for number, each in enumerate(found[:OVERDUE_SHOWN]):
         last_good = ago(each.last_good_s, summary.turns.as_of_s, zone)
         lines += style.wrapped(f"{each.title}: {last_good.lstrip()}", others="  ")
         lines += style.wrapped(each.cause, first="  ", others="  ")
-        for way in each.ways_out:
-            what_for, command = way_out(way)
-            lines += style.wrapped(f"{what_for}:", first="  ", others="  ")
-            lines.append(f"    {style.shown(printable(command, 600))}")
-    return [*lines, *_more(len(found) - OVERDUE_SHOWN, "overdue")]
+        for way in each.ways_out[: 1 if number else None]:
+            lines += _way_out(way, style)
+    return [*lines, *_more(len(found) - OVERDUE_SHOWN, "overdue; --json has all")]
+
+
+def _way_out(way: str, style: TerminalStyle) -> list[str]:
+    """A shell reads on after `&&`, so a command may be broken there and nowhere else."""
+    what_for, command = way_out(way)
+    shown = style.shown(printable(command, 600)).replace(" && ", " &&\n    ")
+    return [*style.wrapped(f"{what_for}:", first="  ", others="  "), *f"    {shown}".split("\n")]
 
 
 def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:

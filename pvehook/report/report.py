@@ -178,6 +178,7 @@ def _nothing(what: str, out: TextIO, as_json: bool) -> int:
         return EXIT_OK
     print(
         f"pvehook: {what}. A guest is recorded when its backup ends; run this again after the next one.",
+        "`pvehook night` shows who was refused or failed, if anybody was;",
         "`journalctl -t pvehook --since today` shows whether vzdump called pvehook;",
         "`pvehook rehearse` previews the next run.",
         sep="\n",

@@ -255,21 +255,21 @@ def test_a_night_that_goes_on_is_told(history: str) -> None:
 def test_overdue_guests_come_first_with_cause_and_commands(history: str) -> None:
     text = night(history, turn(101), standings=(overdue(140), overdue(141, None), standing(101)))
     lines = text.splitlines()
-    assert "2 guests are OVERDUE: without a backup within what the jobs promise." in joined(text)
+    assert "2 guests are OVERDUE: they have no backup within what their jobs promise." in joined(text)
     assert lines[3:6] == ["", "OVERDUE", "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36"]
     assert section(text, "OVERDUE") == [
         "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36",
         "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
         "  to back it up now:",
-        '    pvehook allow --vmid 140 --for 4h --reason "overdue" && vzdump 140 --storage a-storage-with-a-name',
+        '    pvehook allow --vmid 140 --for 4h --reason "overdue" &&',
+        "    vzdump 140 --storage a-storage-with-a-name",
         "  to widen the window:",
         "    window.open in /etc/pvehook.yaml",
         "VM 141 web: no good backup on record",
         "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
         "  to back it up now:",
-        '    pvehook allow --vmid 141 --for 4h --reason "overdue" && vzdump 141 --storage a-storage-with-a-name',
-        "  to widen the window:",
-        "    window.open in /etc/pvehook.yaml",
+        '    pvehook allow --vmid 141 --for 4h --reason "overdue" &&',
+        "    vzdump 141 --storage a-storage-with-a-name",
     ]
     assert section(text, "last good backup, the oldest first")[:2] == [
         "VM 141 web  no good backup on record            OVERDUE",
