@@ -1,9 +1,9 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 5,
+        {"v": 6,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
-                    "running_guest": "finish", "enforce": "exit",
+                    "running_guest": "finish", "enforce": "exit", "overdue_after": 2,
                     "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pvehook.errors import ConfigError
 
-JSON_LAYOUT = 5
+JSON_LAYOUT = 6
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 
@@ -80,7 +80,7 @@ class Exempt(NamedTuple):
 class WindowConfig(NamedTuple):
     """When backups may run. Each text of `open` is one for `rules.window.parse_span`; none means never.
 
-    `timezone` is an IANA name, None is the zone of the node.
+    `timezone` is an IANA name, None is the zone of the node. `overdue_after` is how many turns a guest may miss.
     """
 
     open: tuple[str, ...] = ("02:00-05:00",)
@@ -88,6 +88,7 @@ class WindowConfig(NamedTuple):
     next_guest: NextGuest = "refuse"
     running_guest: RunningGuest = "finish"
     enforce: Enforce = "exit"
+    overdue_after: Annotated[int, Between(1, 30)] = 2
     exempt: Exempt = Exempt()
 
 

@@ -22,7 +22,7 @@ def _night(arguments: Arguments) -> int:
     from pvehook.contract.measured import Absent
     from pvehook.night.night import run_night
     from pvehook.night.summary import running_now
-    from pvehook.watch.run_records import history_file
+    from pvehook.records.history import history_file
 
     return run_night(
         arguments.history or history_file(arguments.node),

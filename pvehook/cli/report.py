@@ -21,8 +21,8 @@ def add(commands: Commands) -> None:
 
 
 def _report(arguments: Arguments) -> int:
+    from pvehook.records.history import history_file
     from pvehook.report.report import run_report
-    from pvehook.watch.run_records import history_file
 
     return run_report(
         arguments.history or history_file(arguments.node),

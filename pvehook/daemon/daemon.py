@@ -44,8 +44,8 @@ from pvehook.host.processes import ProcessId, command_line, identify, parent_of,
 from pvehook.night.past_runs import PastRuns
 from pvehook.records import run_state
 from pvehook.records.context import Context
+from pvehook.records.history import history_file
 from pvehook.rescue.speed_record import restore_left_over_speeds
-from pvehook.watch.run_records import history_file
 
 REQUEST_DEADLINE_S = 2.0
 """The hook sends its line at once; whoever does not is not the hook."""

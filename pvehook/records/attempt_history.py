@@ -52,6 +52,21 @@ def guests_with_attempts(history: sqlite3.Connection) -> set[int]:
     return {vmid for (vmid,) in history.execute("SELECT DISTINCT vmid FROM attempts")}
 
 
+def turns_since_good(history: sqlite3.Connection, until_s: float) -> dict[int, list[Attempt]]:
+    """Of each guest that had some until then: its turns since its last good backup, the oldest first."""
+    columns = ", ".join(f"attempts.{name}" for name in Attempt._fields)
+    sql = (
+        f"SELECT {columns} FROM attempts LEFT JOIN (SELECT vmid, max(started_s) AS good_s FROM attempts"  # noqa: S608
+        " WHERE result = 'ok' AND started_s <= :until_s GROUP BY vmid) USING (vmid)"
+        " WHERE started_s > coalesce(good_s, 0) AND started_s <= :until_s ORDER BY started_s"
+    )
+    found: dict[int, list[Attempt]] = {}
+    for row in history.execute(sql, {"until_s": until_s}):
+        attempt = _attempt(row)
+        found.setdefault(attempt.vmid, []).append(attempt)
+    return found
+
+
 def _attempt(row: Sequence[Any]) -> Attempt:
     """Raises sqlite3.DataError where a column is of another kind: a damaged row."""
     attempt = Attempt._make(row)

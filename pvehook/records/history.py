@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.errors import NodeError
+from pvehook.host.node import Node
 from pvehook.records.encoding import decode
 from pvehook.records.figures import decode_figure
 from pvehook.records.history_schema import (
@@ -66,6 +67,11 @@ class PastBackup(NamedTuple):
 
 FIGURE_COLUMNS: Final = PastBackup._fields[PastBackup._fields.index("stalled_s") :]
 """Those of records/figures.py that have a column."""
+
+
+def history_file(node: Node) -> str:
+    """Where the node's is kept."""
+    return os.path.join(node.state_dir, "history.db")
 
 
 @contextmanager

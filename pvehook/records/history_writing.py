@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final
@@ -90,6 +90,24 @@ def append_attempts(
         insert_one = _insert_read_attempt if are_read else _insert_attempt
         for attempt in attempts:
             insert_one(history, attempt)
+
+    return _written(path, insert, now_s, keep_days)
+
+
+def keep_guests(
+    path: str, vmids: Collection[int], overdue: Collection[int], *, now_s: float, keep_days: int = KEEP_DAYS
+) -> str | None:
+    """As `append`, of the guests that the node has now; the others are forgotten. `overdue` are those of which the
+    journal has that just now."""
+
+    def insert(history: sqlite3.Connection) -> None:
+        gone = {vmid for (vmid,) in history.execute("SELECT vmid FROM guests")} - set(vmids)
+        history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in gone])
+        history.executemany("INSERT OR IGNORE INTO guests VALUES (?, ?, NULL)", [(vmid, now_s) for vmid in vmids])
+        # A clock that was ahead for a night must not make a guest younger than it is.
+        history.execute("UPDATE guests SET first_seen_s = min(first_seen_s, ?)", (now_s,))
+        logged = [(now_s, vmid) for vmid in overdue]
+        history.executemany("UPDATE guests SET overdue_logged_s = ? WHERE vmid = ?", logged)
 
     return _written(path, insert, now_s, keep_days)
 

@@ -27,6 +27,8 @@ class Standing(NamedTuple):
     """`what for: command`."""
     not_understood: tuple[str, ...] = ()
     """Jobs of its whose schedule is not understood, each with the reason: what they promise is not counted."""
+    overdue_logged_s: float | None = None
+    """When the journal last had that it is overdue."""
 
     @property
     def note(self) -> str:

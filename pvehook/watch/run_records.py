@@ -27,7 +27,7 @@ from pvehook.records.beside_record import BesideRecord
 from pvehook.records.beside_summary import report_suffering
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
-from pvehook.records.history import last_records, last_samples, past_baselines, reading
+from pvehook.records.history import history_file, last_records, last_samples, past_baselines, reading
 from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
@@ -41,11 +41,6 @@ HISTORY_S = 1.0
 """How long a phase waits for the history's disk. What is not there by then is written all the same, if it can be."""
 TEXTFILE_DAYS = 35.0
 """A guest without a backup for so long is gone from node_exporter's file."""
-
-
-def history_file(node: Node) -> str:
-    """Where the backups' records are kept."""
-    return os.path.join(node.state_dir, "history.db")
 
 
 class RunRecords:

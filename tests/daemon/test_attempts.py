@@ -7,10 +7,9 @@ import signal
 
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
-from pvehook.records.history import reading
+from pvehook.records.history import history_file, reading
 from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
-from pvehook.watch.run_records import history_file
 from tests.node_under_test import NEVER, NodeUnderTest
 
 

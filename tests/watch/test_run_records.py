@@ -13,11 +13,12 @@ from pvehook.host.processes import ProcessId
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.context import Context
+from pvehook.records.history import history_file
 from pvehook.records.journal import journal_log
 from pvehook.records.run_state import RunState
 from pvehook.rehearsal.journal_receiver import JournalReceiver
 from pvehook.settings import MetricsConfig
-from pvehook.watch.run_records import RunRecords, history_file
+from pvehook.watch.run_records import RunRecords
 from tests.records.backups import beside, record
 
 CONFIG = MetricsConfig(textfile="/srv/pvehook.prom")

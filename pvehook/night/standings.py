@@ -1,0 +1,81 @@
+"""How every guest of the node stands: its last good backup, its missed turns, whether it is overdue, and why.
+
+    for each in standings(node, reader, in_force, now_s):
+        if each.is_overdue:
+            print(each.vmid, each.cause, each.ways_out)
+
+Reads the jobs of the node and the history of turns, changes nothing. May take seconds, where /etc/pve or the history's
+disk is slow: in a phase it is asked in a thread with a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
+from typing import NamedTuple
+
+from pvehook.config.in_force import InForce
+from pvehook.contract.text import printable
+from pvehook.host.clock import local_zone
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.night.promises import NodeGuest, Promises, read_promises
+from pvehook.records.attempt import Attempt
+from pvehook.records.attempt_history import last_good_s, turns_since_good
+from pvehook.records.guest_summary import guest_number
+from pvehook.records.history import history_file, reading
+from pvehook.records.known_guests import KnownGuest, known_guests
+from pvehook.report.standing import Standing
+from pvehook.rules.overdue import Facts, Turn, judge
+from pvehook.rules.window import Window
+
+NAME_LIMIT = 64
+
+
+class _Past(NamedTuple):
+    last_good_s: Mapping[int, float]
+    turns: Mapping[int, Sequence[Attempt]]
+    known: Mapping[int, KnownGuest]
+
+
+def standings(
+    node: Node, reader: TimelyReader, in_force: InForce, now_s: float, history: str | None = None
+) -> list[Standing]:
+    """Of every guest of this node, also those in no job: the overdue first, then by missed turns. `history` is another
+    file than the node's. Raises NodeError when the jobs or the history cannot be read."""
+    promises = read_promises(node, reader, in_force.config.window.exempt)
+    past = _read_past(history or history_file(node), now_s)
+    zone = local_zone(node)
+    overdue_after = in_force.config.window.overdue_after
+    found = [_standing(guest, promises, past, now_s, zone, in_force.window, overdue_after) for guest in promises.guests]
+    return sorted(found, key=lambda each: (-each.is_overdue, -each.missed_turns, each.vmid))
+
+
+def _read_past(path: str, now_s: float) -> _Past:
+    if not os.path.exists(path):
+        return _Past({}, {}, {})  # a node that has not backed up anything yet
+    with reading(path) as history:
+        return _Past(last_good_s(history, now_s), turns_since_good(history, now_s), known_guests(history))
+
+
+def _standing(
+    guest: NodeGuest, promises: Promises, past: _Past, now_s: float, zone: tzinfo, window: Window, overdue_after: int
+) -> Standing:
+    vmid = guest.vmid
+    good_s = past.last_good_s.get(vmid)
+    turns = past.turns.get(vmid, ())
+    known = past.known.get(vmid)
+    firsts = [now_s, *([known.first_seen_s] if known else []), *(each.started_s for each in turns[:1])]
+    facts = Facts(
+        vmid,
+        None if good_s is None else datetime.fromtimestamp(good_s, zone),
+        datetime.fromtimestamp(min(firsts), zone),
+        promises.of[vmid],
+        [Turn(datetime.fromtimestamp(each.started_s, zone), each.result, each.reason) for each in turns],
+        promises.disabled[vmid],
+    )
+    verdict = judge(facts, datetime.fromtimestamp(now_s, zone), window, overdue_after)
+    title = f"{guest_number(guest.vmtype, vmid)} {printable(guest.name or '', NAME_LIMIT)}".rstrip()
+    in_job, logged_s = bool(facts.promises), known.overdue_logged_s if known else None
+    return Standing(vmid, title, good_s, in_job, *verdict, overdue_logged_s=logged_s)

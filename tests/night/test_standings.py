@@ -1,0 +1,166 @@
+"""How each guest of a node stands, by the node's jobs and the history of turns."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pvehook.config.in_force import Configuration
+from pvehook.errors import NodeError
+from pvehook.host.node import Node
+from pvehook.host.timely_files import TimelyReader
+from pvehook.night.promises import read_promises
+from pvehook.night.standings import standings
+from pvehook.records.attempt import Attempt, AttemptResult
+from pvehook.records.history import history_file
+from pvehook.records.history_writing import append_attempts, keep_guests
+from pvehook.report.standing import Standing
+from pvehook.settings import Exempt
+
+CLOSED = "at 05:02 the backup window was closed (outside 02:00-05:00)"
+JOBS = """\
+vzdump: nightly
+\tschedule 02:00
+\tall 1
+\texclude 103
+\tstorage nas
+
+vzdump: weekly
+\tschedule sat 03:00
+\tvmid 103,101
+\tenabled 0
+
+vzdump: elsewhere
+\tschedule 02:00
+\tall 1
+\tnode another
+"""
+
+
+def at_s(day: int, clock: str) -> float:
+    hour, minute = map(int, clock.split(":"))
+    return datetime(2026, 11, day, hour, minute, tzinfo=UTC).timestamp()
+
+
+class NodeInATree:
+    """Its guests are 101, 102, 103 and the container 110."""
+
+    def __init__(self, root: Path) -> None:
+        self.node = Node(str(root))
+        self.root = root
+        for vmid, kind in ((101, "qemu-server"), (102, "qemu-server"), (103, "qemu-server"), (110, "lxc")):
+            key = "name" if kind == "qemu-server" else "hostname"
+            self.write(f"etc/pve/{kind}/{vmid}.conf", f"{key}: guest-{vmid}\n")
+        self.write("etc/pve/jobs.cfg", JOBS)
+        self.write("etc/pvehook.yaml", 'window: {open: ["02:00-05:00"]}\n')
+        self.path = history_file(self.node)
+
+    def write(self, path: str, text: str) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+    def turn(self, vmid: int, day: int, result: AttemptResult, clock: str = "02:30") -> None:
+        at = at_s(day, clock)
+        reason = {"ok": "", "refused": CLOSED}.get(result, "no space left")
+        attempt = Attempt(
+            vmid, at, at + 60, "pve", f"UPID:{vmid}:{day}", "nightly", "schedule", None, None, None, result, reason
+        )
+        append_attempts(self.path, [attempt], now_s=at + 60)
+
+    def standings(self, day: int, clock: str = "05:10") -> dict[int, Standing]:
+        in_force = Configuration(self.node, TimelyReader(), remembers=False).now()
+        return {each.vmid: each for each in standings(self.node, TimelyReader(), in_force, at_s(day, clock))}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> NodeInATree:
+    return NodeInATree(tmp_path)
+
+
+def test_a_node_that_backed_up_nothing_yet_has_guests_and_none_is_overdue(tree: NodeInATree) -> None:
+    found = tree.standings(20)
+    assert sorted(found) == [101, 102, 103, 110]
+    assert not any(each.is_overdue for each in found.values())
+    assert {each.last_good_s for each in found.values()} == {None}
+    assert (found[110].title, found[101].title) == ("CT 110 guest-110", "VM 101 guest-101")
+
+
+def test_who_is_refused_two_nights_running_is_overdue_and_comes_first(tree: NodeInATree) -> None:
+    for day in (20, 21, 22):
+        tree.turn(101, day, "ok")
+        tree.turn(110, day, "ok" if day == 20 else "refused", "05:02")
+        found = tree.standings(day)
+        assert found[101].missed_turns == 0
+    assert found[110].is_overdue
+    assert next(iter(found)) == 110
+    assert found[110].cause == f"refused twice: {CLOSED}"
+    assert found[110].last_good_s == at_s(20, "05:02")
+    assert found[110].in_job
+    tree.turn(110, 23, "ok")
+    assert not tree.standings(23)[110].is_overdue
+
+
+def test_a_guest_in_no_enabled_job_is_not_overdue_however_old_its_backup_is(tree: NodeInATree) -> None:
+    tree.turn(103, 1, "ok")
+    found = tree.standings(28)[103]
+    assert (found.is_overdue, found.last_good_s) == (False, at_s(1, "02:30"))
+    assert found.cause == "in no job that is enabled: job weekly would take it"
+
+
+def test_a_guest_that_never_had_a_good_backup_is_overdue_by_the_turns_since_it_was_seen(tree: NodeInATree) -> None:
+    keep_guests(tree.path, [101, 102], [], now_s=at_s(20, "05:10"))
+    assert tree.standings(21, "14:00")[102].missed_turns == 1
+    found = tree.standings(22, "14:00")
+    assert found[102].is_overdue
+    assert not found[110].is_overdue  # it is new
+
+
+def test_a_guest_that_is_gone_is_forgotten_and_begins_anew(tree: NodeInATree) -> None:
+    keep_guests(tree.path, [101, 102], [], now_s=at_s(10, "05:10"))
+    keep_guests(tree.path, [101], [], now_s=at_s(20, "05:10"))
+    keep_guests(tree.path, [101, 102], [], now_s=at_s(21, "05:10"))
+    found = tree.standings(21)
+    assert (found[101].is_overdue, found[102].is_overdue) == (True, False)
+
+
+def test_overdue_after_is_a_setting(tree: NodeInATree) -> None:
+    tree.write("etc/pvehook.yaml", 'window: {open: ["02:00-05:00"], overdue_after: 3}\n')
+    tree.turn(101, 20, "ok")
+    tree.turn(101, 21, "refused")
+    tree.turn(101, 22, "failed")
+    assert not tree.standings(22)[101].is_overdue
+    tree.turn(101, 23, "failed")
+    assert tree.standings(23)[101].is_overdue
+
+
+def test_a_line_of_cron_and_a_pool_promise_too(tree: NodeInATree) -> None:
+    tree.write("etc/pve/user.cfg", "pool:web::103,200::\n")
+    tree.write("etc/cron.d/backup", "30 2 * * * root vzdump --pool web --storage pbs\n")
+    promises = read_promises(tree.node, TimelyReader(), Exempt())
+    (promise,) = promises.of[103]
+    assert (promise.job, promise.schedule, promise.is_cron, promise.storage) == (
+        "/etc/cron.d/backup:1", "30 2 * * *", True, "pbs"
+    )  # fmt: skip
+
+
+def test_exemptions_from_the_window_are_known(tree: NodeInATree) -> None:
+    for exempt in (Exempt(guests=(101,)), Exempt(jobs=("nightly",)), Exempt(storages=("nas",))):
+        promises = read_promises(tree.node, TimelyReader(), exempt)
+        assert [each.is_exempt for each in promises.of[101]] == [True]
+    assert [each.is_exempt for each in read_promises(tree.node, TimelyReader(), Exempt()).of[101]] == [False]
+
+
+def test_taking_a_guest_out_of_its_job_keeps_what_the_job_leaves_out(tree: NodeInATree) -> None:
+    tree.write("etc/pve/jobs.cfg", JOBS + "\nvzdump: two\n\tschedule 02:00\n\tvmid 101,102\n")
+    promises = read_promises(tree.node, TimelyReader(), Exempt()).of[101]
+    assert [each.without for each in promises] == ["--exclude 103,101", "--vmid 102"]
+
+
+def test_a_history_that_cannot_be_read_is_said(tree: NodeInATree) -> None:
+    os.makedirs(os.path.dirname(tree.path))
+    Path(tree.path).write_bytes(b"no database at all" * 100)
+    with pytest.raises(NodeError, match="history"):
+        tree.standings(20)
