@@ -39,6 +39,8 @@ class InForce(NamedTuple):
     source: Source
     problems: tuple[str, ...]
     """Why it is not the files'; empty when it is."""
+    zone: tzinfo = UTC
+    """The node's own, by which schedules are read; the window may have another."""
 
 
 def read_files(node: Node, reader: TimelyReader, only_file: str | None = None) -> Loaded:
@@ -98,7 +100,7 @@ class Configuration:
         except NodeError as error:
             problems = (*problems, f"{error}; the node's time zone is taken to be {self._zone}")
         window, doubt = window_of(config, self._zone)
-        return InForce(config, window, source, (*problems, doubt) if doubt else problems)
+        return InForce(config, window, source, (*problems, doubt) if doubt else problems, self._zone)
 
     def _remember(self, config: Config) -> None:
         if config == self._remembered:

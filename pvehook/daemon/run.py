@@ -130,7 +130,7 @@ class Run:
         """Asked again: the run may have waited up to `lockwait` (3 h) since `job-init`."""
         decision = self._ask_gate(call, phase.in_force)
         self._refused = not decision.allowed
-        self._state.trigger = trigger_of(self._context.node, self._state.worker, self._state.job_id)
+        self._state.trigger = trigger_of(self._context.node, self._state, phase.in_force.zone)
         if not decision.allowed:
             self._note_refused_run(decision, phase)
             return _reply(decision)  # PVE calls job-abort next; the run ends there

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timedelta, tzinfo
 from typing import Final
 
 from pvehook.contract.measured import value_of
 from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
-from pvehook.host.processes import ProcessId, ancestors_of
+from pvehook.host.processes import ancestors_of
 from pvehook.records.attempt import Attempt, AttemptResult, Trigger
 from pvehook.records.figures import figures
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import StallRecord
+from pvehook.rules.schedule import starts_between
 
 _SCHEDULERS: Final = frozenset({"pvescheduler", "cron", "crond", "anacron", "CRON"})
 _PEOPLES: Final = ("pvedaemon", "pveproxy", "sshd", "login", "bash", "zsh", "fish", "tmux", "screen")
 """From the web page, or from a shell, which cron has too: that is asked first."""
 
 
-def trigger_of(node: Node, worker: ProcessId, job_id: str | None) -> Trigger:
-    """What started a run, by its job and its worker's ancestors."""
-    names = ancestors_of(node, worker.pid)
-    if job_id is not None or _SCHEDULERS & set(names):
+ON_TIME_S: Final = 600.0
+"""pvescheduler looks once a minute, at one job after the other. What it starts so long after its time was missed."""
+
+
+def trigger_of(node: Node, run: RunState, zone: tzinfo) -> Trigger:
+    """What started a run, by its job's schedule and its worker's ancestors."""
+    if run.schedule is not None:
+        now = datetime.fromtimestamp(run.started_s, zone)
+        try:
+            return "schedule" if starts_between(run.schedule, now - timedelta(seconds=ON_TIME_S), now) else "missed"
+        except ValueError:  # a schedule that we do not understand
+            return "schedule"
+    names = ancestors_of(node, run.worker.pid)
+    if run.job_id is not None or _SCHEDULERS & set(names):
         return "schedule"
     return "hand" if any(name.startswith(_PEOPLES) for name in names) else "unknown"
 

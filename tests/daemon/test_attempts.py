@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
+
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import history_file, reading
@@ -57,7 +59,12 @@ def test_a_worker_that_is_killed(node: NodeUnderTest) -> None:
     assert (kept.result, "killed, or stopped by hand" in kept.reason) == ("worker-died", True)
 
 
-def test_the_job_that_it_belongs_to_is_what_the_scheduler_wrote_down(node: NodeUnderTest) -> None:
+@pytest.mark.parametrize(("clock", "trigger"), [("02:00:31", "schedule"), ("08:12:00", "missed")])
+def test_the_job_and_whether_its_run_is_made_up_for_is_what_the_scheduler_wrote_down(
+    node: NodeUnderTest, clock: str, trigger: str
+) -> None:
+    """As for a run that was missed while the node was off, which Proxmox starts at boot (repeat-missed)."""
+    node.set_clock(f"2026-11-24T{clock}+00:00")
     states = node.root / "var/lib/pve-manager/jobs"
     states.mkdir(parents=True)
     with Player(node.run(pauses=("after job-init",))) as player:
@@ -68,7 +75,7 @@ def test_the_job_that_it_belongs_to_is_what_the_scheduler_wrote_down(node: NodeU
         player.go_on()
         player.finish()
     kept = attempts(node)[101]
-    assert (kept.job_id, kept.trigger) == ("nightly", "schedule")
+    assert (kept.job_id, kept.trigger) == ("nightly", trigger)
 
 
 def test_without_metrics_who_has_no_backup_is_known_all_the_same(node: NodeUnderTest) -> None:
