@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any, cast, get_args
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,7 @@ class Guest:
         self.freeze_ends: Callable[[], None] = lambda: None
         self.while_arming: Callable[[], None] = lambda: None
         self._armed = armed
+        self.records = Mock(**{"why_failed.return_value": None})
         node = Node("/nonexistent")
         run = RunState(ProcessId(1, 1), "UPID", 0.0)
         reader = TimelyReader()
@@ -59,7 +61,7 @@ class Guest:
             run,
             cast(Any, None),
             cast(Any, None),
-            cast(Any, None),
+            cast(Any, self.records),
             cast(Any, None),
             reader,
             reader,
@@ -368,6 +370,7 @@ def test_whatever_comes_in_whatever_order_ends_with_one_result_and_one_summary(e
     assert guest.record.result != "running"
     done = [name for _, name, _ in guest.log.events].count("guest-done")
     assert done == guest.count("freeze.settle") == guest.count("beside.stop") == 1
+    assert guest.records.keep_attempts.call_count == 1
     assert guest.count("monitor.begin") <= 1
     assert guest.count("freeze.arm") <= 1
 
