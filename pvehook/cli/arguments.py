@@ -14,6 +14,9 @@ from pvehook.host.node import Node
 
 if TYPE_CHECKING:
     from pvehook.config.in_force import InForce
+    from pvehook.contract.measured import Measured
+    from pvehook.report.night_turns import NightTurns
+    from pvehook.report.standing import Standing, StandingsOf
 
 Arguments: TypeAlias = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -101,6 +104,18 @@ def configuration_in_force(arguments: Arguments) -> InForce:
     for problem in in_force.problems:
         print(f"pvehook: {problem}; in force: {in_force.source}", file=sys.stderr)
     return in_force
+
+
+def standings_of(arguments: Arguments, history: str, now: datetime) -> StandingsOf:
+    """How the guests of this node stand, for a report on this history. The configuration is read when it is asked."""
+
+    def read(turns: NightTurns) -> Measured[tuple[Standing, ...]]:
+        from pvehook.night.standings import standings_beside
+
+        in_force = configuration_in_force(arguments)
+        return standings_beside(history, turns.nodes, arguments.node, in_force, now.timestamp())
+
+    return read
 
 
 def stamp(when: datetime) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pvehook.cli.arguments import Arguments, Commands, add_command
+from pvehook.cli.arguments import Arguments, Commands, add_command, standings_of
 from pvehook.host.clock import SystemClock, at, local_zone
 
 
@@ -19,16 +19,17 @@ def add(commands: Commands) -> None:
 
 
 def _night(arguments: Arguments) -> int:
-    from pvehook.contract.measured import Absent
     from pvehook.night.night import run_night
     from pvehook.night.summary import running_now
     from pvehook.records.history import history_file
 
+    now = at(SystemClock(), local_zone(arguments.node))
+    history = arguments.history or history_file(arguments.node)
     return run_night(
-        arguments.history or history_file(arguments.node),
+        history,
         sys.stdout,
-        at(SystemClock(), local_zone(arguments.node)),
-        lambda _: Absent("the node's jobs are not read yet"),
+        now,
+        standings_of(arguments, history, now),
         running=running_now(arguments.node),
         day=arguments.date,
         as_json=arguments.json,

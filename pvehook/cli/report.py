@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pvehook.cli.arguments import Arguments, Commands, add_command, number, vmid
+from pvehook.cli.arguments import Arguments, Commands, add_command, number, standings_of, vmid
 from pvehook.host.clock import SystemClock, at, local_zone
 
 
@@ -24,14 +24,17 @@ def _report(arguments: Arguments) -> int:
     from pvehook.records.history import history_file
     from pvehook.report.report import run_report
 
+    now = at(SystemClock(), local_zone(arguments.node))
+    history = arguments.history or history_file(arguments.node)
     return run_report(
-        arguments.history or history_file(arguments.node),
+        history,
         sys.stdout,
-        at(SystemClock(), local_zone(arguments.node)),
+        now,
         since=arguments.since,
         vmid=arguments.vmid,
         backup=arguments.night,
         worst=arguments.worst,
         html=arguments.html,
         as_json=arguments.json,
+        standings_of=standings_of(arguments, history, now),
     )

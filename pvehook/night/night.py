@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
 from datetime import UTC, date, datetime, time, tzinfo
 from typing import Final, TextIO
 
@@ -18,7 +17,7 @@ from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import DAY_S, reading
 from pvehook.report.beside import night_of
 from pvehook.report.night_turns import KNOWN_DAYS, NightTurns, last_night, night_turns
-from pvehook.report.standing import Standing
+from pvehook.report.standing import Standing, StandingsOf
 from pvehook.report.terminal_style import style_of
 
 EXIT_OK, EXIT_ERROR = 0, 2
@@ -29,7 +28,7 @@ def run_night(
     history: str,
     out: TextIO,
     now: datetime,
-    standings_of: Callable[[NightTurns], Measured[tuple[Standing, ...]]],
+    standings_of: StandingsOf,
     *,
     running: tuple[int | None, ...] = (),
     day: str | None = None,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from typing import Final
 
-from pvehook.contract.measured import Absent, Broken, Measured, value_of
+from pvehook.contract.measured import Absent, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.night.advice import Advice
 from pvehook.night.summary import LastGood, NightSummary, last_goods
@@ -34,7 +34,7 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.node_night import Row
-from pvehook.report.standing import Standing, ago, way_out
+from pvehook.report.standing import Standing, ago, promise_in_words, way_out
 from pvehook.report.terminal_style import TerminalStyle
 
 OVERDUE_SHOWN: Final = 5
@@ -71,25 +71,7 @@ def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: Termin
 
 def headline(summary: NightSummary, zone: tzinfo) -> str:
     """How many were backed up, when, and whether all have a backup within what their jobs promise."""
-    return f"{counted_in_words(summary.turns, zone)}. {_promise(summary)}"
-
-
-def _promise(summary: NightSummary) -> str:
-    if isinstance(summary.standings, (Absent, Broken)):
-        return f"Whether every guest has a backup within what its jobs promise is not known: {summary.standings.why}."
-    in_job = [each for each in summary.standings if each.in_job]
-    if not in_job:
-        return "No guest of this node is in a backup job."
-    late = len(summary.overdue)
-    without = sum(each.last_good_s is None for each in in_job)
-    if not late and without:
-        guests = "guest in a job has" if without == 1 else "guests in jobs have"
-        return f"No guest is overdue; {without} {guests} no good backup on record yet."
-    if not late:
-        return "Every guest that is in a job has a backup within what its jobs promise."
-    if late == 1:
-        return "1 guest is OVERDUE: it has no backup within what its jobs promise."
-    return f"{late} guests are OVERDUE: they have no backup within what their jobs promise."
+    return f"{counted_in_words(summary.turns, zone)}. {promise_in_words(summary.standings)}"
 
 
 def _running(vmids: Sequence[int | None], style: TerminalStyle) -> list[str]:

@@ -11,12 +11,14 @@ disk is slow: in a phase it is asked in a thread with a deadline.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 from pvehook.config.in_force import InForce
+from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.text import printable
+from pvehook.errors import NodeError
 from pvehook.host.clock import local_zone
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
@@ -50,6 +52,21 @@ def standings(
     overdue_after = in_force.config.window.overdue_after
     found = [_standing(guest, promises, past, now_s, zone, in_force.window, overdue_after) for guest in promises.guests]
     return sorted(found, key=lambda each: (-each.is_overdue, -each.missed_turns, each.vmid))
+
+
+def standings_beside(
+    history: str, nodes: Collection[str], node: Node, in_force: InForce, now_s: float
+) -> Measured[tuple[Standing, ...]]:
+    """For a report on a history that has turns of these `nodes`: as `standings`, absent where it is of other nodes than
+    this one, or where this one has no guests; broken where something cannot be read."""
+    name = os.uname().nodename.partition(".")[0]
+    if name not in {each.partition(".")[0] for each in nodes}:
+        return Absent(f"the history is of node {printable(', '.join(nodes))}, the jobs are of {printable(name)}")
+    try:
+        found = standings(node, TimelyReader(), in_force, now_s, history)
+    except (NodeError, OSError) as error:
+        return Broken(printable(str(error)))
+    return tuple(found) if found else Absent("/etc/pve has no guest of this node")
 
 
 def _read_past(path: str, now_s: float) -> _Past:

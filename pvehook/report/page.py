@@ -33,7 +33,7 @@ from pvehook.report.night_page import beside_words, night_section
 from pvehook.report.night_turns import last_night
 from pvehook.report.page_parts import arrows, definitions, safe, severity_word, shown_figure, shown_pair, swatch
 from pvehook.report.page_style import SCRIPT, STYLE
-from pvehook.report.standing import Standing
+from pvehook.report.standing import StandingsOf
 from pvehook.report.trends import LEVELS, LEVELS_S, Trend, day, days_of, level, worst_of_each
 from pvehook.report.turns_page import turns_section
 from pvehook.rules.regression import in_words
@@ -54,10 +54,9 @@ def html_report(
     worst: int | None,
     now: datetime,
     zone: tzinfo,
-    standings: Sequence[Standing] = (),
+    standings_of: StandingsOf,
 ) -> str:
-    """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail.
-    `standings`: of all guests of the node; empty where they are not known."""
+    """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
     detailed = trends[: worst if worst is not None else CHARTS]
     records = [(trend, record_of(database, trend.last.id)) for trend in detailed]
     days = days_of(trends, zone)
@@ -66,7 +65,7 @@ def html_report(
     night = read_night(database, beside, last_s, zone)
     lines = [*_head(trends, days, now), *_regressions(trends, zone)]
     turns = last_night(database, now.timestamp(), zone)
-    lines += turns_section(turns, standings, zone) if turns is not None else []
+    lines += turns_section(turns, standings_of(turns), zone) if turns is not None else []
     lines += night_section(night, zone) if night is not None else []
     lines.append(_tiles(trends, beside))
     lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)

@@ -10,12 +10,12 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
 
-from pvehook.contract.measured import Measured
+from pvehook.contract.measured import Absent, Measured
 from pvehook.host.regular_file import replace_file
 from pvehook.records.beside_history import PastBeside, beside_between
 from pvehook.records.history import DAY_S, PastBackup, reading, record_of
@@ -27,13 +27,15 @@ from pvehook.report.json_report import FORMAT, guest_json, overview_json
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.overview_terminal import overview_lines
 from pvehook.report.page import html_report
-from pvehook.report.standing import Standing
+from pvehook.report.standing import StandingsOf
 from pvehook.report.terminal_style import TerminalStyle, style_of
 from pvehook.report.trends import Trend, day, days_of, worst_first
 
 DEFAULT_SINCE: Final = "30d"
 TREND_DAYS: Final = 120  # how far back to search for a regression, even if fewer backups are shown
 WORST_SHOWN: Final = 20  # guests shown in a terminal, by default
+
+NOT_ASKED: Final = Absent("the jobs were not read")
 
 EXIT_OK, EXIT_ERROR = 0, 2
 
@@ -49,10 +51,10 @@ def run_report(
     worst: int | None = None,
     html: str | None = None,
     as_json: bool = False,
-    standings: Callable[[], Sequence[Standing]] = tuple,
+    standings_of: StandingsOf = lambda _: NOT_ASKED,
 ) -> int:
     """One call of the command; returns its exit code. `now` is aware; its zone, the node's, decides where days begin.
-    `standings` gives those of all guests of the node, for the page; none where they are not known.
+    `standings_of` is asked for the page only.
 
     With `backup`, a day, the report is as of that day, of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
@@ -95,7 +97,7 @@ def run_report(
         found = [trend_of(last) for last in lasts]
         if html is not None:
             os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
-            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone, standings()))
+            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone, standings_of))
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
             print("\n".join(_one_guest(database, found[:1], runs, zone, out, as_json)), file=out)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, tzinfo
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.records.figures import short_duration
-from pvehook.report.night_turns import day_in_words
+from pvehook.report.night_turns import NightTurns, day_in_words
 
 
 class Standing(NamedTuple):
@@ -40,6 +42,10 @@ class Standing(NamedTuple):
         return "" if self.in_job else "in no job"
 
 
+StandingsOf: TypeAlias = Callable[[NightTurns], Measured[tuple[Standing, ...]]]
+"""Those of all guests of the node, at the end of its last night."""
+
+
 def ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:
     """` 5d03h ago, Thu 2026-11-19 02:40`."""
     if last_good_s is None:
@@ -52,3 +58,22 @@ def way_out(text: str) -> tuple[str, str]:
     """What for, and the command."""
     what_for, _, command = text.partition(": ")
     return what_for, command
+
+
+def promise_in_words(standings: Measured[tuple[Standing, ...]]) -> str:
+    """In a sentence: whether every guest has a backup within what its jobs promise."""
+    if isinstance(standings, (Absent, Broken)):
+        return f"Whether every guest has a backup within what its jobs promise is not known: {standings.why}."
+    in_job = [each for each in standings if each.in_job]
+    late = sum(each.is_overdue for each in standings)
+    without = sum(each.last_good_s is None for each in in_job)
+    if late == 1:
+        return "1 guest is OVERDUE: it has no backup within what its jobs promise."
+    if late:
+        return f"{late} guests are OVERDUE: they have no backup within what their jobs promise."
+    if not in_job:
+        return "No guest of this node is in a backup job."
+    if without:
+        guests = "guest in a job has" if without == 1 else "guests in jobs have"
+        return f"No guest is overdue; {without} {guests} no good backup on record yet."
+    return "Every guest that is in a job has a backup within what its jobs promise."

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Final
 
+from pvehook.contract.measured import Measured, value_of
 from pvehook.records.figures import short_duration
 from pvehook.report.night_turns import (
     NOT_BACKED_UP,
@@ -21,7 +22,7 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.page_parts import safe
-from pvehook.report.standing import Standing, ago, way_out
+from pvehook.report.standing import Standing, ago, promise_in_words, way_out
 
 ROWS_OPEN: Final = 5
 """A longer list of guests that were backed up is folded."""
@@ -32,19 +33,20 @@ _LOOKS: Final = {"ok": "none", "refused": "slowed", "unknown": "unknown", None: 
 """A result in the style of a severity; the others as what is worst."""
 
 
-def turns_section(turns: NightTurns, standings: Sequence[Standing], zone: tzinfo) -> Iterator[str]:
-    """The section, as HTML. `standings`: of all guests of the node; empty where they are not known."""
+def turns_section(turns: NightTurns, standings: Measured[tuple[Standing, ...]], zone: tzinfo) -> Iterator[str]:
+    """The section, as HTML. `standings`: of all guests of the node."""
+    known = value_of(standings) or ()
     bad = sorted(
         (guest for guest in turns.guests if guest.result in NOT_BACKED_UP),
         key=lambda guest: NOT_BACKED_UP.index(guest.result or ""),
     )
     good = turns.with_result("ok")
-    others = _others(turns, standings)
+    others = _others(turns, known)
     yield '<section id="turns"><h2>Who was backed up</h2>'
-    for each in [each for each in standings if each.is_overdue][:OVERDUE_SHOWN]:
+    for each in [each for each in known if each.is_overdue][:OVERDUE_SHOWN]:
         yield _overdue(each, turns.as_of_s, zone)
     yield f'<div class="card night"><p class="muted small">Night of {night_in_words(turns, zone)}</p>'
-    yield f"<p>{safe(counted_in_words(turns, zone))}.</p>"
+    yield f"<p>{safe(counted_in_words(turns, zone))}. {safe(promise_in_words(standings))}</p>"
     runs = [run for run in turns.runs if len(turns.runs) > 1 or not run.is_plain][:RUNS_SHOWN]
     items = "".join(f"<li>{clock(run.turns[0].started_s, zone)} {safe(run_in_words(run))}</li>" for run in runs)
     yield f'<ul class="causes small">{items}</ul>' if items else ""

@@ -615,3 +615,29 @@ def test_night_of_a_history(pvehook: Command, root: Path) -> None:
     append_attempts(str(root / "var/lib/pvehook/history.db"), [turn(101)], now_s=NOW_S)
     assert "night of Mon 2026-11-23 to Tue 2026-11-24, node pve1" in pvehook("night", "--date", "2026-11-24").out
     assert pvehook("night", "--last", "--date", "2026-11-24").code == 2  # one or the other
+
+
+def test_night_reads_what_the_jobs_of_the_node_promise(pvehook: Command, root: Path) -> None:
+    now_s = time.time()
+    history = str(root / "var/lib/pvehook/history.db")
+    tried = turn(101, started_s=now_s - 3 * 86400, ended_s=now_s - 3 * 86400, result="failed", reason="disk full")
+    turns = [each._replace(node=os.uname().nodename) for each in (tried, turn(102, started_s=now_s - 60))]
+    append_attempts(history, turns, now_s=now_s)
+    assert "is not known: /etc/pve has no guest of this node." in " ".join(pvehook("night").out.split())
+    (root / "etc/pve/qemu-server").mkdir()
+    for vmid, name in ((101, "web"), (102, "db"), (900, "router")):
+        (root / f"etc/pve/qemu-server/{vmid}.conf").write_text(f"name: {name}\n")
+    (root / "etc/pve/jobs.cfg").write_text("vzdump: nightly\n\tschedule 03:30\n\tvmid 101,102\n\tstorage nas\n")
+    out = pvehook("night").out
+    assert "VM 101 web: no good backup on record\n  failed once: disk full" in out
+    assert "vzdump 101 --storage nas" in out
+    assert "in no job" in next(line for line in out.splitlines() if line.startswith("VM 900 router"))
+    (late,) = json.loads(pvehook("night", "--json").out)["overdue"]
+    assert (late["vmid"], late["ways_out"][0].split(":")[0]) == (101, "to back it up now")
+
+
+def test_night_of_another_nodes_history_is_not_held_against_the_jobs_of_this_one(pvehook: Command, root: Path) -> None:
+    history = str(root / "other.db")
+    append_attempts(history, [turn(101)], now_s=NOW_S)
+    out = " ".join(pvehook("night", "--history", history).out.split())
+    assert f"the history is of node pve1, the jobs are of {os.uname().nodename.partition('.')[0]}" in out

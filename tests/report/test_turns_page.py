@@ -12,6 +12,7 @@ import pytest
 
 from pvehook.records.attempt import Attempt
 from pvehook.records.history_writing import append, append_attempts
+from pvehook.report.report import NOT_ASKED
 from pvehook.report.standing import Standing
 from pvehook.report.turns_page import ROWS_OPEN
 from tests.night.nights import CLOSED, TWO_S, refused_at_boot, turn
@@ -28,7 +29,7 @@ def section(history: str, turns: Sequence[Attempt], standings: Sequence[Standing
     """The section's HTML, of a history with these turns and one record."""
     append(history, record(started_s=TWO_S, ended_s=TWO_S + 60), now_s=NOW_S)
     append_attempts(history, turns, now_s=NOW_S)
-    page = written(history, standings=lambda: standings)
+    page = written(history, standings_of=lambda _: tuple(standings) or NOT_ASKED)
     assert page.index('<section id="turns">') < page.index('<section id="night">')
     return page[page.index('<section id="turns">') : page.index("</section>")]
 
