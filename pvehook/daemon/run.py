@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 from pvehook.admission.gate import Gate
@@ -29,7 +30,8 @@ from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.night.turns_taken import named_guests, refused_run, trigger_of
+from pvehook.night.refused_runs import keep_refused_run
+from pvehook.night.turns_taken import trigger_of
 from pvehook.priority.idle_priority import restore_strays, set_worker_idle
 from pvehook.records import run_state
 from pvehook.records.beside_record import BesideRecord
@@ -122,8 +124,9 @@ class Run:
         `job-start`, so the idle class waits until then."""
         decision = self._ask_gate(call, phase.in_force)
         self.ended = not decision.allowed
+        self._state.trigger = trigger_of(self._context.node, self._state, phase.in_force.zone)
         if not decision.allowed:
-            self._note_refused_run(decision, phase)
+            self._keep_refused_run(decision, phase)
         return _reply(decision)
 
     def job_start(self, call: HookCall, phase: Phase) -> Reply:
@@ -132,7 +135,7 @@ class Run:
         self._refused = not decision.allowed
         self._state.trigger = trigger_of(self._context.node, self._state, phase.in_force.zone)
         if not decision.allowed:
-            self._note_refused_run(decision, phase)
+            self._keep_refused_run(decision, phase)
             return _reply(decision)  # PVE calls job-abort next; the run ends there
         self._state.admitted = admits_whole_run(decision)
         self._state.began = True
@@ -236,11 +239,13 @@ class Run:
 
     # Helpers
 
-    def _note_refused_run(self, decision: Admission, phase: Phase) -> None:
-        """Its guests go without a backup, as far as it is known who they are."""
-        now_s = self._context.clock.now_s()
-        if attempts := refused_run(self._state, named_guests(self._state), now_s, decision.why_refused):
-            self._parts.records.keep_attempts(attempts, phase.in_force.config.metrics, phase.deadline)
+    def _keep_refused_run(self, decision: Admission, phase: Phase) -> None:
+        """Its guests go without a backup. Who they are takes longer to find out than vzdump should wait."""
+        arguments = self._context, replace(self._state), decision.why_refused, phase.in_force
+        try:
+            threading.Thread(target=keep_refused_run, args=arguments, name="refused-run", daemon=True).start()
+        except RuntimeError as error:
+            self._log.error("history-not-kept", message=f"no thread could be started: {error}")
 
     def _handle(self, turn: GuestTurn, event: Event, phase: Phase) -> list[str]:
         try:

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Final
 
 from pvehook.contract.measured import value_of
-from pvehook.contract.upid import parse_upid
 from pvehook.host.node import Node
 from pvehook.host.processes import ancestors_of
 from pvehook.records.attempt import Attempt, AttemptResult, Trigger
@@ -61,33 +60,6 @@ def attempt_of(run: RunState, guest: GuestRecord, record: StallRecord | None, wh
         copied_bytes=value_of(known["backup_bytes"]) if known else None,
         cost_s=governor.cost_s if governor is not None else None,
     )
-
-
-def refused_run(run: RunState, vmids: list[int], at_s: float, why: str) -> list[Attempt]:
-    """Of a run that was refused before its first guest."""
-    return [
-        Attempt(
-            vmid=vmid,
-            started_s=at_s,
-            ended_s=at_s,
-            node=os.uname().nodename,
-            job=run.upid,
-            job_id=run.job_id,
-            trigger=run.trigger,
-            name=None,
-            vmtype=None,
-            mode=None,
-            result="refused",
-            reason=why,
-        )
-        for vmid in vmids
-    ]
-
-
-def named_guests(run: RunState) -> list[int]:
-    """The guest of a run that was started for one."""
-    upid = parse_upid(run.upid)
-    return [upid.vmid] if upid is not None and upid.vmid is not None else []
 
 
 def _reason(guest: GuestRecord, why_failed: str | None) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import time
 
 import pytest
 
+from pvehook.errors import NodeError
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import history_file, reading
@@ -14,10 +17,20 @@ from pvehook.rehearsal.vzdump.player import Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from tests.node_under_test import NEVER, NodeUnderTest
 
+WITHIN_S = 20.0
 
-def attempts(node: NodeUnderTest) -> dict[int, Attempt]:
-    with reading(history_file(node.node)) as history:
-        return {each.vmid: each for each in attempts_between(history, 0.0, 1e12)}
+
+def attempts(node: NodeUnderTest, *vmids: int) -> dict[int, Attempt]:
+    """By guest, as soon as there are those of `vmids`."""
+    until_s = time.monotonic() + WITHIN_S
+    while True:
+        found: dict[int, Attempt] = {}
+        with contextlib.suppress(NodeError), reading(history_file(node.node)) as history:
+            found = {each.vmid: each for each in attempts_between(history, 0.0, 1e12)}
+        if found.keys() >= set(vmids):
+            return found
+        assert time.monotonic() < until_s, found
+        time.sleep(0.02)
 
 
 def test_one_that_was_backed_up_and_one_that_failed_in_vzdumps_own_words(node: NodeUnderTest) -> None:
@@ -45,9 +58,37 @@ def test_one_that_was_refused_says_when_and_by_which_window(node: NodeUnderTest)
 def test_a_run_for_one_guest_that_is_refused_as_a_whole(node: NodeUnderTest) -> None:
     node.configure(NEVER)
     played = play(node.run(Guest(101), upid_id="101"))
-    kept = attempts(node)[101]
+    kept = attempts(node, 101)[101]
     assert (kept.result, kept.job) == ("refused", played.upid)
     assert "the backup window was closed" in kept.reason
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_jobs_run_that_is_refused_as_a_whole_leaves_each_of_its_guests_without_a_backup(
+    node: NodeUnderTest, is_late: bool
+) -> None:
+    """Which job it is may be written down a moment after it was refused."""
+    node.configure(NEVER)
+    node.set_clock("2026-11-24T08:12:00+00:00")
+    node.write("/etc/pve/jobs.cfg", "vzdump: nightly\n\tschedule 02:00\n\tvmid 101,110\n\trepeat-missed 1\n")
+    node.write("/etc/pve/qemu-server/101.conf", "name: web\n")
+    node.write("/etc/pve/lxc/110.conf", "hostname: mail\n")
+    states = node.root / "var/lib/pve-manager/jobs"
+    states.mkdir(parents=True)
+    (states / "vzdump-nightly.json").write_text('{"state": "starting"}')
+    with Player(node.run(Guest(101), Guest(110, kind="lxc"), pauses=("before job-init", "after job-init"))) as player:
+        player.wait_for("before job-init")
+        started = {"state": "started", "upid": player.so_far().upid, "config": {"schedule": "02:00"}}
+        if not is_late:
+            (states / "vzdump-nightly.json").write_text(json.dumps(started))
+        player.go_on()
+        player.wait_for("after job-init")
+        (states / "vzdump-nightly.json").write_text(json.dumps(started))
+        player.go_on()
+        player.finish()
+    kept = attempts(node, 101, 110)
+    assert {each.reason for each in kept.values()} == {"at 08:12 the backup window was closed (no span is configured)"}
+    assert {(each.job_id, each.trigger, each.result) for each in kept.values()} == {("nightly", "missed", "refused")}
 
 
 def test_a_worker_that_is_killed(node: NodeUnderTest) -> None:
@@ -55,7 +96,7 @@ def test_a_worker_that_is_killed(node: NodeUnderTest) -> None:
         player.wait_for("archive 105")
         player.send_signal(signal.SIGKILL)
         node.wait_for_event("worker-died", vmid="105")
-    kept = attempts(node)[105]
+    kept = attempts(node, 105)[105]
     assert (kept.result, "killed, or stopped by hand" in kept.reason) == ("worker-died", True)
 
 
@@ -74,11 +115,11 @@ def test_the_job_and_whether_its_run_is_made_up_for_is_what_the_scheduler_wrote_
         (states / "vzdump-other.json").write_text("{")
         player.go_on()
         player.finish()
-    kept = attempts(node)[101]
+    kept = attempts(node, 101)[101]
     assert (kept.job_id, kept.trigger) == ("nightly", trigger)
 
 
 def test_without_metrics_who_has_no_backup_is_known_all_the_same(node: NodeUnderTest) -> None:
     node.configure("window: {open: []}\nmetrics: {mode: \"off\"}\n")
     play(node.run(Guest(101), upid_id="101"))
-    assert attempts(node)[101].result == "refused"
+    assert attempts(node, 101)[101].result == "refused"

@@ -1,0 +1,87 @@
+"""A run that is refused before its first guest: who goes without a backup for it.
+
+vzdump does not say whom it would have backed up. They are the guest of a run for one, or those that its job takes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import Final
+
+from pvehook.config.in_force import InForce
+from pvehook.config.job_states import JOB_STATES, job_states
+from pvehook.contract.upid import parse_upid
+from pvehook.errors import NodeError
+from pvehook.host.timely_files import TimelyReader
+from pvehook.night.promises import read_promises
+from pvehook.night.turns_taken import trigger_of
+from pvehook.records.attempt import Attempt
+from pvehook.records.context import Context
+from pvehook.records.history import history_file
+from pvehook.records.history_writing import append_attempts
+from pvehook.records.run_state import RunState
+from pvehook.settings import Exempt
+
+_STEP_S: Final = 5.0
+_JOB_WITHIN_S, _LOOK_AGAIN_S = 3.0, 0.2
+"""pvescheduler writes down which job a task is when it has started it, and the task is refused within milliseconds."""
+
+
+def keep_refused_run(context: Context, run: RunState, why: str, in_force: InForce) -> None:
+    """For a thread of its own: every step takes _STEP_S at most. What fails costs a line in the journal."""
+    reader = TimelyReader()
+    try:
+        _find_job(context, reader, run)
+        if run.job_id is not None:
+            run.trigger = trigger_of(context.node, run, in_force.zone)
+        if not (vmids := _guests(context, reader, run)):
+            return
+        now_s, path = run.started_s, history_file(context.node)
+        turns = [_turn(run, vmid, now_s, why) for vmid in vmids]
+        keep = partial(append_attempts, path, turns, now_s=now_s, keep_days=in_force.config.metrics.keep_days)
+        if (news := reader.within(_STEP_S, path, keep)) is not None:
+            context.log.warning("history-moved", message=news)
+    except (NodeError, OSError) as error:
+        context.log.error("history-not-kept", message=f"{error}; the guests of a refused run are not written down")
+    finally:
+        reader.close()
+
+
+def _find_job(context: Context, reader: TimelyReader, run: RunState) -> None:
+    until_s = time.monotonic() + _JOB_WITHIN_S
+    while run.job_id is None:
+        states = reader.within(_STEP_S, JOB_STATES, partial(job_states, context.node))
+        for each in states:
+            if run.upid and each.upid == run.upid:
+                run.job_id, run.schedule = each.job_id, each.schedule or None
+        if not any(each.is_starting for each in states) or time.monotonic() > until_s:
+            return
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _guests(context: Context, reader: TimelyReader, run: RunState) -> list[int]:
+    if run.job_id is not None:
+        promises = read_promises(context.node, reader, Exempt())
+        if found := [vmid for vmid, jobs in promises.of.items() if run.job_id in (each.job for each in jobs)]:
+            return found
+    upid = parse_upid(run.upid)
+    return [upid.vmid] if upid is not None and upid.vmid is not None else []
+
+
+def _turn(run: RunState, vmid: int, at_s: float, why: str) -> Attempt:
+    return Attempt(
+        vmid=vmid,
+        started_s=at_s,
+        ended_s=at_s,
+        node=os.uname().nodename,
+        job=run.upid,
+        job_id=run.job_id,
+        trigger=run.trigger,
+        name=None,
+        vmtype=None,
+        mode=None,
+        result="refused",
+        reason=why,
+    )
