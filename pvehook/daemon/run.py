@@ -18,14 +18,13 @@ from dataclasses import replace
 from typing import cast
 
 from pvehook.admission.gate import Gate
-from pvehook.admission.window_end import interrupt_vzdump
 from pvehook.config.in_force import Configuration, InForce
 from pvehook.contract.call import HookCall, Reply
 from pvehook.contract.phases import GUEST_PHASES
 from pvehook.contract.text import printable
+from pvehook.daemon.after_refusal import report_ignored, went_on
 from pvehook.daemon.guest_turn import Event, GuestTurn, Phase, RunParts
 from pvehook.deadline import Deadline
-from pvehook.errors import NodeError
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
@@ -46,9 +45,6 @@ from pvehook.watch.run_records import RunRecords
 PHASE_LOCK_S = 2.0
 """A `backup-abort` can overlap the hook that a SIGTERM interrupted (facts/vzdump.md). It waits this long for the
 other one's answer, then goes on without the lock: a late summary is better than a hook that misses its deadline."""
-
-GOES_ON_PHASES = ("pre-stop", "backup-end")
-"""One of them comes for every guest that is backed up, none after a refusal."""
 
 UNANNOUNCED_S = 5.0
 """For what no hook waits for: a worker that died, a daemon that resumes."""
@@ -171,7 +167,7 @@ class Run:
 
     def backup_start(self, call: HookCall, phase: Phase) -> Reply:
         """The window is asked for every guest: a night can run over."""
-        ignored = self._report_ignored_refusal("this run", "") if self._refused else ()
+        ignored = report_ignored(self._log, "this run") if self._refused else ()
         turn = self._new_turn(call, phase)
         decision = self._ask_gate(call, phase.in_force)
         turn.guest.admitted_by, turn.guest.why_refused = decision.reason, decision.why_refused
@@ -186,7 +182,7 @@ class Run:
             turn = self._new_turn(call, phase)
         lines = self._handle(turn, cast(Event, call.phase), phase)
         if turn.guest.result == "refused":
-            lines += self._enforce(call.phase, turn.guest, phase.in_force)
+            lines += went_on(self._context, self._state.worker, call.phase, turn.guest, phase.in_force)
         return Reply(_ours(lines))
 
     # The end that vzdump does not announce
@@ -333,31 +329,6 @@ class Run:
             window=", ".join(in_force.config.window.open) or "never",
         )
         return decision
-
-    def _enforce(self, phase: str, guest: GuestRecord, in_force: InForce) -> tuple[str, ...]:
-        """A refused guest that is backed up all the same: reported, and cancelled where `window.enforce` says so."""
-        if phase == "backup-abort" and guest.cancel_sent:  # vzdump has not read the reply in which it was said first
-            return (f"guest {guest.vmid} was refused, but went on: it is cancelled (window.enforce: cancel)",)
-        if phase not in GOES_ON_PHASES:
-            return ()
-        then = ""
-        if phase == "pre-stop" and in_force.config.window.enforce == "cancel":
-            try:
-                interrupt_vzdump(self._context.node, self._state.worker)
-                guest.cancel_sent = True
-                then = ". It is cancelled (window.enforce: cancel)"
-            except (NodeError, OSError) as error:
-                then = f". It could not be cancelled (window.enforce: cancel): {error}"
-        return self._report_ignored_refusal(f"guest {guest.vmid}", then)
-
-    def _report_ignored_refusal(self, name: str, then: str) -> tuple[str, ...]:
-        """vzdump never goes on after a refusal that reached it."""
-        text = (
-            f"{name} was refused, but goes on: the hook's exit code did not reach vzdump. A script of your own that"
-            f" calls the hook must end with the hook's exit code{then}"
-        )
-        self._log.critical("refusal-ignored", message=text)
-        return (text,)
 
     def _report_problems(self, in_force: InForce) -> tuple[str, ...]:
         """Once where they begin: the run goes on by other rules than the files say."""
