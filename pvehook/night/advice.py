@@ -11,6 +11,7 @@ from pvehook.records.guest_summary import guest_number
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.night_turns import GuestTurns, NightTurns
 from pvehook.report.node_night import Row
+from pvehook.report.standing import Standing, way_out
 
 MOST: Final = 5
 NAMED: Final = 3
@@ -24,10 +25,11 @@ class Advice(NamedTuple):
 
 
 def advice(
-    turns: NightTurns, overdue: Collection[int], suffered: Sequence[Row], records: Sequence[StallRecord]
+    turns: NightTurns, standings: Collection[Standing], suffered: Sequence[Row], records: Sequence[StallRecord]
 ) -> list[Advice]:
-    """At most MOST, what matters most first. Those who are overdue have their commands elsewhere."""
-    found = [*_about_failed(turns), *_about_refused(turns, overdue), *_about_suffered(records), *_in_detail(suffered)]
+    """At most MOST, what matters most first. Those who are overdue have their commands elsewhere. `standings`: empty
+    where they are not known."""
+    found = [*_about_failed(turns), *_about_refused(turns, standings), *_about_suffered(records), *_in_detail(suffered)]
     return found[:MOST]
 
 
@@ -47,7 +49,8 @@ def _about_failed(turns: NightTurns) -> list[Advice]:
     ]
 
 
-def _about_refused(turns: NightTurns, overdue: Collection[int]) -> list[Advice]:
+def _about_refused(turns: NightTurns, standings: Collection[Standing]) -> list[Advice]:
+    overdue = {each.vmid for each in standings if each.is_overdue}
     refused = [guest for guest in turns.with_result("refused") if guest.vmid not in overdue]
     if not refused:
         return []
@@ -56,9 +59,13 @@ def _about_refused(turns: NightTurns, overdue: Collection[int]) -> list[Advice]:
         text = f"the node was off when {_titles(missed)} had to be backed up, and the run at boot was refused"
     else:
         text = f"{_titles(refused)} {'was' if len(refused) == 1 else 'were'} refused"
-    whom = "".join(f" --vmid {guest.vmid}" for guest in refused) if len(refused) <= NAMED else ""
     them = "it" if len(refused) == 1 else "them"
-    text += f". Not to wait for the next run, let {them} in and start the backup in the web interface"
+    ways = {each.vmid: way_out(each.ways_out[0])[1] for each in standings if each.ways_out}
+    if len(refused) <= NAMED and all(guest.vmid in ways for guest in refused):
+        commands = tuple(ways[guest.vmid] for guest in refused)
+        return [Advice(f"{text}; to back {them} up before the next run", commands)]
+    whom = "".join(f" --vmid {guest.vmid}" for guest in refused) if len(refused) <= NAMED else ""
+    text += f"; to back {them} up before the next run, let {them} in, then start the backup in the web interface"
     return [Advice(text, (f'pvehook allow{whom} --for 2h --reason "refused last night"',))]
 
 

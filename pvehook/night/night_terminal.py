@@ -115,10 +115,13 @@ def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[
 
 
 def _way_out(way: str, style: TerminalStyle) -> list[str]:
-    """A shell reads on after `&&`, so a command may be broken there and nowhere else."""
     what_for, command = way_out(way)
-    shown = style.shown(printable(command, 600)).replace(" && ", " &&\n    ")
-    return [*style.wrapped(f"{what_for}:", first="  ", others="  "), *f"    {shown}".split("\n")]
+    return [*style.wrapped(f"{what_for}:", first="  ", others="  "), *_command(command, "    ", style)]
+
+
+def _command(command: str, indent: str, style: TerminalStyle) -> list[str]:
+    """A shell reads on after `&&`, so a command may be broken there and nowhere else."""
+    return [f"{indent}{line}" for line in style.shown(printable(command, 600)).replace(" && ", " &&\n").split("\n")]
 
 
 def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
@@ -178,7 +181,7 @@ def _advice(found: Iterable[Advice], style: TerminalStyle) -> list[str]:
     lines = []
     for number, each in enumerate(found, 1):
         lines += style.wrapped(f"{each.text}{':' if each.commands else ''}", first=f"{number}. ", others="   ")
-        lines += [f"   {style.shown(command)}" for command in each.commands]
+        lines += [line for command in each.commands for line in _command(command, "   ", style)]
     return ["", "what to do", *lines] if lines else []
 
 

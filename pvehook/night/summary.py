@@ -57,8 +57,8 @@ def summarized(
     """Puts together what the history has of this night."""
     suffered = _suffered(history, turns, zone)
     records = [record for row in suffered[:RECORDS_READ] for record in _records(history, row)]
-    overdue = {each.vmid for each in value_of(standings) or () if each.is_overdue}
-    return NightSummary(turns, tuple(suffered), standings, tuple(advice(turns, overdue, suffered, records)))
+    found = advice(turns, value_of(standings) or (), suffered, records)
+    return NightSummary(turns, tuple(suffered), standings, tuple(found))
 
 
 def _suffered(history: sqlite3.Connection, turns: NightTurns, zone: tzinfo) -> list[Row]:

@@ -204,6 +204,18 @@ def test_a_run_by_hand_is_told(history: str) -> None:
     assert section(text, "runs") == ["02:00-02:10  run, started by hand: 1 backed up"]
 
 
+def test_who_was_refused_has_the_command_that_its_job_needs(history: str) -> None:
+    refused = standing(102, missed_turns=1, ways_out=("to back it up now: pvehook allow && vzdump 102",))
+    text = night(history, turn(101), turn(102, 180, result="refused"), standings=(standing(101), refused))
+    assert section(text, "what to do") == [
+        "1. VM 102 db was refused; to back it up before the next run:",
+        "   pvehook allow &&",
+        "   vzdump 102",
+    ]
+    (found,) = as_json(history, standings=(standing(101), refused))["advice"]
+    assert found["commands"] == ["pvehook allow && vzdump 102"]
+
+
 def test_a_night_of_an_older_pvehook_has_no_runs_to_tell_of(history: str) -> None:
     text = night(history, turn(101, 0, job="", job_id=None, trigger="unknown"))
     assert "The one guest was backed up" in text
