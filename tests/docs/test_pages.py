@@ -34,7 +34,7 @@ def code_of(page: Path) -> Iterator[str]:
 
 def commands_of(page: Path, *names: str) -> list[list[str]]:
     lines = [line for line in code_of(page) if line.split()[0] in names]
-    return [shlex.split(line.replace("...", "TEXT")) for line in lines]
+    return [shlex.split(line.removesuffix(" &&").replace("...", "TEXT")) for line in lines]
 
 
 def test_the_readme_is_read_once() -> None:
