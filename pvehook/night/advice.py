@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from pvehook.contract.text import printable
-from pvehook.records.attempt import Attempt
 from pvehook.records.guest_summary import guest_number
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.night_turns import GuestTurns, NightTurns
@@ -34,19 +33,12 @@ def advice(
 
 
 def _about_failed(turns: NightTurns) -> list[Advice]:
-    failed = [
-        guest.counted
-        for result in ("failed", "worker-died", "unknown")
-        for guest in turns.with_result(result)
-        if guest.counted is not None
-    ]
-    jobs = list(dict.fromkeys(turn.job for turn in failed if turn.job))
+    failed = [guest for result in ("failed", "worker-died", "unknown") for guest in turns.with_result(result)]
+    jobs = list(dict.fromkeys(guest.counted.job for guest in failed if guest.counted is not None and guest.counted.job))
     if not jobs:
         return []
     commands = tuple(f"pvenode task log {printable(job)}" for job in jobs[:LOGS_NAMED])
-    return [
-        Advice(f"how the backup of {_named([_number(turn) for turn in failed])} ended is in the task log", commands)
-    ]
+    return [Advice(f"how the backup of {_titles(failed)} ended is in the task log", commands)]
 
 
 def _about_refused(turns: NightTurns, standings: Collection[Standing]) -> list[Advice]:
@@ -83,10 +75,6 @@ def _in_detail(suffered: Sequence[Row]) -> list[Advice]:
     if not suffered:
         return []
     return [Advice(f"what {suffered[0].title} suffered, in detail", (f"pvehook report --vmid {suffered[0].vmid}",))]
-
-
-def _number(turn: Attempt) -> str:
-    return guest_number(turn.vmtype, turn.vmid)
 
 
 def _titles(guests: Sequence[GuestTurns]) -> str:

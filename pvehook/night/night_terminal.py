@@ -34,7 +34,7 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.node_night import Row
-from pvehook.report.standing import Standing, ago, promise_in_words, way_out
+from pvehook.report.standing import Standing, ago, last_good_in_words, promise_in_words, way_out
 from pvehook.report.terminal_style import TerminalStyle
 
 OVERDUE_SHOWN: Final = 5
@@ -106,8 +106,8 @@ def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[
     found = summary.overdue
     lines = ["", style.painted("OVERDUE", "stalled")] if found else []
     for number, each in enumerate(found[:OVERDUE_SHOWN]):
-        last_good = ago(each.last_good_s, summary.turns.as_of_s, zone)
-        lines += style.wrapped(f"{each.title}: {last_good.lstrip()}", others="  ")
+        last_good = last_good_in_words(each, summary.turns.as_of_s, zone)
+        lines += style.wrapped(f"{each.title}: {last_good}", others="  ")
         lines += style.wrapped(each.cause, first="  ", others="  ")
         for way in each.ways_out[: 1 if number else None]:
             lines += _way_out(way, style)

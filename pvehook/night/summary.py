@@ -19,7 +19,7 @@ from pvehook.records.stall_record import Chart, StallRecord
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.night_turns import GuestTurns, NightTurns
 from pvehook.report.node_night import Row, node_night
-from pvehook.report.standing import Standing
+from pvehook.report.standing import Standing, named
 
 RECORDS_READ: Final = 20
 """Of the backups in which a guest suffered most, for what is to be changed."""
@@ -55,6 +55,7 @@ def summarized(
     history: sqlite3.Connection, turns: NightTurns, standings: Measured[tuple[Standing, ...]], zone: tzinfo
 ) -> NightSummary:
     """Puts together what the history has of this night."""
+    turns = named(turns, standings)
     suffered = _suffered(history, turns, zone)
     records = [record for row in suffered[:RECORDS_READ] for record in _records(history, row)]
     found = advice(turns, value_of(standings) or (), suffered, records)

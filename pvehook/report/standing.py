@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, tzinfo
 from typing import NamedTuple, TypeAlias
 
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.records.figures import short_duration
 from pvehook.report.night_turns import NightTurns, day_in_words
 
@@ -46,12 +46,29 @@ StandingsOf: TypeAlias = Callable[[NightTurns], Measured[tuple[Standing, ...]]]
 """Those of all guests of the node, at the end of its last night."""
 
 
+def named(turns: NightTurns, standings: Measured[tuple[Standing, ...]]) -> NightTurns:
+    """The same with the guests' titles of today, where they are known: a run that was refused as a whole knows their
+    numbers only."""
+    titles = {each.vmid: each.title for each in value_of(standings) or ()}
+    guests, others = (
+        tuple(guest._replace(title=titles.get(guest.vmid, guest.title)) for guest in each)
+        for each in (turns.guests, turns.others)
+    )
+    return turns._replace(guests=guests, others=others)
+
+
 def ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:
     """` 5d03h ago, Thu 2026-11-19 02:40`."""
     if last_good_s is None:
         return "no good backup on record"
     at = datetime.fromtimestamp(last_good_s, zone)
     return f"{short_duration(max(as_of_s - last_good_s, 0.0)):>6} ago, {day_in_words(last_good_s, zone)} {at:%H:%M}"
+
+
+def last_good_in_words(standing: Standing, as_of_s: float, zone: tzinfo) -> str:
+    """`last good backup 5d03h ago, Thu 2026-11-19 02:40`."""
+    text = ago(standing.last_good_s, as_of_s, zone)
+    return text if standing.last_good_s is None else f"last good backup {text.lstrip()}"
 
 
 def way_out(text: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from pvehook.report.night_turns import (
     run_in_words,
 )
 from pvehook.report.page_parts import safe
-from pvehook.report.standing import Standing, ago, promise_in_words, way_out
+from pvehook.report.standing import Standing, last_good_in_words, named, promise_in_words, way_out
 
 ROWS_OPEN: Final = 5
 """A longer list of guests that were backed up is folded."""
@@ -36,6 +36,7 @@ _LOOKS: Final = {"ok": "none", "refused": "slowed", "unknown": "unknown", None: 
 def turns_section(turns: NightTurns, standings: Measured[tuple[Standing, ...]], zone: tzinfo) -> Iterator[str]:
     """The section, as HTML. `standings`: of all guests of the node."""
     known = value_of(standings) or ()
+    turns = named(turns, standings)
     bad = sorted(
         (guest for guest in turns.guests if guest.result in NOT_BACKED_UP),
         key=lambda guest: NOT_BACKED_UP.index(guest.result or ""),
@@ -57,11 +58,17 @@ def turns_section(turns: NightTurns, standings: Measured[tuple[Standing, ...]], 
 
 
 def _overdue(each: Standing, as_of_s: float, zone: tzinfo) -> str:
-    ways = "".join(
-        f"<br>{safe(what_for)}: <code>{safe(command)}</code>" for what_for, command in map(way_out, each.ways_out)
-    )
-    text = f"<strong>{safe(each.title)} is overdue: {safe(ago(each.last_good_s, as_of_s, zone).strip())}.</strong>"
-    return f'<p class="loud">{text} {safe(each.cause)}.<span class="small">{ways}</span></p>'
+    """What mends it for good is folded."""
+    text = f"<strong>{safe(each.title)} is overdue: {safe(last_good_in_words(each, as_of_s, zone))}.</strong>"
+    cause = f"{each.cause[:1].upper()}{each.cause[1:]}"
+    now, *others = [_way_out(way) for way in each.ways_out] or [""]
+    more = f"<details><summary>what helps for good</summary>{''.join(others)}</details>" if others else ""
+    return f'<div class="loud">{text} {safe(cause)}.{now}{more}</div>'
+
+
+def _way_out(way: str) -> str:
+    what_for, command = way_out(way)
+    return f'<p class="small">{safe(what_for)}:<br><code>{safe(command)}</code></p>'
 
 
 def _others(turns: NightTurns, standings: Sequence[Standing]) -> list[GuestTurns]:

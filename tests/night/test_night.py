@@ -194,6 +194,11 @@ def test_a_run_that_was_missed_is_told_as_what_it_is(history: str) -> None:
     assert '   pvehook allow --for 2h --reason "refused last night"' in text.splitlines()
 
 
+def test_a_run_that_was_refused_as_a_whole_has_the_names_of_today(history: str) -> None:
+    text = night(history, *refused_at_boot(101, 102), standings=(standing(101, title="VM 101 web"),))
+    assert section(text, "not backed up")[0] == "refused      VM 101 web (06:30), guest 102 (06:30)"
+
+
 def test_what_the_schedules_run_refused_is_told_before_what_was_made_up_at_boot(history: str) -> None:
     text = night(history, turn(101, 0), turn(102, 180, result="refused"), *refused_at_boot(101, 102))
     assert section(text, "not backed up") == ["refused      VM 102 db (05:00)", f"             at 05:00 {CLOSED}"]
@@ -208,7 +213,7 @@ def test_who_was_refused_has_the_command_that_its_job_needs(history: str) -> Non
     refused = standing(102, missed_turns=1, ways_out=("to back it up now: pvehook allow && vzdump 102",))
     text = night(history, turn(101), turn(102, 180, result="refused"), standings=(standing(101), refused))
     assert section(text, "what to do") == [
-        "1. VM 102 db was refused; to back it up before the next run:",
+        "1. VM 102 web was refused; to back it up before the next run:",
         "   pvehook allow &&",
         "   vzdump 102",
     ]
@@ -268,9 +273,9 @@ def test_overdue_guests_come_first_with_cause_and_commands(history: str) -> None
     text = night(history, turn(101), standings=(overdue(140), overdue(141, None), standing(101)))
     lines = text.splitlines()
     assert "2 guests are OVERDUE: they have no backup within what their jobs promise." in joined(text)
-    assert lines[3:6] == ["", "OVERDUE", "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36"]
+    assert lines[3:6] == ["", "OVERDUE", "VM 140 web: last good backup 5d02h ago, Thu 2026-11-19 03:36"]
     assert section(text, "OVERDUE") == [
-        "VM 140 web: 5d02h ago, Thu 2026-11-19 03:36",
+        "VM 140 web: last good backup 5d02h ago, Thu 2026-11-19 03:36",
         "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
         "  to back it up now:",
         '    pvehook allow --vmid 140 --for 4h --reason "overdue" &&',

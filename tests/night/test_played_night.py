@@ -57,7 +57,7 @@ def test_a_night_with_one_that_failed_and_one_that_was_refused(node: NodeUnderTe
         "not backed up",
         "failed       guest 102 (05:12)",
         "             unable to find VM '102'",
-        "refused      VM 103 db (05:12)",
+        "refused      VM 103 vm103 (05:12)",
         "             at 05:12 the backup window was closed (outside 02:00-05:00)",
     ]
     at = lines.index("what to do")
@@ -65,7 +65,7 @@ def test_a_night_with_one_that_failed_and_one_that_was_refused(node: NodeUnderTe
         "what to do",
         "1. how the backup of guest 102 ended is in the task log:",
         f"   pvenode task log {played.upid}",
-        "2. VM 103 db was refused; to back it up before the next run, let it in, then",
+        "2. VM 103 vm103 was refused; to back it up before the next run, let it in, then",
     ]
     assert [line.split()[1] for line in lines[lines.index("last good backup, the oldest first") + 1 :]] == [
         *("103", "900", "101")

@@ -84,9 +84,11 @@ def test_overdue_guests_are_loud_with_cause_and_commands(history: str) -> None:
     kept, new = Standing(101, "VM 101 web", NOW_S, True), Standing(900, "CT 900 dns", None, False)
     html = section(history, [turn(101), turn(800, age=2)], [late, kept, new])
     text = Page(html + "</section>").text
-    assert "VM 102 db is overdue: 4d00h ago, Fri 2026-11-20 06:00. refused 3 times: the window was closed." in text
+    assert "VM 102 db is overdue: last good backup 4d00h ago, Fri 2026-11-20 06:00. Refused 3 times: the" in text
     assert "to back it up now: vzdump 102" in text
-    assert "<code>window.open in /etc/pvehook.yaml</code>" in html
+    assert (
+        "<code>window.open in /etc/pvehook.yaml</code>" in html[html.index("<summary>what helps for good</summary>") :]
+    )
     assert [row.split(" no turn ")[0] for row in rows(html) if " no turn " in row] == ["CT 900 dns", "VM 102 db"]
 
 
