@@ -20,7 +20,7 @@ history costs the history and nothing else: a failure is a NodeError with the re
 that is damaged, or that a newer pvehook made, is moved aside and a new one is begun.
 
 Bound: 200 guests with a chart every night, each of which suffers beside as many backups as a record keeps, stay under
-140 MB (tests/records/test_history_size.py); where none of them suffers it is 70 MB.
+155 MB (tests/records/test_history_size.py); where none of them suffers it is 100 MB.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pvehook.contract.measured import Absent, Broken
 from pvehook.records.attempt import Attempt
 from pvehook.records.beside_record import LOADS_KEPT, MARKS_KEPT, BesideBackup, BesideRecord, Mark
 from pvehook.records.history import PastBackup, past_backup
-from pvehook.records.history_writing import append, append_beside
+from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.stall_record import (
     Baseline,
     FreezeOutcome,
@@ -390,6 +390,25 @@ def one_after_the_other(guests: int, seed: int = 5, hours: float = 3.05, **chang
     return made
 
 
+def a_nodes_turns(guests: int, days: int) -> list[Attempt]:
+    """Of all guests each night: backed up, or refused as in a night that is too short."""
+    upid = "UPID:pve-node-1:0003A6C1:00C0FFEE:{age:08X}:vzdump::root@pam:"
+    refused = {"result": "refused", "reason": "at 05:12 the backup window was closed (outside 02:00-05:00)"}
+    return [
+        attempt(
+            vmid=100 + number,
+            started_s=NOW_S - age * DAY_S + number,
+            ended_s=NOW_S - age * DAY_S + number,
+            job=upid.format(age=age),
+            copied_bytes=32e9,
+            cost_s=61.5,
+            **(refused if number % 4 == 0 else {}),
+        )
+        for age in range(days)
+        for number in range(guests)
+    ]
+
+
 def write_long_history(path: str, guests: int, days: int) -> None:
     """A history as it is after `days` nights of `guests` guests, each with a chart, each suffering beside the others.
     Written night by night: some nights are written through `append`, the others are copies of them, made by SQLite,
@@ -398,6 +417,7 @@ def write_long_history(path: str, guests: int, days: int) -> None:
     template = f"{path}.template"
     append(template, *a_nodes_backups(guests, template_days, charts_for_days=template_days), now_s=NOW_S)
     append_beside(template, a_nodes_nights_beside(guests, template_days), now_s=NOW_S)
+    append_attempts(template, a_nodes_turns(guests, template_days), now_s=NOW_S)
     for age in range(days - 1, -1, -1):
         append(path, now_s=NOW_S - age * DAY_S)  # drops what is too old by then
         with closing(sqlite3.connect(path, isolation_level=None)) as history:
@@ -412,6 +432,7 @@ def _copy_backups(history: sqlite3.Connection, age: int, earlier_s: float) -> No
     for rows, tables in (
         ("backups", (("backups", "id"), ("details", "backup"), ("charts", "backup"))),
         ("beside", (("beside", "id"), ("beside_details", "beside"), ("beside_marks", "beside"))),
+        ("attempts", (("attempts", "id"),)),
     ):
         (highest,) = history.execute(f"SELECT coalesce(max(id), 0) FROM main.{rows}").fetchone()
         for table, key in tables:

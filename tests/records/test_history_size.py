@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pvehook.records.attempt_history import attempts_between
 from pvehook.records.beside_history import beside_between
 from pvehook.records.history import reading
 from pvehook.report.report import run_report
-from tests.records.backups import NOW_S, all_backups, write_long_history
+from tests.records.backups import DAY_S, NOW_S, all_backups, write_long_history
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("history-size")]  # the history is written once
 
 GUESTS, NIGHTS = 200, 400
-BOUND_BYTES = 140_000_000
+BOUND_BYTES = 155_000_000
 PAGE_BYTES = 2_000_000
 
 
@@ -32,6 +33,7 @@ def test_every_night_is_there_and_the_file_stays_within_its_bound(history: str) 
     with reading(history) as database:
         assert len(all_backups(database)) == GUESTS * NIGHTS
         assert len(beside_between(database, 0.0, NOW_S)) == GUESTS * NIGHTS
+        assert len(attempts_between(database, 0.0, NOW_S + DAY_S)) == GUESTS * NIGHTS
     size = sum(os.path.getsize(history + journal) for journal in ("", "-wal") if os.path.exists(history + journal))
     assert size < BOUND_BYTES
 
