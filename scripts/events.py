@@ -39,6 +39,12 @@ EVENTS: Final = {
         "What a guest suffered beside the backups of others in one run, beside whose, and whether they were slowed for "
         "it. A warning if it stalled.",
     ),
+    "guest-overdue": (
+        "critical",
+        "A guest has missed as many turns of a job as `window.overdue_after` says: the cause, and ways out. At most "
+        "once a day for each guest, at a run's end, until its next good backup.",
+    ),
+    "overdue-not-known": ("error", "The jobs or the history could not be read in time: who is overdue is not known."),
     "io-priority-set": ("info", "A process of the backup has the idle I/O class."),
     "io-priority-restored": (
         "info error",

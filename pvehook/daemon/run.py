@@ -30,6 +30,7 @@ from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.night.refused_runs import keep_refused_run
+from pvehook.night.stock import take_stock
 from pvehook.night.turns_taken import trigger_of
 from pvehook.priority.idle_priority import restore_strays, set_worker_idle
 from pvehook.records import run_state
@@ -237,9 +238,16 @@ class Run:
 
     def _keep_refused_run(self, decision: Admission, phase: Phase) -> None:
         """Its guests go without a backup. Who they are takes longer to find out than vzdump should wait."""
-        arguments = self._context, replace(self._state), decision.why_refused, phase.in_force
+        run = replace(self._state)
+
+        def keep() -> None:
+            keep_refused_run(self._context, run, decision.why_refused, phase.in_force)
+            records = RunRecords(self._context, run)
+            take_stock(self._context, phase.in_force, records.keep_guests, Deadline.after(UNANNOUNCED_S))
+            records.end()
+
         try:
-            threading.Thread(target=keep_refused_run, args=arguments, name="refused-run", daemon=True).start()
+            threading.Thread(target=keep, name="refused-run", daemon=True).start()
         except RuntimeError as error:
             self._log.error("history-not-kept", message=f"no thread could be started: {error}")
 
@@ -279,7 +287,9 @@ class Run:
         self.ended = True
         beside = self._end_watch(phase)
         records = self._parts.records.of(self._state.done, phase.deadline)
-        return Reply(tuple(job_table(((guest, records.get(guest.vmid)) for guest in self._state.done), beside)))
+        overdue = take_stock(self._context, phase.in_force, self._parts.records.keep_guests, phase.deadline)
+        guests = ((guest, records.get(guest.vmid)) for guest in self._state.done)
+        return Reply(tuple(job_table(guests, beside, overdue)))
 
     def _end_watch(self, phase: Phase) -> list[BesideRecord]:
         """What guests suffered beside the backups of others, kept."""

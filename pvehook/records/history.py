@@ -6,6 +6,7 @@ What it suffered beside the backups of others is read by beside_history.py.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
+from pvehook.records.attempt_history import last_good_s
 from pvehook.records.encoding import decode
 from pvehook.records.figures import decode_figure
 from pvehook.records.history_schema import (
@@ -30,8 +32,9 @@ from pvehook.records.history_schema import (
     version_of,
     why_not_readable,
 )
+from pvehook.records.known_guests import is_overdue, known_guests
 from pvehook.records.stall_record import Baseline, Chart, Point, SpeedPoint, StallRecord
-from pvehook.records.textfile import GuestSamples
+from pvehook.records.textfile import GuestSamples, standing_samples
 
 DAY_S: Final = 86400
 
@@ -166,19 +169,27 @@ def last_records(history: sqlite3.Connection, since_s: float) -> list[StallRecor
     return [record for record in records if isinstance(record, StallRecord)]
 
 
-def last_samples(path: str, since_s: float) -> tuple[dict[int, GuestSamples], dict[int, GuestSamples]]:
-    """What Prometheus gets of each guest, if it began at `since_s` or later: of its last backup, and of the last run in
-    which it was watched beside the backups of others. Raises NodeError."""
+def last_samples(
+    path: str, since_s: float, until_s: float = math.inf
+) -> tuple[dict[int, GuestSamples], dict[int, GuestSamples], dict[int, GuestSamples]]:
+    """What Prometheus gets of each guest: of its last backup, and of the last run in which it was watched beside the
+    backups of others, if that began at `since_s` or later; and whether it is overdue at `until_s`. Raises NodeError."""
     with reading(path) as history:
         rows = [
             history.execute(f"SELECT vmid, body FROM {table} WHERE started_s >= ?", (since_s,)).fetchall()  # noqa: S608
             for table in ("samples", "beside_samples")
         ]
+        good_s = last_good_s(history, until_s)
+        known = known_guests(history)
     try:
         own, beside = ({vmid: json.loads(body) for vmid, body in each} for each in rows)
     except ValueError as error:
         raise NodeError(f"history {path}: the samples cannot be read: {error}") from error
-    return own, beside
+    standing = {
+        vmid: standing_samples(vmid, good_s.get(vmid), is_overdue(guest, good_s.get(vmid)))
+        for vmid, guest in known.items()
+    }
+    return own, beside, standing
 
 
 def past_baselines(path: str, vmid: int, limit: int = 7) -> list[Baseline]:

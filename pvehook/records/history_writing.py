@@ -95,19 +95,26 @@ def append_attempts(
 
 
 def keep_guests(
-    path: str, vmids: Collection[int], overdue: Collection[int], *, now_s: float, keep_days: int = KEEP_DAYS
+    path: str,
+    vmids: Collection[int],
+    overdue: Collection[int],
+    logged: Collection[int],
+    *,
+    now_s: float,
+    keep_days: int = KEEP_DAYS,
 ) -> str | None:
-    """As `append`, of the guests that the node has now; the others are forgotten. `overdue` are those of which the
-    journal has that just now."""
+    """As `append`, of the guests that the node has now; the others are forgotten. `overdue` are those that are, and
+    `logged` those of which the journal has that just now."""
 
     def insert(history: sqlite3.Connection) -> None:
         gone = {vmid for (vmid,) in history.execute("SELECT vmid FROM guests")} - set(vmids)
         history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in gone])
-        history.executemany("INSERT OR IGNORE INTO guests VALUES (?, ?, NULL)", [(vmid, now_s) for vmid in vmids])
+        history.executemany("INSERT OR IGNORE INTO guests VALUES (?, ?, NULL, NULL)", [(vmid, now_s) for vmid in vmids])
         # A clock that was ahead for a night must not make a guest younger than it is.
-        history.execute("UPDATE guests SET first_seen_s = min(first_seen_s, ?)", (now_s,))
-        logged = [(now_s, vmid) for vmid in overdue]
-        history.executemany("UPDATE guests SET overdue_logged_s = ? WHERE vmid = ?", logged)
+        history.execute("UPDATE guests SET first_seen_s = min(first_seen_s, ?), overdue_s = NULL", (now_s,))
+        for column, which in (("overdue_s", overdue), ("overdue_logged_s", logged)):
+            set_it = f"UPDATE guests SET {column} = ? WHERE vmid = ?"  # noqa: S608
+            history.executemany(set_it, [(now_s, vmid) for vmid in which])
 
     return _written(path, insert, now_s, keep_days)
 

@@ -1,4 +1,4 @@
-"""The guests of the node as the history knows them: when each was first seen, and when it was last reported overdue."""
+"""The guests of the node as the history knows them: when each was first seen, and whether it is overdue."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ class KnownGuest(NamedTuple):
     """Times are seconds since the epoch."""
 
     first_seen_s: float
+    overdue_s: float | None
+    """When it was found to be overdue, at the end of the last run; None: it was not."""
     overdue_logged_s: float | None
     """When the journal last had that it is overdue; None: it was not."""
 
@@ -17,10 +19,14 @@ class KnownGuest(NamedTuple):
 def known_guests(history: sqlite3.Connection) -> dict[int, KnownGuest]:
     """By number. Raises sqlite3.DataError for a damaged row."""
     found = {}
-    for vmid, first_seen_s, overdue_logged_s in history.execute(
-        "SELECT vmid, first_seen_s, overdue_logged_s FROM guests"
-    ):
-        if not isinstance(first_seen_s, float) or not isinstance(overdue_logged_s, float | None):
+    for vmid, *times in history.execute("SELECT vmid, first_seen_s, overdue_s, overdue_logged_s FROM guests"):
+        guest = KnownGuest._make(times)
+        if not isinstance(guest.first_seen_s, float) or not all(isinstance(each, float | None) for each in times):
             raise sqlite3.DataError("damaged: a guest's times of another kind")
-        found[vmid] = KnownGuest(first_seen_s, overdue_logged_s)
+        found[vmid] = guest
     return found
+
+
+def is_overdue(guest: KnownGuest, last_good_s: float | None) -> bool:
+    """Until its first good backup, which may have come since the last run's end."""
+    return guest.overdue_s is not None and (last_good_s is None or last_good_s < guest.overdue_s)

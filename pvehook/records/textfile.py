@@ -12,6 +12,7 @@ last run). A guest that was in no backup of its own has only the latter, one tha
 Base units. A figure with nothing to measure has no sample; where a view could not be read its
 `pvehook_view_up` is 0 and its figures have none either; zero is a sample. Labels are bounded: a guest's number, words
 of our own, and in `pvehook_guest_info` alone its name. A guest that is gone from the node is gone from the file.
+When its last good backup was, and whether it is overdue, is there for every guest of the node, also for one in no job.
 
 Format: prometheus.io/docs/instrumenting/exposition_formats, text 0.0.4.
 """
@@ -40,13 +41,15 @@ BesideSamples = Callable[[BesideRecord, Figures], Iterable[Sample]]
 
 
 class Metric(NamedTuple):
-    """Its meaning, and what each part of a night gives; None: nothing."""
+    """Its meaning, and what each part of a night gives; None: nothing. What no part gives is of every guest."""
 
     meaning: str
     own: Samples | None = None
     beside: BesideSamples | None = None
 
 
+LAST_SUCCESS: Final = "pvehook_last_success_timestamp_seconds"
+OVERDUE: Final = "pvehook_guest_overdue"
 INFO: Final = "pvehook_guest_info"
 """Others are joined with it by the guest's number, so there is one line for each guest."""
 
@@ -73,17 +76,28 @@ def beside_samples(record: BesideRecord) -> GuestSamples:
     }
 
 
+def standing_samples(vmid: int, last_good_s: float | None, is_overdue: bool) -> GuestSamples:
+    """What every guest of the node has, also one that no job takes."""
+    labels = {"vmid": str(vmid)}
+    good = [] if last_good_s is None else [_line(LAST_SUCCESS, labels, last_good_s)]
+    return {LAST_SUCCESS: good, OVERDUE: [_line(OVERDUE, labels, float(is_overdue))]}
+
+
 def exposition(
-    own: Mapping[int, GuestSamples], beside: Mapping[int, GuestSamples], existing: Collection[int]
+    own: Mapping[int, GuestSamples],
+    beside: Mapping[int, GuestSamples],
+    standing: Mapping[int, GuestSamples],
+    existing: Collection[int],
 ) -> str:
-    """The file's text, of both parts. A guest whose number is not among `existing` is gone."""
-    here = [(own.get(vmid, {}), beside.get(vmid, {})) for vmid in sorted((own.keys() | beside.keys()) & set(existing))]
+    """The file's text, of all parts. A guest whose number is not among `existing` is gone."""
+    vmids = sorted((own.keys() | beside.keys() | standing.keys()) & set(existing))
+    here = [(own.get(vmid, {}), beside.get(vmid, {}), standing.get(vmid, {})) for vmid in vmids]
     lines = []
     for name, metric in METRICS.items():
         lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} gauge"]
-        for first, second in here:
+        for first, second, third in here:
             found = first.get(name, [])
-            lines += found if found and name == INFO else [*found, *second.get(name, ())]
+            lines += found if found and name == INFO else [*found, *second.get(name, ()), *third.get(name, ())]
     return "\n".join(lines) + "\n"
 
 
@@ -154,6 +168,8 @@ _PRESSURE: Final = {
 
 METRICS: Final[dict[str, Metric]] = {
     INFO: Metric("The guest's name and type; always 1.", _info, _info),
+    LAST_SUCCESS: Metric("When the guest's last good backup began; no sample: none is on record."),
+    OVERDUE: Metric("1 if it has missed as many turns as window.overdue_after says, else 0, as of the last run's end."),
     "pvehook_backup_start_timestamp_seconds": Metric(
         "When the guest's last backup began.",
         lambda record, _: [({}, record.started_s)],

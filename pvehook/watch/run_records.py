@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -28,7 +28,7 @@ from pvehook.records.beside_summary import report_suffering
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import history_file, last_records, last_samples, past_baselines, reading
-from pvehook.records.history_writing import append, append_attempts, append_beside
+from pvehook.records.history_writing import append, append_attempts, append_beside, keep_guests
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, exposition, guest_samples
@@ -108,6 +108,19 @@ class RunRecords:
         append_them = partial(append_attempts, self._path, attempts, now_s=now_s, keep_days=days)
         self._append_within(append_them, deadline, attempts[0].vmid if len(attempts) == 1 else None)
 
+    def keep_guests(
+        self,
+        vmids: Collection[int],
+        overdue: Collection[int],
+        logged: Collection[int],
+        config: MetricsConfig,
+        deadline: Deadline,
+    ) -> None:
+        """Which guests the node has, and who of them is overdue; also for Prometheus. As `keep`."""
+        now_s, days = self._context.clock.now_s(), config.keep_days
+        keep_them = partial(keep_guests, self._path, vmids, overdue, logged, now_s=now_s, keep_days=days)
+        self._keep(keep_them, now_s, config, deadline)
+
     def why_failed(self, vmid: int, deadline: Deadline) -> str | None:
         """vzdump's own words about it; None: they cannot be read in time."""
         try:
@@ -165,10 +178,10 @@ class RunRecords:
     def _write_textfile(self, target: str, now_s: float) -> None:
         """With a history that cannot be read there are at least the backups of this run."""
         try:
-            own, beside = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400)
+            own, beside, standing = last_samples(self._path, now_s - TEXTFILE_DAYS * 86400, now_s)
         except NodeError:
-            own, beside = {}, {}
-        text = exposition(own | self._samples, beside, _guests_of(self._context.node))
+            own, beside, standing = {}, {}, {}
+        text = exposition(own | self._samples, beside, standing, _guests_of(self._context.node))
         replace_file(target, text, mode=0o644)  # node_exporter runs as a user of its own
 
 

@@ -271,7 +271,7 @@ def in_tree(directory: str) -> dict[str, Parser]:
             history.last_records(opened, 0.0)
             beside_history.beside_records(opened, 0.0, NOW_S)
             beside_history.last_beside(opened, 0.0, NOW_S)
-        history.last_samples(path, 0.0)
+        history.last_samples(path, 0.0, 1e12)
         history.past_baselines(path, 101)
 
     def read_watch_status() -> None:

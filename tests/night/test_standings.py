@@ -111,7 +111,7 @@ def test_a_guest_in_no_enabled_job_is_not_overdue_however_old_its_backup_is(tree
 
 
 def test_a_guest_that_never_had_a_good_backup_is_overdue_by_the_turns_since_it_was_seen(tree: NodeInATree) -> None:
-    keep_guests(tree.path, [101, 102], [], now_s=at_s(20, "05:10"))
+    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(20, "05:10"))
     assert tree.standings(21, "14:00")[102].missed_turns == 1
     found = tree.standings(22, "14:00")
     assert found[102].is_overdue
@@ -119,9 +119,9 @@ def test_a_guest_that_never_had_a_good_backup_is_overdue_by_the_turns_since_it_w
 
 
 def test_a_guest_that_is_gone_is_forgotten_and_begins_anew(tree: NodeInATree) -> None:
-    keep_guests(tree.path, [101, 102], [], now_s=at_s(10, "05:10"))
-    keep_guests(tree.path, [101], [], now_s=at_s(20, "05:10"))
-    keep_guests(tree.path, [101, 102], [], now_s=at_s(21, "05:10"))
+    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(10, "05:10"))
+    keep_guests(tree.path, [101], [], [], now_s=at_s(20, "05:10"))
+    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(21, "05:10"))
     found = tree.standings(21)
     assert (found[101].is_overdue, found[102].is_overdue) == (True, False)
 

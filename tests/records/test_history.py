@@ -227,7 +227,7 @@ def test_the_newest_record_of_each_guest(path: str) -> None:
 def test_the_samples_of_each_guests_last_backup_for_prometheus(path: str) -> None:
     append(path, backup(30, 103), now_s=NOW_S)
     append(path, backup(2, 101), backup(1, 101), backup(1, 102), now_s=NOW_S)
-    samples, _ = last_samples(path, NOW_S - 10 * DAY_S)
+    samples, _, _ = last_samples(path, NOW_S - 10 * DAY_S, NOW_S)
     assert sorted(samples) == [101, 102]
     started_s = f"{NOW_S - DAY_S:.1f}"
     name = "pvehook_backup_start_timestamp_seconds"
@@ -238,11 +238,11 @@ def test_beside_others_prometheus_gets_the_last_run(path: str) -> None:
     """A guest that was well since must not stay as it was in the night in which it suffered."""
     append_beside(path, [beside(vmid=103), beside(vmid=104)], now_s=NOW_S)
     append_beside(path, [beside(vmid=104, job="UPID:next", started_s=NOW_S - 60)], now_s=NOW_S)
-    _, samples = last_samples(path, NOW_S - 10 * DAY_S)
+    _, samples, _ = last_samples(path, NOW_S - 10 * DAY_S, NOW_S)
     name = "pvehook_beside_start_timestamp_seconds"
     assert [each[name] for each in samples.values()] == [[f'{name}{{vmid="104"}} {NOW_S - 60:.1f}']]
     append_beside(path, [], now_s=NOW_S)
-    assert last_samples(path, 0.0)[1] == {}
+    assert last_samples(path, 0.0, NOW_S)[1] == {}
 
 
 # What can go wrong
@@ -444,7 +444,7 @@ def test_a_history_from_before_guests_were_watched_beside_others_is_migrated_wit
         records = [record_of(history_now, row.id) for row in rows]
         assert [len(each.points) for each in records if isinstance(each, StallRecord)] == [12, 0, 0]
         assert [each.vmid for each in beside_between(history_now, 0.0, NOW_S)] == [102]
-    samples, beside_others = last_samples(path, 0.0)
+    samples, beside_others, _ = last_samples(path, 0.0, NOW_S)
     assert (sorted(samples), sorted(beside_others)) == ([101, 103, 110], [102])
     assert samples[101]["pvehook_stalled_seconds"] == ['pvehook_stalled_seconds{part="own",vmid="101"} 3.1']
     assert samples[110]["pvehook_slowed_seconds"] == []

@@ -9,7 +9,7 @@ import pytest
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.beside_record import BesideBackup
 from pvehook.records.guest_record import GuestRecord, Result
-from pvehook.records.job_table import WIDTH, job_table
+from pvehook.records.job_table import WIDTH, OverdueGuest, job_table
 from pvehook.records.stall_record import StallRecord
 from pvehook.rules.stalls import KernelEvent, Verdict
 from tests.records.backups import HUNG, SOFT_LOCKUP, beside, charted, container, guest_view, record
@@ -221,3 +221,30 @@ def test_a_neighbours_figures_that_could_not_be_read_are_marked() -> None:
 
 def test_no_table_without_a_backup() -> None:
     assert job_table([], [beside()]) == []
+
+
+def overdue(vmid: int = 104, name: str = "mail") -> OverdueGuest:
+    ways = ("to back it up now: " + "x" * 100, "to widen the window: y", "to split the job: z")
+    return OverdueGuest(vmid, f"VM {vmid} {name}", "3d03h ago, Fri 2026-11-20 02:05", "refused 3 times: closed", ways)
+
+
+def test_overdue_guests_stand_first_with_the_cause_and_what_helps() -> None:
+    table = job_table([(guest(103), record(stalled_s=50.0)), (refused(), None)], (), [overdue()])
+    assert table[:5] == [
+        "pvehook: 1 guest OVERDUE for a backup:",
+        "VM 104 mail: last good backup 3d03h ago, Fri 2026-11-20 02:05; refused 3 times:",
+        "  closed",
+        "  to back it up now: " + "x" * 100,  # to be copied, so it is not broken
+        "  to widen the window: y",
+    ]
+    assert "2 guests, worst first" in table[5]
+    assert [row.split()[1] for row in rows_of(table[7:9])] == ["104", "103"]
+    assert table[7].endswith("  OVERDUE")
+
+
+def test_overdue_guests_that_are_not_in_the_run_are_told_too_and_of_many_the_first() -> None:
+    assert job_table([], (), [overdue()])[0] == "pvehook: 1 guest OVERDUE for a backup:"
+    many = job_table([(guest(), record())], (), [overdue(vmid, "m\x1b\u00e4il") for vmid in range(200, 213)])
+    assert many[0] == "pvehook: 13 guests OVERDUE for a backup:"
+    assert "and 3 more: pvehook night" in many
+    assert all(line.isascii() for line in many)

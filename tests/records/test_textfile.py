@@ -13,7 +13,7 @@ import pytest
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import METRICS, GuestSamples, beside_samples, exposition, guest_samples
+from pvehook.records.textfile import METRICS, GuestSamples, beside_samples, exposition, guest_samples, standing_samples
 from pvehook.rules.stalls import SEVERITIES
 from tests.records.backups import HUNG, NO_AGENT, NOW_S, beside, charted, container, guest_view, host_view, record
 
@@ -31,7 +31,7 @@ def by_guest(*records: StallRecord) -> dict[int, GuestSamples]:
 def samples_of(*records: StallRecord | BesideRecord, existing: set[int] | None = None) -> Samples:
     beside = {each.vmid: beside_samples(each) for each in records if isinstance(each, BesideRecord)}
     own = by_guest(*(each for each in records if isinstance(each, StallRecord)))
-    text = exposition(own, beside, {each.vmid for each in records} if existing is None else existing)
+    text = exposition(own, beside, {}, {each.vmid for each in records} if existing is None else existing)
     found = [
         ((sample.name, frozenset(sample.labels.items())), sample.value)
         for family in parser.text_string_to_metric_families(text)
@@ -46,7 +46,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
-    text = exposition(by_guest(charted()), {}, {101})
+    text = exposition(by_guest(charted()), {}, {}, {101})
     families = list(parser.text_string_to_metric_families(text))
     assert [family.name for family in families] == list(METRICS)
     for family in families:
@@ -130,8 +130,8 @@ def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> No
 
 
 def test_a_backup_whose_end_was_not_seen_is_neither_good_nor_bad() -> None:
-    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {}, {101})
-    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {}, {101})
+    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {}, {}, {101})
+    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {}, {}, {101})
 
 
 def test_labels_are_bounded() -> None:
@@ -235,3 +235,19 @@ def test_the_dashboards_panels_do_not_lie_on_each_other() -> None:
         assert place["x"] + place["w"] <= 24
         taken |= cells
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_every_guest_has_its_last_good_backup_and_whether_it_is_overdue() -> None:
+    standing = {101: standing_samples(101, NOW_S, False), 103: standing_samples(103, None, True)}
+    text = exposition(by_guest(record()), {}, standing, {101, 103})
+    found = {
+        (sample.name, sample.labels["vmid"]): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in ("pvehook_last_success_timestamp_seconds", "pvehook_guest_overdue")
+    }
+    assert found == {
+        ("pvehook_last_success_timestamp_seconds", "101"): NOW_S,
+        ("pvehook_guest_overdue", "101"): 0.0,
+        ("pvehook_guest_overdue", "103"): 1.0,
+    }
