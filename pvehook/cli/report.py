@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
 
 
 def _report(arguments: Arguments) -> int:
+    from pvehook.night.summary import running_now
     from pvehook.records.history import history_file
     from pvehook.report.report import run_report
 
@@ -37,4 +38,5 @@ def _report(arguments: Arguments) -> int:
         html=arguments.html,
         as_json=arguments.json,
         standings_of=standings_of(arguments, history, now),
+        is_running=bool(running_now(arguments.node)),
     )

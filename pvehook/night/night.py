@@ -62,9 +62,7 @@ def run_night(
             turns, standings = night_turns(database, asked_s, night_of(asked_s, zone)[1], zone), NOT_OF_THE_LAST_NIGHT
         if turns is None:
             return _no_such_night(database, day or "", now.timestamp(), zone)
-        summary = summarized(database, turns, standings, zone)
-        if turns is last:
-            summary = summary._replace(running=running)
+        summary = summarized(database, turns, standings, running if turns is last else (), zone)
         if as_json:
             print(json.dumps(night_json(summary, zone)), file=out)
         else:

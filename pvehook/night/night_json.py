@@ -30,6 +30,7 @@ def night_json(summary: NightSummary, zone: tzinfo) -> dict[str, object]:
         "promises_kept": unknown or not summary.overdue,
         "overdue": unknown or [_overdue(each, zone) for each in summary.overdue],
         "guests": [_guest(guest, zone) for guest in summary.turns.guests],
+        "passed_over": [_passed_over(guest) for guest in summary.turns.passed_over],
         "runs": [_run(run, zone) for run in summary.turns.runs],
         "suffered": [_suffered(row) for row in summary.suffered],
         "advice": [each._asdict() for each in summary.advice],
@@ -60,6 +61,10 @@ def _guest(guest: GuestTurns, zone: tzinfo) -> dict[str, object]:
     reason = guest.counted.reason if guest.counted is not None else ""
     turns = [_turn(turn, zone) for turn in guest.turns]
     return {"vmid": guest.vmid, "title": guest.title, "result": guest.result, "reason": reason, "turns": turns}
+
+
+def _passed_over(guest: GuestTurns) -> dict[str, object]:
+    return {"vmid": guest.vmid, "title": guest.title, "job_id": guest.passed_over_by}
 
 
 def _turn(turn: Attempt, zone: tzinfo) -> dict[str, object]:

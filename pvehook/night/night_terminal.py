@@ -23,12 +23,12 @@ from pvehook.records.figures import marked, short_number
 from pvehook.report.beside import whose
 from pvehook.report.night_turns import (
     NOT_BACKED_UP,
-    GuestTurns,
     NightTurns,
     clock,
     counted_in_words,
     day_in_words,
     night_in_words,
+    passed_over_in_words,
     reason_of,
     result_in_words,
     run_in_words,
@@ -41,6 +41,7 @@ OVERDUE_SHOWN: Final = 5
 GUESTS_NAMED: Final = 8
 """In one block of guests that were not backed up for the same reason."""
 JOBS_SHOWN: Final = 3
+BLOCKS_SHOWN: Final = 10
 RUNS_SHOWN: Final = 6
 SUFFERED_SHOWN: Final = 5
 LAST_GOOD_SHOWN: Final = 10
@@ -126,23 +127,24 @@ def _command(command: str, indent: str, style: TerminalStyle) -> list[str]:
 
 def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:
     """Guests with one reason share a block: a run that is refused as a whole may be 40 of them."""
-    blocks: dict[tuple[str, str], list[GuestTurns]] = {}
+    blocks: dict[tuple[str, str], list[str]] = {}
     for result in NOT_BACKED_UP:
         for guest in turns.with_result(result):
-            if guest.counted is not None:
-                blocks.setdefault((result, reason_of(guest.counted)), []).append(guest)
+            if (turn := guest.counted) is not None:
+                named = f"{guest.title} ({clock(turn.started_s, zone)})"
+                blocks.setdefault((result_in_words(result), reason_of(turn)), []).append(named)
+    for guest in turns.passed_over:
+        reason = passed_over_in_words(guest.passed_over_by or "")
+        blocks.setdefault((result_in_words(None), reason), []).append(guest.title)
     lines = ["", "not backed up"] if blocks else []
-    for (result, reason), guests in blocks.items():
-        named = ", ".join(f"{guest.title} ({_at(guest, zone)})" for guest in guests[:GUESTS_NAMED])
-        if len(guests) > GUESTS_NAMED:
-            named += f" and {len(guests) - GUESTS_NAMED} more"
-        lines += style.wrapped(named, first=f"{result_in_words(result):<{len(_INDENT)}}", others=_INDENT)
+    for (result, reason), names in list(blocks.items())[:BLOCKS_SHOWN]:
+        text = ", ".join(names[:GUESTS_NAMED])
+        if len(names) > GUESTS_NAMED:
+            text += f" and {len(names) - GUESTS_NAMED} more"
+        lines += style.wrapped(text, first=f"{result:<{len(_INDENT)}}", others=_INDENT)
         lines += style.wrapped(reason, first=_INDENT, others=_INDENT)
-    return lines
-
-
-def _at(guest: GuestTurns, zone: tzinfo) -> str:
-    return clock(guest.counted.started_s, zone) if guest.counted is not None else ""
+    left_out = sum(map(len, list(blocks.values())[BLOCKS_SHOWN:]))
+    return [*lines, *_more(left_out, "for other reasons; --json has all")]
 
 
 def _runs(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:

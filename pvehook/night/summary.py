@@ -19,7 +19,7 @@ from pvehook.records.stall_record import Chart, StallRecord
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.night_turns import GuestTurns, NightTurns
 from pvehook.report.node_night import Row, node_night
-from pvehook.report.standing import Standing, named
+from pvehook.report.standing import Standing, named, still_to_come
 
 RECORDS_READ: Final = 20
 """Of the backups in which a guest suffered most, for what is to be changed."""
@@ -34,7 +34,7 @@ class NightSummary(NamedTuple):
     standings: Measured[tuple[Standing, ...]]
     """Of all guests of the node, those that are overdue first."""
     advice: tuple[Advice, ...]
-    running: tuple[int | None, ...] = ()
+    running: tuple[int | None, ...]
     """The guest in backup of each run that goes on now; None: it is between two guests."""
 
     @property
@@ -52,14 +52,18 @@ class LastGood(NamedTuple):
 
 
 def summarized(
-    history: sqlite3.Connection, turns: NightTurns, standings: Measured[tuple[Standing, ...]], zone: tzinfo
+    history: sqlite3.Connection,
+    turns: NightTurns,
+    standings: Measured[tuple[Standing, ...]],
+    running: tuple[int | None, ...],
+    zone: tzinfo,
 ) -> NightSummary:
     """Puts together what the history has of this night."""
-    turns = named(turns, standings)
+    turns = named(still_to_come(turns) if running else turns, standings)
     suffered = _suffered(history, turns, zone)
     records = [record for row in suffered[:RECORDS_READ] for record in _records(history, row)]
     found = advice(turns, value_of(standings) or (), suffered, records)
-    return NightSummary(turns, tuple(suffered), standings, tuple(found))
+    return NightSummary(turns, tuple(suffered), standings, tuple(found), running)
 
 
 def _suffered(history: sqlite3.Connection, turns: NightTurns, zone: tzinfo) -> list[Row]:

@@ -32,6 +32,7 @@ RESULTS_IN_WORDS: Final = {
     "cancelled": "cancelled",
     "worker-died": "worker died",
     "unknown": "not known",
+    "": "had no turn",
 }
 NOT_BACKED_UP: Final = ("failed", "worker-died", "cancelled", "refused", "unknown")
 """What is worst comes first."""
@@ -50,6 +51,8 @@ class GuestTurns(NamedTuple):
     """The oldest first; none: it was not in any run of this night."""
     last_good_s: float | None
     """When its last good backup of all began, in seconds since the epoch; None: there is none on record."""
+    passed_over_by: str | None = None
+    """The job whose run in this night did not come to it, and whose run before had: one that was broken off."""
 
     @property
     def counted(self) -> Attempt | None:
@@ -110,6 +113,11 @@ class NightTurns(NamedTuple):
         """Turns in which a backup began."""
         return [turn for guest in self.guests for turn in guest.turns if turn.result != "refused"]
 
+    @property
+    def passed_over(self) -> list[GuestTurns]:
+        """Those to which a run should have come, and did not."""
+        return [guest for guest in self.others if guest.passed_over_by is not None]
+
     def with_result(self, result: str) -> list[GuestTurns]:
         return [guest for guest in self.guests if guest.result == result]
 
@@ -132,12 +140,14 @@ def night_turns(history: sqlite3.Connection, at_s: float, as_of_s: float, zone: 
     for turn in known:
         if turn.started_s < to_s:
             of_guest.setdefault(turn.vmid, []).append(turn)
+    passed_over = _passed_over(turns, known, from_s)
     guests = [
         GuestTurns(
             vmid,
             _title(of_guest[vmid]),
             tuple(turn for turn in of_guest[vmid] if turn.started_s >= from_s),
             good_s.get(vmid),
+            passed_over.get(vmid),
         )
         for vmid in sorted(of_guest)
     ]
@@ -157,6 +167,20 @@ def _title(turns: Sequence[Attempt]) -> str:
     seen = next((turn for turn in reversed(turns) if turn.name is not None), turns[-1])
     vmtype = next((turn.vmtype for turn in reversed(turns) if turn.vmtype is not None), None)
     return f"{guest_number(vmtype, seen.vmid)} {printable(seen.name or '', NAME_LIMIT)}".rstrip()
+
+
+def _passed_over(turns: Sequence[Attempt], known: Sequence[Attempt], from_s: float) -> dict[int, str]:
+    """Of each guest without a turn in this night's runs, the job that came to it in its run before."""
+    tonight = {turn.job for turn in turns if turn.job}
+    jobs = {turn.job_id for turn in turns if turn.job and turn.job_id is not None}
+    had_turn = {turn.vmid for turn in turns} | {turn.vmid for turn in known if turn.job in tonight}
+    before = [turn for turn in known if turn.job_id in jobs and turn.started_s < from_s and turn.job not in tonight]
+    last = {turn.job_id: turn.job for turn in before}  # the oldest comes first
+    return {
+        turn.vmid: turn.job_id
+        for turn in before
+        if turn.job_id is not None and turn.job == last[turn.job_id] and turn.vmid not in had_turn
+    }
 
 
 def _runs(turns: Sequence[Attempt], known: Sequence[Attempt], from_s: float, to_s: float) -> list[Run]:
@@ -192,12 +216,17 @@ def clock(at_s: float, zone: tzinfo) -> str:
 
 
 def result_in_words(result: str | None) -> str:
-    return RESULTS_IN_WORDS.get(result or "", "no turn")
+    return RESULTS_IN_WORDS[result] if result else "no turn"
 
 
 def reason_of(turn: Attempt) -> str:
     """Why there is no good backup, in one line."""
     return printable(turn.reason, 400) or (_UNSEEN if turn.result == "unknown" else "no reason is on record")
+
+
+def passed_over_in_words(job_id: str) -> str:
+    """Why such a guest has no backup."""
+    return f"the run of job {printable(job_id, 64)} did not come to it, the one before had"
 
 
 def age_in_words(guest: GuestTurns, as_of_s: float) -> str:
@@ -209,7 +238,7 @@ def age_in_words(guest: GuestTurns, as_of_s: float) -> str:
 
 def counted_in_words(turns: NightTurns, zone: tzinfo) -> str:
     """`37 of 40 guests were backed up, 2 refused, 1 failed, from 02:00 to 05:07 (3h07)`."""
-    results = [guest.result or "" for guest in turns.guests]
+    results = [guest.result or "" for guest in (*turns.guests, *turns.passed_over)]
     good, number = results.count("ok"), len(results)
     rest = counts_in_words([result for result in results if result != "ok"])
     if number == 1:

@@ -55,6 +55,7 @@ def html_report(
     now: datetime,
     zone: tzinfo,
     standings_of: StandingsOf,
+    is_running: bool,
 ) -> str:
     """The page about guests, of which there is at least one; the worst are first, and `worst` of them in detail."""
     detailed = trends[: worst if worst is not None else CHARTS]
@@ -65,7 +66,7 @@ def html_report(
     night = read_night(database, beside, last_s, zone)
     lines = [*_head(trends, days, now), *_regressions(trends, zone)]
     turns = last_night(database, now.timestamp(), zone)
-    lines += turns_section(turns, standings_of(turns), zone) if turns is not None else []
+    lines += turns_section(turns, standings_of(turns), is_running, zone) if turns is not None else []
     lines += night_section(night, zone) if night is not None else []
     lines.append(_tiles(trends, beside))
     lines += _table(trends, days, {trend.last.vmid for trend in detailed}, {each.vmid: each for each in beside}, zone)

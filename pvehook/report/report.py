@@ -52,9 +52,10 @@ def run_report(
     html: str | None = None,
     as_json: bool = False,
     standings_of: StandingsOf = lambda _: NOT_ASKED,
+    is_running: bool = False,
 ) -> int:
     """One call of the command; returns its exit code. `now` is aware; its zone, the node's, decides where days begin.
-    `standings_of` is asked for the page only.
+    `standings_of` is asked for the page only, and so is whether a run goes on now (`is_running`).
 
     With `backup`, a day, the report is as of that day, of the guests whose backup began on it.
     Raises NodeError for a history that cannot be read, OSError where `html` cannot be written.
@@ -97,7 +98,8 @@ def run_report(
         found = [trend_of(last) for last in lasts]
         if html is not None:
             os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
-            replace_file(os.path.abspath(html), html_report(database, found, worst, now, zone, standings_of))
+            text = html_report(database, found, worst, now, zone, standings_of, is_running)
+            replace_file(os.path.abspath(html), text)
             print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
         elif vmid is not None:
             print("\n".join(_one_guest(database, found[:1], runs, zone, out, as_json)), file=out)

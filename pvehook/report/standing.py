@@ -48,13 +48,21 @@ StandingsOf: TypeAlias = Callable[[NightTurns], Measured[tuple[Standing, ...]]]
 
 def named(turns: NightTurns, standings: Measured[tuple[Standing, ...]]) -> NightTurns:
     """The same with the guests' titles of today, where they are known: a run that was refused as a whole knows their
-    numbers only."""
-    titles = {each.vmid: each.title for each in value_of(standings) or ()}
+    numbers only. And a guest that is gone, or in no job any more, was not passed over."""
+    known = {each.vmid: each for each in value_of(standings) or ()}
     guests, others = (
-        tuple(guest._replace(title=titles.get(guest.vmid, guest.title)) for guest in each)
+        tuple(guest._replace(title=known[guest.vmid].title) if guest.vmid in known else guest for guest in each)
         for each in (turns.guests, turns.others)
     )
+    if known:
+        in_job = {each.vmid for each in known.values() if each.in_job}
+        others = tuple(each if each.vmid in in_job else each._replace(passed_over_by=None) for each in others)
     return turns._replace(guests=guests, others=others)
+
+
+def still_to_come(turns: NightTurns) -> NightTurns:
+    """The same of a night that goes on: nobody was passed over."""
+    return turns._replace(others=tuple(guest._replace(passed_over_by=None) for guest in turns.others))
 
 
 def ago(last_good_s: float | None, as_of_s: float, zone: tzinfo) -> str:

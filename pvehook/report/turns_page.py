@@ -17,12 +17,13 @@ from pvehook.report.night_turns import (
     counted_in_words,
     day_in_words,
     night_in_words,
+    passed_over_in_words,
     reason_of,
     result_in_words,
     run_in_words,
 )
 from pvehook.report.page_parts import safe
-from pvehook.report.standing import Standing, last_good_in_words, named, promise_in_words, way_out
+from pvehook.report.standing import Standing, last_good_in_words, named, promise_in_words, still_to_come, way_out
 
 ROWS_OPEN: Final = 5
 """A longer list of guests that were backed up is folded."""
@@ -33,10 +34,12 @@ _LOOKS: Final = {"ok": "none", "refused": "slowed", "unknown": "unknown", None: 
 """A result in the style of a severity; the others as what is worst."""
 
 
-def turns_section(turns: NightTurns, standings: Measured[tuple[Standing, ...]], zone: tzinfo) -> Iterator[str]:
-    """The section, as HTML. `standings`: of all guests of the node."""
+def turns_section(
+    turns: NightTurns, standings: Measured[tuple[Standing, ...]], is_running: bool, zone: tzinfo
+) -> Iterator[str]:
+    """The section, as HTML. `standings`: of all guests of the node; `is_running`: a run goes on now."""
     known = value_of(standings) or ()
-    turns = named(turns, standings)
+    turns = named(still_to_come(turns) if is_running else turns, standings)
     bad = sorted(
         (guest for guest in turns.guests if guest.result in NOT_BACKED_UP),
         key=lambda guest: NOT_BACKED_UP.index(guest.result or ""),
@@ -51,7 +54,9 @@ def turns_section(turns: NightTurns, standings: Measured[tuple[Standing, ...]], 
     runs = [run for run in turns.runs if len(turns.runs) > 1 or not run.is_plain][:RUNS_SHOWN]
     items = "".join(f"<li>{clock(run.turns[0].started_s, zone)} {safe(run_in_words(run))}</li>" for run in runs)
     yield f'<ul class="causes small">{items}</ul>' if items else ""
-    yield from _table(bad, turns, zone) if bad else ()
+    if is_running:
+        yield '<p class="small">A backup is running now: each guest is in here when its turn is over.</p>'
+    yield from _table([*bad, *turns.passed_over], turns, zone) if bad or turns.passed_over else ()
     yield from _folded(f"{len(good)} backed up", good, turns, zone)
     yield from _folded(f"{len(others)} that had no turn in this night", others, turns, zone)
     yield "</div></section>"
@@ -73,7 +78,7 @@ def _way_out(way: str) -> str:
 
 def _others(turns: NightTurns, standings: Sequence[Standing]) -> list[GuestTurns]:
     """The oldest good backup first. Where the node's guests are known, those that are gone are left out."""
-    with_turn = {guest.vmid for guest in turns.guests}
+    with_turn = {guest.vmid for guest in (*turns.guests, *turns.passed_over)}
     known = [GuestTurns(each.vmid, each.title, (), each.last_good_s) for each in standings]
     others = [guest for guest in known or turns.others if guest.vmid not in with_turn]
     return sorted(others, key=lambda guest: guest.last_good_s or 0.0)
@@ -88,7 +93,7 @@ def _folded(title: str, guests: Sequence[GuestTurns], turns: NightTurns, zone: t
 
 
 def _table(guests: Sequence[GuestTurns], turns: NightTurns, zone: tzinfo) -> Iterator[str]:
-    has_reasons = any(guest.result != "ok" for guest in guests if guest.turns)
+    has_reasons = any(guest.passed_over_by or guest.result not in ("ok", None) for guest in guests)
     columns = _COLUMNS if has_reasons else _COLUMNS[:-1]
     heads = "".join(f'<th scope="col">{name}</th>' for name in columns)
     yield f'<table class="rows turns"><thead><tr>{heads}</tr></thead><tbody>'
@@ -111,4 +116,7 @@ def _cells(guest: GuestTurns, turns: NightTurns, zone: tzinfo) -> Iterator[str]:
     yield f"{clock(turn.started_s, zone)}{took}" if turn is not None else ""
     began = f", {day_in_words(guest.last_good_s, zone)}" if guest.last_good_s is not None else ""
     yield f"{age_in_words(guest, turns.as_of_s)}{began}"
-    yield safe(reason_of(turn)) if turn is not None and turn.result != "ok" else ""
+    if guest.passed_over_by is not None and turn is None:
+        yield safe(passed_over_in_words(guest.passed_over_by))
+    else:
+        yield safe(reason_of(turn)) if turn is not None and turn.result != "ok" else ""

@@ -204,6 +204,29 @@ def test_what_the_schedules_run_refused_is_told_before_what_was_made_up_at_boot(
     assert section(text, "not backed up") == ["refused      VM 102 db (05:00)", f"             at 05:00 {CLOSED}"]
 
 
+def test_guests_to_which_a_run_did_not_come_are_told(history: str) -> None:
+    """The worker was killed during the second of six: of the others nothing is on record in this night."""
+    before = [turn(vmid, vmid - 100, age=1) for vmid in range(101, 107)]
+    weekly = turn(110, 100, age=1, job=f"{UPID}w", job_id="weekly")
+    died = turn(102, 10, result="worker-died", reason="vzdump's worker ended in the middle of it")
+    text = night(history, *before, weekly, turn(101, 0), died)
+    assert "1 of 6 guests was backed up, 1 worker died, 4 had no turn, from 02:00 to 02:20" in joined(text)
+    assert section(text, "not backed up")[2:] == [
+        "no turn      CT 103 files, VM 104 mail, VM 105 win-dc1, VM 106 git",
+        "             the run of job nightly did not come to it, the one before had",
+    ]
+    assert [guest["vmid"] for guest in as_json(history)["passed_over"]] == [103, 104, 105, 106]
+    assert "no turn" not in night(history, running=(103,))  # it is still to come
+    kept = (standing(101), standing(102), standing(103), standing(104, in_job=False))
+    assert [guest["vmid"] for guest in as_json(history, standings=kept)["passed_over"]] == [103]
+
+
+def test_many_reasons_are_not_a_list_without_end(history: str) -> None:
+    turns = [turn(vmid, vmid - 100, 1, result="failed", reason=f"reason {vmid}") for vmid in range(101, 141)]
+    text = night(history, *turns)
+    assert section(text, "not backed up")[-1] == "and 30 more for other reasons; --json has all"
+
+
 def test_a_run_by_hand_is_told(history: str) -> None:
     text = night(history, turn(101, 0, trigger="hand", job_id=None))
     assert section(text, "runs") == ["02:00-02:10  run, started by hand: 1 backed up"]

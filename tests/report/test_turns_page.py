@@ -25,11 +25,13 @@ def history(tmp_path: Path) -> str:
     return str(tmp_path / "history.db")
 
 
-def section(history: str, turns: Sequence[Attempt], standings: Sequence[Standing] = ()) -> str:
+def section(
+    history: str, turns: Sequence[Attempt], standings: Sequence[Standing] = (), *, is_running: bool = False
+) -> str:
     """The section's HTML, of a history with these turns and one record."""
     append(history, record(started_s=TWO_S, ended_s=TWO_S + 60), now_s=NOW_S)
     append_attempts(history, turns, now_s=NOW_S)
-    page = written(history, standings_of=lambda _: tuple(standings) or NOT_ASKED)
+    page = written(history, standings_of=lambda _: tuple(standings) or NOT_ASKED, is_running=is_running)
     assert page.index('<section id="turns">') < page.index('<section id="night">')
     return page[page.index('<section id="turns">') : page.index("</section>")]
 
@@ -47,7 +49,7 @@ def test_each_guest_has_a_row_those_first_who_were_not_backed_up(history: str) -
             turn(102, 180, result="refused"),
             turn(104, 12, 5, result="failed", reason="job failed with err -5"),
             turn(102, age=3),
-            turn(105, age=2),
+            turn(105, age=2, job_id="weekly"),
         ],
     )
     assert "1 of 3 guests was backed up, 1 failed, 1 refused, from 02:00 to 02:17 (17m00)." in html
@@ -62,6 +64,17 @@ def test_each_guest_has_a_row_those_first_who_were_not_backed_up(history: str) -
     ]
     assert "<summary>1 backed up</summary>" in html
     assert "<summary>1 that had no turn in this night</summary>" in html
+
+
+def test_who_was_passed_over_has_a_row_with_the_reason(history: str) -> None:
+    turns = [turn(101), turn(101, age=1), turn(104, 10, age=1)]
+    row = "VM 104 mail no turn 1d03h ago, Mon 2026-11-23 the run of job nightly did not come to it, the one before had"
+    html = section(history, turns)
+    assert rows(html)[1] == row
+    assert "had no turn in this night" not in html
+    html = section(history, [], is_running=True)
+    assert "A backup is running now" in html
+    assert row not in rows(html)
 
 
 def test_many_who_were_backed_up_are_folded(history: str) -> None:
