@@ -72,7 +72,7 @@ def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: Termin
 
 def headline(summary: NightSummary, zone: tzinfo) -> str:
     """How many were backed up, when, and whether all have a backup within what their jobs promise."""
-    return f"{counted_in_words(summary.turns, zone)}. {promise_in_words(summary.standings)}"
+    return f"{counted_in_words(summary.turns, bool(summary.running), zone)}. {promise_in_words(summary.standings)}"
 
 
 def _running(vmids: Sequence[int | None], style: TerminalStyle) -> list[str]:
@@ -103,13 +103,17 @@ def _not_understood(standings: Measured[tuple[Standing, ...]], style: TerminalSt
 
 
 def _overdue(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[str]:
-    """All ways out of the first one: those for good are much the same for the others."""
+    """All ways out of the first one: those for good are much the same for the others. A cause that several share is
+    told once."""
     found = summary.overdue
     lines = ["", style.painted("OVERDUE", "stalled")] if found else []
+    cause = ""
     for number, each in enumerate(found[:OVERDUE_SHOWN]):
         last_good = last_good_in_words(each, summary.turns.as_of_s, zone)
         lines += style.wrapped(f"{each.title}: {last_good}", others="  ")
-        lines += style.wrapped(each.cause, first="  ", others="  ")
+        if each.cause != cause:
+            lines += style.wrapped(each.cause, first="  ", others="  ")
+        cause = each.cause
         for way in each.ways_out[: 1 if number else None]:
             lines += _way_out(way, style)
     return [*lines, *_more(len(found) - OVERDUE_SHOWN, "overdue; --json has all")]
@@ -138,13 +142,25 @@ def _not_backed_up(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> lis
         blocks.setdefault((result_in_words(None), reason), []).append(guest.title)
     lines = ["", "not backed up"] if blocks else []
     for (result, reason), names in list(blocks.items())[:BLOCKS_SHOWN]:
-        text = ", ".join(names[:GUESTS_NAMED])
-        if len(names) > GUESTS_NAMED:
-            text += f" and {len(names) - GUESTS_NAMED} more"
-        lines += style.wrapped(text, first=f"{result:<{len(_INDENT)}}", others=_INDENT)
+        more = [f"and {len(names) - GUESTS_NAMED} more"] if len(names) > GUESTS_NAMED else []
+        lines += _listed([*names[:GUESTS_NAMED], *more], f"{result:<{len(_INDENT)}}", style)
         lines += style.wrapped(reason, first=_INDENT, others=_INDENT)
     left_out = sum(map(len, list(blocks.values())[BLOCKS_SHOWN:]))
     return [*lines, *_more(left_out, "for other reasons; --json has all")]
+
+
+def _listed(names: Sequence[str], first: str, style: TerminalStyle) -> list[str]:
+    """Names with commas between, none of them broken; behind `first`."""
+    room = style.columns - len(first) - 1
+    lines = [""]
+    for name in names:
+        shown = style.shown(printable(name, room))
+        if lines[-1] and len(lines[-1]) + len(f", {shown}") > room:
+            lines[-1] += ","
+            lines.append(shown)
+        else:
+            lines[-1] += f", {shown}" if lines[-1] else shown
+    return [f"{' ' * len(first) if number else first}{line}" for number, line in enumerate(lines)]
 
 
 def _runs(turns: NightTurns, zone: tzinfo, style: TerminalStyle) -> list[str]:

@@ -236,8 +236,8 @@ def age_in_words(guest: GuestTurns, as_of_s: float) -> str:
     return f"{short_duration(max(as_of_s - guest.last_good_s, 0.0))} ago"
 
 
-def counted_in_words(turns: NightTurns, zone: tzinfo) -> str:
-    """`37 of 40 guests were backed up, 2 refused, 1 failed, from 02:00 to 05:07 (3h07)`."""
+def counted_in_words(turns: NightTurns, is_running: bool, zone: tzinfo) -> str:
+    """`37 of 40 guests were backed up, 2 refused, 1 failed, from 02:00 to 05:07 (3h07)`; so far, if a run goes on."""
     results = [guest.result or "" for guest in (*turns.guests, *turns.passed_over)]
     good, number = results.count("ok"), len(results)
     rest = counts_in_words([result for result in results if result != "ok"])
@@ -250,7 +250,7 @@ def counted_in_words(turns: NightTurns, zone: tzinfo) -> str:
     if begun := turns.begun:
         began_s, ended_s = min(turn.started_s for turn in begun), max(turn.ended_s for turn in begun)
         text += f", from {clock(began_s, zone)} to {clock(ended_s, zone)} ({short_duration(ended_s - began_s)})"
-    return text
+    return f"So far {text[:1].lower()}{text[1:]}" if is_running else text
 
 
 def counts_in_words(results: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def turns_section(
     for each in [each for each in known if each.is_overdue][:OVERDUE_SHOWN]:
         yield _overdue(each, turns.as_of_s, zone)
     yield f'<div class="card night"><p class="muted small">Night of {night_in_words(turns, zone)}</p>'
-    yield f"<p>{safe(counted_in_words(turns, zone))}. {safe(promise_in_words(standings))}</p>"
+    yield f"<p>{safe(counted_in_words(turns, is_running, zone))}. {safe(promise_in_words(standings))}</p>"
     runs = [run for run in turns.runs if len(turns.runs) > 1 or not run.is_plain][:RUNS_SHOWN]
     items = "".join(f"<li>{clock(run.turns[0].started_s, zone)} {safe(run_in_words(run))}</li>" for run in runs)
     yield f'<ul class="causes small">{items}</ul>' if items else ""

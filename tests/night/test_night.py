@@ -221,6 +221,16 @@ def test_guests_to_which_a_run_did_not_come_are_told(history: str) -> None:
     assert [guest["vmid"] for guest in as_json(history, standings=kept)["passed_over"]] == [103]
 
 
+def test_a_guests_name_is_not_broken(history: str) -> None:
+    text = night(history, *(turn(vmid, 60, result="refused", reason="closed") for vmid in range(101, 111)))
+    assert section(text, "not backed up") == [
+        "refused      VM 101 build (03:00), VM 102 db (03:00), CT 103 files (03:00),",
+        "             VM 104 mail (03:00), VM 105 win-dc1 (03:00), VM 106 git (03:00),",
+        "             VM 107 backup (03:00), VM 108 monitoring (03:00), and 2 more",
+        "             closed",
+    ]
+
+
 def test_many_reasons_are_not_a_list_without_end(history: str) -> None:
     turns = [turn(vmid, vmid - 100, 1, result="failed", reason=f"reason {vmid}") for vmid in range(101, 141)]
     text = night(history, *turns)
@@ -283,6 +293,7 @@ def test_a_later_night_without_a_run_is_told(history: str) -> None:
 
 def test_a_night_that_goes_on_is_told(history: str) -> None:
     text = night(history, turn(101), running=(102,))
+    assert "So far the one guest was backed up, from 02:00 to 02:10" in text
     assert "A backup is running now (guest 102): each guest is in here when its turn is over." in joined(text)
     assert "A backup is running now: each" in night(history, running=(None,))
     night(history, turn(101, age=3))
@@ -306,7 +317,6 @@ def test_overdue_guests_come_first_with_cause_and_commands(history: str) -> None
         "  to widen the window:",
         "    window.open in /etc/pvehook.yaml",
         "VM 141 web: no good backup on record",
-        "  refused 4 nights: the window closed before its turn; this job needs 4 h 10 min",
         "  to back it up now:",
         '    pvehook allow --vmid 141 --for 4h --reason "overdue" &&',
         "    vzdump 141 --storage a-storage-with-a-name",
