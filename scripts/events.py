@@ -44,6 +44,10 @@ EVENTS: Final = {
         "A guest has missed as many turns of a job as `window.overdue_after` says: the cause, and ways out. At most "
         "once a day for each guest, at a run's end, until its next good backup.",
     ),
+    "schedule-not-understood": (
+        "warning",
+        "The schedule of a job is not understood, so the turns that it promises are not counted.",
+    ),
     "overdue-not-known": ("error", "The jobs or the history could not be read in time: who is overdue is not known."),
     "io-priority-set": ("info", "A process of the backup has the idle I/O class."),
     "io-priority-restored": (

@@ -29,7 +29,7 @@ from pvehook.records.guest_summary import guest_number
 from pvehook.records.history import history_file, reading
 from pvehook.records.known_guests import KnownGuest, known_guests
 from pvehook.report.standing import Standing
-from pvehook.rules.overdue import Facts, Turn, judge
+from pvehook.rules.overdue import TURN_COMES_WITHIN_S, Facts, Turn, judge
 from pvehook.rules.window import Window
 
 NAME_LIMIT = 64
@@ -83,11 +83,15 @@ def _standing(
     good_s = past.last_good_s.get(vmid)
     turns = past.turns.get(vmid, ())
     known = past.known.get(vmid)
-    firsts = [now_s, *([known.first_seen_s] if known else []), *(each.started_s for each in turns[:1])]
+    first_seen_s = known.first_seen_s if known is not None else now_s
+    if not past.known:  # pvehook has just come, and what is on record was read from Proxmox's logs
+        first_seen_s = now_s if good_s is None else good_s
+    if good_s is None and turns:  # its first turn came by a start before it
+        first_seen_s = min(first_seen_s, turns[0].started_s - TURN_COMES_WITHIN_S)
     facts = Facts(
         vmid,
         None if good_s is None else datetime.fromtimestamp(good_s, zone),
-        datetime.fromtimestamp(min(firsts), zone),
+        datetime.fromtimestamp(min(first_seen_s, now_s), zone),
         promises.of[vmid],
         [Turn(datetime.fromtimestamp(each.started_s, zone), each.result, each.reason) for each in turns],
         promises.disabled[vmid],

@@ -39,6 +39,8 @@ def take_stock(context: Context, in_force: InForce, keep: KeepGuests, deadline: 
     try:
         now_s = context.clock.now_s()
         found, zone = _read(context, in_force, now_s, until)
+        for text in dict.fromkeys(text for each in found for text in each.not_understood):
+            context.log.warning("schedule-not-understood", message=f"{text}; what it promises is not counted")
         overdue = [each for each in found if each.is_overdue]
         due = [each for each in overdue if not _was_logged_today(each, now_s, zone)]
         for each in due:

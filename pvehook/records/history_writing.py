@@ -107,9 +107,13 @@ def keep_guests(
     `logged` those of which the journal has that just now."""
 
     def insert(history: sqlite3.Connection) -> None:
-        gone = {vmid for (vmid,) in history.execute("SELECT vmid FROM guests")} - set(vmids)
-        history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in gone])
-        history.executemany("INSERT OR IGNORE INTO guests VALUES (?, ?, NULL, NULL)", [(vmid, now_s) for vmid in vmids])
+        known = {vmid for (vmid,) in history.execute("SELECT vmid FROM guests")}
+        history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in known - set(vmids)])
+        first_turns = "SELECT vmid, min(started_s) FROM attempts WHERE started_s <= ? GROUP BY vmid"
+        # Where none is known, pvehook has just come and they were here before. Otherwise one that is new came now.
+        first_s = {} if known else dict(history.execute(first_turns, (now_s,)))
+        new = [(vmid, first_s.get(vmid, now_s)) for vmid in vmids if vmid not in known]
+        history.executemany("INSERT INTO guests VALUES (?, ?, NULL, NULL)", new)
         # A clock that was ahead for a night must not make a guest younger than it is.
         history.execute("UPDATE guests SET first_seen_s = min(first_seen_s, ?), overdue_s = NULL", (now_s,))
         for column, which in (("overdue_s", overdue), ("overdue_logged_s", logged)):

@@ -3,6 +3,8 @@ a day, until there is one."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,10 +126,18 @@ def test_a_job_whose_start_is_outside_of_the_window_is_told_although_no_run_begi
     assert "pvesh set /cluster/backup/nightly --schedule 02:00" in event["PVEHOOK_WAYS_OUT"]
 
 
-def test_an_etc_pve_that_cannot_be_read_costs_a_log_line(nights: NodeUnderTest) -> None:
-    nights.node.path("/etc/pve/jobs.cfg")
-    Path(nights.node.path("/etc/pve/jobs.cfg")).unlink()
-    Path(nights.node.path("/etc/pve/jobs.cfg")).mkdir()
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["cannot be read", "hangs"])
+def test_an_etc_pve_that_does_not_answer_costs_a_log_line(nights: NodeUnderTest, make: Callable[[str], None]) -> None:
+    jobs = nights.node.path("/etc/pve/jobs.cfg")
+    os.unlink(jobs)
+    make(jobs)
     played = night(nights, GOOD_NIGHT, 20, "02:00")
     assert any("VM 101" in line for line in played.notification)
-    assert "jobs.cfg" in nights.wait_for_event("overdue-not-known")["MESSAGE"]
+    assert "whether guests are overdue is not known" in nights.wait_for_event("overdue-not-known")["MESSAGE"]
+
+
+def test_a_schedule_that_is_not_understood_is_told(nights: NodeUnderTest) -> None:
+    nights.write("/etc/pve/jobs.cfg", "vzdump: odd\n\tschedule now and then\n\tvmid 101,102\n")
+    night(nights, GOOD_NIGHT, 20, "02:00")
+    message = nights.wait_for_event("schedule-not-understood")["MESSAGE"]
+    assert message.startswith("job odd: its schedule 'now and then' is not understood: ")

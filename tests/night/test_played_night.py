@@ -65,7 +65,7 @@ def test_a_night_with_one_that_failed_and_one_that_was_refused(node: NodeUnderTe
         "what to do",
         "1. how the backup of guest 102 ended is in the task log:",
         f"   pvenode task log {played.upid}",
-        "2. VM 103 vm103 was refused; to back it up before the next run, let it in, then",
+        "2. VM 103 vm103 was refused; to back it up before the next run:",
     ]
     assert [line.split()[1] for line in lines[lines.index("last good backup, the oldest first") + 1 :]] == [
         *("103", "900", "101")

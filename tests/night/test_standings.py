@@ -126,6 +126,27 @@ def test_a_guest_that_is_gone_is_forgotten_and_begins_anew(tree: NodeInATree) ->
     assert (found[101].is_overdue, found[102].is_overdue) == (True, False)
 
 
+def test_a_guest_that_comes_back_from_another_node_is_not_late_by_what_it_missed_here(tree: NodeInATree) -> None:
+    tree.turn(102, 1, "ok")
+    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(1, "05:10"))
+    keep_guests(tree.path, [101], [], [], now_s=at_s(2, "05:10"))
+    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(20, "05:10"))
+    assert not tree.standings(20, "06:00")[102].is_overdue
+    tree.turn(102, 21, "refused")
+    tree.turn(102, 22, "refused")
+    assert tree.standings(22)[102].missed_turns == 2
+
+
+def test_where_pvehook_has_just_come_what_is_read_from_proxmoxs_logs_counts(tree: NodeInATree) -> None:
+    tree.turn(102, 1, "ok")
+    tree.turn(110, 17, "failed")
+    tree.turn(110, 18, "failed")
+    for _ in ("before its first run's end", "after it"):
+        found = tree.standings(18)
+        assert (found[102].is_overdue, found[110].is_overdue, found[101].is_overdue) == (True, True, False)
+        keep_guests(tree.path, [101, 102, 110], [], [], now_s=at_s(18, "05:10"))
+
+
 def test_overdue_after_is_a_setting(tree: NodeInATree) -> None:
     tree.write("etc/pvehook.yaml", 'window: {open: ["02:00-05:00"], overdue_after: 3}\n')
     tree.turn(101, 20, "ok")
