@@ -1,9 +1,10 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 6,
+        {"v": 7,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "enforce": "exit", "overdue_after": 2,
+                    "when_short": "rotate",
                     "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pvehook.errors import ConfigError
 
-JSON_LAYOUT = 6
+JSON_LAYOUT = 7
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 
@@ -53,6 +54,7 @@ Vmid = Annotated[int, Between(100, 999_999_999)]
 
 Path = Annotated[str, ABSOLUTE]
 
+WhenShort = Literal["rotate", "in-order"]
 NextGuest = Literal["refuse", "allow"]
 RunningGuest = Literal["finish", "cancel"]
 Enforce = Literal["exit", "cancel"]
@@ -89,6 +91,7 @@ class WindowConfig(NamedTuple):
     running_guest: RunningGuest = "finish"
     enforce: Enforce = "exit"
     overdue_after: Annotated[int, Between(1, 30)] = 2
+    when_short: WhenShort = "rotate"
     exempt: Exempt = Exempt()
 
 

@@ -14,9 +14,15 @@ EVENTS: Final = {
     "job-aborted": ("warning", "vzdump aborted the run."),
     "worker-died": ("warning", "vzdump's worker ended during a run, without the run's last phase."),
     "worker-ended": ("info", "vzdump's worker ended before its run began: it waited for the node's lock."),
+    "forecast-made": ("info", "When the run is expected to end, and whether its guests fit into the window."),
+    "forecast-not-made": ("info warning", "When the run ends is not known. A warning if a file did not answer."),
     # The window
     "window-admitted": ("info", "A run or a guest may be backed up, and why."),
-    "window-refused": ("warning", "A run or a guest is refused because the window is closed."),
+    "window-refused": (
+        "warning",
+        "A run or a guest is refused because the window is closed, or a guest gives way to others "
+        "(`window.when_short: rotate`).",
+    ),
     "refusal-ignored": (
         "critical",
         "A run or guest goes on although it was refused: a script around the hook lost its exit code. "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from datetime import datetime
 from functools import partial
 
 from pvehook.config.in_force import InForce
@@ -33,7 +35,9 @@ class Gate:
         upid = parse_upid(run.upid)
         pending = False
         exempt = in_force.config.window.exempt.jobs
-        if run.job_id is None and (exempt or call.phase == "job-start"):
+        # The scheduler may write down which task a job has become a moment after the task has begun.
+        is_early = call.phase == "job-start" or (call.phase == "backup-start" and not run.done)
+        if run.job_id is None and (exempt or is_early):
             pending = self._find_job(run, exempt)
         question = Question(
             phase=call.phase,
@@ -62,15 +66,32 @@ class Gate:
         )
         return self._admit(question, in_force, "refuse").allowed
 
+    def bound(self, vmids: Collection[int], run: RunState, in_force: InForce, closes_s: float) -> set[int]:
+        """Those of the run's guests that would be refused if their turn came when the window has closed, which is at
+        `closes_s` in seconds since the epoch."""
+        closes_at = datetime.fromtimestamp(closes_s, in_force.window.zone)
+        window, allowed = in_force.config.window, self._allowances_at(closes_at)
+        state = window_state(in_force.window, closes_at)
+        question = Question("backup-start", closes_at, None, None, run.job_id, False, run.storeid, run.admitted)
+
+        def is_refused(vmid: int) -> bool:
+            asked = question._replace(vmid=vmid)
+            return not admit(asked, state, window.exempt, allowed, window.next_guest).allowed
+
+        return set(filter(is_refused, vmids))
+
     def _admit(self, question: Question, in_force: InForce, next_guest: NextGuest) -> Admission:
-        allowed: list[Allowance] = []
+        allowed = self._allowances_at(question.now)
+        state = window_state(in_force.window, question.now)
+        return admit(question, state, in_force.config.window.exempt, allowed, next_guest)
+
+    def _allowances_at(self, now: datetime) -> tuple[Allowance, ...]:
         try:
-            read = partial(allowances.in_force, self._context.node, question.now.timestamp())
-            allowed = self._allowances.within(ALLOWANCES_DEADLINE_S, "the exceptions from the window", read)
+            read = partial(allowances.in_force, self._context.node, now.timestamp())
+            return tuple(self._allowances.within(ALLOWANCES_DEADLINE_S, "the exceptions from the window", read))
         except NodeError as error:  # a wrong refusal costs one backup, a wrong permission harms the guests
             self._context.log.error("allowances-not-read", message=f"{error}: none of them counts")
-        state = window_state(in_force.window, question.now)
-        return admit(question, state, in_force.config.window.exempt, tuple(allowed), next_guest)
+            return ()
 
     def _find_job(self, run: RunState, exempt: tuple[str, ...]) -> bool:
         """Notes which job of jobs.cfg this run is. Whether an exempt one may be it, and that is still to be written."""

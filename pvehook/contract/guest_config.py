@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
 _OPTION = re.compile(r"([a-z][a-z_.-]*\d*):\s*(.+?)\s*", re.ASCII)
+_SIZE = re.compile(r"(\d{1,15})(?:\.\d+)?([KMGT]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MOUNT_POINT = re.compile(r"rootfs|mp\d+")
 
 
@@ -84,6 +86,15 @@ def parse_container(text: str) -> GuestConfig:
             wanted = not volume.startswith("/") and boolean(settings.get("backup")) is True
             volumes.append(Volume(key, volume, backup=key == "rootfs" or wanted, is_cdrom=False))
     return _guest(options, "hostname", volumes)
+
+
+def backup_size_bytes(text: str, guest: GuestConfig) -> int | None:
+    """How large the disks are that vzdump takes into the archive, by `size=32G` of each; None: none says. `guest` is
+    the same text, parsed."""
+    options = _main_section(text)
+    settings = (property_string(options[each.key], default_key="file")[1] for each in guest.volumes if each.backup)
+    sizes = [match for each in settings if (match := _SIZE.fullmatch(each.get("size", "")))]
+    return sum(int(match[1]) * _UNITS[match[2]] for match in sizes) or None
 
 
 def _guest(

@@ -30,6 +30,7 @@ from pvehook.freeze.guest_freeze import GuestFreeze
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.guest.qmp import QmpConnection
 from pvehook.host.timely_files import TimelyReader
+from pvehook.night.run_plan import RunPlan
 from pvehook.night.turns_taken import attempt_of
 from pvehook.priority.idle_priority import IdlePriority
 from pvehook.priority.io_priority_effect import effect_of_idle
@@ -129,6 +130,7 @@ class RunParts(NamedTuple):
     context: Context
     run: RunState
     gate: Gate
+    plan: RunPlan
     freezes: OpenFreezes
     records: RunRecords
     watch: NodeWatch
@@ -225,6 +227,7 @@ class GuestTurn:
             self.guest,
             phase.in_force,
             lambda: self.state == "armed",
+            self._parts.plan.share(self.guest.vmid),
         )
         self._monitor.begin()
         if self._archive_follows("stop"):

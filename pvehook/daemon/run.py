@@ -30,6 +30,7 @@ from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.night.refused_runs import keep_refused_run
+from pvehook.night.run_plan import RunPlan
 from pvehook.night.stock import take_stock
 from pvehook.night.turns_taken import trigger_of
 from pvehook.priority.idle_priority import restore_strays, set_worker_idle
@@ -39,7 +40,7 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.job_table import job_table
 from pvehook.records.run_state import RunState
-from pvehook.rules.admission import Admission, admits_whole_run
+from pvehook.rules.admission import WINDOW_OPEN, Admission, admits_whole_run
 from pvehook.watch.node_watch import NodeWatch
 from pvehook.watch.run_records import RunRecords
 
@@ -64,6 +65,7 @@ class Run:
             context,
             state,
             Gate(context),
+            RunPlan(context, state),
             freezes,
             records,
             NodeWatch(context, state, records.past_baseline, self._keep),
@@ -139,7 +141,7 @@ class Run:
         if phase.in_force.config.metrics.mode == "on":
             self._parts.watch.begin()
         _, trouble = set_worker_idle(self._context, self._state, phase.in_force.config.io_priority)
-        return _reply(decision, *trouble)
+        return _reply(decision, *trouble, *self._parts.plan.make(phase.in_force, phase.deadline))
 
     def job_end(self, _call: HookCall, phase: Phase) -> Reply:
         """All guests had their turn; what is printed here is mailed."""
@@ -304,6 +306,7 @@ class Run:
             self._parts.watch.end()
             self._parts.records.end()
             self._parts.gate.close()
+            self._parts.plan.close()
             self._parts.effect_reader.close()
             self._parts.pacer_reader.close()
         self._keep()
@@ -325,7 +328,10 @@ class Run:
             )
 
     def _ask_gate(self, call: HookCall, in_force: InForce) -> Admission:
-        decision = self._parts.gate.ask(call, self._state, in_force)
+        gate = self._parts.gate
+        decision = gate.ask(call, self._state, in_force)
+        if call.vmid is not None and decision.reason == WINDOW_OPEN:
+            decision = self._parts.plan.gives_way(call.vmid, gate.bound, in_force) or decision
         write = self._log.info if decision.allowed else self._log.warning
         now = at(self._context.clock, in_force.window.zone)
         name = f"guest {call.vmid}" if call.vmid is not None else "this run"

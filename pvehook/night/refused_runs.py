@@ -14,6 +14,7 @@ from pvehook.config.in_force import InForce
 from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
+from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.night.promises import read_promises
 from pvehook.night.turns_taken import trigger_of
@@ -36,7 +37,7 @@ def keep_refused_run(context: Context, run: RunState, why: str, in_force: InForc
         _find_job(context, reader, run)
         if run.job_id is not None:
             run.trigger = trigger_of(context.node, run, in_force.zone)
-        if not (vmids := _guests(context, reader, run)):
+        if not (vmids := guests_of_run(context.node, reader, run)):
             return
         now_s, path = run.started_s, history_file(context.node)
         turns = [_turn(run, vmid, now_s, why) for vmid in vmids]
@@ -61,9 +62,10 @@ def _find_job(context: Context, reader: TimelyReader, run: RunState) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _guests(context: Context, reader: TimelyReader, run: RunState) -> list[int]:
+def guests_of_run(node: Node, reader: TimelyReader, run: RunState) -> list[int]:
+    """In vzdump's order; empty: not known. Raises NodeError where the jobs cannot be read in time."""
     if run.job_id is not None:
-        promises = read_promises(context.node, reader, Exempt())
+        promises = read_promises(node, reader, Exempt())
         if found := [vmid for vmid, jobs in promises.of.items() if run.job_id in (each.job for each in jobs)]:
             return found
     upid = parse_upid(run.upid)

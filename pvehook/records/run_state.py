@@ -5,7 +5,7 @@ suffer meanwhile.
         {"worker": {"pid": 4711, "start_ticks": 8812345}, "upid": "UPID:...", "started_s": 1795312800.0,
          "began": true, "admitted": true,
          "storeid": "local", "dumpdir": "/var/lib/vz/dump", "waiting": [101, 102],
-         "beside": "[...]",
+         "beside": "[...]", "forecast": {"made_s": ..., "closes_s": ..., "guests": [...]},
          "guest": {"vmid": 101, "mode": "snapshot", ...} or null, "done": [{...}, ...]}
 
 A new daemon loads these, goes on with the runs whose worker lives and ends the others.
@@ -23,6 +23,7 @@ from pvehook.host.regular_file import files_in, remove_file, replace_file
 from pvehook.host.volumes import Backup
 from pvehook.records.attempt import Trigger
 from pvehook.records.encoding import decode, encode
+from pvehook.records.guest_forecast import RunForecast
 from pvehook.records.guest_record import GuestRecord
 
 
@@ -47,6 +48,8 @@ class RunState:
     """VMs whose histograms are armed: at the run's end they are removed."""
     beside: str = ""
     """What guests have suffered beside others' backups so far (watch/suffering.py), as JSON."""
+    forecast: RunForecast | None = None
+    """None: its guests are not known, or the window does not bind this run."""
     guest: GuestRecord | None = None
     done: list[GuestRecord] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)

@@ -95,7 +95,7 @@ def step(governor: Governor, sample: DiskSample, bounds: Bounds, inherited: Spee
     bounds = bounds._replace(original_bytes_per_s=governor.speeds.original[running.device])
     lowest = 0.0
     if law is None:
-        starts_slowly = governor.acts and governor.steering.starts_slowly(bounds)
+        starts_slowly = governor.acts and governor.steering.starts_slowly(bounds) and bounds.has_time(sample.at_s)
         law = first_state(bounds._replace(starts_slowly=starts_slowly))
     elif last is None:  # seen again after samples were lost, or the next disk's
         law = State(bounds.original_bytes_per_s, cut=law.cut, rest_s=law.rest_s)

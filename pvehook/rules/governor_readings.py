@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS, RequestCounters
 from pvehook.rules import governor_constants as c
 from pvehook.rules.latency import NS_PER_S, latency_of, sum_of
 
 Culprit = Literal["slow-target", "other-load"]
+
+
+class Others(NamedTuple):
+    """The guests of this run that are still to come."""
+
+    guests: int
+    need_s: float
+    """All of them together (rules/budget.py)."""
+
+    def in_words(self) -> str:
+        some = "1 guest is" if self.guests == 1 else f"{self.guests} guests are"
+        hours, minutes = divmod(math.ceil(self.need_s / 60), 60)
+        return f"{some} still to come and {'needs' if self.guests == 1 else 'need'} {hours}h{minutes:02}"
+
+
+class NightShare(NamedTuple):
+    """What is forecast of this backup and of those behind it, when it begins."""
+
+    others: Others | None = None
+    """Who needs a part of the time until the window closes; None: nobody, or that is not known."""
+    alone_s: float | None = None
+    """How long this backup is expected to take if nobody slows it; None: not known."""
+
+
+NOTHING_KNOWN: Final = NightShare()
 
 
 class Bounds(NamedTuple):
@@ -28,6 +53,19 @@ class Bounds(NamedTuple):
     second or two at each start (tests/rules/node_model.py)."""
     window_closes_s: float | None = None
     """On the samples' clock; None: it does not close, or does not matter."""
+    night: NightShare = NOTHING_KNOWN
+
+    @property
+    def over_by_s(self) -> float | None:
+        """When the backup has to be over, so that those who are still to come have their time too."""
+        if self.window_closes_s is None:
+            return None
+        return self.window_closes_s - (self.night.others.need_s if self.night.others is not None else 0.0)
+
+    def has_time(self, at_s: float) -> bool:
+        """At its start: whether it may take longer than it would alone."""
+        alone_s = self.night.alone_s
+        return self.over_by_s is None or alone_s is None or at_s + alone_s < self.over_by_s
 
     def with_activity(self, operations: int, total_ms: float, seconds: float) -> Bounds:
         """By what the guest asked of its disks before its backup. One that asked for little is not kept waiting by a

@@ -156,10 +156,10 @@ class State(NamedTuple):
             left_s = self.began_s + bounds.stretch_at_most * alone_s - sample.at_s
             why = f"it would take more than {bounds.stretch_at_most:g} times the {alone_s:.0f} s that it takes alone"
             found.append((_per_s(remaining, left_s), why))
-        if bounds.window_closes_s is not None:
-            left_s = bounds.window_closes_s - sample.at_s
-            why = f"the window closes in {max(left_s, 0.0):.0f} s"
-            found.append((_per_s(remaining, c.WINDOW_MARGIN * left_s), why))
+        if bounds.window_closes_s is not None and bounds.over_by_s is not None:
+            why = f"the window closes in {max(bounds.window_closes_s - sample.at_s, 0.0):.0f} s"
+            why += f", and {bounds.night.others.in_words()}" if bounds.night.others is not None else ""
+            found.append((_per_s(remaining, c.WINDOW_MARGIN * (bounds.over_by_s - sample.at_s)), why))
         # In a trial it may be what the workers had sent before the cut: one late sample shows all of it.
         is_settled = self.since_change_s > (c.LONGEST_SETTLING_S if isinstance(self.phase, Trying) else c.SETTLING_S)
         if is_settled and self.copied_per_s > c.COPIES_ALONE * self.limit_per_s:

@@ -27,7 +27,14 @@ from pvehook.rescue.speed_record import SpeedRecord, read_record, remove_record,
 from pvehook.rules import governor as rule
 from pvehook.rules.governor_constants import ACTIVITY_S, SAMPLE_EVERY_S, TAKES_OVER_ABOVE, UNLIMITED
 from pvehook.rules.governor_policy import Setup, advice
-from pvehook.rules.governor_readings import Bounds, effective_latency_ms, in_mb_per_s, target_ms
+from pvehook.rules.governor_readings import (
+    NOTHING_KNOWN,
+    Bounds,
+    NightShare,
+    effective_latency_ms,
+    in_mb_per_s,
+    target_ms,
+)
 from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import NS_PER_MS, disks_between
 from pvehook.rules.patients import PatientSample
@@ -56,6 +63,7 @@ class Governor:
         *,
         setup: Setup,
         window_closes_s: float | None = None,
+        night: NightShare = NOTHING_KNOWN,
         picked_up_s: float | None = None,
     ) -> None:
         """`window_closes_s` is on the monotonic clock. `picked_up_s`: the daemon was restarted so long after this
@@ -73,6 +81,7 @@ class Governor:
             stretch_at_most=config.stretch_at_most,
             starts_slowly=picked_up_s is None,
             window_closes_s=window_closes_s,
+            night=night,
         )
         itself = Patient(self._bounds.target_ms, is_spared=False)
         steering = Steering() if setup.is_spared else Steering({OWN: itself})

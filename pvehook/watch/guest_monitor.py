@@ -27,6 +27,7 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord
 from pvehook.records.stall_record import FreezeOutcome, IdlePriority, PacerSummary, StallRecord, Versions
 from pvehook.rules.admission import WINDOW_OPEN
+from pvehook.rules.governor_readings import NOTHING_KNOWN, NightShare
 from pvehook.rules.pacing import PacerRecord
 from pvehook.rules.stalls import Seen, judge
 from pvehook.rules.window import window_state
@@ -56,6 +57,7 @@ class GuestMonitor:
         guest: GuestRecord,
         in_force: InForce,
         pve_may_freeze: Callable[[], bool],
+        night: NightShare = NOTHING_KNOWN,
     ) -> None:
         """`pve_may_freeze`: whether agent and monitor belong to PVE and the freeze now."""
         self._context = context
@@ -64,6 +66,7 @@ class GuestMonitor:
         self._guest = guest
         self._metrics = in_force.config.metrics
         self._rules = in_force.config.governor
+        self._night = night
         backup = records.run.backup_of(guest)
         self._pacer = Pacer(context.node, disks, context.log, backup, guest.target, in_force.config.pacer)
         self._governor: Governor | None = None
@@ -161,6 +164,7 @@ class GuestMonitor:
             self._context.log,
             setup=setup,
             window_closes_s=closes_s,
+            night=self._night,
             picked_up_s=since_start_s if guest.seen is not None else None,
         )
         if guest.mode == "suspend":  # PVE resumes it when its archive is written

@@ -40,6 +40,7 @@ KEYS = {
     "window.running_guest",
     "window.enforce",
     "window.overdue_after",
+    "window.when_short",
     "window.exempt.guests",
     "window.exempt.jobs",
     "window.exempt.storages",
@@ -116,8 +117,12 @@ GOOD: list[tuple[str, Config]] = [
     ("window: {timezone: Europe/Warsaw}", Config(WindowConfig(timezone="Europe/Warsaw"))),
     ("window: {timezone: }", DEFAULT),
     (
-        "window: {next_guest: allow, running_guest: cancel, enforce: cancel, overdue_after: 3}",
-        Config(WindowConfig(next_guest="allow", running_guest="cancel", enforce="cancel", overdue_after=3)),
+        "window: {next_guest: allow, running_guest: cancel, enforce: cancel, overdue_after: 3, when_short: in-order}",
+        Config(
+            WindowConfig(
+                next_guest="allow", running_guest="cancel", enforce="cancel", overdue_after=3, when_short="in-order"
+            )
+        ),
     ),
     ("window: {exempt: {guests: [100, 999999999]}}", Config(WindowConfig(exempt=Exempt(guests=(100, 999999999))))),
     # YAML 1.1 reads these as booleans and as a number; as ids they are texts like any other.
@@ -209,7 +214,7 @@ def test_a_good_file_means_what_it_says(text: str, expected: Config) -> None:
 
 # --- what is bad: the text, the line, the key, what was found, a part of what was expected, the nearest
 
-IN_WINDOW = "one of open, timezone, next_guest, running_guest, enforce, overdue_after, exempt"
+IN_WINDOW = "one of open, timezone, next_guest, running_guest, enforce, overdue_after, when_short, exempt"
 UNITS = "a whole number with its unit (ms, s, m, h), from 500ms to 60s"
 VMID = "a whole number from 100 to 999999999"
 UNKNOWN = "an unknown key"
@@ -247,6 +252,7 @@ BAD: list[tuple[str, int, str, str, str, str]] = [
     ("window: {next_guest: Refuse}", 1, "window.next_guest", "Refuse", "refuse or allow", "refuse"),
     ("window: {next_guest: no}", 1, "window.next_guest", "no", "refuse or allow", ""),
     ("window: {running_guest: }", 1, "window.running_guest", "nothing", "finish or cancel", ""),
+    ("window: {when_short: never}", 1, "window.when_short", "never", "rotate or in-order", ""),
     ("window: {overdue_after: 0}", 1, "window.overdue_after", "0", "a whole number from 1 to 30", ""),
     ("window: {enforce: kill}", 1, "window.enforce", "kill", "exit or cancel", ""),
     ("window: {exempt: {guests: 101}}", 1, "window.exempt.guests", "101", "a list", "[101]"),
@@ -567,6 +573,7 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "window.running_guest:           finish                                    # default",
         "window.enforce:                 exit                                      # default",
         "window.overdue_after:           2                                         # default",
+        "window.when_short:              rotate                                    # default",
         "window.exempt.guests:           []                                        # default",
         "window.exempt.jobs:             []                                        # default",
         "window.exempt.storages:         []                                        # default",
@@ -680,6 +687,7 @@ CONFIGS = st.builds(
         running_guest=st.sampled_from(["finish", "cancel"]),
         enforce=st.sampled_from(["exit", "cancel"]),
         overdue_after=st.integers(1, 30),
+        when_short=st.sampled_from(["rotate", "in-order"]),
         exempt=st.builds(
             Exempt,
             guests=st.lists(st.integers(100, 999_999_999), max_size=3).map(tuple),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast, get_args
 from unittest.mock import Mock
 
@@ -60,6 +61,7 @@ class Guest:
             Context(node, SystemClock(), reader, cast(Any, self.log)),
             run,
             cast(Any, None),
+            cast(Any, SimpleNamespace(share=lambda _vmid: None)),
             cast(Any, None),
             cast(Any, self.records),
             cast(Any, None),

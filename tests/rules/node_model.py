@@ -15,7 +15,7 @@ from pvehook.contract.block_job import BlockJob, DiskSample
 from pvehook.contract.latency import REQUEST_KINDS, DiskCounters, RequestCounters
 from pvehook.rules import governor as rule
 from pvehook.rules.governor_constants import UNLIMITED
-from pvehook.rules.governor_readings import Bounds, Sample, reading_of, target_ms
+from pvehook.rules.governor_readings import NOTHING_KNOWN, Bounds, NightShare, Sample, reading_of, target_ms
 from pvehook.rules.governor_state import Action
 from pvehook.rules.latency import sum_of
 from pvehook.rules.patients import PatientSample
@@ -115,8 +115,11 @@ def node_night(  # noqa: PLR0915  (one loop)
     seed: int = 1,
     longest_s: float = 600.0,
     stretch_at_most: float = 1.9,
+    window_s: float | None = None,
+    night: NightShare = NOTHING_KNOWN,
 ) -> NodeNight:
-    """Plays one backup to its end. `elsewhere`: neighbours whose disk is another one."""
+    """Plays one backup to its end. `elsewhere`: neighbours whose disk is another one. `window_s` after the backup's
+    start the window closes."""
     play = Play(source, None, guest, size_mib * MIB, workers, seed)
     play.done_at_s = BEFORE_S
     play.start_guest()
@@ -125,7 +128,9 @@ def node_night(  # noqa: PLR0915  (one loop)
     play.run_until(BEFORE_S)
     before = reading_of([Sample(BEFORE_S, BEFORE_S, play.completed(), 0, 0)])
     bounds = _bounds(before.latency_ms if before.operations else None, before.operations, before.in_flight)._replace(
-        stretch_at_most=stretch_at_most
+        stretch_at_most=stretch_at_most,
+        window_closes_s=BEFORE_S + window_s if window_s is not None else None,
+        night=night,
     )
     governor = rule.Governor(acts=governed)
     before_ms = {}

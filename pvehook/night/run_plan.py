@@ -1,0 +1,182 @@
+"""One run's plan: when its guests are expected to begin and end, who gives way to whom, and how much time each backup
+has to leave to those behind it.
+
+make          job-start: the forecast, kept in the run's state
+gives_way     backup-start of a guest that the open window would let in
+share         how much of the night a guest's backup may take, for its governor
+
+None of it can cost a backup but `gives_way`, and that only by `window.when_short: rotate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Final
+
+from pvehook.config.in_force import InForce
+from pvehook.deadline import Deadline
+from pvehook.errors import NodeError
+from pvehook.host.timely_files import TimelyReader
+from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast
+from pvehook.night.refused_runs import guests_of_run
+from pvehook.records.context import Context
+from pvehook.records.guest_forecast import GuestForecast, RunForecast
+from pvehook.records.run_state import RunState
+from pvehook.rules.admission import Admission
+from pvehook.rules.budget import share
+from pvehook.rules.fair_turns import GivesWay, Night, Waiting, gives_way
+from pvehook.rules.forecast import timeline
+from pvehook.rules.governor_readings import NOTHING_KNOWN, NightShare
+from pvehook.rules.window import window_state
+
+GIVES_WAY: Final = "gives-way"
+PLAN_S: Final = 2.0
+"""So long job-start waits for it; what is not there by then is left out."""
+NAMED: Final = 3
+
+
+BoundOf = Callable[[Collection[int], RunState, InForce, float], set[int]]
+"""Which of the guests are refused when the window has closed, at that time (admission/gate.py)."""
+
+
+class RunPlan:
+    """Of one run."""
+
+    def __init__(self, context: Context, run: RunState) -> None:
+        self._context = context
+        self._run = run
+        self._knew_job = False
+        self._reader = TimelyReader()  # its own: behind it /etc/pve and the history's disk are asked
+
+    def make(self, in_force: InForce, deadline: Deadline) -> list[str]:
+        """The forecast, in one line for the task log. None where it is not known which guests the run has."""
+        self._knew_job = self._run.job_id is not None
+        now_s = self._context.clock.now_s()
+        state = window_state(in_force.window, datetime.fromtimestamp(now_s, in_force.window.zone))
+        closes_s = state.closes_at.timestamp() if state.closes_at is not None else None
+        within_s = deadline.within(PLAN_S).left_s()
+        try:
+            what = "the run's guests and their past backups"
+            made = self._reader.within(within_s, what, lambda: self._forecast(now_s, closes_s))
+        except NodeError as error:
+            self._context.log.warning("forecast-not-made", message=f"when this run ends is not known: {error}")
+            return []
+        except Exception as fault:  # a fault of ours costs a line
+            self._context.log.error("fault", message=f"forecast: {fault!r}; the run goes on")
+            return []
+        if made is None:
+            text = "when this run ends is not known: only the guests of scheduled jobs are"
+            self._context.log.info("forecast-not-made", message=text)
+            return []
+        self._run.forecast = made
+        text = in_words(made, in_force)
+        self._context.log.info("forecast-made", message=text, guests=len(made.guests))
+        return [text]
+
+    def gives_way(self, vmid: int, bound_of: BoundOf, in_force: InForce) -> Admission | None:
+        """A refusal of this guest for those who waited longer; None: it has its turn."""
+        try:
+            return self._gives_way(vmid, bound_of, in_force)
+        except Exception as fault:  # a fault of ours costs nobody a backup
+            self._context.log.error("fault", message=f"fair turns: {fault!r}; the backup goes on", vmid=vmid)
+            return None
+
+    def _gives_way(self, vmid: int, bound_of: BoundOf, in_force: InForce) -> Admission | None:
+        if self._run.forecast is None and self._run.job_id is not None and not self._knew_job:
+            self.make(in_force, Deadline.after(PLAN_S))  # the scheduler wrote the job down after job-start
+        forecast, now_s = self._run.forecast, self._context.clock.now_s()
+        coming = self._coming(vmid)
+        if (
+            in_force.config.window.when_short != "rotate"
+            or forecast is None
+            or forecast.closes_s is None
+            or self._run.job_id is None
+            or len(coming) < 2
+        ):
+            return None
+        bound = bound_of([each.vmid for each in coming], self._run, in_force, forecast.closes_s)
+        gone = {each.vmid for each in self._run.done if each.admitted_by == GIVES_WAY}
+        must_end = in_force.config.window.running_guest == "cancel"
+        why = gives_way(
+            [_waiting(each, now_s, bound) for each in coming],
+            [_waiting(each, now_s, bound | gone) for each in forecast.guests if each.vmid in gone],
+            Night(forecast.closes_s - now_s, forecast.closes_s - forecast.made_s, must_end),
+        )
+        return _refusal(vmid, why, _clock(forecast.closes_s, in_force)) if why is not None else None
+
+    def share(self, vmid: int) -> NightShare:
+        """How much of the night this guest's backup may take."""
+        forecast = self._run.forecast
+        coming = self._coming(vmid)
+        if forecast is None or forecast.closes_s is None or not coming:
+            return NOTHING_KNOWN
+        behind = [each.expected for each in coming[1:] if each.expected is not None]
+        return share(coming[0].expected, behind, forecast.closes_s - self._context.clock.now_s())
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._reader.close()
+
+    def _forecast(self, now_s: float, closes_s: float | None) -> RunForecast | None:
+        node, run = self._context.node, self._run
+        vmids = guests_of_run(node, self._context.reader, run)
+        sizes = disk_sizes(node, self._context.reader, vmids)
+        return run_forecast(vmids, run.job_id, past_turns(node, now_s), sizes, now_s, closes_s) if vmids else None
+
+    def _coming(self, vmid: int) -> Sequence[GuestForecast]:
+        """This guest and those behind it; empty where it is not in the forecast. vzdump goes by VMID."""
+        guests = self._run.forecast.guests if self._run.forecast is not None else ()
+        done = {each.vmid for each in self._run.done}
+        coming = [each for each in guests if each.vmid >= vmid and each.vmid not in done]
+        return coming if coming and coming[0].vmid == vmid else ()
+
+
+def in_words(forecast: RunForecast, in_force: InForce) -> str:
+    """`expected to end at 04:12 (03:50-04:40), 12 guests; the window closes at 05:00`."""
+    line = timeline([(each.vmid, each.expected) for each in forecast.guests], forecast.made_s, forecast.closes_s)
+    number = len(forecast.guests)
+    guests = f"{number} guest{'s' if number != 1 else ''}"
+    if len(line.unknown) == number:
+        return f"{guests}; how long {'it takes' if number == 1 else 'they take'} is not known yet"
+    ends, earliest, latest = (_clock(each, in_force) for each in (line.end_s, line.earliest_s, line.latest_s))
+    text = f"expected to end at {ends} ({earliest}-{latest}), {guests}"
+    if line.unknown:
+        text += f", without {len(line.unknown)} of which it is not known how long they take"
+    if forecast.closes_s is not None:
+        text += f"; the window closes at {_clock(forecast.closes_s, in_force)}"
+    if line.late:
+        how = in_force.config.window.when_short
+        then = "those who were backed up last give way" if how == "rotate" else "they are refused"
+        text += f": too early for {len(line.late)} of them; {then} (window.when_short: {how})"
+    return text
+
+
+def _waiting(guest: GuestForecast, now_s: float, bound: Collection[int]) -> Waiting:
+    each = guest.expected
+    return Waiting(
+        guest.vmid,
+        takes_s=each.alone_s if each is not None else 0.0,
+        error_s=(each.longest_s - each.expected_s) if each is not None else 0.0,
+        backups_s=tuple(now_s - at_s for at_s in guest.backups_s),
+        last_turn_s=now_s - guest.last_turn_s if guest.last_turn_s is not None else None,
+        is_bound=guest.vmid in bound,
+    )
+
+
+def _refusal(vmid: int, why: GivesWay, closes: str) -> Admission:
+    names = ", ".join(map(str, why.to[:NAMED])) + (f" and {len(why.to) - NAMED} more" if len(why.to) > NAMED else "")
+    whom = f"guest{'s' if len(why.to) > 1 else ''} {names}, which waited longer"
+    turn = {None: "when its turn comes is not known", 1: "its turn is expected in the next run"}.get(
+        why.next_turn, f"its turn is expected {why.next_turn} runs from now"
+    )
+    short = f"gave way to {whom}: not all guests of this job fit into the window; {turn}"
+    line = (
+        f"guest {vmid} is refused, it gives way to {whom} and would come too late otherwise: the window closes at"
+        f" {closes}; {turn}; to have it sooner, start its backup by hand (window.when_short: rotate)"
+    )
+    return Admission(False, GIVES_WAY, (line,), short)
+
+
+def _clock(at_s: float, in_force: InForce) -> str:
+    return f"{datetime.fromtimestamp(at_s, in_force.window.zone):%H:%M}"
