@@ -29,7 +29,7 @@ from pvehook.records.guest_summary import guest_number
 from pvehook.records.history import history_file, reading
 from pvehook.records.known_guests import KnownGuest, known_guests
 from pvehook.report.standing import Standing
-from pvehook.rules.overdue import TURN_COMES_WITHIN_S, Facts, Turn, judge
+from pvehook.rules.overdue import TURN_COMES_WITHIN_S, Facts, Promise, Turn, judge
 from pvehook.rules.window import Window
 
 NAME_LIMIT = 64
@@ -83,15 +83,11 @@ def _standing(
     good_s = past.last_good_s.get(vmid)
     turns = past.turns.get(vmid, ())
     known = past.known.get(vmid)
-    first_seen_s = known.first_seen_s if known is not None else now_s
-    if not past.known:  # pvehook has just come, and what is on record was read from Proxmox's logs
-        first_seen_s = now_s if good_s is None else good_s
-    if good_s is None and turns:  # its first turn came by a start before it
-        first_seen_s = min(first_seen_s, turns[0].started_s - TURN_COMES_WITHIN_S)
+    promised_s = _promised_s(promises.of[vmid], past, vmid, now_s)
     facts = Facts(
         vmid,
         None if good_s is None else datetime.fromtimestamp(good_s, zone),
-        datetime.fromtimestamp(min(first_seen_s, now_s), zone),
+        datetime.fromtimestamp(now_s if promised_s is None else promised_s, zone),
         promises.of[vmid],
         [Turn(datetime.fromtimestamp(each.started_s, zone), each.result, each.reason) for each in turns],
         promises.disabled[vmid],
@@ -99,4 +95,19 @@ def _standing(
     verdict = judge(facts, datetime.fromtimestamp(now_s, zone), window, overdue_after)
     title = f"{guest_number(guest.vmtype, vmid)} {printable(guest.name or '', NAME_LIMIT)}".rstrip()
     in_job, logged_s = bool(facts.promises), known.overdue_logged_s if known else None
-    return Standing(vmid, title, good_s, in_job, *verdict, overdue_logged_s=logged_s)
+    return Standing(vmid, title, good_s, in_job, *verdict, promised_s=promised_s, overdue_logged_s=logged_s)
+
+
+def _promised_s(promises: Sequence[Promise], past: _Past, vmid: int, now_s: float) -> float | None:
+    """Since when a job takes the guest; None: none does. A clock that was ahead for a night is not believed."""
+    if not promises:
+        return None
+    known, good_s = past.known.get(vmid), past.last_good_s.get(vmid)
+    if known is not None and known.promised_s is not None:
+        return min(known.promised_s, now_s)
+    if not past.known and good_s is not None:
+        return good_s  # pvehook has just come, and what is on record was read from Proxmox's logs
+    # It is new in a job, and the start that brought its first turn was before that.
+    since_s = now_s - TURN_COMES_WITHIN_S if past.known else 0.0
+    firsts = [each.started_s for each in past.turns.get(vmid, ()) if each.started_s > since_s]
+    return firsts[0] - TURN_COMES_WITHIN_S if firsts else now_s

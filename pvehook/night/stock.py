@@ -6,7 +6,7 @@ Whatever goes wrong here costs a log line: the run has ended, and its phase must
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
 from typing import Final, TypeAlias
@@ -18,14 +18,15 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.night.standings import standings
 from pvehook.records.context import Context
 from pvehook.records.job_table import OverdueGuest
+from pvehook.records.known_guests import KnownGuest
 from pvehook.report.standing import Standing, ago
 from pvehook.settings import MetricsConfig
 
 STOCK_S: Final = 3.0
 """How long a run's end waits for the jobs and the history."""
 
-KeepGuests: TypeAlias = Callable[[Collection[int], Collection[int], Collection[int], MetricsConfig, Deadline], None]
-"""Keeps which guests the node has, which of them are overdue, and of which the journal has that just now."""
+KeepGuests: TypeAlias = Callable[[Mapping[int, KnownGuest], MetricsConfig, Deadline], None]
+"""Keeps which guests the node has, and who of them is overdue."""
 
 _one_at_a_time = threading.Lock()
 """Jobs that are refused in the same second must not each log the same guest."""
@@ -45,8 +46,13 @@ def take_stock(context: Context, in_force: InForce, keep: KeepGuests, deadline: 
         due = [each for each in overdue if not _was_logged_today(each, now_s, zone)]
         for each in due:
             _log(context, each, now_s, zone)
-        vmids, late, logged = ([each.vmid for each in which] for which in (found, overdue, due))
-        keep(vmids, late, logged, in_force.config.metrics, deadline)
+        guests = {
+            each.vmid: KnownGuest(
+                each.promised_s, now_s if each.is_overdue else None, now_s if each in due else None
+            )
+            for each in found
+        }
+        keep(guests, in_force.config.metrics, deadline)
         return [
             OverdueGuest(each.vmid, each.title, ago(each.last_good_s, now_s, zone).strip(), each.cause, each.ways_out)
             for each in overdue

@@ -11,7 +11,7 @@
     beside_samples    the last run's, as Prometheus gets them
 
     attempts          one row for each guest and run, whatever became of it: also refused and failed ones
-    guests            those that the node has: when each was first seen, since when it is overdue
+    guests            those that the node has: since when a job takes each, whether it is overdue
 
 An absent figure is kept as the text `absent: why`, a broken one as `broken: why`.
 
@@ -120,7 +120,7 @@ SCHEMA: Final = (
     );
     CREATE INDEX attempts_by_time ON attempts (started_s);
     CREATE TABLE guests (
-        vmid INTEGER PRIMARY KEY, first_seen_s REAL NOT NULL, overdue_s REAL, overdue_logged_s REAL
+        vmid INTEGER PRIMARY KEY, promised_s REAL, overdue_s REAL, overdue_logged_s REAL
     );
     INSERT INTO attempts (vmid, started_s, ended_s, node, job, trigger, name, vmtype, result, reason)
         SELECT vmid, started_s, started_s + duration_s, node, '', 'unknown', name, vmtype, result, '' FROM backups;

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final
@@ -34,6 +34,7 @@ from pvehook.records.history_schema import (
     packed,
     primary_code,
 )
+from pvehook.records.known_guests import KnownGuest
 from pvehook.records.stall_record import StallRecord
 from pvehook.records.textfile import beside_samples, guest_samples
 
@@ -95,30 +96,20 @@ def append_attempts(
 
 
 def keep_guests(
-    path: str,
-    vmids: Collection[int],
-    overdue: Collection[int],
-    logged: Collection[int],
-    *,
-    now_s: float,
-    keep_days: int = KEEP_DAYS,
+    path: str, guests: Mapping[int, KnownGuest], *, now_s: float, keep_days: int = KEEP_DAYS
 ) -> str | None:
-    """As `append`, of the guests that the node has now; the others are forgotten. `overdue` are those that are, and
-    `logged` those of which the journal has that just now."""
+    """As `append`, of the guests that the node has now; the others are forgotten. Where `overdue_logged_s` is None,
+    what is kept of it stays."""
 
     def insert(history: sqlite3.Connection) -> None:
         known = {vmid for (vmid,) in history.execute("SELECT vmid FROM guests")}
-        history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in known - set(vmids)])
-        first_turns = "SELECT vmid, min(started_s) FROM attempts WHERE started_s <= ? GROUP BY vmid"
-        # Where none is known, pvehook has just come and they were here before. Otherwise one that is new came now.
-        first_s = {} if known else dict(history.execute(first_turns, (now_s,)))
-        new = [(vmid, first_s.get(vmid, now_s)) for vmid in vmids if vmid not in known]
-        history.executemany("INSERT INTO guests VALUES (?, ?, NULL, NULL)", new)
-        # A clock that was ahead for a night must not make a guest younger than it is.
-        history.execute("UPDATE guests SET first_seen_s = min(first_seen_s, ?), overdue_s = NULL", (now_s,))
-        for column, which in (("overdue_s", overdue), ("overdue_logged_s", logged)):
-            set_it = f"UPDATE guests SET {column} = ? WHERE vmid = ?"  # noqa: S608
-            history.executemany(set_it, [(now_s, vmid) for vmid in which])
+        history.executemany("DELETE FROM guests WHERE vmid = ?", [(vmid,) for vmid in known - guests.keys()])
+        history.executemany(
+            "INSERT INTO guests (vmid, promised_s, overdue_s, overdue_logged_s) VALUES (?, ?, ?, ?) ON CONFLICT (vmid)"
+            " DO UPDATE SET promised_s = excluded.promised_s, overdue_s = excluded.overdue_s,"
+            " overdue_logged_s = coalesce(excluded.overdue_logged_s, overdue_logged_s)",
+            [(vmid, *guest) for vmid, guest in guests.items()],
+        )
 
     return _written(path, insert, now_s, keep_days)
 

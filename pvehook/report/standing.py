@@ -29,6 +29,8 @@ class Standing(NamedTuple):
     """`what for: command`."""
     not_understood: tuple[str, ...] = ()
     """Jobs of its whose schedule is not understood, each with the reason: what they promise is not counted."""
+    promised_s: float | None = None
+    """Since when a job takes it; None: none does."""
     overdue_logged_s: float | None = None
     """When the journal last had that it is overdue."""
 

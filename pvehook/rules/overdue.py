@@ -5,7 +5,8 @@ Each start of a job that takes a guest promises it a turn. A turn that brought n
 weekend is not late on a Wednesday, and two jobs in one night are one night.
 
 A start counts as missed when a turn of the guest is known since, or after TURN_COMES_WITHIN_S: until then the run may
-still come to it. Only turns since the guest came to this node are counted: it may have backups from another one.
+still come to it. Only turns since a job of this node takes the guest count: before, it may have been on another node,
+with backups there.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Facts(NamedTuple):
     vmid: int
     last_good: datetime | None
     """When its last good backup began; None: none is on record."""
-    known_since: datetime
-    """When the guest was first seen on this node, or came back to it."""
+    promised_since: datetime
+    """Since when a job of this node takes it."""
     promises: Sequence[Promise]
     turns: Sequence[Turn]
     """Since the last good backup, the oldest first."""
@@ -118,7 +119,7 @@ def judge(facts: Facts, now: datetime, window: Window, overdue_after: int) -> Ve
 
 
 def _missed(facts: Facts, promise: Promise, now: datetime) -> list[datetime]:
-    since = max(facts.last_good or facts.known_since, facts.known_since, key=datetime.timestamp)
+    since = max(facts.last_good or facts.promised_since, facts.promised_since, key=datetime.timestamp)
     starts = starts_between(promise.schedule, since, now, is_cron=promise.is_cron)
     over_s = now.timestamp() - TURN_COMES_WITHIN_S
     if facts.turns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -29,6 +29,7 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.history import history_file, last_records, last_samples, past_baselines, reading
 from pvehook.records.history_writing import append, append_attempts, append_beside, keep_guests
+from pvehook.records.known_guests import KnownGuest
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
 from pvehook.records.textfile import GuestSamples, exposition, guest_samples
@@ -108,17 +109,10 @@ class RunRecords:
         append_them = partial(append_attempts, self._path, attempts, now_s=now_s, keep_days=days)
         self._append_within(append_them, deadline, attempts[0].vmid if len(attempts) == 1 else None)
 
-    def keep_guests(
-        self,
-        vmids: Collection[int],
-        overdue: Collection[int],
-        logged: Collection[int],
-        config: MetricsConfig,
-        deadline: Deadline,
-    ) -> None:
+    def keep_guests(self, guests: Mapping[int, KnownGuest], config: MetricsConfig, deadline: Deadline) -> None:
         """Which guests the node has, and who of them is overdue; also for Prometheus. As `keep`."""
         now_s, days = self._context.clock.now_s(), config.keep_days
-        keep_them = partial(keep_guests, self._path, vmids, overdue, logged, now_s=now_s, keep_days=days)
+        keep_them = partial(keep_guests, self._path, guests, now_s=now_s, keep_days=days)
         self._keep(keep_them, now_s, config, deadline)
 
     def why_failed(self, vmid: int, deadline: Deadline) -> str | None:

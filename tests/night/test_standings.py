@@ -17,6 +17,7 @@ from pvehook.night.standings import standings
 from pvehook.records.attempt import Attempt, AttemptResult
 from pvehook.records.history import history_file
 from pvehook.records.history_writing import append_attempts, keep_guests
+from pvehook.records.known_guests import KnownGuest
 from pvehook.report.standing import Standing
 from pvehook.settings import Exempt
 
@@ -70,6 +71,12 @@ class NodeInATree:
         )
         append_attempts(self.path, [attempt], now_s=at + 60)
 
+    def run_ends(self, day: int, clock: str = "05:10") -> None:
+        """What the daemon keeps then."""
+        found = self.standings(day, clock).values()
+        known = {each.vmid: KnownGuest(each.promised_s, None, None) for each in found}
+        keep_guests(self.path, known, now_s=at_s(day, clock))
+
     def standings(self, day: int, clock: str = "05:10") -> dict[int, Standing]:
         in_force = Configuration(self.node, TimelyReader(), remembers=False).now()
         return {each.vmid: each for each in standings(self.node, TimelyReader(), in_force, at_s(day, clock))}
@@ -110,27 +117,52 @@ def test_a_guest_in_no_enabled_job_is_not_overdue_however_old_its_backup_is(tree
     assert found.cause == "in no job that is enabled: job weekly would take it"
 
 
-def test_a_guest_that_never_had_a_good_backup_is_overdue_by_the_turns_since_it_was_seen(tree: NodeInATree) -> None:
-    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(20, "05:10"))
+def test_a_guest_that_never_had_a_good_backup_is_overdue_by_the_turns_since_a_job_takes_it(tree: NodeInATree) -> None:
+    tree.run_ends(20)
     assert tree.standings(21, "14:00")[102].missed_turns == 1
-    found = tree.standings(22, "14:00")
-    assert found[102].is_overdue
-    assert not found[110].is_overdue  # it is new
+    assert tree.standings(22, "14:00")[102].is_overdue
 
 
-def test_a_guest_that_is_gone_is_forgotten_and_begins_anew(tree: NodeInATree) -> None:
-    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(10, "05:10"))
-    keep_guests(tree.path, [101], [], [], now_s=at_s(20, "05:10"))
-    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(21, "05:10"))
-    found = tree.standings(21)
-    assert (found[101].is_overdue, found[102].is_overdue) == (True, False)
+def test_the_first_turn_of_a_new_guest_counts(tree: NodeInATree) -> None:
+    tree.turn(101, 19, "ok")
+    tree.run_ends(19)
+    tree.write("etc/pve/qemu-server/104.conf", "name: new\n")
+    tree.turn(104, 20, "failed")
+    tree.run_ends(20)
+    tree.turn(104, 21, "failed")
+    assert (tree.standings(21)[104].missed_turns, tree.standings(21)[104].is_overdue) == (2, True)
+
+
+def test_a_guest_that_a_job_takes_from_now_on_is_not_late_by_the_turns_before(tree: NodeInATree) -> None:
+    tree.turn(103, 1, "ok")
+    for day in range(1, 21):
+        tree.run_ends(day)
+    tree.write("etc/pve/jobs.cfg", JOBS.replace("\texclude 103\n", ""))
+    assert not tree.standings(20)[103].is_overdue
+    tree.run_ends(20)
+    tree.turn(103, 21, "refused")
+    assert tree.standings(21)[103].missed_turns == 1
+    tree.turn(103, 22, "refused")
+    assert tree.standings(22)[103].is_overdue
+
+
+def test_another_job_does_not_make_up_for_missed_turns(tree: NodeInATree) -> None:
+    tree.turn(101, 20, "ok")
+    tree.run_ends(20)
+    tree.turn(101, 21, "refused")
+    tree.turn(101, 22, "refused")
+    tree.run_ends(22)
+    tree.write("etc/pve/jobs.cfg", JOBS.replace("vzdump: nightly", "vzdump: nightly-now-2"))
+    assert tree.standings(22)[101].is_overdue
 
 
 def test_a_guest_that_comes_back_from_another_node_is_not_late_by_what_it_missed_here(tree: NodeInATree) -> None:
     tree.turn(102, 1, "ok")
-    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(1, "05:10"))
-    keep_guests(tree.path, [101], [], [], now_s=at_s(2, "05:10"))
-    keep_guests(tree.path, [101, 102], [], [], now_s=at_s(20, "05:10"))
+    tree.run_ends(1)
+    (tree.root / "etc/pve/qemu-server/102.conf").unlink()
+    tree.run_ends(2)
+    tree.write("etc/pve/qemu-server/102.conf", "name: guest-102\n")
+    tree.run_ends(20)
     assert not tree.standings(20, "06:00")[102].is_overdue
     tree.turn(102, 21, "refused")
     tree.turn(102, 22, "refused")
@@ -144,7 +176,7 @@ def test_where_pvehook_has_just_come_what_is_read_from_proxmoxs_logs_counts(tree
     for _ in ("before its first run's end", "after it"):
         found = tree.standings(18)
         assert (found[102].is_overdue, found[110].is_overdue, found[101].is_overdue) == (True, True, False)
-        keep_guests(tree.path, [101, 102, 110], [], [], now_s=at_s(18, "05:10"))
+        tree.run_ends(18)
 
 
 def test_overdue_after_is_a_setting(tree: NodeInATree) -> None:

@@ -76,7 +76,7 @@ def test_two_jobs_in_one_night_are_one_missed_night() -> None:
     assert found.missed_turns == 1
 
 
-def test_without_a_good_backup_on_record_the_turns_count_since_it_was_first_seen() -> None:
+def test_without_a_good_backup_on_record_the_turns_count_since_a_job_takes_it() -> None:
     found = verdict(last_good=None, turns=refused(21, 22, 23, 24))
     assert found.is_overdue
     assert '--reason "no backup on record"' in found.ways_out[0]
