@@ -240,7 +240,8 @@ def _try(state: State, phase: Trying, sample: Sample, bounds: Bounds, reading: R
 def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, reading: Reading, lowest: float) -> Next:
     """A little faster or slower, or an end of it."""
     phase = _averaged(phase, reading)
-    if phase.from_start and phase.lasted_s >= state.restart_s:
+    restart_s = max(state.restart_s, c.NEIGHBOURS_RESTART_S if bounds.is_neighbours else 0.0)
+    if phase.from_start and phase.lasted_s >= restart_s:
         # A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until
         # the guest suffers again; each time it waits longer.
         speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
