@@ -16,6 +16,7 @@ def add(commands: Commands) -> None:
     report.add_argument("--night", metavar="DAY", help="as of that night, such as 2026-11-23")
     report.add_argument("--worst", type=number, metavar="N", help="only the N guests that suffered most")
     report.add_argument("--html", metavar="FILE", help="write a page with charts, one file")
+    report.add_argument("--forecast", action="store_true", help="how good the forecasts of backups' lengths were")
     report.add_argument("--json", action="store_true")
     report.add_argument("--history", metavar="FILE", help="read this database instead of the node's")
 
@@ -27,6 +28,11 @@ def _report(arguments: Arguments) -> int:
 
     now = at(SystemClock(), local_zone(arguments.node))
     history = arguments.history or history_file(arguments.node)
+    if arguments.forecast:
+        from pvehook.report.forecast_report import run_forecast_report
+
+        asked = {"since": arguments.since, "vmid": arguments.vmid, "as_json": arguments.json}
+        return run_forecast_report(history, sys.stdout, now, **asked)
     return run_report(
         history,
         sys.stdout,

@@ -44,6 +44,9 @@ def attempt_of(run: RunState, guest: GuestRecord, record: StallRecord | None, wh
     result: AttemptResult = "unknown" if guest.result == "running" else guest.result
     known = figures(record) if record is not None else {}
     governor = record.governor if record is not None else None
+    planned = run.forecast.guests if run.forecast is not None else ()
+    forecast = next((each for each in planned if each.vmid == guest.vmid), None)
+    expected = forecast.expected if forecast is not None else None
     return Attempt(
         vmid=guest.vmid,
         started_s=guest.started_s,
@@ -59,6 +62,10 @@ def attempt_of(run: RunState, guest: GuestRecord, record: StallRecord | None, wh
         reason=_reason(guest, why_failed),
         copied_bytes=value_of(known["backup_bytes"]) if known else None,
         cost_s=governor.cost_s if governor is not None else None,
+        expected_s=expected.expected_s if expected is not None else None,
+        expected_least_s=expected.shortest_s if expected is not None else None,
+        expected_most_s=expected.longest_s if expected is not None else None,
+        expected_end_s=forecast.end_s if forecast is not None else None,
     )
 
 

@@ -38,6 +38,13 @@ class Attempt(NamedTuple):
     """What its backup read; None: not seen."""
     cost_s: float | None = None
     """How much longer it took because it was slowed, estimated; None: not seen."""
+    expected_s: float | None = None
+    """How long it was expected to take when its run began; None: there was no forecast."""
+    expected_least_s: float | None = None
+    expected_most_s: float | None = None
+    """Between these nine of ten are."""
+    expected_end_s: float | None = None
+    """When it was expected to end, by the forecast of its run."""
 
     @property
     def duration_s(self) -> float:

@@ -13,7 +13,10 @@ UNSEEN: Final = ("unknown", "worker-died")
 """Results of turns whose end the daemon did not see."""
 
 _COLUMNS: Final = ", ".join(Attempt._fields)
-_NUMBERS: Final = ("copied_bytes", "cost_s")
+_NUMBERS: Final = (
+    *("copied_bytes", "cost_s"),
+    *("expected_s", "expected_least_s", "expected_most_s", "expected_end_s"),
+)
 
 
 def attempts_between(

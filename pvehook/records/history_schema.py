@@ -116,6 +116,10 @@ SCHEMA: Final = (
         reason TEXT NOT NULL,
         copied_bytes REAL,
         cost_s REAL,
+        expected_s REAL,
+        expected_least_s REAL,
+        expected_most_s REAL,
+        expected_end_s REAL,
         UNIQUE (vmid, started_s)
     );
     CREATE INDEX attempts_by_time ON attempts (started_s);

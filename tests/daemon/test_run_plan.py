@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from pvehook.records.attempt import Attempt, AttemptResult
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import history_file, reading
@@ -125,6 +127,18 @@ def test_the_starts_line_says_when_the_run_ends_and_the_window_closes(node: Node
     (line,) = (each for each in played.task_log if "expected to end" in each)
     assert "pvehook: expected to end at 03:30 (03:1" in line
     assert line.endswith("), 3 guests; the window closes at 05:00")
+
+
+def test_the_forecast_is_kept_beside_what_came_of_it(node: NodeUnderTest) -> None:
+    node.configure(WINDOW)
+    prepare(node, [backed_up(vmid, nights, 0.5) for vmid in (101, 102, 103) for nights in (1, 2, 3)])
+    night(node, 101, 102, 103, runs=(101, 102, 103), hours=0.5)
+    last = results(node)[103]
+    assert last.expected_s == pytest.approx(1800, rel=0.01)
+    assert last.expected_least_s is not None
+    assert last.expected_most_s is not None
+    assert last.expected_least_s < 1800 < last.expected_most_s
+    assert last.expected_end_s == pytest.approx(BEGINS.timestamp() + 5400, abs=60)
 
 
 def test_of_a_first_night_it_is_said_that_nothing_is_known(node: NodeUnderTest) -> None:
