@@ -21,6 +21,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ from pvehook.records.history_writing import append, append_beside
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.terminal_style import TerminalStyle
 from pvehook.rescue import allowances, freeze_record, last_good, speed_record
+from pvehook.rules.schedule import starts_between
 from pvehook.rules.window import parse_span
 from pvehook.watch import watch_status
 from tests.records.backups import NOW_S, beside, charted, container, record
@@ -232,6 +234,13 @@ def sections(data: bytes) -> None:
         can_snapshot_container(each, f"{each.id}:subvol-101-disk-0")
     ignored_lines(text)
     parse_cron(text, "/etc/pve/vzdump.cron")
+
+
+def schedule(data: bytes) -> None:
+    text, now = data.decode("utf-8", "surrogateescape"), datetime(2026, 10, 24, tzinfo=ZoneInfo("Europe/Warsaw"))
+    for is_cron in (False, True):
+        with contextlib.suppress(ValueError):
+            starts_between(text, now, now + timedelta(days=3), is_cron=is_cron)
 
 
 def upid(data: bytes) -> None:
@@ -464,6 +473,9 @@ OF_BYTES = {
         lambda data: parse_span(data.decode("utf-8", "replace")),
         (b"mon,fri 22:00-06:00", b"sat 10:00-24:00"),
         (WindowSpecError,),
+    ),
+    "schedule": Parser(
+        schedule, (b"mon..fri 21:00", b"*-1..7 2,4:00/30 UTC", b"30 2 */2,1-5 nov 6", b"@daily"), share=0.2
     ),
     "upid": Parser(upid, (UPID,)),
     "task-log": Parser(task_log, TASK_LOGS),
