@@ -17,7 +17,7 @@ from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
 from pvehook.records.history import DAY_S, history_file, reading
-from pvehook.rules.fair_turns import BACKUPS_COMPARED
+from pvehook.rules.fair_turns import BACKUPS_COMPARED, Waiting
 from pvehook.rules.forecast import Expected, PastBackup, expected, rates_of, timeline
 
 LOOKED_BACK_DAYS: Final = 60
@@ -66,6 +66,19 @@ def run_forecast(
             GuestForecast(vmid, each, end_s, tuple(good[: -BACKUPS_COMPARED - 1 : -1]), began[-1] if began else None)
         )
     return RunForecast(now_s, closes_s, tuple(guests))
+
+
+def waiting(guest: GuestForecast, now_s: float, is_bound: bool) -> Waiting:
+    """The guest as fair turns take it, now."""
+    each = guest.expected
+    return Waiting(
+        guest.vmid,
+        takes_s=each.alone_s if each is not None else 0.0,
+        error_s=(each.longest_s - each.expected_s) if each is not None else 0.0,
+        backups_s=tuple(now_s - at_s for at_s in guest.backups_s),
+        last_turn_s=now_s - guest.last_turn_s if guest.last_turn_s is not None else None,
+        is_bound=is_bound,
+    )
 
 
 def _expected(

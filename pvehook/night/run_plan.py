@@ -18,14 +18,14 @@ from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.timely_files import TimelyReader
-from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast
+from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waiting
 from pvehook.night.refused_runs import guests_of_run
 from pvehook.records.context import Context
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
 from pvehook.records.run_state import RunState
 from pvehook.rules.admission import Admission
 from pvehook.rules.budget import share
-from pvehook.rules.fair_turns import GivesWay, Night, Waiting, gives_way
+from pvehook.rules.fair_turns import GivesWay, Night, gives_way
 from pvehook.rules.forecast import timeline
 from pvehook.rules.governor_readings import NOTHING_KNOWN, NightShare
 from pvehook.rules.window import window_state
@@ -99,8 +99,8 @@ class RunPlan:
         gone = {each.vmid for each in self._run.done if each.admitted_by == GIVES_WAY}
         must_end = in_force.config.window.running_guest == "cancel"
         why = gives_way(
-            [_waiting(each, now_s, bound) for each in coming],
-            [_waiting(each, now_s, bound | gone) for each in forecast.guests if each.vmid in gone],
+            [waiting(each, now_s, each.vmid in bound) for each in coming],
+            [waiting(each, now_s, is_bound=True) for each in forecast.guests if each.vmid in gone],
             Night(forecast.closes_s - now_s, forecast.closes_s - forecast.made_s, must_end),
         )
         return _refusal(vmid, why, _clock(forecast.closes_s, in_force)) if why is not None else None
@@ -150,18 +150,6 @@ def in_words(forecast: RunForecast, in_force: InForce) -> str:
         then = "those who were backed up last give way" if how == "rotate" else "they are refused"
         text += f": too early for {len(line.late)} of them; {then} (window.when_short: {how})"
     return text
-
-
-def _waiting(guest: GuestForecast, now_s: float, bound: Collection[int]) -> Waiting:
-    each = guest.expected
-    return Waiting(
-        guest.vmid,
-        takes_s=each.alone_s if each is not None else 0.0,
-        error_s=(each.longest_s - each.expected_s) if each is not None else 0.0,
-        backups_s=tuple(now_s - at_s for at_s in guest.backups_s),
-        last_turn_s=now_s - guest.last_turn_s if guest.last_turn_s is not None else None,
-        is_bound=guest.vmid in bound,
-    )
 
 
 def _refusal(vmid: int, why: GivesWay, closes: str) -> Admission:

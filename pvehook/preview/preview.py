@@ -2,7 +2,8 @@
 
 It reads what vzdump would read (jobs, /etc/vzdump.conf, storages, the guests' configurations) and asks the same rules
 as the daemon. When a job runs next is asked of Proxmox itself (`pvesh get /cluster/backup`), because its calendar
-events are its own language. How long a guest takes is not known: each is judged at its job's start.
+events are its own language. Each guest is judged at its job's start, and with what its last backups took it is
+said when its turn is expected, and who would be refused if the job does not fit into the window.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -30,6 +30,8 @@ from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
+from pvehook.preview.expected_run import ExpectedGuest, expect_run
+from pvehook.preview.next_runs import next_runs_of
 from pvehook.preview.plan import (
     HOOK,
     Guest,
@@ -44,8 +46,6 @@ from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Question, admit
 from pvehook.rules.window import window_state
 
-PVESH = "/usr/bin/pvesh"
-PVESH_DEADLINE_S = 20.0
 TEXT_LIMIT = 1000
 
 Would = Literal["be-backed-up", "be-backed-up-without-pvehook", "be-refused-by-window", "be-refused-by-pve"]
@@ -77,6 +77,9 @@ class Outlook(NamedTuple):
     """Proxmox could not be asked when the job runs next."""
     target: Target
     notes: tuple[str, ...]
+    run_in_words: str = ""
+    """When the whole job is expected to end."""
+    expected: ExpectedGuest | None = None
 
 
 class _Node(NamedTuple):
@@ -113,9 +116,11 @@ def rehearse_tonight(
     pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
     ha, node_of = _ha_guests(node, reader), _node_of_guests(node, reader)
     common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of)
-    next_runs = _next_runs(node) if when is None else {}
+    next_runs = next_runs_of(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
-    outlooks = [each for job in jobs for each in _outlooks(common, job, wanted, when, next_runs.get(job.id))]
+    of_jobs = [(job, _outlooks(common, job, wanted, when, next_runs.get(job.id))) for job in jobs]
+    # Of some of its guests only, nothing can be said of when a job's guests begin.
+    outlooks = [each for job, of in of_jobs for each in (of if vmids else _expected(common, job, of))]
     not_started = {job.id: why for job in jobs if (why := why_job_does_not_start(job, pools))}
     if as_json:
         # A job that names a pool which is not there has no guests; a program must hear of it all the same.
@@ -180,22 +185,6 @@ def _why_script_fails(common: _Node, script: str) -> str | None:
     return common.reader.within(READ_DEADLINE_S, "the hook script", ask)
 
 
-def _next_runs(node: Node) -> dict[str, float]:
-    """Job id to its next run in seconds since the epoch, as Proxmox computes it; empty when it cannot be asked."""
-    if not node.is_real or not os.path.exists(PVESH):
-        return {}
-    try:
-        answer = subprocess.run(  # noqa: S603  (a fixed command)
-            [PVESH, "get", "/cluster/backup", "--output-format", "json"],
-            capture_output=True,
-            check=True,
-            timeout=PVESH_DEADLINE_S,
-        )
-        return {str(job["id"]): float(job["next-run"]) for job in json.loads(answer.stdout) if "next-run" in job}
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError, KeyError):
-        return {}
-
-
 def _outlooks(
     common: _Node, job: Job, guests: Iterable[Guest], asked: datetime | None, next_run_s: float | None
 ) -> list[Outlook]:
@@ -249,6 +238,28 @@ def _outlooks(
                 notes=(*own_notes, *notes),
             )
         )
+    return found
+
+
+def _expected(common: _Node, job: Job, outlooks: list[Outlook]) -> list[Outlook]:
+    """With when they begin and end."""
+    run = {each.guest.vmid: each for each in outlooks if each.would.startswith("be-backed-up")}
+    if not run:
+        return outlooks
+    options = options_of_job(parse_vzdump_config(common.vzdump_conf), job.options)
+
+    def is_bound(vmid: int, when: datetime) -> bool:
+        window = common.in_force.config.window
+        is_let_in = window.next_guest == "allow" or _ask_window(common, job, options, run[vmid].guest, when).allowed
+        return run[vmid].pvehook_runs and not is_let_in
+
+    job_id, when = None if job.is_cron else job.id, outlooks[0].when
+    text, guests = expect_run(common.node, common.reader, common.in_force, job_id, when, run.keys(), is_bound)
+    found = []
+    for each in outlooks:
+        expected = guests.get(each.guest.vmid)
+        would: Would = "be-refused-by-window" if expected is not None and expected.is_refused else each.would
+        found.append(each._replace(would=would, run_in_words=text, expected=expected))
     return found
 
 
@@ -306,7 +317,8 @@ def _print(
         out.write("\n")
         if mine:
             write(0, f"job {job.id}, judged at {mine[0].when:%a %Y-%m-%d %H:%M %Z} ({mine[0].when_from})")
-            write(2, mine[0].target.in_words())
+            for text in filter(None, (mine[0].target.in_words(), mine[0].run_in_words)):
+                write(2, text)
         else:
             write(0, f"job {job.id}: " + (f"PVE would REFUSE it: {why_not}" if why_not else "no guest of this node"))
         for vmid in elsewhere:
@@ -316,7 +328,8 @@ def _print(
             write(2, f"guest {vmid} is {where}{nowhere}")
         for each in mine:
             write(2, _verdict(each))
-            shown = (*each.admission.lines, *each.effect.sentences) if each.pvehook_runs else ()
+            expected = (each.expected.in_words(),) if each.expected is not None else ()
+            shown = (*expected, *each.admission.lines, *each.effect.sentences) if each.pvehook_runs else expected
             for text in (*(shown if each.would != "be-refused-by-pve" else ()), *each.notes):
                 write(6, text)
     out.write("\n")
@@ -376,4 +389,5 @@ def _as_json(each: Outlook) -> dict[str, object]:
         "idle_effect": {"in_short": each.effect.in_short, "dump": each.effect.dump, "volumes": each.effect.volumes},
         "target_free_bytes": each.target.free_bytes,
         "notes": list(each.notes),
+        "expected": each.expected.as_json() if each.expected is not None else None,
     }

@@ -483,7 +483,7 @@ def test_what_others_named_moves_no_cursor_in_a_rehearsal(pvehook: Command, node
 def test_a_night_for_scripts(pvehook: Command) -> None:
     shown = outlook(pvehook("rehearse", "--at", IN_WINDOW, "--json"))
     assert sorted(shown) == [101, 102, 110]
-    assert shown[101] | {"idle_effect": ..., "notes": ...} == {
+    assert shown[101] | {"idle_effect": ..., "notes": ..., "expected": ...} == {
         "job": "nightly",
         "at": "2026-11-22T03:00:00+01:00",
         "at_from": "as asked",
@@ -502,6 +502,7 @@ def test_a_night_for_scripts(pvehook: Command) -> None:
         "lines": [],
         "idle_effect": ...,
         "notes": ...,
+        "expected": ...,
     }
     assert shown[101]["notes"] == []
     assert any("pvehook restores it" in note for note in shown[102]["notes"])
