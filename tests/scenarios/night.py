@@ -319,12 +319,13 @@ class _Night:
         }
 
     def _journal(self) -> str:
-        # A guest's states are for who debugs the daemon: a freeze's thread reports some of them, beside other events.
+        # A guest's states, and that past runs were read, are for who debugs the daemon: threads report them, beside
+        # other events.
         by_chance = {("io-priority-set", script) for script in self._scripts}
         events = [
             event
             for event in self._node.journal.events
-            if event.fields.get("PVEHOOK_EVENT", "guest-state") != "guest-state"
+            if event.fields.get("PVEHOOK_EVENT", "guest-state") not in ("guest-state", "past-runs-read")
             and (event.fields["PVEHOOK_EVENT"], event.fields.get("PVEHOOK_COMMAND")) not in by_chance
         ]
         entries = []
