@@ -12,7 +12,7 @@ from typing import Final, TextIO
 from pvehook.contract.measured import Measured
 from pvehook.night.night_json import FORMAT, night_json
 from pvehook.night.night_terminal import night_lines
-from pvehook.night.summary import NOT_OF_THE_LAST_NIGHT, summarized
+from pvehook.night.summary import NOT_OF_THE_LAST_NIGHT, RunningRun, summarized
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import DAY_S, reading
 from pvehook.report.beside import night_of
@@ -30,7 +30,7 @@ def run_night(
     now: datetime,
     standings_of: StandingsOf,
     *,
-    running: tuple[int | None, ...] = (),
+    running: tuple[RunningRun, ...] = (),
     day: str | None = None,
     as_json: bool = False,
 ) -> int:

@@ -6,11 +6,12 @@ from datetime import tzinfo
 from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.night.summary import LastGood, NightSummary, last_goods
+from pvehook.night.summary import LastGood, NightSummary, RunningRun, last_goods
 from pvehook.records.attempt import RESULTS, Attempt
 from pvehook.records.encoding import encode
 from pvehook.records.figures import encode_figure
 from pvehook.report.beside import Beside
+from pvehook.report.forecast_outcome import ForecastOutcome, forecast_outcome
 from pvehook.report.night_turns import GuestTurns, NightTurns, Run
 from pvehook.report.node_night import Row
 from pvehook.report.standing import Standing
@@ -26,13 +27,14 @@ def night_json(summary: NightSummary, zone: tzinfo) -> dict[str, object]:
     return {
         "format": FORMAT,
         "night": _night(summary.turns, zone),
-        "running": summary.running,
+        "running": [_running(run, zone) for run in summary.running],
         "promises_kept": unknown or not summary.overdue,
         "overdue": unknown or [_overdue(each, zone) for each in summary.overdue],
         "guests": [_guest(guest, zone) for guest in summary.turns.guests],
         "passed_over": [_passed_over(guest) for guest in summary.turns.passed_over],
         "runs": [_run(run, zone) for run in summary.turns.runs],
         "suffered": [_suffered(row) for row in summary.suffered],
+        "forecast": _forecast(forecast_outcome(summary.turns), zone),
         "advice": [each._asdict() for each in summary.advice],
         "last_good": [_last_good(each, summary.turns.as_of_s, zone) for each in last_goods(summary)],
     }
@@ -52,8 +54,7 @@ def _night(turns: NightTurns, zone: tzinfo) -> dict[str, object]:
 
 
 def _overdue(each: Standing, zone: tzinfo) -> dict[str, object]:
-    last_good = None if each.last_good_s is None else instant(each.last_good_s, zone)
-    named = {"vmid": each.vmid, "title": each.title, "last_good": last_good}
+    named = {"vmid": each.vmid, "title": each.title, "last_good": _instant(each.last_good_s, zone)}
     return {**named, "cause": each.cause, "ways_out": each.ways_out}
 
 
@@ -87,6 +88,31 @@ def _run(run: Run, zone: tzinfo) -> dict[str, object]:
     }
 
 
+def _running(run: RunningRun, zone: tzinfo) -> dict[str, object]:
+    return {"vmid": run.vmid, "to_come": run.to_come, "expected_end": _instant(run.expected_end_s, zone)}
+
+
+def _forecast(found: ForecastOutcome | None, zone: tzinfo) -> dict[str, object] | None:
+    if found is None:
+        return None
+    ends = [
+        {
+            "job_id": end.job_id,
+            "expected_end": instant(end.expected_s, zone),
+            "ended": instant(end.ended_s, zone),
+            "later_s": round(end.later_s, 1),
+        }
+        for end in found.ends
+    ]
+    return {
+        "backups": len(found.outcomes),
+        "within": found.within,
+        "error": round(found.error, 4),
+        "furthest_off": found.furthest_off.attempt.vmid if found.furthest_off is not None else None,
+        "run_ends": ends,
+    }
+
+
 def _suffered(row: Row) -> dict[str, object]:
     return {
         "vmid": row.vmid,
@@ -109,3 +135,7 @@ def _last_good(each: LastGood, as_of_s: float, zone: tzinfo) -> dict[str, object
         return {"vmid": each.vmid, "title": each.title, "last_good": None, "age_s": None, "note": each.note}
     known = {"last_good": instant(each.last_good_s, zone), "age_s": round(max(as_of_s - each.last_good_s, 0.0))}
     return {"vmid": each.vmid, "title": each.title, **known, "note": each.note}
+
+
+def _instant(at_s: float | None, zone: tzinfo) -> str | None:
+    return None if at_s is None else instant(at_s, zone)

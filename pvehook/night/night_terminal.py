@@ -18,9 +18,10 @@ from typing import Final
 from pvehook.contract.measured import Absent, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.night.advice import Advice
-from pvehook.night.summary import LastGood, NightSummary, last_goods
+from pvehook.night.summary import LastGood, NightSummary, RunningRun, last_goods
 from pvehook.records.figures import marked, short_number
 from pvehook.report.beside import whose
+from pvehook.report.forecast_outcome import forecast_in_words, forecast_outcome
 from pvehook.report.night_turns import (
     NOT_BACKED_UP,
     NightTurns,
@@ -56,12 +57,13 @@ def night_lines(summary: NightSummary, now_s: float, zone: tzinfo, style: Termin
     return [
         f"pvehook: night of {night_in_words(turns, zone)}, node {style.shown(node)}",
         *style.wrapped(headline(summary, zone)),
-        *(_running(summary.running, style) or _since_then(turns, now_s, zone, style)),
+        *(_running(summary.running, zone, style) or _since_then(turns, now_s, zone, style)),
         *_not_understood(summary.standings, style),
         *_overdue(summary, zone, style),
         *_not_backed_up(turns, zone, style),
         *_runs(turns, zone, style),
         *_suffered(summary.suffered, style),
+        *_forecast(summary, zone, style),
         *_advice(summary.advice, style),
         *_last_good(summary, zone, style),
     ]
@@ -75,12 +77,17 @@ def headline(summary: NightSummary, zone: tzinfo) -> str:
     return f"{counted_in_words(summary.turns, bool(summary.running), zone)}. {promise_in_words(summary.standings)}"
 
 
-def _running(vmids: Sequence[int | None], style: TerminalStyle) -> list[str]:
-    if not vmids:
-        return []
-    guests = ", ".join(f"guest {vmid}" for vmid in vmids if vmid is not None)
-    what = f"A backup is running now{f' ({guests})' if guests else ''}"
-    return style.wrapped(f"{what}: each guest is in here when its turn is over.")
+def _running(runs: Sequence[RunningRun], zone: tzinfo, style: TerminalStyle) -> list[str]:
+    lines = []
+    for run in runs:
+        guest = f" (guest {run.vmid})" if run.vmid is not None else ""
+        text = f"A backup is running now{guest}: each guest is in here when its turn is over"
+        if run.to_come:
+            text += f"; {run.to_come} guest{' is' if run.to_come == 1 else 's are'} still to come"
+        if run.expected_end_s is not None:
+            text += f"; the run was expected to end at {clock(run.expected_end_s, zone)}"
+        lines += style.wrapped(f"{text}.")
+    return lines
 
 
 def _since_then(turns: NightTurns, now_s: float, zone: tzinfo, style: TerminalStyle) -> list[str]:
@@ -193,6 +200,14 @@ def _suffered(rows: Sequence[Row], style: TerminalStyle) -> list[str]:
         lines.append(form.format(style.shown(row.title), *(marked(each, _seconds) for each in figures), by).rstrip())
     lines += _more(len(rows) - SUFFERED_SHOWN, "less; pvehook report shows them")
     return [*lines, "stalled: a disk request took over 1 s; slowed: over 0.1 s"]
+
+
+def _forecast(summary: NightSummary, zone: tzinfo, style: TerminalStyle) -> list[str]:
+    found = forecast_outcome(summary.turns)
+    if found is None:
+        return []
+    sentences = forecast_in_words(found, summary.turns, zone)
+    return ["", "forecast", *(line for text in sentences for line in style.wrapped(text, others="  "))]
 
 
 def _advice(found: Iterable[Advice], style: TerminalStyle) -> list[str]:

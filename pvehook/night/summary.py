@@ -15,6 +15,7 @@ from pvehook.night.advice import Advice, advice
 from pvehook.records import run_state
 from pvehook.records.history import record_of
 from pvehook.records.nights import backups_between
+from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Chart, StallRecord
 from pvehook.report.last_night import beside_of, detailed
 from pvehook.report.night_turns import GuestTurns, NightTurns
@@ -23,6 +24,17 @@ from pvehook.report.standing import Standing, named, still_to_come
 
 RECORDS_READ: Final = 20
 """Of the backups in which a guest suffered most, for what is to be changed."""
+
+
+class RunningRun(NamedTuple):
+    """A run that goes on now."""
+
+    vmid: int | None = None
+    """The guest in backup; None: it is between two guests."""
+    to_come: int | None = None
+    """Guests that are still to come; None: that is not known."""
+    expected_end_s: float | None = None
+    """By the forecast at its start, in seconds since the epoch; None: there is none."""
 
 
 class NightSummary(NamedTuple):
@@ -34,8 +46,7 @@ class NightSummary(NamedTuple):
     standings: Measured[tuple[Standing, ...]]
     """Of all guests of the node, those that are overdue first."""
     advice: tuple[Advice, ...]
-    running: tuple[int | None, ...]
-    """The guest in backup of each run that goes on now; None: it is between two guests."""
+    running: tuple[RunningRun, ...]
 
     @property
     def overdue(self) -> list[Standing]:
@@ -55,7 +66,7 @@ def summarized(
     history: sqlite3.Connection,
     turns: NightTurns,
     standings: Measured[tuple[Standing, ...]],
-    running: tuple[int | None, ...],
+    running: tuple[RunningRun, ...],
     zone: tzinfo,
 ) -> NightSummary:
     """Puts together what the history has of this night."""
@@ -79,11 +90,19 @@ def _records(history: sqlite3.Connection, row: Row) -> list[StallRecord]:
     return [record for record in found if isinstance(record, StallRecord)]
 
 
-def running_now(node: Node) -> tuple[int | None, ...]:
-    """For NightSummary: by the recovery notes of the runs whose worker lives."""
+def running_now(node: Node) -> tuple[RunningRun, ...]:
+    """By the recovery notes of the runs whose worker lives."""
     runs = (run for run in run_state.load_all(node, tidy=False) if run.began)
-    alive = (run for run in runs if identify(node, run.worker.pid) == run.worker)
-    return tuple(run.guest.vmid if run.guest is not None else None for run in alive)
+    return tuple(_running(run) for run in runs if identify(node, run.worker.pid) == run.worker)
+
+
+def _running(run: RunState) -> RunningRun:
+    vmid = run.guest.vmid if run.guest is not None else None
+    if run.forecast is None:
+        return RunningRun(vmid)
+    had_turn = {each.vmid for each in run.done} | {vmid}
+    to_come = sum(each.vmid not in had_turn for each in run.forecast.guests)
+    return RunningRun(vmid, to_come, run.forecast.guests[-1].end_s if run.forecast.guests else None)
 
 
 def last_goods(summary: NightSummary) -> list[LastGood]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
-from typing import Final, NamedTuple, TextIO
+from typing import Final, TextIO
 
 from pvehook.contract.text import printable
 from pvehook.records.attempt import Attempt
@@ -20,28 +20,11 @@ from pvehook.records.attempt_history import attempts_between
 from pvehook.records.figures import short_duration
 from pvehook.records.guest_summary import guest_number
 from pvehook.records.history import reading
+from pvehook.report.forecast_outcome import Outcome, outcomes
 from pvehook.report.report import EXIT_ERROR, EXIT_OK, start_of
 from pvehook.report.terminal_style import TerminalStyle, style_of
 
 FORMAT: Final = 1  # grows when something that was here means something else or is gone
-
-
-class Outcome(NamedTuple):
-    """One good backup of which a forecast was made."""
-
-    attempt: Attempt
-    expected_s: float
-    least_s: float
-    most_s: float
-
-    @property
-    def error(self) -> float:
-        """Of what it took."""
-        return abs(self.expected_s - self.attempt.duration_s) / max(self.attempt.duration_s, 1.0)
-
-    @property
-    def is_within(self) -> bool:
-        return self.least_s <= self.attempt.duration_s <= self.most_s
 
 
 def run_forecast_report(
@@ -75,18 +58,6 @@ def run_forecast_report(
         return EXIT_OK
     print("\n".join(_lines(found, guests, ends_s, day, style_of(out))), file=out)
     return EXIT_OK
-
-
-def outcomes(turns: Sequence[Attempt]) -> list[Outcome]:
-    """Of those that have a forecast and a good backup."""
-    return [
-        Outcome(each, each.expected_s, each.expected_least_s, each.expected_most_s)
-        for each in turns
-        if each.result == "ok"
-        and each.expected_s is not None
-        and each.expected_least_s is not None
-        and each.expected_most_s is not None
-    ]
 
 
 def run_end_errors_s(turns: Sequence[Attempt]) -> list[float]:

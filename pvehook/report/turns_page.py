@@ -8,6 +8,7 @@ from typing import Final
 
 from pvehook.contract.measured import Measured, value_of
 from pvehook.records.figures import short_duration
+from pvehook.report.forecast_outcome import forecast_in_words, forecast_outcome
 from pvehook.report.night_turns import (
     NOT_BACKED_UP,
     GuestTurns,
@@ -54,6 +55,8 @@ def turns_section(
     runs = [run for run in turns.runs if len(turns.runs) > 1 or not run.is_plain][:RUNS_SHOWN]
     items = "".join(f"<li>{clock(run.turns[0].started_s, zone)} {safe(run_in_words(run))}</li>" for run in runs)
     yield f'<ul class="causes small">{items}</ul>' if items else ""
+    if (forecast := forecast_outcome(turns)) is not None:
+        yield f'<p class="small">Forecast: {safe("; ".join(forecast_in_words(forecast, turns, zone)))}.</p>'
     if is_running:
         yield '<p class="small">A backup is running now: each guest is in here when its turn is over.</p>'
     yield from _table([*bad, *turns.passed_over], turns, zone) if bad or turns.passed_over else ()

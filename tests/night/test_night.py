@@ -16,6 +16,7 @@ import pytest
 from pvehook.contract.measured import Absent, Measured
 from pvehook.errors import NodeError
 from pvehook.night.night import run_night
+from pvehook.night.summary import RunningRun
 from pvehook.records.attempt import Attempt
 from pvehook.records.history_writing import append, append_attempts, append_beside
 from pvehook.records.stall_record import GovernorSummary
@@ -216,7 +217,7 @@ def test_guests_to_which_a_run_did_not_come_are_told(history: str) -> None:
         "             the run of job nightly did not come to it, the one before had",
     ]
     assert [guest["vmid"] for guest in as_json(history)["passed_over"]] == [103, 104, 105, 106]
-    assert "no turn" not in night(history, running=(103,))  # it is still to come
+    assert "no turn" not in night(history, running=(RunningRun(103),))  # it is still to come
     kept = (standing(101), standing(102), standing(103), standing(104, in_job=False))
     assert [guest["vmid"] for guest in as_json(history, standings=kept)["passed_over"]] == [103]
 
@@ -292,12 +293,17 @@ def test_a_later_night_without_a_run_is_told(history: str) -> None:
 
 
 def test_a_night_that_goes_on_is_told(history: str) -> None:
-    text = night(history, turn(101), running=(102,))
+    text = night(history, turn(101), running=(RunningRun(102),))
     assert "So far the one guest was backed up, from 02:00 to 02:10" in text
     assert "A backup is running now (guest 102): each guest is in here when its turn is over." in joined(text)
-    assert "A backup is running now: each" in night(history, running=(None,))
+    assert "A backup is running now: each" in night(history, running=(RunningRun(),))
+    known = RunningRun(102, 3, TWO_S + 2 * 3600)
+    text = joined(night(history, running=(known,)))
+    assert "3 guests are still to come; the run was expected to end at 04:00." in text
+    (found,) = as_json(history, running=(known,))["running"]
+    assert found == {"vmid": 102, "to_come": 3, "expected_end": "2026-11-24T04:00:00+00:00"}
     night(history, turn(101, age=3))
-    assert "running" not in night(history, running=(102,), day="2026-11-21")
+    assert "running" not in night(history, running=(RunningRun(102),), day="2026-11-21")
 
 
 # Overdue, and the age of the last good backups
@@ -411,6 +417,39 @@ def test_advice_is_never_more_than_five_lines(history: str) -> None:
     assert len(as_json(history, turn(102, result="failed", reason="x"))["advice"]) == 5
 
 
+# How the forecast did
+
+
+def forecast(vmid: int, minute: float, took: float, expected: float, end: float, **changes: Any) -> Attempt:
+    """It was expected to take so many minutes, give or take a fifth, and to end so many after 02:00."""
+    kept = {"expected_s": expected * 60, "expected_least_s": expected * 48, "expected_most_s": expected * 72}
+    return turn(vmid, minute, took, **kept, expected_end_s=TWO_S + end * 60, **changes)
+
+
+def test_how_the_forecast_did(history: str) -> None:
+    text = night(history, forecast(101, 0, 10, 11, 11), forecast(102, 10, 20, 20, 31), forecast(104, 30, 41, 12, 43))
+    assert section(text, "forecast") == [
+        "2 of 3 backups took as long as forecast, within the range; off by 10%, half of",
+        "  them by less",
+        "the run of job nightly ended at 03:11, 28m00 later than forecast",
+        "furthest off: VM 104 mail, forecast 12m00 (9m36-14m24), took 41m00",
+    ]
+    found = as_json(history)["forecast"]
+    assert (found["backups"], found["within"], found["error"], found["furthest_off"]) == (3, 2, 0.1, 104)
+    assert found["run_ends"][0]["later_s"] == 28 * 60
+
+
+def test_of_a_run_with_a_refused_guest_the_end_was_not_forecast(history: str) -> None:
+    text = night(history, forecast(101, 0, 10, 11, 11), forecast(102, 180, 0, 20, 31, result="refused"))
+    assert section(text, "forecast") == ["the backup took as long as forecast, within the range; off by 10%"]
+    assert as_json(history)["forecast"]["run_ends"] == []
+
+
+def test_without_a_forecast_nothing_is_told(history: str) -> None:
+    assert "forecast" not in night(history, turn(101))
+    assert as_json(history)["forecast"] is None
+
+
 # JSON
 
 
@@ -421,7 +460,7 @@ def test_json_has_everything(history: str) -> None:
         turn(102, 180, result="refused"),
         *refused_at_boot(102),
         standings=(overdue(102), standing(101)),
-        running=(103,),
+        running=(RunningRun(103),),
     )
     assert body["format"] == 1
     assert body["night"] | {"results": 0} == {
@@ -429,7 +468,7 @@ def test_json_has_everything(history: str) -> None:
         "began": "2026-11-24T02:00:00+00:00", "ended": "2026-11-24T02:10:00+00:00",
     }  # fmt: skip
     assert (body["night"]["results"]["ok"], body["night"]["results"]["refused"]) == (1, 1)
-    assert body["running"] == [103]
+    assert [each["vmid"] for each in body["running"]] == [103]
     assert body["promises_kept"] is False
     (late,) = body["overdue"]
     assert (late["vmid"], late["ways_out"]) == (102, list(overdue(102).ways_out))
