@@ -19,8 +19,9 @@ sys.path.insert(0, str(TOP))
 
 from pvehook.records.history_writing import append, append_attempts, append_beside  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.report.report import run_report  # noqa: E402
+from pvehook.report.standing import Standing  # noqa: E402
 from tests.night.nights import CLOSED, turn, turn_of  # noqa: E402
-from tests.records.backups import NOW_S, a_nodes_backups, neighbours, one_after_the_other  # noqa: E402
+from tests.records.backups import DAY_S, NOW_S, a_nodes_backups, neighbours, one_after_the_other  # noqa: E402
 from tests.rig.browser import CHROMIUM, Page, Screen, running_browser  # noqa: E402
 
 SCREEN = Screen("picture", width=1000, height=1600, scheme="light")
@@ -45,7 +46,10 @@ def main() -> int:
         refused = turn(REFUSED, 185, result="refused", reason=f"at 05:05 {CLOSED}")
         turns = [turn_of(each, job=refused.job) for each in last_night]
         append_attempts(history, [*turns, refused, turn(REFUSED, 160, age=1)], now_s=NOW_S)
-        run_report(history, io.StringIO(), datetime.fromtimestamp(NOW_S, UTC), html=str(page))
+        kept = [Standing(each.vmid, f"VM {each.vmid} {each.name}", each.started_s, in_job=True) for each in turns]
+        missed = Standing(REFUSED, f"VM {REFUSED} {refused.name}", NOW_S - DAY_S, in_job=True, missed_turns=1)
+        now = datetime.fromtimestamp(NOW_S, UTC)
+        run_report(history, io.StringIO(), now, html=str(page), standings_of=lambda _: (*kept, missed))
         with running_browser() as browser:
             Page(browser, page, SCREEN).screenshot(picture, whole=False)
     print(f"{picture}: {picture.stat().st_size} bytes")

@@ -97,9 +97,11 @@ def _end(run: Run) -> RunEnd | None:
 def forecast_in_words(found: ForecastOutcome, turns: NightTurns, zone: tzinfo) -> Iterator[str]:
     """Sentences: all backups, each run's end, the one that was furthest off."""
     number = len(found.outcomes)
-    backups = f"{found.within} of {number} backups" if number > 1 else f"{'the' if found.within else 'no'} backup"
-    half = ", half of them by less" if number > 1 else ""
-    yield f"{backups} took as long as forecast, within the range; off by {found.error:.0%}{half}"
+    if number > 1:
+        within = f"{found.within} of {number} backups took as long as their range says"
+        yield f"{within}; half were off by at most {found.error:.0%}"
+    else:
+        yield f"the backup took {'as' if found.within else 'not as'} long as its range says; off by {found.error:.0%}"
     for end in found.ends:
         job = f" of job {printable(end.job_id, 64)}" if end.job_id else ""
         off = f"{short_duration(abs(end.later_s))} {'later' if end.later_s >= 0 else 'earlier'} than forecast"

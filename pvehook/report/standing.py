@@ -100,7 +100,13 @@ def promise_in_words(standings: Measured[tuple[Standing, ...]]) -> str:
         return f"{late} guests are OVERDUE: they have no backup within what their jobs promise."
     if not in_job:
         return "No guest of this node is in a backup job."
+    missed = sum(each.missed_turns > 0 for each in in_job)
+    parts = []
+    if missed:
+        parts.append(f"{missed} guest{' has' if missed == 1 else 's have'} missed a turn")
     if without:
-        guests = "guest in a job has" if without == 1 else "guests in jobs have"
-        return f"No guest is overdue; {without} {guests} no good backup on record yet."
+        guests = " in a job has" if without == 1 else "s in jobs have"
+        parts.append(f"{without} guest{guests} no good backup on record yet")
+    if parts:
+        return f"No guest is overdue; {'; '.join(parts)}."
     return "Every guest that is in a job has a backup within what its jobs promise."

@@ -337,7 +337,8 @@ def test_guests_in_no_job_have_an_age_too(history: str) -> None:
     text = night(history, turn(101), standings=(standing(101), standing(900, None, title="CT 900 dns", in_job=False)))
     assert "CT 900 dns  no good backup on record            in no job" in text
     text = night(history, standings=(standing(101), standing(102, None, missed_turns=1)))
-    assert "No guest is overdue; 1 guest in a job has no good backup on record yet." in joined(text)
+    missed = "No guest is overdue; 1 guest has missed a turn; 1 guest in a job has no good backup on record yet."
+    assert missed in joined(text)
     assert "VM 102 web  no good backup on record            1 turn missed" in text
     text = night(history, standings=(standing(101, in_job=False),))
     assert "No guest of this node is in a backup job." in joined(text)
@@ -429,8 +430,7 @@ def forecast(vmid: int, minute: float, took: float, expected: float, end: float,
 def test_how_the_forecast_did(history: str) -> None:
     text = night(history, forecast(101, 0, 10, 11, 11), forecast(102, 10, 20, 20, 31), forecast(104, 30, 41, 12, 43))
     assert section(text, "forecast") == [
-        "2 of 3 backups took as long as forecast, within the range; off by 10%, half of",
-        "  them by less",
+        "2 of 3 backups took as long as their range says; half were off by at most 10%",
         "the run of job nightly ended at 03:11, 28m00 later than forecast",
         "furthest off: VM 104 mail, forecast 12m00 (9m36-14m24), took 41m00",
     ]
@@ -441,7 +441,7 @@ def test_how_the_forecast_did(history: str) -> None:
 
 def test_of_a_run_with_a_refused_guest_the_end_was_not_forecast(history: str) -> None:
     text = night(history, forecast(101, 0, 10, 11, 11), forecast(102, 180, 0, 20, 31, result="refused"))
-    assert section(text, "forecast") == ["the backup took as long as forecast, within the range; off by 10%"]
+    assert section(text, "forecast") == ["the backup took as long as its range says; off by 10%"]
     assert as_json(history)["forecast"]["run_ends"] == []
 
 

@@ -80,7 +80,7 @@ def test_who_was_passed_over_has_a_row_with_the_reason(history: str) -> None:
 def test_how_the_forecast_did(history: str) -> None:
     kept = turn(101, 0, 10, expected_s=660.0, expected_least_s=500.0, expected_most_s=800.0, expected_end_s=TWO_S + 660)
     html = section(history, [kept])
-    assert "Forecast: the backup took as long as forecast, within the range; off by 10%; the run of job" in html
+    assert "Forecast: the backup took as long as its range says; off by 10%; the run of job" in html
 
 
 def test_many_who_were_backed_up_are_folded(history: str) -> None:
