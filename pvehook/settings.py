@@ -4,7 +4,7 @@
         {"v": 7,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "enforce": "exit", "overdue_after": 2,
-                    "when_short": "rotate",
+                    "when_short": "rotate", "overdue": "refuse",
                     "exempt": {"guests": [], "jobs": [], "storages": []}},
          "io_priority": {"mode": "idle", "check_every_s": 2.0,
                          "also": [{"command": "rsync", "mentions": "dump-directory"}], "compressor_nice": 0},
@@ -55,6 +55,7 @@ Vmid = Annotated[int, Between(100, 999_999_999)]
 Path = Annotated[str, ABSOLUTE]
 
 WhenShort = Literal["rotate", "in-order"]
+OverdueOutside = Literal["refuse", "allow"]
 NextGuest = Literal["refuse", "allow"]
 RunningGuest = Literal["finish", "cancel"]
 Enforce = Literal["exit", "cancel"]
@@ -92,6 +93,7 @@ class WindowConfig(NamedTuple):
     enforce: Enforce = "exit"
     overdue_after: Annotated[int, Between(1, 30)] = 2
     when_short: WhenShort = "rotate"
+    overdue: OverdueOutside = "refuse"
     exempt: Exempt = Exempt()
 
 

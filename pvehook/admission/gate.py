@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
 
@@ -17,7 +17,7 @@ from pvehook.records.context import Context
 from pvehook.records.run_state import RunState
 from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Allowance, Question, admit
-from pvehook.rules.window import window_state
+from pvehook.rules.window import WindowState, window_state
 from pvehook.settings import NextGuest
 
 JOB_STATES_DEADLINE_S = ALLOWANCES_DEADLINE_S = 1.0
@@ -26,8 +26,10 @@ JOB_STATES_DEADLINE_S = ALLOWANCES_DEADLINE_S = 1.0
 class Gate:
     """Answers `job-init`, `job-start` and `backup-start` of one run."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, overdue: Callable[[InForce], tuple[int, ...]]) -> None:
+        """`overdue` finds out which guests are; it is asked with `window.overdue: allow` while the window is closed."""
         self._context = context
+        self._overdue = overdue
         self._allowances = TimelyReader()  # its own: a /etc/pve that hangs must cost no exception
 
     def ask(self, call: HookCall, run: RunState, in_force: InForce) -> Admission:
@@ -73,6 +75,7 @@ class Gate:
         window, allowed = in_force.config.window, self._allowances_at(closes_at)
         state = window_state(in_force.window, closes_at)
         question = Question("backup-start", closes_at, None, None, run.job_id, False, run.storeid, run.admitted)
+        question = self._with_overdue(question, state, in_force)
 
         def is_refused(vmid: int) -> bool:
             asked = question._replace(vmid=vmid)
@@ -83,7 +86,13 @@ class Gate:
     def _admit(self, question: Question, in_force: InForce, next_guest: NextGuest) -> Admission:
         allowed = self._allowances_at(question.now)
         state = window_state(in_force.window, question.now)
+        question = self._with_overdue(question, state, in_force)
         return admit(question, state, in_force.config.window.exempt, allowed, next_guest)
+
+    def _with_overdue(self, question: Question, state: WindowState, in_force: InForce) -> Question:
+        if state.open or in_force.config.window.overdue != "allow":
+            return question
+        return question._replace(overdue=self._overdue(in_force))
 
     def _allowances_at(self, now: datetime) -> tuple[Allowance, ...]:
         try:

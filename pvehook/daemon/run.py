@@ -29,6 +29,7 @@ from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+from pvehook.night.overdue_now import overdue_guests
 from pvehook.night.refused_runs import keep_refused_run
 from pvehook.night.run_plan import RunPlan
 from pvehook.night.stock import take_stock
@@ -60,11 +61,12 @@ class Run:
         self._context = context = context._replace(log=self._log)
         self._configuration = configuration
         self._state = state
+        self._overdue_reader = TimelyReader()
         records = RunRecords(context, state)
         self._parts = RunParts(
             context,
             state,
-            Gate(context),
+            Gate(context, overdue_guests(context, self._overdue_reader)),
             RunPlan(context, state),
             freezes,
             records,
@@ -307,6 +309,7 @@ class Run:
             self._parts.records.end()
             self._parts.gate.close()
             self._parts.plan.close()
+            self._overdue_reader.close()
             self._parts.effect_reader.close()
             self._parts.pacer_reader.close()
         self._keep()

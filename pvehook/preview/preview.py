@@ -15,7 +15,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TextIO
 
 from pvehook.config.in_force import InForce
@@ -30,6 +30,7 @@ from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
+from pvehook.night.overdue_now import overdue_at
 from pvehook.preview.expected_run import ExpectedGuest, expect_run
 from pvehook.preview.next_runs import next_runs_of
 from pvehook.preview.plan import (
@@ -97,6 +98,8 @@ class _Node(NamedTuple):
     """The guests that HA manages."""
     node_of: Mapping[int, str]
     """Of every guest of the cluster."""
+    overdue: tuple[int, ...]
+    """Guests that may run outside the window (window.overdue: allow)."""
 
 
 def rehearse_tonight(
@@ -115,7 +118,9 @@ def rehearse_tonight(
     storages = read_storages(node, reader)
     pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
     ha, node_of = _ha_guests(node, reader), _node_of_guests(node, reader)
-    common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of)
+    is_let_in = in_force.config.window.overdue == "allow"
+    overdue = overdue_at(node, reader, in_force, datetime.now(UTC).timestamp()) if is_let_in else ()
+    common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of, overdue)
     next_runs = next_runs_of(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
     of_jobs = [(job, _outlooks(common, job, wanted, when, next_runs.get(job.id))) for job in jobs]
@@ -272,6 +277,7 @@ def _ask_window(common: _Node, job: Job, options: Mapping[str, str], guest: Gues
             vmid=guest.vmid,
             job_id=None if job.is_cron else job.id,
             storage=options.get("storage"),
+            overdue=common.overdue,
         ),
         window_state(in_force.window, when),
         in_force.config.window.exempt,

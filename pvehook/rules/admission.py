@@ -4,6 +4,7 @@ An open window admits everything. While it is closed these are let in, and the f
 
     job-exempt, storage-exempt, guest-exempt
                           the configuration exempts them from the window
+    overdue               `window.overdue: allow`: it is without its promised backups for too long
     allowance:ID          an exception that `pvehook allow` made, until it expires
     next-guest-allow      backup-start: the run was admitted, the window closed since, `next_guest: allow`
     job-unknown-yet       job-init: it may be an exempt job; job-start will know and decide
@@ -60,6 +61,8 @@ class Question(NamedTuple):
     storage: str | None = None
     job_was_admitted: bool = False
     """The job-start of this run was admitted for all of its guests: `admits_whole_run` of that answer."""
+    overdue: tuple[int, ...] = ()
+    """Guests that may run outside the window since they are overdue; without the daemon that is not known."""
 
 
 class Admission(NamedTuple):
@@ -113,6 +116,8 @@ def _exempt(question: Question, state: WindowState, exemptions: Exempt) -> Admis
     guests = _guests(question)
     if guests and set(guests) <= set(exemptions.guests):
         return Admission(True, "guest-exempt", (f"{closed}, but {subject} is exempt",))
+    if guests and set(guests) <= set(question.overdue):
+        return Admission(True, "overdue", (f"{closed}, but {subject} is overdue (window.overdue: allow)",))
     return None
 
 
@@ -147,7 +152,7 @@ def _decided_later(
     closed = _closed(question, state)
     if question.phase == "job-init" and question.job_id_pending:
         return Admission(True, JOB_UNKNOWN_YET, (f"{closed}; job-start decides, this may be an exempt job",))
-    welcome = {*exemptions.guests, *(vmid for each in active for vmid in each.vmids)}
+    welcome = {*exemptions.guests, *question.overdue, *(vmid for each in active for vmid in each.vmids)}
     if question.job_vmids is not None:
         welcome &= set(question.job_vmids)
     names = ", ".join(map(str, sorted(welcome)))

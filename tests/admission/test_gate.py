@@ -46,7 +46,7 @@ def test_allowances_that_hang_hold_no_phase_and_none_counts(
     node, log = node_without_daemon, Log()
     node.configure(window)
     reader = TimelyReader()
-    gate = Gate(Context(node.node, SystemClock(), reader, cast(Any, log)))
+    gate = Gate(Context(node.node, SystemClock(), reader, cast(Any, log)), lambda _: ())
     call = HookCall("job-start", None, None, 1, None, None, None, None, None)
     try:
         answer = gate.ask(call, RunState(ProcessId(1, 1), "", 0.0), Configuration(node.node, reader).now())

@@ -41,6 +41,7 @@ KEYS = {
     "window.enforce",
     "window.overdue_after",
     "window.when_short",
+    "window.overdue",
     "window.exempt.guests",
     "window.exempt.jobs",
     "window.exempt.storages",
@@ -117,10 +118,16 @@ GOOD: list[tuple[str, Config]] = [
     ("window: {timezone: Europe/Warsaw}", Config(WindowConfig(timezone="Europe/Warsaw"))),
     ("window: {timezone: }", DEFAULT),
     (
-        "window: {next_guest: allow, running_guest: cancel, enforce: cancel, overdue_after: 3, when_short: in-order}",
+        "window: {next_guest: allow, running_guest: cancel, enforce: cancel, overdue_after: 3, "
+        "when_short: in-order, overdue: allow}",
         Config(
             WindowConfig(
-                next_guest="allow", running_guest="cancel", enforce="cancel", overdue_after=3, when_short="in-order"
+                next_guest="allow",
+                running_guest="cancel",
+                enforce="cancel",
+                overdue_after=3,
+                when_short="in-order",
+                overdue="allow",
             )
         ),
     ),
@@ -214,7 +221,7 @@ def test_a_good_file_means_what_it_says(text: str, expected: Config) -> None:
 
 # --- what is bad: the text, the line, the key, what was found, a part of what was expected, the nearest
 
-IN_WINDOW = "one of open, timezone, next_guest, running_guest, enforce, overdue_after, when_short, exempt"
+IN_WINDOW = "one of open, timezone, next_guest, running_guest, enforce, overdue_after, when_short, overdue, exempt"
 UNITS = "a whole number with its unit (ms, s, m, h), from 500ms to 60s"
 VMID = "a whole number from 100 to 999999999"
 UNKNOWN = "an unknown key"
@@ -574,6 +581,7 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "window.enforce:                 exit                                      # default",
         "window.overdue_after:           2                                         # default",
         "window.when_short:              rotate                                    # default",
+        "window.overdue:                 refuse                                    # default",
         "window.exempt.guests:           []                                        # default",
         "window.exempt.jobs:             []                                        # default",
         "window.exempt.storages:         []                                        # default",
@@ -688,6 +696,7 @@ CONFIGS = st.builds(
         enforce=st.sampled_from(["exit", "cancel"]),
         overdue_after=st.integers(1, 30),
         when_short=st.sampled_from(["rotate", "in-order"]),
+        overdue=st.sampled_from(["refuse", "allow"]),
         exempt=st.builds(
             Exempt,
             guests=st.lists(st.integers(100, 999_999_999), max_size=3).map(tuple),

@@ -12,7 +12,7 @@ from pvehook.records.attempt import Attempt, AttemptResult
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.history import history_file, reading
 from pvehook.records.history_writing import append_attempts
-from pvehook.rehearsal.vzdump.player import Played, Player
+from pvehook.rehearsal.vzdump.player import Played, Player, play
 from pvehook.rehearsal.vzdump.run import Guest
 from tests.node_under_test import NodeUnderTest
 
@@ -154,6 +154,43 @@ def test_a_run_that_does_not_fit_says_so_at_its_start(node: NodeUnderTest) -> No
     played = night(node, 101, 102, 103, runs=(101, 103), hours=2)
     (line,) = (each for each in played.task_log if "expected to end" in each)
     assert "too early for 1 of them; those who were backed up last give way (window.when_short: rotate)" in line
+
+
+OVERDUE = [
+    backed_up(102, 1, 0.5),
+    backed_up(101, 9, 0.5),
+    *(backed_up(101, night, 0, "refused") for night in (1, 2, 3)),
+]
+"""101 was refused three nights."""
+
+
+@pytest.mark.parametrize(("overdue", "refused"), [("refuse", {101, 102}), ("allow", {102})])
+def test_an_overdue_guest_is_let_in_outside_the_window_if_that_is_configured(
+    node: NodeUnderTest, overdue: str, refused: set[int]
+) -> None:
+    node.configure(WINDOW.replace("}", f", overdue: {overdue}}}"))
+    prepare(node, OVERDUE, (101, 102))
+    node.set_clock("2026-11-24T09:00:00+00:00")
+    played = play(node.run(Guest(101), Guest(102)))
+    if overdue == "refuse":
+        assert [call.argv[0] for call in played.calls] == ["job-init"]
+        return
+    assert {vmid for vmid, each in results(node).items() if each.result == "refused"} == refused
+    log = "\n".join(played.task_log)
+    assert "of this run only these guests will be backed up, every other is refused: 101" in log
+    assert "but guest 101 is overdue (window.overdue: allow)" in log
+    assert node.wait_for_event("window-admitted", vmid="101")["PVEHOOK_REASON"] == "overdue"
+
+
+def test_without_the_daemon_an_overdue_guest_is_refused(node: NodeUnderTest) -> None:
+    node.configure("window: {open: [], overdue: allow}\n")
+    prepare(node, OVERDUE, (101, 102))
+    node.set_clock("2026-11-24T09:00:00+00:00")
+    with Player(node.run(Guest(101), pauses=("after job-init",))) as player:
+        player.wait_for("after job-init")
+        assert player.so_far().calls[0].exit_code == 0
+    node.kill_daemon()
+    assert play(node.run(Guest(101))).calls[0].exit_code == 1
 
 
 def test_a_restarted_daemon_knows_the_plan(node: NodeUnderTest) -> None:
