@@ -30,6 +30,7 @@ class Log:
 class Context:
     def __init__(self) -> None:
         self.log = Log()
+        self.node = Node("/nonexistent")
 
 
 @pytest.fixture
