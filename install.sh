@@ -390,7 +390,7 @@ jobs_with_own_settings() { # one line for each setting of a job or of a line of 
     "$(node_python)" -IBc '
 import sys
 sys.path.insert(0, sys.argv[1])
-from pvehook.config.jobs import all_jobs
+from pvehook.host.backup_jobs import all_jobs
 from pvehook.contract.text import printable
 from pvehook.errors import NodeError
 from pvehook.host.node import Node

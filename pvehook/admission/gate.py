@@ -7,11 +7,11 @@ from datetime import datetime
 from functools import partial
 
 from pvehook.config.in_force import InForce
-from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.call import HookCall
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
 from pvehook.host.clock import at
+from pvehook.host.job_states import JOB_STATES, job_states
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.context import Context
 from pvehook.records.run_state import RunState

@@ -15,7 +15,6 @@ from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
 
-from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.storage_config import why_no_backup
 from pvehook.contract.task_log import ListedTask, LoggedGuest, LoggedResult, TaskLog, parse_task_log
@@ -23,6 +22,7 @@ from pvehook.contract.upid import Upid
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.clock import local_zone
+from pvehook.host.job_states import JOB_STATES, job_states
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, identify
 from pvehook.host.task_log import TASKS, task_log, vzdump_tasks

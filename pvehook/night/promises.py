@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pvehook.config.jobs import READ_DEADLINE_S, Job, Pools, all_jobs, named_guests, takes
 from pvehook.contract.guest_config import boolean, parse_container, parse_vm, split_list
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.vzdump_config import options_of_job, parse_vzdump_config
+from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, Pools, all_jobs, named_guests, takes
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rules.overdue import Promise

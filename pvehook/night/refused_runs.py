@@ -11,9 +11,9 @@ from functools import partial
 from typing import Final
 
 from pvehook.config.in_force import InForce
-from pvehook.config.job_states import JOB_STATES, job_states
 from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
+from pvehook.host.job_states import JOB_STATES, job_states
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.night.promises import read_promises

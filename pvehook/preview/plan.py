@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pvehook.config.jobs import Job, Pools
 from pvehook.contract.guest_config import GuestConfig, boolean
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import can_snapshot_container
 from pvehook.contract.vzdump_config import MODE_DEFAULT
+from pvehook.host.backup_jobs import Job, Pools
 from pvehook.rules.governor_policy import workers_of
 
 HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TextIO
 
 from pvehook.config.in_force import InForce
-from pvehook.config.jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
 from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.section_config import Section, parse_sections
@@ -27,6 +26,7 @@ from pvehook.contract.storage_config import why_no_backup
 from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
+from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages

@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pvehook.config.jobs import READ_DEADLINE_S
 from pvehook.contract.guest_config import boolean
 from pvehook.contract.section_config import Section, find_section
 from pvehook.errors import NodeError
+from pvehook.host.backup_jobs import READ_DEADLINE_S
 from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader

@@ -31,7 +31,6 @@ from zoneinfo import ZoneInfo
 from pvehook import config, hook_call, settings
 from pvehook.cli import governor
 from pvehook.config import merge, parse
-from pvehook.config.jobs import parse_cron
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.call import BadCall, parse_call
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
@@ -52,6 +51,7 @@ from pvehook.guest.guest_counters import read_guest_counters
 from pvehook.guest.kernel_log import KernelLogHandle, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection
+from pvehook.host.backup_jobs import parse_cron
 from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line

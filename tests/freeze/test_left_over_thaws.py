@@ -29,8 +29,8 @@ THREADS_AT_MOST = 20
 """Of the daemon, with its main loop, the threads of one run and the one of all left-over thaws. Its unit's TasksMax is
 64."""
 STUBBORN = (102, 103, 104, 105)
-ITS_OWN_THREADS = 3
-"""At most: the main loop, and the readers of files that may hang."""
+ITS_OWN_THREADS = 5
+"""At most: the main loop, and the readers of files that may hang, those of past runs among them."""
 WAIT_S = 60.0
 
 

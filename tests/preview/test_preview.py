@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pvehook.config.in_force import Configuration
-from pvehook.config.jobs import parse_cron
+from pvehook.host.backup_jobs import parse_cron
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.preview.plan import HOOK

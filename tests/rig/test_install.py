@@ -77,8 +77,7 @@ def small_copy() -> Path:
     files = {
         ".": ("__init__", "errors"),
         "contract": ("__init__", "guest_config", "section_config", "text"),
-        "host": ("__init__", "node", "timely_files"),
-        "preview": ("__init__", "jobs"),
+        "host": ("__init__", "backup_jobs", "node", "timely_files"),
     }
     modules = [f"pvehook/{room}/{name}.py" for room, names in files.items() for name in names]
     for name in ("install.sh", "pyproject.toml", "README.md", "docs/limits.md", *modules):

@@ -63,6 +63,7 @@ def test_a_guest_is_refused_in_one_line_that_says_everything() -> None:
             f"guest 101 is refused: {IT_IS_CLOSED}; it opens next: Tue 2026-03-31 02:00 CEST; "
             'to allow it now: pvehook allow --vmid 101 --for 2h --reason "..."',
         ),
+        "at 05:12 the backup window was closed (outside 02:00-05:00)",
     )
 
 
@@ -75,6 +76,7 @@ def test_a_run_is_refused_in_one_line_that_says_everything(question: Question) -
             f"this run is refused: {IT_IS_CLOSED}; it opens next: Tue 2026-03-31 02:00 CEST; "
             'to allow it now: pvehook allow --for 2h --reason "..."',
         ),
+        "at 05:12 the backup window was closed (outside 02:00-05:00)",
     )
 
 

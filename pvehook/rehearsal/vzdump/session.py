@@ -62,7 +62,7 @@ class Session:
         line = f"{prefix} {text}".lstrip()
         self.send("log", line=line)
         if self.log_file:
-            with open(self.log_file, "a", encoding="utf-8") as file:
+            with open(self.log_file, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{line}\n")
         return line
 
