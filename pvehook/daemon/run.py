@@ -245,10 +245,14 @@ class Run:
         run = replace(self._state)
 
         def keep() -> None:
-            keep_refused_run(self._context, run, decision.why_refused, phase.in_force)
             records = RunRecords(self._context, run)
-            take_stock(self._context, phase.in_force, records.keep_guests, Deadline.after(UNANNOUNCED_S))
-            records.end()
+            try:
+                keep_refused_run(self._context, run, decision.why_refused, phase.in_force)
+                take_stock(self._context, phase.in_force, records.keep_guests, Deadline.after(UNANNOUNCED_S))
+            except Exception as fault:  # the run is over: a fault of ours costs a line
+                self._log.error("fault", message=f"a refused run's guests: {fault!r}", exc_type=type(fault).__name__)
+            finally:
+                records.end()
 
         try:
             threading.Thread(target=keep, name="refused-run", daemon=True).start()

@@ -19,8 +19,6 @@ from pvehook.rules.schedule import starts_between
 _SCHEDULERS: Final = frozenset({"pvescheduler", "cron", "crond", "anacron", "CRON"})
 _PEOPLES: Final = ("pvedaemon", "pveproxy", "sshd", "login", "bash", "zsh", "fish", "tmux", "screen")
 """From the web page, or from a shell, which cron has too: that is asked first."""
-
-
 ON_TIME_S: Final = 600.0
 """pvescheduler looks once a minute, at one job after the other. What it starts so long after its time was missed."""
 
@@ -28,10 +26,10 @@ ON_TIME_S: Final = 600.0
 def trigger_of(node: Node, run: RunState, zone: tzinfo) -> Trigger:
     """What started a run, by its job's schedule and its worker's ancestors."""
     if run.schedule is not None:
-        now = datetime.fromtimestamp(run.started_s, zone)
         try:
+            now = datetime.fromtimestamp(run.started_s, zone)
             return "schedule" if starts_between(run.schedule, now - timedelta(seconds=ON_TIME_S), now) else "missed"
-        except ValueError:  # a schedule that we do not understand
+        except (ValueError, OverflowError, OSError):  # not understood, or a clock beyond all years
             return "schedule"
     names = ancestors_of(node, run.worker.pid)
     if run.job_id is not None or _SCHEDULERS & set(names):

@@ -218,7 +218,7 @@ def _rare_errors(errors: Sequence[float], weights: Sequence[float], weekdays: Se
     if len(odd) < 2 or sum(weight for _, weight in odd) <= ODD_SHARE * sum(weights):
         return []
     if len({day for error, day in zip(errors, weekdays, strict=True) if abs(error) > ODD_FROM}) == 1:
-        return []  # always the same weekday, and its habit is known or is looked at by itself
+        return []  # always the same weekday: _weekly sees to it
     return [median(error for error, _ in odd)]
 
 
