@@ -12,7 +12,6 @@ from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
 from pvehook.host.clock import at
 from pvehook.host.job_states import JOB_STATES, job_states
-from pvehook.host.timely_files import TimelyReader
 from pvehook.records.context import Context
 from pvehook.records.run_state import RunState
 from pvehook.rescue import allowances
@@ -30,7 +29,6 @@ class Gate:
         """`overdue` finds out which guests are; it is asked with `window.overdue: allow` while the window is closed."""
         self._context = context
         self._overdue = overdue
-        self._allowances = TimelyReader()  # its own: a /etc/pve that hangs must cost no exception
 
     def ask(self, call: HookCall, run: RunState, in_force: InForce) -> Admission:
         """Whether this phase may go on."""
@@ -52,10 +50,6 @@ class Gate:
             job_was_admitted=run.admitted,
         )
         return self._admit(question, in_force, in_force.config.window.next_guest)
-
-    def close(self) -> None:
-        """The run has ended."""
-        self._allowances.close()
 
     def may_still_run(self, vmid: int, run: RunState, in_force: InForce) -> bool:
         """Whether a guest whose backup runs would be let in if it came now, `next_guest` left aside."""
@@ -97,7 +91,8 @@ class Gate:
     def _allowances_at(self, now: datetime) -> tuple[Allowance, ...]:
         try:
             read = partial(allowances.in_force, self._context.node, now.timestamp())
-            return tuple(self._allowances.within(ALLOWANCES_DEADLINE_S, "the exceptions from the window", read))
+            reader, what = self._context.readers.allowances, "the exceptions from the window"
+            return tuple(reader.within(ALLOWANCES_DEADLINE_S, what, read))
         except NodeError as error:  # a wrong refusal costs one backup, a wrong permission harms the guests
             self._context.log.error("allowances-not-read", message=f"{error}: none of them counts")
             return ()
@@ -106,7 +101,7 @@ class Gate:
         """Notes which job of jobs.cfg this run is. Whether an exempt one may be it, and that is still to be written."""
         read = partial(job_states, self._context.node)
         try:
-            states = self._context.reader.within(JOB_STATES_DEADLINE_S, JOB_STATES, read)
+            states = self._context.readers.config.within(JOB_STATES_DEADLINE_S, JOB_STATES, read)
         except NodeError:
             return False
         mine = next((each for each in states if run.upid and each.upid == run.upid), None)

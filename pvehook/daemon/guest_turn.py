@@ -29,7 +29,6 @@ from pvehook.deadline import Deadline
 from pvehook.freeze.guest_freeze import GuestFreeze
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.guest.qmp import QmpConnection
-from pvehook.host.timely_files import TimelyReader
 from pvehook.night.run_plan import RunPlan
 from pvehook.night.turns_taken import attempt_of
 from pvehook.priority.idle_priority import IdlePriority
@@ -134,9 +133,6 @@ class RunParts(NamedTuple):
     freezes: OpenFreezes
     records: RunRecords
     watch: NodeWatch
-    effect_reader: TimelyReader
-    pacer_reader: TimelyReader
-    """Each its own: the disks under a storage may take 8 s to be found, and nobody else waits behind them."""
     keep: Callable[[], None]
     """Writes down what the next daemon would go on from."""
 
@@ -223,7 +219,7 @@ class GuestTurn:
             self._parts.context,
             self._parts.records,
             self._parts.watch,
-            self._parts.pacer_reader,
+            self._parts.context.readers.pacer,
             self.guest,
             phase.in_force,
             lambda: self.state == "armed",
@@ -307,7 +303,7 @@ class GuestTurn:
     def _find_effect(self) -> None:
         """Disks are looked up for up to 20 s where they hang; the check of priorities does not wait for it."""
         backup = self._parts.run.backup_of(self.guest)
-        found = effect_of_idle(self._parts.context.node, self._parts.effect_reader, backup)
+        found = effect_of_idle(self._parts.context.node, self._parts.context.readers.priority, backup)
         self.guest.effect_in_short, self.guest.effect = found.in_short, list(found.sentences)
 
     def _freeze_over(self) -> None:

@@ -28,7 +28,6 @@ from pvehook.deadline import Deadline
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
 from pvehook.night.overdue_now import overdue_guests
 from pvehook.night.refused_runs import keep_refused_run
 from pvehook.night.run_plan import RunPlan
@@ -61,18 +60,15 @@ class Run:
         self._context = context = context._replace(log=self._log)
         self._configuration = configuration
         self._state = state
-        self._overdue_reader = TimelyReader()
         records = RunRecords(context, state)
         self._parts = RunParts(
             context,
             state,
-            Gate(context, overdue_guests(context, self._overdue_reader)),
+            Gate(context, overdue_guests(context)),
             RunPlan(context, state),
             freezes,
             records,
             NodeWatch(context, state, records.past_baseline, self._keep),
-            effect_reader=TimelyReader(),
-            pacer_reader=TimelyReader(),
             keep=self._keep,
         )
         self._turn: GuestTurn | None = None
@@ -251,8 +247,6 @@ class Run:
                 take_stock(self._context, phase.in_force, records.keep_guests, Deadline.after(UNANNOUNCED_S))
             except Exception as fault:  # the run is over: a fault of ours costs a line
                 self._log.error("fault", message=f"a refused run's guests: {fault!r}", exc_type=type(fault).__name__)
-            finally:
-                records.end()
 
         try:
             threading.Thread(target=keep, name="refused-run", daemon=True).start()
@@ -310,12 +304,6 @@ class Run:
         if self.ended:
             restore_strays(self._context, self._state)
             self._parts.watch.end()
-            self._parts.records.end()
-            self._parts.gate.close()
-            self._parts.plan.close()
-            self._overdue_reader.close()
-            self._parts.effect_reader.close()
-            self._parts.pacer_reader.close()
         self._keep()
 
     def _keep(self) -> None:

@@ -12,7 +12,7 @@ from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.clock import Clock, RehearsalClock, SystemClock
 from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.journal import journal_log
 
@@ -26,14 +26,14 @@ def serve(
     """Answers until nothing is left to watch. Returns the exit code."""
     node = Node(root)
     clock: Clock = RehearsalClock(clock_file) if clock_file else SystemClock()
-    reader = TimelyReader()
+    readers = Readers()
     log = journal_log(node.journal_socket)
     freezes = OpenFreezes(lambda step: _halt() if step == halt_at else None)
-    context = Context(node, clock, reader, log)
+    context = Context(node, clock, readers, log)
     listener = systemd.listening_socket() or listen(node.hook_socket)
     log.debug("daemon-started", message=f"pvehook {__version__} answers vzdump", version=__version__)
     with listener:
-        Daemon(context, Configuration(node, reader, config_file), freezes, idle_exit_s).serve(listener)
+        Daemon(context, Configuration(node, readers.config, config_file), freezes, idle_exit_s).serve(listener)
     log.debug("daemon-left", message="nothing is left to watch")
     return 0
 

@@ -76,7 +76,7 @@ class GuestFreeze:
     ) -> None:
         self._node = context.node
         self._clock = context.clock
-        self._reader = context.reader
+        self._reader = context.readers.config
         self._freezes = freezes
         self._worker = worker
         self._guest = guest
@@ -319,7 +319,8 @@ def thaw_left_over_in_daemon(context: Context, freezes: OpenFreezes) -> None:
             note_thaw(left, done, "the next daemon")
             remove_record(left)
             if time.monotonic() - began_s > LEFT_OVER_HUNG_S:
-                remember(context.node, context.reader, left.vmid, PastFreeze(context.clock.now_s(), None, "hung"))
+                past = PastFreeze(context.clock.now_s(), None, "hung")
+                remember(context.node, context.readers.config, left.vmid, past)
             context.log.warning(
                 "freeze-left-over",
                 message=f"VM {left.vmid}: a freeze of ours was left over by a daemon that died; {done.text}",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pvehook.errors import NodeError
@@ -20,11 +21,10 @@ class TimelyReader:
     hanging thread; when the file system comes back, it goes on."""
 
     def __init__(self) -> None:
-        self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reading = ""
         """What the thread asks now; empty while it waits for a question."""
         self._hanging = False
-        self._closed = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -46,8 +46,6 @@ class TimelyReader:
                 done.set()
 
         with self._lock:
-            if self._closed:
-                raise NodeError(f"{what} was not read: its run has ended")
             if self._hanging:
                 raise NodeError(f"{what} was not asked: {self._reading} still does not answer")
             if self._thread is None:
@@ -70,15 +68,9 @@ class TimelyReader:
             raise failure[0]
         return result[0]
 
-    def close(self) -> None:
-        """Ends the thread, behind the questions that it has already. A later one raises NodeError."""
-        with self._lock:
-            self._closed = True
-            self._questions.put(None)
-
     def _answer(self) -> None:
-        while (question := self._questions.get()) is not None:
-            question()
+        while True:
+            self._questions.get()()
 
     def text(self, path: str, deadline_s: float) -> str | None:
         """The file's text, or None when there is no such file; bytes that are no UTF-8 become lone surrogates. Raises
@@ -97,3 +89,26 @@ class TimelyReader:
         if len(data) > FILE_LIMIT_BYTES:
             raise NodeError(f"{path} cannot be read: larger than {FILE_LIMIT_BYTES} bytes")
         return data.decode("utf-8", "surrogateescape")  # somebody else's file is bytes: PVE's own readers take any
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The daemon's, one for each thing that may hang by itself or for long. All runs share them: a run's own would
+    leave a thread behind for each run while what it asks hangs."""
+
+    config: TimelyReader = field(default_factory=TimelyReader)
+    """/etc/pve and /etc."""
+    allowances: TimelyReader = field(default_factory=TimelyReader)
+    """A /etc/pve that hangs must cost no exception from the window."""
+    history: TimelyReader = field(default_factory=TimelyReader)
+    """/var/lib/pvehook, and node_exporter's directory."""
+    night: TimelyReader = field(default_factory=TimelyReader)
+    """Questions to the jobs and the history in one, behind which `config` is asked."""
+    guests: TimelyReader = field(default_factory=TimelyReader)
+    """The configurations of all running guests."""
+    guest_disks: TimelyReader = field(default_factory=TimelyReader)
+    """What these stand on: the disks under a storage may take 8 s to be found, and nobody else waits behind them."""
+    priority: TimelyReader = field(default_factory=TimelyReader)
+    """The disks of a backup, for whether its I/O priority has an effect."""
+    pacer: TimelyReader = field(default_factory=TimelyReader)
+    """The disks of a backup and of its archive."""

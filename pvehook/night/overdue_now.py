@@ -4,6 +4,7 @@ costs one backup, a wrong permission harms the guests in the middle of the day."
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from pvehook.config.in_force import InForce
@@ -17,14 +18,15 @@ OVERDUE_S: Final = 2.0
 """How long a phase waits for the jobs and the history."""
 
 
-def overdue_guests(context: Context, reader: TimelyReader) -> Callable[[InForce], tuple[int, ...]]:
-    """The question, for the gate of a run. `reader` is not the context's, which is asked behind it."""
+def overdue_guests(context: Context) -> Callable[[InForce], tuple[int, ...]]:
+    """The question, for the gate of a run."""
 
     def ask(in_force: InForce) -> tuple[int, ...]:
         now_s = context.clock.now_s()
         try:
             what = "who is overdue"
-            return reader.within(OVERDUE_S, what, lambda: overdue_at(context.node, context.reader, in_force, now_s))
+            read = partial(overdue_at, context.node, context.readers.config, in_force, now_s)
+            return context.readers.night.within(OVERDUE_S, what, read)
         except (NodeError, OSError) as error:
             context.log.error("overdue-not-known", message=f"{error}: no guest counts as overdue")
             return ()

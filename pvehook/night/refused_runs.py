@@ -32,28 +32,26 @@ _JOB_WITHIN_S, _LOOK_AGAIN_S = 3.0, 0.2
 
 def keep_refused_run(context: Context, run: RunState, why: str, in_force: InForce) -> None:
     """For a thread of its own: every step takes _STEP_S at most. What fails costs a line in the journal."""
-    reader = TimelyReader()
+    readers = context.readers
     try:
-        _find_job(context, reader, run)
+        _find_job(context, run)
         if run.job_id is not None:
             run.trigger = trigger_of(context.node, run, in_force.zone)
-        if not (vmids := guests_of_run(context.node, reader, run)):
+        if not (vmids := guests_of_run(context.node, readers.config, run)):
             return
         now_s, path = run.started_s, history_file(context.node)
         turns = [_turn(run, vmid, now_s, why) for vmid in vmids]
         keep = partial(append_attempts, path, turns, now_s=now_s, keep_days=in_force.config.metrics.keep_days)
-        if (news := reader.within(_STEP_S, path, keep)) is not None:
+        if (news := readers.history.within(_STEP_S, path, keep)) is not None:
             context.log.warning("history-moved", message=news)
     except (NodeError, OSError) as error:
         context.log.error("history-not-kept", message=f"{error}; the guests of a refused run are not written down")
-    finally:
-        reader.close()
 
 
-def _find_job(context: Context, reader: TimelyReader, run: RunState) -> None:
+def _find_job(context: Context, run: RunState) -> None:
     until_s = time.monotonic() + _JOB_WITHIN_S
     while run.job_id is None:
-        states = reader.within(_STEP_S, JOB_STATES, partial(job_states, context.node))
+        states = context.readers.config.within(_STEP_S, JOB_STATES, partial(job_states, context.node))
         for each in states:
             if run.upid and each.upid == run.upid:
                 run.job_id, run.schedule = each.job_id, each.schedule or None

@@ -17,7 +17,6 @@ from typing import Final
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
-from pvehook.host.timely_files import TimelyReader
 from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waiting
 from pvehook.night.refused_runs import guests_of_run
 from pvehook.records.context import Context
@@ -47,7 +46,6 @@ class RunPlan:
         self._context = context
         self._run = run
         self._knew_job = False
-        self._reader = TimelyReader()  # its own: behind it /etc/pve and the history's disk are asked
 
     def make(self, in_force: InForce, deadline: Deadline) -> list[str]:
         """The forecast, in one line for the task log. None where it is not known which guests the run has."""
@@ -58,7 +56,7 @@ class RunPlan:
         within_s = deadline.within(PLAN_S).left_s()
         try:
             what = "the run's guests and their past backups"
-            made = self._reader.within(within_s, what, lambda: self._forecast(now_s, closes_s))
+            made = self._context.readers.night.within(within_s, what, lambda: self._forecast(now_s, closes_s))
         except NodeError as error:
             self._context.log.warning("forecast-not-made", message=f"when this run ends is not known: {error}")
             return []
@@ -114,14 +112,11 @@ class RunPlan:
         behind = [each.expected for each in coming[1:] if each.expected is not None]
         return share(coming[0].expected, behind, forecast.closes_s - self._context.clock.now_s())
 
-    def close(self) -> None:
-        """The run has ended."""
-        self._reader.close()
-
     def _forecast(self, now_s: float, closes_s: float | None) -> RunForecast | None:
         node, run = self._context.node, self._run
-        vmids = guests_of_run(node, self._context.reader, run)
-        sizes = disk_sizes(node, self._context.reader, vmids)
+        config = self._context.readers.config
+        vmids = guests_of_run(node, config, run)
+        sizes = disk_sizes(node, config, vmids)
         return run_forecast(vmids, run.job_id, past_turns(node, now_s), sizes, now_s, closes_s) if vmids else None
 
     def _coming(self, vmid: int) -> Sequence[GuestForecast]:

@@ -14,7 +14,6 @@ from typing import Final, TypeAlias
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.host.clock import local_zone
-from pvehook.host.timely_files import TimelyReader
 from pvehook.night.standings import standings
 from pvehook.records.context import Context
 from pvehook.records.job_table import OverdueGuest
@@ -65,15 +64,11 @@ def take_stock(context: Context, in_force: InForce, keep: KeepGuests, deadline: 
 
 
 def _read(context: Context, in_force: InForce, now_s: float, until: Deadline) -> tuple[Sequence[Standing], tzinfo]:
-    """In threads of their own: /etc/pve may hang, and the history's disk too. Raises NodeError, OSError."""
-    history, jobs = TimelyReader(), TimelyReader()
-    try:
-        read = partial(standings, context.node, jobs, in_force, now_s)
-        found = history.within(until.left_s(), "who is promised a backup", read)
-        return found, history.within(until.left_s(), "/etc/localtime", partial(local_zone, context.node))
-    finally:
-        history.close()
-        jobs.close()
+    """Raises NodeError, OSError."""
+    night, node = context.readers.night, context.node
+    read = partial(standings, node, context.readers.config, in_force, now_s)
+    found = night.within(until.left_s(), "who is promised a backup", read)
+    return found, night.within(until.left_s(), "/etc/localtime", partial(local_zone, node))
 
 
 def _was_logged_today(standing: Standing, now_s: float, zone: tzinfo) -> bool:

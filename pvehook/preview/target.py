@@ -50,13 +50,10 @@ def look_at_target(node: Node, options: Mapping[str, str], storages: Sequence[Se
         mount_point = {True: path, False: None, None: is_mount_point}[boolean(is_mount_point)]
     if not path.startswith("/"):
         return target._replace(unknown="relative to the directory in which vzdump is started")
-    reader = TimelyReader()
     try:
-        return reader.within(READ_DEADLINE_S, path, lambda: _look(node, target, path, mount_point))
+        return TimelyReader().within(READ_DEADLINE_S, path, lambda: _look(node, target, path, mount_point))
     except (NodeError, OSError) as error:
         return target._replace(unknown=str(error))
-    finally:
-        reader.close()
 
 
 def _look(node: Node, target: Target, path: str, mount_point: str | None) -> Target:

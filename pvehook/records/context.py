@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from pvehook.host.clock import Clock
 from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.journal import Log
 
 
 class Context(NamedTuple):
-    """The node, its time, a reader of files that may hang, and the journal."""
+    """The node, its time, the readers of what may hang, and the journal."""
 
     node: Node
     clock: Clock
-    reader: TimelyReader
+    readers: Readers
     log: Log

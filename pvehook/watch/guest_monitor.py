@@ -150,8 +150,8 @@ class GuestMonitor:
         guest = self._guest
         if guest.vmtype == "lxc":
             return None
-        node, config = self._context.node, in_force.config.governor
-        mode, setup = look_up(node, self._context.reader, config, guest.vmid, guest.name, self._records.run.job_id)
+        node, reader, config = self._context.node, self._context.readers.config, in_force.config.governor
+        mode, setup = look_up(node, reader, config, guest.vmid, guest.name, self._records.run.job_id)
         since_start_s = max(self._context.clock.steady_s() - guest.started_steady_s, 0.0)
         closes_s: float | None = None
         if self._window_closes_s is not None:

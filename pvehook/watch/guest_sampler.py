@@ -165,7 +165,7 @@ class GuestSampler:
             return Absent(f"vzdump pauses or stops the guest in mode {self._guest.mode}")
         path = f"/etc/pve/qemu-server/{self._guest.vmid}.conf"
         try:
-            text = self._context.reader.text(self._context.node.path(path), deadline.within(CONFIG_S).left_s())
+            text = self._context.readers.config.text(self._context.node.path(path), deadline.within(CONFIG_S).left_s())
         except NodeError as error:
             return Broken(str(error))
         if text is None:

@@ -56,7 +56,7 @@ class NodeWatch:
         self._node = context.node
         self._run = run
         self._keep = keep
-        self._table = GuestTable(context.node, context.log, past_of)
+        self._table = GuestTable(context.node, context.readers, context.log, past_of)
         self._sufferings = Sufferings(run.beside)
         self._looks = NodeLooks(context.node, context.clock, self._sufferings, self._note_armed)
         self._listing = threading.Lock()

@@ -21,7 +21,7 @@ from pvehook.contract.section_config import Section, find_section
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, running_containers, running_vms
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.host.volumes import (
     READ_DEADLINE_S,
     STORAGE_CONFIG,
@@ -74,14 +74,13 @@ class RunningGuest(NamedTuple):
 class GuestTable:
     """`begin` and `end` it with the run. `guests` is replaced as a whole, by the table's thread."""
 
-    def __init__(self, node: Node, log: Log, past_of: Callable[[int], Baseline | None]) -> None:
+    def __init__(self, node: Node, readers: Readers, log: Log, past_of: Callable[[int], Baseline | None]) -> None:
         """`past_of` may take a while."""
         self.guests: Mapping[int, RunningGuest] = {}
         self._node = node
         self._log = log
         self._past_of = past_of
-        self._configs = TimelyReader()
-        self._disks = TimelyReader()
+        self._configs, self._disks = readers.guests, readers.guest_disks
         self._stamps: dict[int, tuple[int, int]] = {}
         """Of each configuration that was read: when it was changed, in ns, and its size."""
         self._storages_stamp: tuple[int, int] | None = None
@@ -106,8 +105,6 @@ class GuestTable:
     def end(self) -> None:
         self._ended = True
         self._woken.set()
-        self._configs.close()
-        self._disks.close()
 
     # The thread
 

@@ -20,7 +20,6 @@ from pvehook.errors import NodeError
 from pvehook.host.node import Node
 from pvehook.host.regular_file import replace_file
 from pvehook.host.task_log import why_backup_failed
-from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import Versions, read_versions
 from pvehook.records.attempt import Attempt
 from pvehook.records.beside_record import BesideRecord
@@ -51,7 +50,6 @@ class RunRecords:
         self.run = run
         self._context = context
         self._path = history_file(context.node)
-        self._files = TimelyReader()  # its own: the history's disk may hang, and configuration must not wait for it
         self._records: dict[int, StallRecord] = {}
         self._samples: dict[int, GuestSamples] = {}
         self._versions: Versions | None = None
@@ -154,14 +152,10 @@ class RunRecords:
                 vmid=vmid,
             )
 
-    def end(self) -> None:
-        """The run has ended."""
-        self._files.close()
-
     def _within(self, deadline: Deadline, what: str, question: Callable[[], T]) -> T:
-        """In the files' thread. Raises NodeError for whatever fails or takes too long."""
+        """In the history's thread. Raises NodeError for whatever fails or takes too long."""
         try:
-            return self._files.within(deadline.within(HISTORY_S).left_s(), what, question)
+            return self._context.readers.history.within(deadline.within(HISTORY_S).left_s(), what, question)
         except OSError as error:
             raise NodeError(str(error)) from error
 

@@ -13,7 +13,7 @@ from pvehook.config.in_force import Configuration
 from pvehook.contract.call import HookCall
 from pvehook.host.clock import SystemClock
 from pvehook.host.processes import ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.run_state import RunState
 from pvehook.rescue import allowances
@@ -45,13 +45,9 @@ def test_allowances_that_hang_hold_no_phase_and_none_counts(
 ) -> None:
     node, log = node_without_daemon, Log()
     node.configure(window)
-    reader = TimelyReader()
-    gate = Gate(Context(node.node, SystemClock(), reader, cast(Any, log)), lambda _: ())
+    readers = Readers()
+    gate = Gate(Context(node.node, SystemClock(), readers, cast(Any, log)), lambda _: ())
     call = HookCall("job-start", None, None, 1, None, None, None, None, None)
-    try:
-        answer = gate.ask(call, RunState(ProcessId(1, 1), "", 0.0), Configuration(node.node, reader).now())
-    finally:
-        gate.close()
-        reader.close()
+    answer = gate.ask(call, RunState(ProcessId(1, 1), "", 0.0), Configuration(node.node, readers.config).now())
     assert answer.allowed is allowed
     assert log.events == ["allowances-not-read"]

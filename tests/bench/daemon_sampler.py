@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pvehook.contract.latency import DiskCounters
 from pvehook.host.clock import SystemClock
 from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.journal import journal_log
@@ -44,7 +44,7 @@ def sampled(
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         log = journal_log(node.journal_socket, stderr=nowhere)
         clock = SystemClock()
-        context = Context(node, clock, TimelyReader(), log)
+        context = Context(node, clock, Readers(), log)
         guest = GuestRecord(VMID, "snapshot", "qemu", None, clock.now_s())
         governor = Governor(node, VMID, "on", GovernorConfig(), log, setup=Setup())
         sampler = BackupSampler(context, guest, MetricsConfig(), governor, baseline_of, lambda _: None, is_left_to_pve)

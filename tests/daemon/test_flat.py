@@ -9,9 +9,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from pvehook.contract.guest_facts import Filesystem
 from tests.daemon.caller import Caller
-from tests.node_under_test import ALWAYS, NodeUnderTest
+from tests.node_under_test import ALWAYS, NEVER, NodeUnderTest
 from tests.watch.test_guest_monitor import running_vm
 
 FULL = "PVEHOOK_FULL_SIZE" in os.environ
@@ -66,6 +68,31 @@ def test_run_after_run_takes_no_more_than_the_first_ones(node: NodeUnderTest) ->
     assert node.event_names().count("guest-done") == RUNS
     assert "fault" not in node.event_names()
     assert os.listdir(node.root / "run/pvehook/jobs") == []
+
+
+@pytest.mark.parametrize("window", [ALWAYS, NEVER], ids=["served", "refused"])
+def test_runs_leave_no_threads_behind_where_etc_pve_hangs(node: NodeUnderTest, window: str) -> None:
+    """The unit's limit is 64. The jobs are asked for the guests' promises, at each run's end and each refusal."""
+    node.configure(window)
+    jobs = node.root / "etc/pve/jobs.cfg"
+    jobs.unlink(missing_ok=True)
+    os.mkfifo(jobs)
+    play_or_be_refused(node)
+    before = usage(node).threads
+    for _ in range(RUNS // 5):
+        play_or_be_refused(node)
+    assert usage(node).threads <= before + 1
+    assert "fault" not in node.event_names()
+
+
+def play_or_be_refused(node: NodeUnderTest) -> None:
+    events = len(node.journal.events)
+    with Caller(node) as vzdump:
+        if "exit 0" in vzdump.call("job-init"):
+            vzdump.call("job-start")
+            vzdump.guest(101, *GUEST_PHASES)
+            vzdump.call("job-end")
+    node.wait_for_event("overdue-not-known", after=events)  # a refused run's guests are found out afterwards
 
 
 def test_guest_after_guest_takes_no_more_than_the_first_ones(node: NodeUnderTest) -> None:

@@ -19,7 +19,7 @@ from pvehook.deadline import Deadline
 from pvehook.host.clock import SystemClock
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.priority.io_priority_effect import EffectOfIdle
 from pvehook.records.context import Context
 from pvehook.records.guest_record import FreezeSummary, GuestRecord, TurnState
@@ -56,17 +56,14 @@ class Guest:
         self.records = Mock(**{"why_failed.return_value": None})
         node = Node("/nonexistent")
         run = RunState(ProcessId(1, 1), "UPID", 0.0)
-        reader = TimelyReader()
         parts = RunParts(
-            Context(node, SystemClock(), reader, cast(Any, self.log)),
+            Context(node, SystemClock(), Readers(), cast(Any, self.log)),
             run,
             cast(Any, None),
             cast(Any, SimpleNamespace(share=lambda _vmid: None)),
             cast(Any, None),
             cast(Any, self.records),
             cast(Any, None),
-            reader,
-            reader,
             lambda: None,
         )
         fakes = {

@@ -142,18 +142,6 @@ def test_a_byte_that_is_no_utf_8_costs_nothing_but_itself(tmp_path: Path, name: 
         assert os.fsencode(parse_vzdump_config(read)["script"]) == b"/x/p\xf3\xb3noc"
 
 
-def test_its_thread_ends_with_it(tmp_path: Path) -> None:
-    reader = TimelyReader()
-    before = set(threading.enumerate())
-    reader.text(str(tmp_path / "none"), LATE_S)
-    (thread,) = set(threading.enumerate()) - before
-    reader.close()
-    thread.join(LATE_S)
-    assert not thread.is_alive()
-    with pytest.raises(NodeError, match="its run has ended"):
-        reader.text(str(tmp_path / "none"), LATE_S)
-
-
 def test_without_a_thread_nothing_is_read_and_nothing_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

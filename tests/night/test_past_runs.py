@@ -16,7 +16,7 @@ from pvehook.contract.task_log import parse_task_log
 from pvehook.contract.upid import Upid, parse_upid
 from pvehook.host.clock import RehearsalClock
 from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.night.past_runs import PastRuns, attempts_of
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
@@ -68,7 +68,7 @@ class PastNode:
         self.write("/etc/pve/lxc/110.conf", "hostname: mail\n")
         os.symlink("/usr/share/zoneinfo/Europe/Berlin", root / "etc/localtime")
         clock = RehearsalClock(f"{root}/clock")
-        context = Context(self.node, clock, TimelyReader(), journal_log(self.node.journal_socket))
+        context = Context(self.node, clock, Readers(), journal_log(self.node.journal_socket))
         self.past_runs = PastRuns(context, self.history)
 
     def write(self, path: str, text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pvehook.host.clock import SystemClock
 from pvehook.host.node import Node
 from pvehook.host.processes import Found, ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.priority import idle_priority
 from pvehook.priority.idle_priority import IdlePriority
 from pvehook.records.context import Context
@@ -36,7 +36,7 @@ def test_a_relative_dump_directory_names_no_rsync(
 
     monkeypatch.setattr(idle_priority, "backup_processes", found)
     node = Node(str(tmp_path))
-    context = Context(node, SystemClock(), TimelyReader(), journal_log(node.journal_socket))
+    context = Context(node, SystemClock(), Readers(), journal_log(node.journal_socket))
     run = RunState(ProcessId(4711, 1), "", 0.0, dumpdir=dumpdir)
     guest = GuestRecord(vmid=101, mode="snapshot", vmtype="qemu", name=None, started_s=0.0)
     IdlePriority(context, run, guest).check(DEFAULT.io_priority)

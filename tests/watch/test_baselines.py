@@ -11,7 +11,7 @@ from pvehook.guest.block_stats import read_disks
 from pvehook.guest.qmp import open_qmp
 from pvehook.host.clock import SystemClock
 from pvehook.host.processes import ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.journal import journal_log
 from pvehook.records.run_state import RunState
@@ -31,7 +31,7 @@ def disks(guest: SimulatedGuest) -> tuple[DiskCounters, ...]:
 def test_a_guest_that_was_started_anew_is_not_taken_for_an_idle_one(node: NodeUnderTest) -> None:
     run = RunState(worker=ProcessId(1, 1), upid="UPID:", started_s=1.0)
     log = journal_log(node.node.journal_socket, stderr=io.StringIO())
-    watch = NodeWatch(Context(node.node, SystemClock(), TimelyReader(), log), run, lambda _: None, lambda: None)
+    watch = NodeWatch(Context(node.node, SystemClock(), Readers(), log), run, lambda _: None, lambda: None)
     with running_vm(node) as guest:
         as_if_started_anew = disks(guest)
         guest.serve_requests("write", 5.0, 100)

@@ -12,7 +12,7 @@ import pytest
 from pvehook.contract.measured import Absent, Broken
 from pvehook.deadline import Deadline
 from pvehook.host.clock import SystemClock
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.watch.guest_sampler import GuestSampler
@@ -33,7 +33,7 @@ def was_asked(agent: socket.socket) -> bool:
 
 
 def sampler(node: NodeUnderTest) -> GuestSampler:
-    context = Context(node.node, SystemClock(), TimelyReader(), cast(Any, None))
+    context = Context(node.node, SystemClock(), Readers(), cast(Any, None))
     guest = GuestRecord(101, "snapshot", "qemu", None, started_s=0.0)
     return GuestSampler(context, guest, with_kernel_log=True, start=None)
 

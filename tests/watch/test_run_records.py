@@ -10,7 +10,7 @@ from pvehook.deadline import Deadline
 from pvehook.host.clock import SystemClock
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.context import Context
 from pvehook.records.history import history_file
@@ -39,11 +39,10 @@ class Kept:
 
     def run(self, *records: BesideRecord, config: MetricsConfig = CONFIG, began: bool = True) -> None:
         run = RunState(ProcessId(1, 1), "UPID:", 0.0, began=began)
-        kept = RunRecords(Context(self.node, SystemClock(), TimelyReader(), journal_log(self.socket)), run)
+        kept = RunRecords(Context(self.node, SystemClock(), Readers(), journal_log(self.socket)), run)
         if began:
             kept.keep(record(vmid=101), config, Deadline.after(60))
         kept.keep_beside(records, config, Deadline.after(60))
-        kept.end()
 
     def beside_of(self, vmid: int) -> list[str]:
         lines = self.textfile.read_text().splitlines()

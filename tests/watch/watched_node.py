@@ -18,7 +18,7 @@ from pvehook.contract.measured import Measured
 from pvehook.host import block
 from pvehook.host.clock import SystemClock
 from pvehook.host.processes import ProcessId
-from pvehook.host.timely_files import TimelyReader
+from pvehook.host.timely_files import Readers
 from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.journal import journal_log
@@ -167,7 +167,7 @@ class WatchedNode(BlockTree):
         """The loop, until the end of the run or the block. At its end nothing may have gone wrong."""
         with open(self.root / "stderr", "a", encoding="utf-8") as stderr:
             log = journal_log(str(self.root / "no-journal"), stderr=stderr)
-            context = Context(self.node, SystemClock(), TimelyReader(), log)
+            context = Context(self.node, SystemClock(), Readers(), log)
             watch = NodeWatch(context, self.run, lambda _: None, lambda: None)
             try:
                 watch.begin()
