@@ -46,6 +46,7 @@ ALLOWED = {
     "night": ACTING | {"report"},
     "daemon": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "night"},
     "preview": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "report", "night"},
+    "doctor": ACTING | {"admission", "priority", "freeze", "throttle", "watch", "report", "night"},
     "rehearsal": {"contract", "guest", "host"},
 }
 """design/architecture.md: who may import whom. `cli` may import everything, and `deadline` is for all who wait."""
