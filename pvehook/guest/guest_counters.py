@@ -50,11 +50,11 @@ class GuestCounters(NamedTuple):
 def read_guest_counters(agent: AgentConnection, deadline: Deadline) -> GuestCounters:
     """Reads all of it on this connection. What fails is reported in its place; nothing is raised."""
     return GuestCounters(
-        cpu=_read(agent, "/proc/pressure/cpu", parse_pressure, deadline),
-        io=_read(agent, "/proc/pressure/io", parse_pressure, deadline),
-        memory=_read(agent, "/proc/pressure/memory", parse_pressure, deadline),
-        steal_s=_read(agent, "/proc/stat", _steal_s, deadline),
-        uptime_s=_read(agent, "/proc/uptime", parse_uptime_s, deadline),
+        cpu=read_parsed(agent, "/proc/pressure/cpu", parse_pressure, deadline),
+        io=read_parsed(agent, "/proc/pressure/io", parse_pressure, deadline),
+        memory=read_parsed(agent, "/proc/pressure/memory", parse_pressure, deadline),
+        steal_s=read_parsed(agent, "/proc/stat", _steal_s, deadline),
+        uptime_s=read_parsed(agent, "/proc/uptime", parse_uptime_s, deadline),
     )
 
 
@@ -83,7 +83,8 @@ def _steal_s(text: str) -> float:
     return int(shown["steal"]) / _TICKS_PER_S
 
 
-def _read(agent: AgentConnection, path: str, parse: Callable[[str], T], deadline: Deadline) -> Measured[T]:
+def read_parsed(agent: AgentConnection, path: str, parse: Callable[[str], T], deadline: Deadline) -> Measured[T]:
+    """One file, or why there is none of it. `parse` raises ValueError for what it does not understand."""
     try:
         return parse(read_start(agent, path, deadline))
     except GuestError as error:

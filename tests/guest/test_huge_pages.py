@@ -1,0 +1,53 @@
+"""A guest's huge pages through its agent: found, or the reason why they are not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pvehook.contract.huge_pages import DEFRAG, ENABLED, HugePages
+from pvehook.contract.measured import Absent, Broken
+from pvehook.deadline import Deadline
+from pvehook.guest.agent import open_agent
+from pvehook.guest.huge_pages import read_huge_pages
+from tests.guest_files import SimulatedGuest
+
+ANSWER_S = 30.0
+
+
+def shown(guest: SimulatedGuest) -> HugePages:
+    deadline = Deadline.after(ANSWER_S)
+    with open_agent(guest.qga_path, deadline) as agent:
+        return read_huge_pages(agent, deadline)
+
+
+def simulated(tmp_path: Path, **options: object) -> SimulatedGuest:
+    return SimulatedGuest(str(tmp_path), 101, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_in_force_is_found_and_every_file_is_closed(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        guest.files.contents[ENABLED] = "[always] madvise never\n"
+        guest.files.contents[DEFRAG] = "always defer defer+madvise [madvise] never\n"
+        assert shown(guest) == HugePages("always", "madvise")
+        assert guest.files.open_paths == ()
+
+
+def test_a_kernel_without_them_has_none(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        assert all(isinstance(each, Absent) and "the guest has no /sys" in each.why for each in shown(guest))
+
+
+@pytest.mark.parametrize("version", ["7.2.22", "10.0.2"])
+def test_an_agent_that_may_read_no_files_says_so(tmp_path: Path, version: str) -> None:
+    with simulated(tmp_path, agent_version=version, blocked=["guest-file-open"]) as guest:
+        assert all(isinstance(each, Absent) and "administrator" in each.why for each in shown(guest))
+
+
+def test_a_file_that_is_not_the_kernels_is_broken(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        guest.files.contents[ENABLED] = "yes\x1b[2J\n"
+        enabled = shown(guest).enabled
+        assert isinstance(enabled, Broken)
+        assert enabled.why == rf"the guest's {ENABLED}: no choice in brackets: 'yes\x1b[2J\n'"
