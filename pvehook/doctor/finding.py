@@ -99,5 +99,5 @@ class Group(NamedTuple, Generic[F]):
     gather: Callable[[Sources], F]
     """Raises NodeError or OSError where nothing of it can be known. What is missing in part, `missing` tells."""
     missing: Callable[[F], Sequence[str]]
-    """What could not be read and therefore was not checked, for an administrator: `VM 101: its agent did not answer`."""
+    """What could not be read and so was not checked, for an administrator: `VM 101: its agent did not answer`."""
     checks: tuple[Check[F], ...]
