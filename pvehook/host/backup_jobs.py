@@ -13,7 +13,7 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from pvehook.contract.guest_config import boolean, split_list
@@ -110,15 +110,19 @@ def parse_cron(text: str, path: str, has_user: bool = True) -> list[Job]:
 def _vzdump_options(command: str) -> dict[str, str] | None:
     """The options of a command that calls vzdump, by its own rules (PVE/CLIHandler.pm); None if it calls none."""
     try:
-        words = shlex.split(command, comments=False)
+        return vzdump_options(shlex.split(command, comments=False))
     except ValueError:  # a quote without its end
         return None
+
+
+def vzdump_options(words: Sequence[str]) -> dict[str, str] | None:
+    """As the job's `options`, of a command's words; None where it does not call vzdump."""
     start = next((index for index, word in enumerate(words) if os.path.basename(word) == "vzdump"), None)
     if start is None:
         return None
     options: dict[str, str] = {}
     vmids = []
-    rest = words[start + 1 :]
+    rest = list(words[start + 1 :])
     while rest:
         word = rest.pop(0)
         if word in _SHELL or word.startswith(">"):

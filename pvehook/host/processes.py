@@ -28,6 +28,8 @@ _VM_PID_FILE = re.compile(r"([1-9][0-9]{2,8})\.pid")  # beside ID.swtpm.pid; Pro
 _GUEST_ID = re.compile(r"[1-9][0-9]{2,8}")
 _PID_DIGITS = 10
 _ANCESTORS_LIMIT = 8
+_COMMAND_WITHIN = 3
+"""Words of `/usr/bin/perl -T /usr/bin/vzdump ...` until its own name."""
 _SWTPM_PATH = re.compile(r"/qemu-server/(\d+)\.swtpm")
 
 
@@ -103,6 +105,19 @@ def vzdump_task_of(node: Node, pid: int) -> int | None:
             return pid
         pid = row.parent
     return None
+
+
+def vzdump_command_of(node: Node, pid: int) -> tuple[str, ...]:
+    """The words of the command that started this task, by hand or from cron; empty where none of its ancestors is one:
+    a task of Proxmox's own daemons has its options from them."""
+    row = _read_row(node, pid)
+    for _ in range(_ANCESTORS_LIMIT):
+        row = _read_row(node, row.parent) if row is not None and row.parent > 0 else None
+        if row is None:
+            break
+        if any(os.path.basename(word) == "vzdump" for word in row.argv[:_COMMAND_WITHIN]):
+            return row.argv
+    return ()
 
 
 def _is_vzdump_task(row: _Row) -> bool:

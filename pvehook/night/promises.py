@@ -45,9 +45,9 @@ def read_promises(node: Node, reader: TimelyReader, exempt: Exempt) -> Promises:
     does not answer."""
     name = os.uname().nodename.partition(".")[0]
     jobs = [job for job in all_jobs(node, reader) if job.options.get("node", name) == name]
-    pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
+    pools = _pools(node, reader)
     defaults = parse_vzdump_config(reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or "")
-    guests = reader.within(READ_DEADLINE_S, "/etc/pve", lambda: tuple(_guests(node)))
+    guests = _read_guests(node, reader)
     of: dict[int, list[Promise]] = {guest.vmid: [] for guest in guests}
     disabled: dict[int, list[str]] = {guest.vmid: [] for guest in guests}
     for job in jobs:
@@ -59,6 +59,20 @@ def read_promises(node: Node, reader: TimelyReader, exempt: Exempt) -> Promises:
             else:
                 of[vmid].append(_promise(job, vmid, pools, len(mine) > 1, defaults, exempt))
     return Promises(guests, {key: tuple(each) for key, each in of.items()}, {k: tuple(e) for k, e in disabled.items()})
+
+
+def guests_taken(node: Node, reader: TimelyReader, job: Job) -> list[int]:
+    """The node's guests that this job takes, by number. Raises NodeError as above."""
+    pools = _pools(node, reader)
+    return [guest.vmid for guest in _read_guests(node, reader) if takes(job, guest.vmid, pools)]
+
+
+def _pools(node: Node, reader: TimelyReader) -> Pools:
+    return parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
+
+
+def _read_guests(node: Node, reader: TimelyReader) -> tuple[NodeGuest, ...]:
+    return reader.within(READ_DEADLINE_S, "/etc/pve", lambda: tuple(_guests(node)))
 
 
 def _guests(node: Node) -> Iterable[NodeGuest]:

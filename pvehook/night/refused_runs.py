@@ -1,6 +1,4 @@
 """A run that is refused before its first guest: who goes without a backup for it.
-
-vzdump does not say whom it would have backed up. They are the guest of a run for one, or those that its job takes.
 """
 
 from __future__ import annotations
@@ -11,19 +9,15 @@ from functools import partial
 from typing import Final
 
 from pvehook.config.in_force import InForce
-from pvehook.contract.upid import parse_upid
 from pvehook.errors import NodeError
 from pvehook.host.job_states import JOB_STATES, job_states
-from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
-from pvehook.night.promises import read_promises
+from pvehook.night.run_guests import guests_of_run
 from pvehook.night.turns_taken import trigger_of
 from pvehook.records.attempt import Attempt
 from pvehook.records.context import Context
 from pvehook.records.history import history_file
 from pvehook.records.history_writing import append_attempts
 from pvehook.records.run_state import RunState
-from pvehook.settings import Exempt
 
 _STEP_S: Final = 5.0
 _JOB_WITHIN_S, _LOOK_AGAIN_S = 3.0, 0.2
@@ -58,16 +52,6 @@ def _find_job(context: Context, run: RunState) -> None:
         if not any(each.is_starting for each in states) or time.monotonic() > until_s:
             return
         time.sleep(_LOOK_AGAIN_S)
-
-
-def guests_of_run(node: Node, reader: TimelyReader, run: RunState) -> list[int]:
-    """In vzdump's order; empty: not known. Raises NodeError where the jobs cannot be read in time."""
-    if run.job_id is not None:
-        promises = read_promises(node, reader, Exempt())
-        if found := [vmid for vmid, jobs in promises.of.items() if run.job_id in (each.job for each in jobs)]:
-            return found
-    upid = parse_upid(run.upid)
-    return [upid.vmid] if upid is not None and upid.vmid is not None else []
 
 
 def _turn(run: RunState, vmid: int, at_s: float, why: str) -> Attempt:

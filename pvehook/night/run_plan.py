@@ -18,7 +18,7 @@ from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waiting
-from pvehook.night.refused_runs import guests_of_run
+from pvehook.night.run_guests import guests_of_run
 from pvehook.records.context import Context
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
 from pvehook.records.run_state import RunState
@@ -64,7 +64,7 @@ class RunPlan:
             self._context.log.error("fault", message=f"forecast: {fault!r}; the run goes on")
             return []
         if made is None:
-            text = "when this run ends is not known: only the guests of scheduled jobs are"
+            text = "when this run ends is not known: vzdump does not say which guests it has"
             self._context.log.info("forecast-not-made", message=text)
             return []
         self._run.forecast = made
