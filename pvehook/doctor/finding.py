@@ -35,7 +35,7 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
 class Write(NamedTuple):
-    """A file's new text. It is fixed only if the file still reads as `old`."""
+    """The new text of a file under /etc. It is written only if the file still reads as `old`."""
 
     path: str
     """As the node spells it."""
@@ -45,10 +45,24 @@ class Write(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command of the node, and the one that takes it back."""
+    """A command of the node, and the one that takes it back. It is taken back only if what it changed still reads as
+    it left it: the whole file, the lines of `key` in it, or those in one section only.
+
+        Command(("qm", "set", "101", "--agent", "1"), ("qm", "set", "101", "--delete", "agent"),
+                "/etc/pve/qemu-server/101.conf", key="agent")
+        Command(("pvesh", "set", "/cluster/backup/nightly", "--delete", "script"),
+                ("pvesh", "set", "/cluster/backup/nightly", "--script", "/root/own.sh"),
+                "/etc/pve/jobs.cfg", key="script", section="vzdump: nightly")
+    """
 
     do: tuple[str, ...]
     undo: tuple[str, ...]
+    path: str
+    """The file that shows what it does; of a symbolic link, where it leads."""
+    key: str = ""
+    section: str = ""
+    """The line by which a section of /etc/pve/jobs.cfg or storage.cfg begins; of a guest's file it is the current
+    configuration, and no snapshot, that counts."""
 
 
 Step: TypeAlias = Write | Command
@@ -80,6 +94,8 @@ class Sources(NamedTuple):
     """Where a group's facts come from."""
 
     node: Node
+    node_name: str
+    """As Proxmox spells it: without a domain."""
     in_force: InForce
     reader: TimelyReader
     """For /etc/pve and whatever may hang."""

@@ -1,0 +1,77 @@
+"""`pvehook doctor` in a terminal, at 80 columns: the worst first, findings of one check together.
+
+pvehook doctor: node pve1, 2026-11-29 10:20
+1 error, 2 warnings, 1 note
+
+ERROR PVH-101: vzdump does not call pvehook
+  /etc/vzdump.conf: there is no `script:`, so backups run without pvehook;
+    expected script: /usr/local/lib/pvehook/hooks/vzdump-hook
+    pvehook doctor --fix PVH-101
+
+not checked
+  VM 104: its agent did not answer within 2 s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Final
+
+from pvehook.contract.text import printable
+from pvehook.doctor.checks import Diagnosis, Found
+from pvehook.doctor.finding import SEVERITIES
+from pvehook.host.node import INSTALLED_UNDER
+from pvehook.report.terminal_style import TerminalStyle
+
+SHOWN: Final = 10
+"""Findings of one check."""
+COMMAND_LIMIT: Final = 1000
+PAGES: Final = f"{INSTALLED_UNDER}/docs/checks"
+_COLOUR: Final = {"error": "stalled", "warning": "slowed", "note": "unknown"}
+
+
+def doctor_lines(diagnosis: Diagnosis, node_name: str, now: datetime, style: TerminalStyle) -> list[str]:
+    """All of it."""
+    found = diagnosis.found
+    not_checked = f"; {_things(len(diagnosis.not_checked))} not checked" if diagnosis.not_checked else ""
+    lines = [
+        f"pvehook doctor: node {style.shown(printable(node_name, 40))}, {now:%Y-%m-%d %H:%M}",
+        f"{counted_in_words(found)}{not_checked}",
+    ]
+    for (severity, check), of in groupby(found, key=lambda each: (each.finding.severity, each.check)):
+        title = style.painted(severity.upper(), _COLOUR[severity])
+        lines += ["", f"{title} {check.id}: {style.shown(check.title)}", *_of_check(list(of), style)]
+    if diagnosis.not_checked:
+        lines += ["", "not checked"]
+        lines += [line for text in diagnosis.not_checked for line in style.wrapped(text, "  ", "    ")]
+    if found:
+        lines += ["", *style.wrapped(f"Each check is explained in {PAGES}/PVH-nnn.md.")]
+    return lines
+
+
+def counted_in_words(found: Sequence[Found]) -> str:
+    """`1 error, 2 warnings, 1 note`."""
+    severities = [each.finding.severity for each in found]
+    counts = [(severities.count(severity), severity) for severity in SEVERITIES]
+    named = [f"{number} {severity}{'s' if number > 1 else ''}" for number, severity in counts if number]
+    return ", ".join(named) or "no findings"
+
+
+def _things(number: int) -> str:
+    return f"{number} thing{'s' if number > 1 else ''}"
+
+
+def _of_check(found: list[Found], style: TerminalStyle) -> list[str]:
+    """Findings with one remedy share it."""
+    lines = []
+    for remedy, of in groupby(found[:SHOWN], key=lambda each: each.finding.remedy):
+        for each in of:
+            lines += style.wrapped(f"{each.finding.subject}: {each.finding.evidence}", "  ", "    ")
+        lines += [f"    > {style.shown(printable(command, COMMAND_LIMIT))}" for command in remedy]
+    if any(each.finding.steps for each in found):
+        lines.append(f"    or: pvehook doctor --fix {found[0].check.id}")
+    if len(found) > SHOWN:
+        lines.append(f"  and {len(found) - SHOWN} more; --json has all")
+    return lines
