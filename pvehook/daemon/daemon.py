@@ -250,13 +250,21 @@ class Daemon:
             if run is None:
                 upid = parse_upid(command_line(self._context.node, worker.pid))
                 state = run_state.RunState(worker, upid.text if upid else "", self._context.clock.now_s())
-                run = self._runs[worker] = Run(self._context, self._configuration, self._freezes, state)
+                run = self._runs[worker] = self._new_run(state)
                 self._watch(worker)
         try:
             yield run
         finally:
             if run.ended:
                 self._forget(worker)
+
+    def _new_run(self, state: run_state.RunState) -> Run:
+        return Run(self._context, self._configuration, self._freezes, state, self._waiting_runs)
+
+    def _waiting_runs(self) -> list[run_state.RunState]:
+        with self._runs_lock:
+            runs = list(self._runs.values())
+        return [state for run in runs if (state := run.waiting) is not None]
 
     def _watch(self, worker: ProcessId) -> bool:
         """From here on the main thread sees the worker's death, however it dies. False: it is dead."""
@@ -316,7 +324,7 @@ class Daemon:
     def _resume_runs(self) -> None:
         """Runs of a daemon that died: those whose worker lives go on, the others are brought to their end."""
         for left in run_state.load_all(self._context.node):
-            run = self._runs[left.worker] = Run(self._context, self._configuration, self._freezes, left)
+            run = self._runs[left.worker] = self._new_run(left)
             lives = identify(self._context.node, left.worker.pid) == left.worker and self._watch(left.worker)
             run.adopt(resume=lives)
             if not lives:

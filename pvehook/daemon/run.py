@@ -55,7 +55,15 @@ UNANNOUNCED_S = 5.0
 class Run:
     """One vzdump worker's run, from `job-init` to its end."""
 
-    def __init__(self, context: Context, configuration: Configuration, freezes: OpenFreezes, state: RunState) -> None:
+    def __init__(
+        self,
+        context: Context,
+        configuration: Configuration,
+        freezes: OpenFreezes,
+        state: RunState,
+        waiting_runs: Callable[[], list[RunState]],
+    ) -> None:
+        """`waiting_runs`: see RunPlan."""
         self._log = context.log.bind(job=state.upid or None, worker=state.worker.pid)
         self._context = context = context._replace(log=self._log)
         self._configuration = configuration
@@ -65,7 +73,7 @@ class Run:
             context,
             state,
             Gate(context, overdue_guests(context)),
-            RunPlan(context, state),
+            RunPlan(context, state, waiting_runs),
             freezes,
             records,
             NodeWatch(context, state, records.past_baseline, self._keep),
@@ -77,6 +85,11 @@ class Run:
         self._problems: tuple[str, ...] = ()
         self._refused = False
         self.ended = False
+
+    @property
+    def waiting(self) -> RunState | None:
+        """The run's state while it waits for the node's lock, between job-init and job-start."""
+        return None if self._state.began or self.ended or self._refused else self._state
 
     def phase(self, call: HookCall, deadline: Deadline, more_time: Callable[[float], None]) -> Reply:
         """Answers one hook call. `more_time` asks the hook to wait that many seconds longer."""

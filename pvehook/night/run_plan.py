@@ -11,12 +11,16 @@ None of it can cost a backup but `gives_way`, and that only by `window.when_shor
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
+from pvehook.host.job_states import job_states
+from pvehook.host.processes import ProcessId
 from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waiting
 from pvehook.night.run_guests import guests_of_run
 from pvehook.records.context import Context
@@ -25,13 +29,15 @@ from pvehook.records.run_state import RunState
 from pvehook.rules.admission import Admission
 from pvehook.rules.budget import share
 from pvehook.rules.fair_turns import GivesWay, Night, gives_way
-from pvehook.rules.forecast import timeline
+from pvehook.rules.forecast import Expected, timeline
 from pvehook.rules.governor_readings import NOTHING_KNOWN, NightShare
 from pvehook.rules.window import window_state
 
 GIVES_WAY: Final = "gives-way"
 PLAN_S: Final = 2.0
 """So long job-start waits for it; what is not there by then is left out."""
+WAITING_S: Final = 1.0
+"""So long backup-start waits for the same of a run that waits for the node's lock."""
 NAMED: Final = 3
 
 
@@ -42,9 +48,13 @@ BoundOf = Callable[[Collection[int], RunState, InForce, float], set[int]]
 class RunPlan:
     """Of one run."""
 
-    def __init__(self, context: Context, run: RunState) -> None:
+    def __init__(self, context: Context, run: RunState, waiting_runs: Callable[[], Sequence[RunState]]) -> None:
+        """`waiting_runs`: those that wait for the node's lock now, which this one holds."""
         self._context = context
         self._run = run
+        self._waiting_runs = waiting_runs
+        self._expected_of: dict[ProcessId, list[Expected]] = {}
+        """Of each run that waits, by its worker."""
         self._knew_job = False
 
     def make(self, in_force: InForce, deadline: Deadline) -> list[str]:
@@ -56,7 +66,8 @@ class RunPlan:
         within_s = deadline.within(PLAN_S).left_s()
         try:
             what = "the run's guests and their past backups"
-            made = self._context.readers.night.within(within_s, what, lambda: self._forecast(now_s, closes_s))
+            forecast = partial(self._forecast, self._run, now_s, closes_s)
+            made = self._context.readers.night.within(within_s, what, forecast)
         except NodeError as error:
             self._context.log.warning("forecast-not-made", message=f"when this run ends is not known: {error}")
             return []
@@ -110,11 +121,33 @@ class RunPlan:
         if forecast is None or forecast.closes_s is None or not coming:
             return NOTHING_KNOWN
         behind = [each.expected for each in coming[1:] if each.expected is not None]
+        behind += self._of_waiting_runs()
         return share(coming[0].expected, behind, forecast.closes_s - self._context.clock.now_s())
 
-    def _forecast(self, now_s: float, closes_s: float | None) -> RunForecast | None:
-        node, run = self._context.node, self._run
-        config = self._context.readers.config
+    def _of_waiting_runs(self) -> list[Expected]:
+        """What is not known in time is asked again for the next guest."""
+        runs, now_s = self._waiting_runs(), self._context.clock.now_s()
+        for run in runs:
+            if run.worker in self._expected_of:
+                continue
+            try:
+                read = partial(self._forecast, run, now_s, None)
+                made = self._context.readers.night.within(WAITING_S, "the guests of a run that waits", read)
+            except NodeError as error:
+                self._context.log.warning("forecast-not-made", message=f"how long a run that waits takes: {error}")
+                break
+            except Exception as fault:  # a fault of ours costs a line
+                self._context.log.error("fault", message=f"a run that waits: {fault!r}; the backup goes on")
+                break
+            guests = made.guests if made is not None else ()
+            self._expected_of[run.worker] = [each.expected for each in guests if each.expected is not None]
+        return [each for run in runs for each in self._expected_of.get(run.worker, ())]
+
+    def _forecast(self, run: RunState, now_s: float, closes_s: float | None) -> RunForecast | None:
+        node, config = self._context.node, self._context.readers.config
+        if run.job_id is None and run.upid:
+            states = job_states(node)
+            run = replace(run, job_id=next((each.job_id for each in states if each.upid == run.upid), None))
         vmids = guests_of_run(node, config, run)
         sizes = disk_sizes(node, config, vmids)
         return run_forecast(vmids, run.job_id, past_turns(node, now_s), sizes, now_s, closes_s) if vmids else None

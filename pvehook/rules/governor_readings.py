@@ -14,7 +14,7 @@ Culprit = Literal["slow-target", "other-load"]
 
 
 class Others(NamedTuple):
-    """The guests of this run that are still to come."""
+    """The guests that are still to come: of this run, and of those that wait for the node's lock."""
 
     guests: int
     need_s: float
