@@ -173,7 +173,7 @@ require_inside_root() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json} README.md docs/limits.md \
+    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json,prometheus-alerts.yaml} README.md docs/limits.md \
         hooks/systemd/restart-pause "${units[@]/#/hooks/systemd/}"; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a complete copy of pvehook"
     done
@@ -242,6 +242,7 @@ program_files() { # one line each: where in the repository, where under $lib, mo
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
     echo hooks/grafana-dashboard.json grafana-dashboard.json 644
+    echo hooks/prometheus-alerts.yaml prometheus-alerts.yaml 644
     echo README.md README.md 644
     (cd "$repo" && find pvehook docs -name __pycache__ -prune -o -type f -printf '%p %p 644\n')
 }

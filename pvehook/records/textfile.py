@@ -2,16 +2,17 @@
 
     # HELP pvehook_stalled_seconds Seconds in which a disk request that took over 1 s was in flight, a lower bound; ...
     # TYPE pvehook_stalled_seconds gauge
-    pvehook_stalled_seconds{vmid="101",part="own"} 3.4
-    pvehook_stalled_seconds{vmid="101",part="beside"} 17.0
-    pvehook_view_up{vmid="101",view="guest"} 0
+    pvehook_stalled_seconds{id="qemu/101",vmid="101",part="own"} 3.4
+    pvehook_stalled_seconds{id="qemu/101",vmid="101",part="beside"} 17.0
+    pvehook_view_up{id="qemu/101",vmid="101",view="guest"} 0
 
 A night has two parts: the guest's own backup (the last one), and what it suffered beside the backups of others (in the
 last run). A guest that was in no backup of its own has only the latter, one that was well beside others the former.
 
-Base units. A figure with nothing to measure has no sample; where a view could not be read its
-`pvehook_view_up` is 0 and its figures have none either; zero is a sample. Labels are bounded: a guest's number, words
-of our own, and in `pvehook_guest_info` alone its name. A guest that is gone from the node is gone from the file.
+Base units. A figure with nothing to measure has no sample; where a view could not be read its `pvehook_view_up` is 0
+and its figures have none either; zero is a sample. Labels are bounded: a guest's number, the same as
+prometheus-pve-exporter writes it (`id`), words of our own, and in `pvehook_guest_info` alone its name. A guest that is
+gone from the node is gone from the file.
 When its last good backup was, and whether it is overdue, is there for every guest of the node, also for one in no job.
 
 Format: prometheus.io/docs/instrumenting/exposition_formats, text 0.0.4.
@@ -19,8 +20,8 @@ Format: prometheus.io/docs/instrumenting/exposition_formats, text 0.0.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
 
 from pvehook.contract.latency import REQUEST_KINDS
 from pvehook.contract.measured import Absent, Broken, Measured
@@ -35,7 +36,8 @@ NAME_LIMIT = 64
 Sample = tuple[dict[str, str], float]
 Figures = Mapping[str, Measured[float]]
 GuestSamples = dict[str, list[str]]
-"""One guest's lines of the file, by metric."""
+"""One guest's lines of the file, by metric; without `id`, which `exposition` adds."""
+Kind = Literal["qemu", "lxc"]
 Samples = Callable[[StallRecord, Figures], Iterable[Sample]]
 BesideSamples = Callable[[BesideRecord, Figures], Iterable[Sample]]
 
@@ -87,17 +89,19 @@ def exposition(
     own: Mapping[int, GuestSamples],
     beside: Mapping[int, GuestSamples],
     standing: Mapping[int, GuestSamples],
-    existing: Collection[int],
+    existing: Mapping[int, Kind],
 ) -> str:
     """The file's text, of all parts. A guest whose number is not among `existing` is gone."""
-    vmids = sorted((own.keys() | beside.keys() | standing.keys()) & set(existing))
-    here = [(own.get(vmid, {}), beside.get(vmid, {}), standing.get(vmid, {})) for vmid in vmids]
+    vmids = sorted((own.keys() | beside.keys() | standing.keys()) & existing.keys())
+    here = [(vmid, own.get(vmid, {}), beside.get(vmid, {}), standing.get(vmid, {})) for vmid in vmids]
     lines = []
     for name, metric in METRICS.items():
         lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} gauge"]
-        for first, second, third in here:
+        for vmid, first, second, third in here:
             found = first.get(name, [])
-            lines += found if found and name == INFO else [*found, *second.get(name, ()), *third.get(name, ())]
+            found = found if found and name == INFO else [*found, *second.get(name, ()), *third.get(name, ())]
+            # Not in the lines that the history keeps: a guest that was a VM may be a container by now.
+            lines += [line.replace("{", f'{{id="{existing[vmid]}/{vmid}",', 1) for line in found]
     return "\n".join(lines) + "\n"
 
 

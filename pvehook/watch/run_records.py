@@ -31,7 +31,7 @@ from pvehook.records.history_writing import append, append_attempts, append_besi
 from pvehook.records.known_guests import KnownGuest
 from pvehook.records.run_state import RunState
 from pvehook.records.stall_record import Baseline, StallRecord
-from pvehook.records.textfile import GuestSamples, exposition, guest_samples
+from pvehook.records.textfile import GuestSamples, Kind, exposition, guest_samples
 from pvehook.settings import MetricsConfig
 from pvehook.watch.baselines import of_last_backups
 
@@ -178,7 +178,12 @@ def _records_since(path: str, since_s: float) -> list[StallRecord]:
         return last_records(history, since_s)
 
 
-def _guests_of(node: Node) -> set[int]:
+def _guests_of(node: Node) -> dict[int, Kind]:
     """The guests that this node has, by their configurations' names. May hang, as all of /etc/pve may."""
-    names = [name for kind in ("qemu-server", "lxc") for name in os.listdir(node.path(f"/etc/pve/{kind}"))]
-    return {int(name.removesuffix(".conf")) for name in names if re.fullmatch(r"[1-9][0-9]{2,8}\.conf", name)}
+    kinds: tuple[tuple[str, Kind], ...] = (("qemu-server", "qemu"), ("lxc", "lxc"))
+    return {
+        int(name.removesuffix(".conf")): kind
+        for directory, kind in kinds
+        for name in os.listdir(node.path(f"/etc/pve/{directory}"))
+        if re.fullmatch(r"[1-9][0-9]{2,8}\.conf", name)
+    }

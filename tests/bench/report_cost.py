@@ -60,7 +60,7 @@ began_s = time.process_time()
 if hasattr(history, 'last_samples'):
     last = history.last_samples(sys.argv[1], 0.0)
     if isinstance(last, tuple):
-        text = textfile.exposition(*last, last[0].keys() | last[1].keys())
+        text = textfile.exposition(*last, dict.fromkeys(last[0].keys() | last[1].keys(), 'qemu'))
     else:
         text = textfile.exposition(last, set(last))
 else:

@@ -60,7 +60,7 @@ def told(node: NodeUnderTest) -> list[dict[str, str]]:
 
 def figure(node: NodeUnderTest, name: str, vmid: int) -> float | None:
     lines = Path(node.node.path(TEXTFILE)).read_text().splitlines()
-    found = [line.rpartition(" ")[2] for line in lines if line.startswith(f'{name}{{vmid="{vmid}"}}')]
+    found = [line.rpartition(" ")[2] for line in lines if line.startswith(f'{name}{{id="qemu/{vmid}",vmid="{vmid}"}}')]
     return float(found[0]) if found else None
 
 

@@ -1,25 +1,36 @@
-"""Prometheus' file, read by its own client's parser; and that the dashboard asks for nothing that is not in it."""
+"""Prometheus' file, read by its own client's parser; dashboard and alert rules ask for nothing that is not in it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.stall_record import StallRecord
-from pvehook.records.textfile import METRICS, GuestSamples, beside_samples, exposition, guest_samples, standing_samples
+from pvehook.records.textfile import (
+    METRICS,
+    GuestSamples,
+    Kind,
+    beside_samples,
+    exposition,
+    guest_samples,
+    standing_samples,
+)
 from pvehook.rules.stalls import SEVERITIES
 from tests.records.backups import HUNG, NO_AGENT, NOW_S, beside, charted, container, guest_view, host_view, record
 
 parser = pytest.importorskip("prometheus_client.parser")
 
-DASHBOARD = Path(__file__).parents[2] / "hooks" / "grafana-dashboard.json"
+HOOKS = Path(__file__).parents[2] / "hooks"
+DASHBOARD = HOOKS / "grafana-dashboard.json"
+RULES = HOOKS / "prometheus-alerts.yaml"
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -28,12 +39,16 @@ def by_guest(*records: StallRecord) -> dict[int, GuestSamples]:
     return {each.vmid: guest_samples(each) for each in records}
 
 
-def samples_of(*records: StallRecord | BesideRecord, existing: set[int] | None = None) -> Samples:
+def vms(*vmids: int) -> dict[int, Kind]:
+    return dict.fromkeys(vmids, "qemu")
+
+
+def samples_of(*records: StallRecord | BesideRecord, existing: Mapping[int, Kind] | None = None) -> Samples:
     beside = {each.vmid: beside_samples(each) for each in records if isinstance(each, BesideRecord)}
     own = by_guest(*(each for each in records if isinstance(each, StallRecord)))
-    text = exposition(own, beside, {}, {each.vmid for each in records} if existing is None else existing)
+    text = exposition(own, beside, {}, vms(*(each.vmid for each in records)) if existing is None else existing)
     found = [
-        ((sample.name, frozenset(sample.labels.items())), sample.value)
+        ((sample.name, frozenset({*sample.labels.items()} - {("id", f"qemu/{sample.labels['vmid']}")})), sample.value)
         for family in parser.text_string_to_metric_families(text)
         for sample in family.samples
     ]
@@ -46,7 +61,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_has_help_and_type_once_and_a_base_unit() -> None:
-    text = exposition(by_guest(charted()), {}, {}, {101})
+    text = exposition(by_guest(charted()), {}, {}, vms(101))
     families = list(parser.text_string_to_metric_families(text))
     assert [family.name for family in families] == list(METRICS)
     for family in families:
@@ -110,13 +125,13 @@ def test_a_monitor_that_hangs_leaves_no_zero_behind() -> None:
 
 
 def test_a_guest_that_is_gone_from_the_node_is_gone() -> None:
-    samples = samples_of(record(), record(vmid=102), existing={101})
+    samples = samples_of(record(), record(vmid=102), existing=vms(101))
     assert sample(samples, "pvehook_backup_duration_seconds") == 3600.0
     assert not [labels for _, labels in samples if ("vmid", "102") in labels]
 
 
 def test_no_guest_at_all_is_a_file_all_the_same() -> None:
-    assert samples_of(existing=set()) == {}
+    assert samples_of(existing={}) == {}
 
 
 @pytest.mark.parametrize("name", ['we"b', "back\\slash", "line\nfeed", "<script>", "\u202edb", "x" * 500, "", None])
@@ -130,8 +145,8 @@ def test_a_name_is_in_one_metric_and_cannot_break_a_line(name: str | None) -> No
 
 
 def test_a_backup_whose_end_was_not_seen_is_neither_good_nor_bad() -> None:
-    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {}, {}, {101})
-    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {}, {}, {101})
+    assert "pvehook_backup_ok{" in exposition(by_guest(record(result="failed")), {}, {}, vms(101))
+    assert "pvehook_backup_ok{" not in exposition(by_guest(record(result="unknown")), {}, {}, vms(101))
 
 
 def test_labels_are_bounded() -> None:
@@ -188,7 +203,7 @@ def test_beside_others_zero_is_a_sample_absent_is_none_and_broken_is_a_view_that
 
 def expressions(part: Any) -> Iterator[str]:
     if isinstance(part, dict):
-        yield from (part[key] for key in ("expr", "definition") if key in part)
+        yield from (part[key] for key in ("expr", "definition", "summary", "description") if key in part)
         for each in part.values():
             yield from expressions(each)
     elif isinstance(part, list):
@@ -201,18 +216,44 @@ def dashboard() -> dict[str, Any]:
     return body
 
 
+def alert_rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
 def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
     asked = {name for expression in expressions(dashboard()) for name in re.findall(r"pvehook_\w+", expression)}
     assert asked <= set(METRICS)
-    assert {"pvehook_stalled_seconds", "pvehook_view_up", "pvehook_request_p99_seconds"} <= asked
+    assert {"pvehook_stalled_seconds", "pvehook_guest_overdue", "pvehook_last_success_timestamp_seconds"} <= asked
 
 
-def test_the_dashboard_asks_for_labels_and_values_that_are_written() -> None:
+def test_the_alert_rules_ask_for_metrics_that_are_written() -> None:
+    asked = {name for rule in alert_rules() for name in re.findall(r"pvehook_\w+", rule["expr"])}
+    assert asked <= set(METRICS)
+    assert {"pvehook_stalled_seconds", "pvehook_guest_overdue", "pvehook_last_success_timestamp_seconds"} <= asked
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: str(rule["alert"]))
+def test_an_alert_rule_is_one_that_prometheus_takes_and_says_what_to_do(rule: dict[str, Any]) -> None:
+    """Fields: prometheus.io/docs/prometheus/latest/configuration/alerting_rules."""
+    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+    assert re.fullmatch(r"Pvehook[A-Z][A-Za-z]+", rule["alert"])
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"].keys() == {"summary", "description"}
+    assert rule["expr"].count("(") == rule["expr"].count(")")
+
+
+def test_dashboard_and_alert_rules_ask_for_labels_and_values_that_are_written() -> None:
     written: dict[str, dict[str, set[str]]] = {}
-    for metric, labels in samples_of(charted(), record(vmid=102, hypervisor=HUNG), beside()):
-        for label, value in labels:
-            written.setdefault(metric, {}).setdefault(label, set()).add(value)
-    for expression in expressions(dashboard()):
+    standing = {101: standing_samples(101, NOW_S, False)}
+    records = (charted(), record(vmid=102, hypervisor=HUNG))
+    text = exposition(by_guest(*records), {101: beside_samples(beside())}, standing, vms(101, 102))
+    for family in parser.text_string_to_metric_families(text):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                written.setdefault(sample.name, {}).setdefault(label, set()).add(value)
+    for expression in [*expressions(dashboard()), *expressions(alert_rules())]:
         for metric, inside in re.findall(r"(pvehook_\w+)\{(.*?)\}", expression):
             for label, values in re.findall(r'(\w+)=~?"(.*?)"', inside):
                 if label != "instance":  # Prometheus' own
@@ -237,9 +278,21 @@ def test_the_dashboards_panels_do_not_lie_on_each_other() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+def test_every_sample_has_the_label_by_which_the_metrics_of_proxmox_are_joined() -> None:
+    """prometheus-pve-exporter has `pve_guest_info{id="qemu/101",...}`, `pve_up{id="lxc/102"}`."""
+    own = by_guest(charted(name='a "{b}"'), container(vmid=102))
+    standing = {vmid: standing_samples(vmid, NOW_S, False) for vmid in (101, 102)}
+    text = exposition(own, {101: beside_samples(beside())}, standing, {101: "qemu", 102: "lxc"})
+    kinds = {"101": "qemu", "102": "lxc"}
+    samples = [sample for family in parser.text_string_to_metric_families(text) for sample in family.samples]
+    assert samples
+    assert all(each.labels["id"] == f"{kinds[each.labels['vmid']]}/{each.labels['vmid']}" for each in samples)
+    assert next(each.labels["name"] for each in samples if each.labels.get("name")) == 'a "{b}"'
+
+
 def test_every_guest_has_its_last_good_backup_and_whether_it_is_overdue() -> None:
     standing = {101: standing_samples(101, NOW_S, False), 103: standing_samples(103, None, True)}
-    text = exposition(by_guest(record()), {}, standing, {101, 103})
+    text = exposition(by_guest(record()), {}, standing, vms(101, 103))
     found = {
         (sample.name, sample.labels["vmid"]): sample.value
         for family in parser.text_string_to_metric_families(text)

@@ -340,7 +340,7 @@ def test_prometheus_finds_the_night_in_a_file_that_it_may_read(node: NodeUnderTe
     with running_vm(node) as guest:
         night(node, guest, lambda: guest.serve_requests("write", 2600.0, 1))
     file = node.root / "srv/pvehook.prom"
-    stalled = 'pvehook_stalled_seconds{vmid="101",part="own"}'
+    stalled = 'pvehook_stalled_seconds{id="qemu/101",vmid="101",part="own"}'
     (line,) = [line for line in file.read_text().splitlines() if line.startswith(stalled)]
     assert float(line.split()[-1]) == pytest.approx(2.6, rel=0.13)
     assert file.stat().st_mode & 0o777 == 0o644
@@ -365,7 +365,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
         journal, report, prometheus = shown()
         assert journal == "0"
         assert re.search(r"io some s +0\b", report)
-        assert 'pvehook_view_up{vmid="101",view="guest"} 1' in prometheus
+        assert 'pvehook_view_up{id="qemu/101",vmid="101",view="guest"} 1' in prometheus
         assert re.search(r'^pvehook_guest_pressure_seconds\{.*"io".*\} 0(\.0)?$', prometheus, re.MULTILINE)
 
         for resource in ("cpu", "io", "memory"):
@@ -383,7 +383,7 @@ def test_a_guest_without_pressure_is_absent_everywhere_and_one_that_hangs_is_bro
         assert journal.startswith("broken: ")
         assert re.search(r"the guest itself", report)
         assert "?" in report
-        assert 'pvehook_view_up{vmid="101",view="guest"} 0' in prometheus
+        assert 'pvehook_view_up{id="qemu/101",vmid="101",view="guest"} 0' in prometheus
 
 
 def test_the_worst_night_keeps_its_record(node: NodeUnderTest) -> None:

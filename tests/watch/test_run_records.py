@@ -56,7 +56,7 @@ def kept(tmp_path: Path) -> Kept:
 
 def test_prometheus_gets_a_guest_in_no_job_until_the_next_run_in_which_it_is_well(kept: Kept) -> None:
     kept.run(beside(vmid=105))
-    assert 'pvehook_stalled_seconds{vmid="105",part="beside"} 17.0' in kept.beside_of(105)
+    assert 'pvehook_stalled_seconds{id="qemu/105",vmid="105",part="beside"} 17.0' in kept.beside_of(105)
     kept.run(began=False)
     assert kept.beside_of(105)  # a run that was refused tells nothing of anybody
     kept.run()
