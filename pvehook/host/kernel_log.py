@@ -1,4 +1,4 @@
-"""The node's kernel log from now on, read from /dev/kmsg.
+"""The node's kernel log from now on, and what it still has of the time since the boot, read from /dev/kmsg.
 
 Each read returns one whole record, in order, independently of other readers; with O_NONBLOCK it fails with EAGAIN at
 the end, and once with EPIPE when records were overwritten before they were read (the next read continues with the
@@ -14,9 +14,11 @@ import errno
 import os
 import stat
 import time
+from typing import NamedTuple
 
 from pvehook.contract.kernel_line import KernelLine, TimedLine, parse_kernel_line
 from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.deadline import Deadline
 from pvehook.host.clock import Clock
 from pvehook.host.node import Node
 
@@ -26,6 +28,8 @@ _KMSG_DEVICE = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt of Lin
 LINES_LIMIT = 1000
 """Per read, which is 4 ms of work. The rest stays in the kernel for the next one, or is overwritten and counted."""
 BYTES_LIMIT = 256 * 1024
+PAST_LINES_LIMIT = 50_000
+"""A log of 256 KiB has some 3000; nodes with many CPUs have larger ones (CONFIG_LOG_CPU_MAX_BUF_SHIFT)."""
 
 _NO_LOG = "this node has no kernel log of its own (/dev/kmsg): a container?"
 _REMEDY = (
@@ -34,8 +38,47 @@ _REMEDY = (
 )
 
 
+class PastLog(NamedTuple):
+    """What the kernel's log has, the oldest first."""
+
+    lines: tuple[KernelLine, ...]
+    is_whole: bool
+    """Nothing since the boot is overwritten."""
+
+
 def open_kernel_log(node: Node, clock: Clock) -> Measured[HostKernelLog]:
     """Opens the log at its end."""
+    fd = _open(node, os.SEEK_END)
+    return HostKernelLog(fd, clock) if isinstance(fd, int) else fd
+
+
+def read_past_log(node: Node, deadline: Deadline) -> Measured[PastLog]:
+    """Everything in the log, within the deadline. It is memory: a few thousand lines, 4 us each."""
+    fd = _open(node, os.SEEK_SET)
+    if not isinstance(fd, int):
+        return fd
+    lines: list[KernelLine] = []
+    first_number = 0
+    try:
+        while deadline.left_s() > 0 and len(lines) < PAST_LINES_LIMIT:
+            try:
+                record = os.read(fd, _RECORD_BYTES).decode("ascii", errors="replace")
+            except BlockingIOError:
+                return PastLog(tuple(lines), first_number == 0)
+            except BrokenPipeError:
+                continue  # overwritten while it was read
+            line = parse_kernel_line(record)
+            first_number = first_number if lines else int(record.split(",", 2)[1])
+            lines.append(line)
+    except (OSError, ValueError) as error:
+        return Broken(f"/dev/kmsg cannot be read: {error}")
+    finally:
+        os.close(fd)
+    return Broken(f"/dev/kmsg could not all be read in time, only {len(lines)} lines")
+
+
+def _open(node: Node, whence: int) -> int | Absent | Broken:
+    """A descriptor at the log's start or end."""
     path = node.path("/dev/kmsg")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -51,11 +94,11 @@ def open_kernel_log(node: Node, clock: Clock) -> Measured[HostKernelLog]:
         if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _KMSG_DEVICE:
             os.close(fd)
             return Absent(_NO_LOG)
-        os.lseek(fd, 0, os.SEEK_END)
+        os.lseek(fd, 0, whence)
     except OSError as error:
         os.close(fd)
-        return Broken(f"{path} cannot be read from its end: {error.strerror}")
-    return HostKernelLog(fd, clock)
+        return Broken(f"{path} cannot be read from its start or end: {error.strerror}")
+    return fd
 
 
 class HostKernelLog:

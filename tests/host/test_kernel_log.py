@@ -16,8 +16,9 @@ import pytest
 
 from pvehook.contract.kernel_line import TimedLine
 from pvehook.contract.measured import Absent, Broken
+from pvehook.deadline import Deadline
 from pvehook.host.clock import SystemClock
-from pvehook.host.kernel_log import BYTES_LIMIT, LINES_LIMIT, HostKernelLog, open_kernel_log
+from pvehook.host.kernel_log import BYTES_LIMIT, LINES_LIMIT, HostKernelLog, PastLog, open_kernel_log, read_past_log
 from pvehook.host.node import Node
 
 TOP = Path(__file__).parent.parent.parent
@@ -90,6 +91,22 @@ def test_two_readers_do_not_take_each_others_lines() -> None:
         assert texts(one.read_new(), token) == texts(other.read_new(), token) == [token]
 
 
+def test_what_was_written_before_is_read_from_the_start() -> None:
+    token = f"pvehook test {uuid.uuid4()}"
+    real_log().close()
+    say_in_kernel_log(f"{token} first")
+    say_in_kernel_log(f"{token} second")
+    past = read_past_log(Node(), Deadline.after(10.0))
+    assert isinstance(past, PastLog)
+    assert [line.text for line in past.lines if token in line.text] == [f"{token} first", f"{token} second"]
+
+
+def test_a_past_that_cannot_be_read_in_time_is_broken() -> None:
+    real_log().close()
+    past = read_past_log(Node(), Deadline.after(0.0))
+    assert past == Broken("/dev/kmsg could not all be read in time, only 0 lines")
+
+
 OPEN_IT = """
 from pvehook.host.clock import SystemClock
 from pvehook.host.kernel_log import open_kernel_log
@@ -127,6 +144,7 @@ def test_without_the_capability_it_is_broken_and_says_what_to_do() -> None:
 
 
 def test_a_container_has_none(tmp_path: Path) -> None:
+    assert read_past_log(Node(str(tmp_path)), Deadline.after(1.0)) == NO_LOG
     assert open_kernel_log(Node(str(tmp_path)), SystemClock()) == NO_LOG
 
 

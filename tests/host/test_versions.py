@@ -11,7 +11,7 @@ import pytest
 
 from pvehook.contract.measured import Absent, Broken
 from pvehook.host.node import Node
-from pvehook.host.versions import read_versions
+from pvehook.host.versions import installed_packages, read_versions
 
 BEFORE = "Package: pve-lxc-syscalld\nStatus: install ok installed\nVersion: 2.0.1\n\n"
 MANAGER = """\
@@ -76,6 +76,31 @@ def test_what_cannot_be_read_is_broken(tmp_path: Path) -> None:
 def test_a_package_without_a_version_is_broken(node: Node, tmp_path: Path) -> None:
     write(tmp_path, "/var/lib/dpkg/status", MANAGER.replace("Version: 9.2.11\n", ""))
     assert isinstance(read_versions(node).pve_manager, Broken)
+
+
+KERNELS = """\
+Package: proxmox-kernel-6.17
+Status: install ok installed
+Version: 6.17.4-2
+
+Package: proxmox-kernel-6.17.2-1-pve-signed
+Status: deinstall ok config-files
+Version: 6.17.2-1
+
+Package: proxmox-kernel-6.17.4-2-pve-signed
+Status: install ok installed
+Version: 6.17.4-2
+"""
+
+
+def test_all_packages_that_matter_are_found_in_one_pass(node: Node, tmp_path: Path) -> None:
+    write(tmp_path, "/var/lib/dpkg/status", f"{BEFORE}{KERNELS}\n{MANAGER}{AFTER}")
+    assert installed_packages(node) == {
+        "proxmox-kernel-6.17": "6.17.4-2",
+        "proxmox-kernel-6.17.4-2-pve-signed": "6.17.4-2",
+        "pve-manager": "9.2.11",
+        "pve-qemu-kvm": "10.1.2-1",
+    }
 
 
 def test_this_machines_kernel() -> None:
