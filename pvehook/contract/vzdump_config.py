@@ -2,7 +2,7 @@
 
 Source: `read_vzdump_defaults` and `new` in PVE/VZDump.pm, `parse_config` in PVE/JSONSchema.pm.
 
-    script: /usr/local/lib/pvehook/hooks/vzdump-hook      a key in the first column, its colon touches it
+    script: /usr/local/lib/pvehook/hooks/vzdump-hook      a key whose colon touches it; blanks may stand before it
     mode: snap                                            no value of this option: dropped, the default counts
 """
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from pvehook.contract.vzdump_options import OPTIONS
+
 MODE_DEFAULT = "snapshot"
 STORAGE_DEFAULT = "local"
 
-_LINE = re.compile(r"(\S+?):\s*(.*?)\s*", re.ASCII)
-_VALID = {"mode": re.compile(r"snapshot|suspend|stop"), "ionice": re.compile(r"[0-8]")}
-"""Of the options that are read here, those that Proxmox checks so closely that a wrong value occurs."""
+_LINE = re.compile(r"\s*([^\s#]\S*?):\s*(.*?)\s*", re.ASCII)
 
 
 def parse_vzdump_config(text: str) -> dict[str, str]:
@@ -32,10 +32,10 @@ def ignored_lines(text: str) -> list[str]:
 
 def _option(line: str) -> tuple[str, str] | None:
     match = _LINE.fullmatch(line)
-    if match is None or line.startswith("#"):
+    if match is None:
         return None
     key, value = match.groups()
-    return (key, value) if key not in _VALID or _VALID[key].fullmatch(value) else None
+    return (key, value) if key not in OPTIONS or OPTIONS[key].fullmatch(value) else None
 
 
 def options_of_job(defaults: Mapping[str, str], job: Mapping[str, str]) -> dict[str, str]:

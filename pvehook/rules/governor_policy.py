@@ -3,10 +3,10 @@ governor can."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from pvehook.contract.vzdump_options import WORKERS_DEFAULT, workers_set
 from pvehook.rules.governor_readings import Culprit
 from pvehook.rules.guest_match import match
 from pvehook.settings import GovernorConfig, GovernorMode, Spare
@@ -53,10 +53,9 @@ def may_be_spared_for_others(config: GovernorConfig, vmid: int, name: str | None
 
 
 def workers_of(performance: str | None) -> int:
-    """Of a job's or /etc/vzdump.conf's `performance: max-workers=4,pbs-entries-max=...`; None: it is not set. Source of
-    the default: `backup-performance` of pve-common's PVE/VZDump/Common.pm."""
-    found = re.search(r"(?:^|,)\s*max-workers=(\d{1,3})\s*(?:,|$)", performance or "")
-    return int(found[1]) if found else 16
+    """Of a job's or /etc/vzdump.conf's `performance: max-workers=4,pbs-entries-max=...`; None: it is not set."""
+    found = workers_set(performance)
+    return found if found is not None else WORKERS_DEFAULT
 
 
 def advice(vmid: int, setup: Setup, culprit: Culprit | None) -> tuple[str, ...]:

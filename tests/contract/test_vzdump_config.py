@@ -30,7 +30,7 @@ def test_of_a_key_that_comes_twice_the_last_counts() -> None:
     ("line", "options"),
     [
         ("script : /x", {}),  # key and colon must touch
-        (" script: /x", {}),  # and begin the line
+        (" script: /x", {"script": "/x"}),  # and blanks may stand before it
         ("script:/x \t", {"script": "/x"}),
         ("script: /x\r", {"script": "/x"}),
         ("script: /a\u2028b: c", {"script": "/a\u2028b: c"}),
@@ -46,7 +46,7 @@ def test_nothing_is_set(text: str) -> None:
     assert parse_vzdump_config(text) == {}
 
 
-@pytest.mark.parametrize("line", ["script : /x", " script: /x", "mode: snap", "ionice: 9", "nonsense"])
+@pytest.mark.parametrize("line", ["script : /x", " mode: snap", "ionice: 9", "nonsense", "performance: max-workers=0"])
 def test_lines_that_proxmox_ignores(line: str) -> None:
     text = f"# a comment\n\n{line}\ntmpdir: /t\n"
     assert parse_vzdump_config(text) == {"tmpdir": "/t"}
