@@ -11,15 +11,15 @@ with backups there.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from pvehook.contract.text import printable
+from pvehook.rules.reschedule import at_opening, at_time, next_start, opened, set_schedule, stamp, wider
 from pvehook.rules.schedule import starts_between
-from pvehook.rules.window import DAY_MINUTES, DAYS, Window, is_open, window_state
+from pvehook.rules.window import Window, is_open, window_state
 
 TURN_COMES_WITHIN_S: Final = 12 * 3600.0
 """After its job's start. A run may wait for the node's lock for 3 h, and take a night."""
@@ -35,13 +35,8 @@ _IN_WORDS: Final = {
     "worker-died": "broken off",
     "unknown": "not seen to its end",
 }
-_TIME_OF_EVENT: Final = re.compile(r"((?:[a-zA-Z][a-zA-Z.,]*\s+)?)[0-9]{1,2}:[0-9]{1,2}")
-_TIME_OF_CRON: Final = re.compile(r"[0-9]+\s+[0-9]+((?:\s+\S+){3})")
-_LONGER_MIN: Final = 120
-"""By how much a wider window is wider."""
 _BEHIND: Final = timedelta(minutes=10)
 """So that the other job has taken the node's lock before."""
-_LOOK_AHEAD: Final = timedelta(days=400)
 
 
 class Promise(NamedTuple):
@@ -142,9 +137,9 @@ def _without_turns(facts: Facts, not_understood: Sequence[str]) -> str:
 def _cause(facts: Facts, starts: Sequence[datetime], closed: Sequence[datetime], window: Window) -> str:
     if not facts.turns:
         if closed:
-            when = f"at its job's start ({_stamp(closed[-1])}) the backup window is closed"
+            when = f"at its job's start ({stamp(closed[-1])}) the backup window is closed"
             return f"none of its {_turns(starts)} came to it: {when} ({window_state(window, closed[-1]).reason})"
-        return f"its runs were never seen: {_turns(starts)}, the last {_stamp(starts[-1])}"
+        return f"its runs were never seen: {_turns(starts)}, the last {stamp(starts[-1])}"
     by_result: dict[str, list[Turn]] = {}
     for turn in facts.turns:
         by_result.setdefault(turn.result, []).append(turn)
@@ -186,74 +181,22 @@ def _ways(
         return
     if promise.is_exempt:
         return
-    start = _next(promise, now)
+    start = next_start(promise.schedule, now, is_cron=promise.is_cron)
     if start is None:
         return
     is_closed = not is_open(window, start)
-    opens = window_state(window, start).opens_at if is_closed else _opened(window, start)
-    earlier = _at_time(promise, opens.astimezone(now.tzinfo)) if opens is not None else None
-    if earlier is not None and _starts_open(promise, earlier, now, window):
-        yield f"to start its job when the window opens: {_set_schedule(promise, earlier)}"
+    earlier = at_opening(promise.schedule, start, now, window, is_cron=promise.is_cron)
+    if earlier is not None:
+        change = set_schedule(promise.job, earlier, is_cron=promise.is_cron)
+        yield f"to start its job when the window opens: {change}"
     if is_closed:
         return
-    yield f"to widen the window: {_wider(window)}"
+    yield f"to widen the window: {wider(window)}"
     first = earlier or promise.schedule
-    behind = _at_time(promise, (opens or start).astimezone(now.tzinfo) + _BEHIND)
+    opens = opened(window, start) or start
+    behind = at_time(promise.schedule, opens.astimezone(now.tzinfo) + _BEHIND, is_cron=promise.is_cron)
     if promise.without is not None and not promise.is_cron and behind is not None:
         create = f"pvesh create /cluster/backup --vmid {facts.vmid} --schedule {shlex.quote(first)}{storage}"
-        change = f"{_job_path(promise)} {promise.without} --schedule {shlex.quote(behind)}"
+        path = shlex.quote(f"/cluster/backup/{promise.job}")
+        change = f"{path} {promise.without} --schedule {shlex.quote(behind)}"
         yield f"to split the job, so that this guest comes first: {create} && pvesh set {change}"
-
-
-def _next(promise: Promise, now: datetime) -> datetime | None:
-    found = starts_between(promise.schedule, now, now + _LOOK_AHEAD, is_cron=promise.is_cron, most=1)
-    return found[0] if found else None
-
-
-def _opened(window: Window, start: datetime) -> datetime | None:
-    """When the window that is open at this start opened; None: just then, or more than a day before."""
-    found = None
-    change: datetime | None = start - timedelta(days=1)
-    while change is not None and change.timestamp() < start.timestamp():
-        state = window_state(window, change)
-        change = state.closes_at if state.open else state.opens_at
-        found = found if state.open else change
-    return found if found is not None and found.timestamp() < start.timestamp() else None
-
-
-def _starts_open(promise: Promise, schedule: str, now: datetime, window: Window) -> bool:
-    start = _next(promise._replace(schedule=schedule), now)
-    return start is not None and is_open(window, start)
-
-
-def _at_time(promise: Promise, when: datetime) -> str | None:
-    """The schedule on the same days at another time; None where it is not that simple."""
-    if promise.is_cron:
-        cron = _TIME_OF_CRON.fullmatch(promise.schedule)
-        return f"{when.minute} {when.hour}{cron[1]}" if cron else None
-    event = _TIME_OF_EVENT.fullmatch(promise.schedule)
-    return f"{event[1]}{when:%H:%M}" if event else None
-
-
-def _job_path(promise: Promise) -> str:
-    return shlex.quote(f"/cluster/backup/{promise.job}")
-
-
-def _set_schedule(promise: Promise, schedule: str) -> str:
-    if promise.is_cron:
-        return f"let line {promise.job} begin with `{schedule}`"
-    return f"pvesh set {_job_path(promise)} --schedule {shlex.quote(schedule)}"
-
-
-def _wider(window: Window) -> str:
-    span = window.spans[0]
-    if len(window.spans) > 1 or (span.end_min - span.start_min) % DAY_MINUTES + _LONGER_MIN >= DAY_MINUTES:
-        return "window.open in /etc/pvehook.yaml"
-    end_min = (span.end_min + _LONGER_MIN) % DAY_MINUTES
-    text = re.sub(r"[0-9:]+$", f"{end_min // 60:02}:{end_min % 60:02}", span.text)
-    return f'in /etc/pvehook.yaml: window: {{open: ["{text}"]}}'
-
-
-def _stamp(at: datetime) -> str:
-    """`Sat 2026-11-28 02:00`. The day is not left to strftime: it follows the locale."""
-    return f"{DAYS[at.weekday()][:3].capitalize()} {at:%Y-%m-%d %H:%M}"
