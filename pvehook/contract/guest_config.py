@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 _VM_DRIVE = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
@@ -27,6 +27,7 @@ _OPTION = re.compile(r"([a-z][a-z_.-]*\d*):\s*(.+?)\s*", re.ASCII)
 _SIZE = re.compile(r"(\d{1,15})(?:\.\d+)?([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MOUNT_POINT = re.compile(r"rootfs|mp\d+")
+_PENDING = re.compile(r"\[PENDING\]\s*", re.ASCII | re.IGNORECASE)
 
 
 class Volume(NamedTuple):
@@ -56,7 +57,7 @@ class GuestConfig(NamedTuple):
 
 def parse_vm(text: str) -> GuestConfig:
     """A configuration of qemu-server."""
-    options = _main_section(text)
+    options = options_of(text)
     has_ovmf = options.get("bios") == "ovmf"
     volumes = []
     threads = []
@@ -77,7 +78,7 @@ def parse_vm(text: str) -> GuestConfig:
 
 def parse_container(text: str) -> GuestConfig:
     """A configuration of pve-container."""
-    options = _main_section(text)
+    options = options_of(text)
     volumes = []
     for key, value in options.items():
         if _MOUNT_POINT.fullmatch(key):
@@ -91,7 +92,7 @@ def parse_container(text: str) -> GuestConfig:
 def backup_size_bytes(text: str, guest: GuestConfig) -> int | None:
     """How large the disks are that vzdump takes into the archive, by `size=32G` of each; None: none says. `guest` is
     the same text, parsed."""
-    options = _main_section(text)
+    options = options_of(text)
     settings = (property_string(options[each.key], default_key="file")[1] for each in guest.volumes if each.backup)
     sizes = [match for each in settings if (match := _SIZE.fullmatch(each.get("size", "")))]
     return sum(int(match[1]) * _UNITS[match[2]] for match in sizes) or None
@@ -110,10 +111,23 @@ def split_list(value: str) -> list[str]:
     return [each for each in re.split(r"[;,\s\0]+", value, flags=re.ASCII) if each]
 
 
-def _main_section(text: str) -> dict[str, str]:
-    """`key: value` lines up to the first `[section]`; of a key that comes twice the last one, as Proxmox."""
-    lines = itertools.takewhile(lambda line: not line.startswith("["), text.split("\n"))
+def options_of(text: str) -> dict[str, str]:
+    """`key: value` lines up to the first `[section]`: the options as they are in force. Of a key that comes twice the
+    last one, as Proxmox."""
+    return _options(itertools.takewhile(lambda line: not line.startswith("["), text.split("\n")))
+
+
+def _options(lines: Iterable[str]) -> dict[str, str]:
     return {match[1]: match[2] for line in lines if (match := _OPTION.fullmatch(line))}
+
+
+def options_after_restart(text: str) -> dict[str, str]:
+    """The options with what the section `[PENDING]` changes, as they are once the guest was stopped and started.
+    Source: `vmconfig_apply_pending` of qemu-server; `delete: agent,!scsi1` names what goes."""
+    lines = itertools.dropwhile(lambda line: not _PENDING.fullmatch(line), text.split("\n"))
+    pending = _options(itertools.takewhile(lambda line: not line.startswith("["), itertools.islice(lines, 1, None)))
+    gone = {each.removeprefix("!") for each in split_list(pending.pop("delete", ""))}
+    return {key: value for key, value in options_of(text).items() if key not in gone} | pending
 
 
 def property_string(value: str, default_key: str, alias: str = "") -> tuple[str, dict[str, str]]:

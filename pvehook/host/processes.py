@@ -224,6 +224,13 @@ def running_containers(node: Node) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
+def program_is_replaced(node: Node, process: ProcessId) -> bool | None:
+    """Whether the file of the program that the process runs is gone: a package with another one was installed since it
+    was started (proc(5): `/proc/PID/exe` then reads `/usr/bin/qemu-system-x86_64 (deleted)`). None: not known."""
+    program = _link(node.path(f"/proc/{process.pid}/exe"))
+    return program.endswith(" (deleted)") if program else None
+
+
 def guests_left_idle(node: Node, born_after: ProcessId | None) -> list[Found]:
     """VMs' processes anywhere on the node with a thread at idle I/O priority, started after the worker (None: at any
     time). This finds what `vm_processes` cannot: a virtiofsd, which nothing ties to its VM. Processes inside containers
