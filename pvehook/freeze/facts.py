@@ -39,10 +39,12 @@ def gather(
     facts_within_s: float,
     now_s: float,
     deadline: Deadline | None = None,
+    first_answer_s: float | None = None,
 ) -> tuple[FreezeFacts, GuestConfig]:
     """Reads configuration, QEMU's state and the agent's facts; the agent has `facts_within_s` for all its answers, and
     nothing is waited for beyond the deadline. Never raises: what did not answer is a fact of its own, and a
-    configuration that could not be read is an empty one. The agent is left alone in a guest that PVE never freezes."""
+    configuration that could not be read is an empty one. The agent is left alone in a guest that PVE never freezes.
+    `first_answer_s`: an agent that has answered nothing by then counts as silent; None: the time for all answers."""
     deadline = deadline or Deadline.after(CONFIG_S + QMP_S + facts_within_s)
     config, unknown = _config(node, reader, vmid, deadline)
     option = parse_agent_option(config.agent) if unknown is None else AgentOption(True, True)
@@ -50,7 +52,8 @@ def gather(
     if vmtype != "lxc" and mode == "snapshot":
         facts = _qemu_facts(facts, qmp_path(node, vmid), deadline.within(QMP_S))
         if facts.run_state == "running" and option.enabled and option.freezes:
-            facts = _agent_facts(facts, agent_path(node, vmid), deadline.within(facts_within_s))
+            agent_deadline = deadline.within(facts_within_s)
+            facts = _agent_facts(facts, agent_path(node, vmid), agent_deadline, first_answer_s or facts_within_s)
     return facts, config
 
 
@@ -74,13 +77,13 @@ def _qemu_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFact
     return facts._replace(run_state=status, migrating=state in ("setup", "active", "pre-switchover", "device"))
 
 
-def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline) -> FreezeFacts:
+def _agent_facts(facts: FreezeFacts, path: str, deadline: Deadline, first_answer_s: float) -> FreezeFacts:
     """All answers within the limit: an agent that cannot list its filesystems in that time is not one to freeze. What
     system it is comes last, since the guest can be frozen without it."""
     began_s = time.monotonic()
     latency_s = 0.0
     try:
-        with open_agent(path, deadline) as agent:
+        with open_agent(path, deadline.within(first_answer_s)) as agent:
             latency_s = time.monotonic() - began_s
             info = agent.guest_info(deadline)
             facts = facts._replace(info=info)
