@@ -19,7 +19,7 @@ from pvehook.contract.guest_config import (
     options_of,
     parse_agent_option,
 )
-from pvehook.contract.measured import Broken, Measured
+from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.section_config import Section
 from pvehook.contract.text import printable
 from pvehook.contract.vm_disks import VmDisk, vm_disks
@@ -31,7 +31,7 @@ from pvehook.host.guest_configs import ConfiguredGuest, read_guest_configs
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, running_containers, running_vms
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.versions import installed_version
+from pvehook.host.versions import installed_packages
 from pvehook.host.volumes import read_storages
 from pvehook.night.standings import NAME_LIMIT, standings
 from pvehook.records.guest_summary import guest_number
@@ -104,7 +104,7 @@ def gather(sources: Sources) -> GuestsFacts:
     nights = known("stalls", lambda: history.within(READ_S, "the history", lambda: bad_nights(node, sources.now)))
     stood = known("overdue guests", lambda: history.within(READ_S, "the history", lambda: _standings(sources)))
     vms, containers = known("running guests", lambda: here.within(READ_S, "/proc", lambda: _running(node))) or ({}, {})
-    installed = known("QEMU", lambda: here.within(READ_S, "dpkg", lambda: installed_version(node, QEMU_PACKAGE)))
+    installed = known("QEMU", lambda: here.within(READ_S, "dpkg", lambda: _installed_qemu(node)))
     guests = [
         guest
         for each in configured
@@ -139,6 +139,13 @@ def _named(titles: Sequence[str]) -> str:
 
 def _running(node: Node) -> tuple[dict[int, ProcessId], dict[int, int]]:
     return running_vms(node), running_containers(node)
+
+
+def _installed_qemu(node: Node) -> Measured[str]:
+    packages = installed_packages(node)
+    if isinstance(packages, (Absent, Broken)):
+        return packages
+    return packages.get(QEMU_PACKAGE) or Absent(f"{QEMU_PACKAGE} is not installed")
 
 
 def _standings(sources: Sources) -> tuple[Standing, ...]:
