@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 
 from pvehook.cli.arguments import Arguments, Commands, add_command, configuration_in_force
-from pvehook.host.node import INSTALLED_UNDER, Node
-from pvehook.host.regular_file import read_regular_file
-
-SCRIPT_LIMIT_BYTES = 1 << 20
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +16,7 @@ def add(commands: Commands) -> None:
 
 def _config_check(arguments: Arguments) -> int:
     from pvehook.config.in_force import Configuration, read_files
+    from pvehook.host.hook_script import look_at_script
     from pvehook.host.timely_files import TimelyReader
 
     node, reader = arguments.node, TimelyReader()
@@ -37,21 +33,11 @@ def _config_check(arguments: Arguments) -> int:
             print(f"in force until that is fixed: {in_force.source}; backups may run {spans} ({zone})")
         return 1
     chain = in_force.config.chain
-    if chain is not None and _leads_back(node, chain):
+    if chain is not None and ((script := look_at_script(node, chain)).is_ours or script.calls_ours):
         print(f"chain: {chain} calls pvehook's own hook, which would call it again; name another script")
         return 1
     print("the configuration can be used")
     return 0
-
-
-def _leads_back(node: Node, chain: str) -> bool:
-    """Whether the chained script is the hook itself, or names it."""
-    script, hook = node.path(chain), f"{INSTALLED_UNDER}/hooks/vzdump-hook"
-    try:
-        names_it = hook.encode() in read_regular_file(script, SCRIPT_LIMIT_BYTES)
-        return names_it or os.path.samefile(script, node.path(hook))
-    except OSError:
-        return False  # a script that is not there leads nowhere; the run itself reports it
 
 
 def _config_show(arguments: Arguments) -> int:

@@ -24,6 +24,16 @@ def parse_vzdump_config(text: str) -> dict[str, str]:
     return dict(option for line in text.split("\n") if (option := _option(line)))
 
 
+def with_option(text: str, key: str, value: str) -> str:
+    """The same with this option: in place of the line that counts now, or as a new line at its end."""
+    lines = text.split("\n")
+    counts = [number for number, line in enumerate(lines) if (option := _option(line)) and option[0] == key]
+    if counts:
+        lines[counts[-1]] = f"{key}: {value}"
+        return "\n".join(lines)
+    return f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{key}: {value}\n"
+
+
 def ignored_lines(text: str) -> list[str]:
     """The lines that say something, but nothing that Proxmox takes."""
     lines = (line.strip() for line in text.split("\n") if _option(line) is None)

@@ -1,6 +1,6 @@
 """`pvehook doctor` in a terminal, at 80 columns: the worst first, findings of one check together.
 
-pvehook doctor: node pve1, 2026-11-29 10:20
+pvehook: doctor of node pve1, 2026-11-29 10:20
 1 error, 2 warnings, 1 note
 
 ERROR PVH-101: vzdump does not call pvehook
@@ -37,7 +37,7 @@ def doctor_lines(diagnosis: Diagnosis, node_name: str, now: datetime, style: Ter
     found = diagnosis.found
     not_checked = f"; {_things(len(diagnosis.not_checked))} not checked" if diagnosis.not_checked else ""
     lines = [
-        f"pvehook doctor: node {style.shown(printable(node_name, 40))}, {now:%Y-%m-%d %H:%M}",
+        f"pvehook: doctor of node {style.shown(printable(node_name, 40))}, {now:%Y-%m-%d %H:%M}",
         f"{counted_in_words(found)}{not_checked}",
     ]
     for (severity, check), of in groupby(found, key=lambda each: (each.finding.severity, each.check)):

@@ -7,6 +7,8 @@ import os
 
 INSTALLED_UNDER = "/usr/local/lib/pvehook"
 """Where install.sh puts the program; the hook finds its root by taking this off its own path."""
+HOOK = f"{INSTALLED_UNDER}/hooks/vzdump-hook"
+"""What `script:` names in /etc/vzdump.conf."""
 
 
 class Node:

@@ -14,9 +14,8 @@ from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import can_snapshot_container
 from pvehook.contract.vzdump_config import MODE_DEFAULT
 from pvehook.host.backup_jobs import Job, Pools
+from pvehook.host.node import HOOK
 from pvehook.rules.governor_policy import workers_of
-
-HOOK = "/usr/local/lib/pvehook/hooks/vzdump-hook"
 
 
 class Guest(NamedTuple):

@@ -27,14 +27,13 @@ from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
-from pvehook.host.node import Node
+from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
 from pvehook.night.overdue_now import overdue_at
 from pvehook.preview.expected_run import ExpectedGuest, expect_run
 from pvehook.preview.next_runs import next_runs_of
 from pvehook.preview.plan import (
-    HOOK,
     Guest,
     mode_of,
     notes_on_job,

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -27,6 +27,7 @@ from pvehook.records.history_schema import (
     BUSY_S,
     CHART_DAYS,
     DETAIL_DAYS,
+    SCHEMA,
     primary_code,
     unpacked,
     version_of,
@@ -81,6 +82,31 @@ def history_file(node: Node) -> str:
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """The database, to read from: while the daemon writes, after a crash, and where nothing can be written at all (a
     copy on another machine, a medium that is read-only). Raises NodeError, also for a later error of SQLite."""
+    with _opened(path) as (history, version):
+        if (why := why_not_readable(version)) is not None:
+            raise NodeError(f"history {path}: {why}")
+        yield history
+
+
+def why_unusable(path: str, gives_up: Callable[[], bool]) -> str | None:
+    """Why the next backup cannot go on with this database, after a look at all of it; None: it can. `gives_up` is asked
+    every few milliseconds, and the look ends with InterruptedError once it is true."""
+    try:
+        with _opened(path) as (history, version):
+            if version > len(SCHEMA):
+                return why_not_readable(version)
+            history.set_progress_handler(gives_up, 10_000)
+            found = history.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except NodeError as error:
+        if isinstance(error.__cause__, sqlite3.OperationalError) and gives_up():
+            raise InterruptedError(f"history {path}: not read to its end") from error
+        return str(error).removeprefix(f"history {path}: ")
+    return None if found == "ok" else str(found)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[sqlite3.Connection, int]]:
+    """The database and its version. Raises NodeError, also for a later error of SQLite."""
     with ExitStack() as stack:
         try:
             history = stack.enter_context(closing(_connect_to_read(path)))
@@ -99,10 +125,8 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
                 version = version_of(history)
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise NodeError(f"history {path}: {error}") from error
-        if (why := why_not_readable(version)) is not None:
-            raise NodeError(f"history {path}: {why}")
         try:
-            yield history
+            yield history, version
         except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: where SQLite quotes damage
             raise NodeError(f"history {path}: {error}") from error
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pvehook.cli import main
-from pvehook.preview.plan import HOOK
+from pvehook.host.node import HOOK
 from pvehook.records.history_writing import append_attempts
 from pvehook.rehearsal.journal_receiver import JournalReceiver
 from pvehook.settings import DEFAULT, from_json

@@ -118,7 +118,7 @@ def test_findings_with_one_remedy_share_it(tmp_path: Path) -> None:
     same = [finding(f"VM {vmid}", vmid=vmid, evidence="huge pages always") for vmid in range(101, 114)]
     lines = doctor_lines(diagnosed(tmp_path, group("guests", *same)), "pve1", NOW, PLAIN)
     assert lines[:5] == [
-        "pvehook doctor: node pve1, 2026-11-29 10:20",
+        "pvehook: doctor of node pve1, 2026-11-29 10:20",
         "13 warnings",
         "",
         "WARNING PVH-901: Title of PVH-901",

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pvehook.config.in_force import Configuration
-from pvehook.host.node import Node
+from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.preview.plan import HOOK
 from pvehook.preview.preview import rehearse_tonight
 from pvehook.records.attempt import Attempt
 from pvehook.records.history import history_file

@@ -20,9 +20,8 @@ import pytest
 
 from pvehook.config.in_force import Configuration
 from pvehook.host.backup_jobs import parse_cron
-from pvehook.host.node import Node
+from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
-from pvehook.preview.plan import HOOK
 from pvehook.preview.preview import rehearse_tonight
 
 AT_NOON = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
