@@ -1,4 +1,4 @@
-"""A simulated guest with an agent, which reads files: a few invented ones, and its kernel's log.
+"""A simulated guest with an agent, which reads and writes files: a few invented ones, and its kernel's log.
 
 qemu-ga reads through stdio, which is simulated where it shows: a read that wants more than there is meets the end of a
 plain file and gets less; with the kernel's log it fails and loses what it had (facts/qemu.md).
@@ -56,6 +56,8 @@ class SimulatedGuest(simulated_guest.SimulatedGuest):
         self._agent.commands |= {
             "guest-file-open": self.files.open,
             "guest-file-read": self.files.read,
+            "guest-file-write": self.files.write,
+            "guest-file-flush": self.files.flush,
             "guest-file-seek": self.files.seek_end,
             "guest-file-close": self.files.close,
         }
@@ -108,7 +110,7 @@ class _Open:
         self.position = 0
         """In the content; in the kernel's log the number of the next record."""
         self.buffered = bytearray()
-        """What is left of a record."""
+        """What is left of a record; of a file open for writing what has not reached it."""
 
 
 class GuestFiles:
@@ -120,6 +122,8 @@ class GuestFiles:
         self.contents: dict[str, str | OSError] = {}
         """By path; an OSError is what reading it gives. To be changed by whoever wants another guest:
         `del files.contents["/proc/pressure/io"]` has a kernel without pressure."""
+        self.read_only: set[str] = set()
+        """What it may not open for writing."""
         self._lock = threading.Lock()
         self._start(_ROUTINE_UPTIME_S)
 
@@ -156,17 +160,20 @@ class GuestFiles:
 
     def open(self, arguments: Mapping[str, object]) -> int:
         """`guest-file-open`."""
-        path = str(arguments.get("path"))
+        path, mode = str(arguments.get("path")), arguments.get("mode", "r")
+        if mode not in ("r", "w"):
+            raise DenialError("GenericError", f"invalid file open mode '{mode}'")
         if self._is_windows:
             why = "The system cannot find the path specified."
             raise DenialError("GenericError", f"failed to open file '{path}': {why}")
         with self._lock:
             content = self._content(path)
-            if content is None:
-                why = f"(mode: 'r'): {os.strerror(errno.ENOENT)}"
+            fault = errno.ENOENT if content is None and mode == "r" else errno.EACCES if path in self.read_only else 0
+            if fault and (mode == "w" or content is None):
+                why = f"(mode: '{mode}'): {os.strerror(fault)}"
                 raise DenialError("GenericError", f"failed to open file '{path}' {why}")
             handle = next(self._handles)
-            self._opened[handle] = _Open(path, content)
+            self._opened[handle] = _Open(path, content or b"")
         return handle
 
     def read(self, arguments: Mapping[str, object]) -> dict[str, object]:
@@ -181,6 +188,28 @@ class GuestFiles:
             except OSError as error:
                 raise DenialError("GenericError", f"failed to read file: {error.strerror}") from error
         return {"count": len(data), "buf-b64": base64.b64encode(data).decode(), "eof": len(data) < wanted}
+
+    def write(self, arguments: Mapping[str, object]) -> dict[str, object]:
+        """`guest-file-write`: into stdio's buffer."""
+        data = base64.b64decode(str(arguments.get("buf-b64")), validate=True)
+        with self._lock:
+            self._opened[self._handle(arguments)].buffered += data
+        return {"count": len(data), "eof": False}
+
+    def flush(self, arguments: Mapping[str, object]) -> dict[str, object]:
+        """`guest-file-flush`. A choice of the kernel's keeps its words, and the written one is in brackets."""
+        with self._lock:
+            file = self._opened[self._handle(arguments)]
+            word, old = file.buffered.decode(), self.contents.get(file.path)
+            if isinstance(old, str) and "[" in old:
+                words = old.replace("[", "").replace("]", "").split()
+                if word not in words:
+                    why = os.strerror(errno.EINVAL)
+                    raise DenialError("GenericError", f"failed to flush file: {why}")
+                word = " ".join(f"[{each}]" if each == word else each for each in words) + "\n"
+            self.contents[file.path] = word
+            file.buffered.clear()
+        return {}
 
     def seek_end(self, arguments: Mapping[str, object]) -> dict[str, object]:
         """`guest-file-seek`, of which only the end is simulated."""

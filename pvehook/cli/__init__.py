@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from pvehook import __version__
-from pvehook.cli import allow, config, doctor, governor, guest, night, rehearse, report, serve, thaw, window
+from pvehook.cli import allow, config, doctor, governor, guest, guests, night, rehearse, report, serve, thaw, window
 from pvehook.cli.arguments import UsageError
 from pvehook.errors import ConfigError, NodeError
 
@@ -37,6 +37,6 @@ def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(prog="pvehook", description="Keeps Proxmox VE backups from freezing their guests.")
     words.add_argument("--version", action="version", version=f"pvehook {__version__}")
     commands = words.add_subparsers(required=True, metavar="COMMAND")
-    for command in (serve, window, allow, config, guest, night, report, doctor, governor, thaw, rehearse):
+    for command in (serve, window, allow, config, guest, guests, night, report, doctor, governor, thaw, rehearse):
         command.add(commands)
     return words

@@ -21,8 +21,9 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
-from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo
+from pvehook.contract.guest_facts import Filesystem, FreezeStatus, GuestInfo, GuestOs
 from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.errors import BadReply, GuestError
@@ -34,6 +35,8 @@ _FLUSH = b"\xff"
 
 FILE_READ_LIMIT_BYTES = 2048
 """Of one `guest-file-read`: in base64 its answer is still a text that validate.py accepts."""
+
+_OS_CHARACTERS = 100
 
 _CLOSE_SEND_S = 0.2
 """For what nobody takes: the socket's own buffer takes it at once, unless much was sent before."""
@@ -102,9 +105,13 @@ class AgentConnection:
 
     def os_id(self, deadline: Deadline) -> str | None:
         """`debian`, `mswindows`; None where it says nothing of the kind."""
+        return self.os_info(deadline).id
+
+    def os_info(self, deadline: Deadline) -> GuestOs:
         reply = self.execute("guest-get-osinfo", deadline=deadline)
-        os_id = reply.get("id") if isinstance(reply, dict) else None
-        return os_id if isinstance(os_id, str) else None
+        fields = reply if isinstance(reply, dict) else {}
+        values = (fields.get(key) for key in ("id", "pretty-name", "version-id", "kernel-release"))
+        return GuestOs(*(value[:_OS_CHARACTERS] if isinstance(value, str) else None for value in values))
 
     def fsfreeze_status(self, deadline: Deadline) -> FreezeStatus:
         """Whether a freeze is in force, whoever requested it."""
@@ -141,9 +148,10 @@ class AgentConnection:
         """Thaws and returns the number of filesystems; thawing what is not frozen returns 0."""
         return self.receive_count(self.send_thaw(deadline), deadline)
 
-    def file_open(self, path: str, deadline: Deadline) -> int:
-        """Opens a file of the guest for reading. The handle outlives this connection: see `file_close`."""
-        reply = self.execute("guest-file-open", {"path": path}, deadline=deadline)
+    def file_open(self, path: str, deadline: Deadline, mode: Literal["r", "w"] = "r") -> int:
+        """Opens a file of the guest. The handle outlives this connection: see `file_close`. `w` makes the file if there
+        is none, and empties it."""
+        reply = self.execute("guest-file-open", {"path": path, "mode": mode}, deadline=deadline)
         return whole_number(reply, source=self._source("guest-file-open"))
 
     def file_seek_end(self, handle: int, deadline: Deadline) -> None:
@@ -163,6 +171,13 @@ class AgentConnection:
             return base64.b64decode(text(reply, "buf-b64", source=source), validate=True)
         except ValueError as error:
             raise BadReply(f"{source}: `buf-b64` is not base64") from error
+
+    def file_write(self, handle: int, data: bytes, deadline: Deadline) -> None:
+        """Writes all of it: it has reached the file, or an error is raised."""
+        arguments = {"handle": handle, "buf-b64": base64.b64encode(data).decode("ascii")}
+        self.execute("guest-file-write", arguments, deadline=deadline)
+        # qemu-ga writes through stdio: what the file's own side says against it comes with the flush.
+        self.execute("guest-file-flush", {"handle": handle}, deadline=deadline)
 
     def file_close(self, handle: int, deadline: Deadline) -> None:
         """Closes the file. The close is sent also past the deadline, because nobody else would ever close it: behind a

@@ -58,7 +58,7 @@ def journal(root: Path) -> Iterator[JournalReceiver]:
 @pytest.fixture
 def pvehook(root: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*words: str) -> Done:
-        number_of_words = 2 if words[0] == "config" else 1
+        number_of_words = 2 if words[0] in ("config", "guests") else 1
         argv = [*words[:number_of_words], "--root", str(root), *words[number_of_words:]]
         try:
             code = main(argv)

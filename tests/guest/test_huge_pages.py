@@ -10,7 +10,7 @@ from pvehook.contract.huge_pages import DEFRAG, ENABLED, HugePages
 from pvehook.contract.measured import Absent, Broken
 from pvehook.deadline import Deadline
 from pvehook.guest.agent import open_agent
-from pvehook.guest.huge_pages import read_huge_pages
+from pvehook.guest.huge_pages import read_huge_pages, set_huge_pages
 from tests.guest_files import SimulatedGuest
 
 ANSWER_S = 30.0
@@ -51,3 +51,45 @@ def test_a_file_that_is_not_the_kernels_is_broken(tmp_path: Path) -> None:
         enabled = shown(guest).enabled
         assert isinstance(enabled, Broken)
         assert enabled.why == rf"the guest's {ENABLED}: no choice in brackets: 'yes\x1b[2J\n'"
+
+
+def put(guest: SimulatedGuest, choice: str) -> object:
+    deadline = Deadline.after(ANSWER_S)
+    with open_agent(guest.qga_path, deadline) as agent:
+        return set_huge_pages(agent, choice, deadline)
+
+
+def test_what_was_set_is_in_force_and_read_back(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        guest.files.contents[ENABLED] = "[always] madvise never\n"
+        assert put(guest, "never") == "never"
+        assert guest.files.contents[ENABLED] == "always madvise [never]\n"
+        assert guest.files.open_paths == ()
+
+
+def test_a_kernel_that_does_not_take_the_word_is_broken_and_keeps_what_it_had(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        guest.files.contents[ENABLED] = "[always] madvise\n"
+        after = put(guest, "never")
+        assert isinstance(after, Broken)
+        assert "Invalid argument" in after.why
+        assert guest.files.contents[ENABLED] == "[always] madvise\n"
+        assert guest.files.open_paths == ()
+
+
+@pytest.mark.parametrize("blocked", ["guest-file-open", "guest-file-write", "guest-file-flush"])
+def test_an_agent_that_may_not_write_writes_nothing(tmp_path: Path, blocked: str) -> None:
+    with simulated(tmp_path, blocked=[blocked]) as guest:
+        guest.files.contents[ENABLED] = "[always] madvise never\n"
+        assert isinstance(put(guest, "never"), Absent)
+        assert guest.files.contents[ENABLED] == "[always] madvise never\n"
+        assert guest.files.open_paths == ()
+
+
+def test_an_agent_whose_guest_forbids_it_that_file_says_so(tmp_path: Path) -> None:
+    with simulated(tmp_path) as guest:
+        guest.files.contents[ENABLED] = "[always] madvise never\n"
+        guest.files.read_only.add(ENABLED)
+        after = put(guest, "never")
+        assert isinstance(after, Broken)
+        assert "Permission denied" in after.why
