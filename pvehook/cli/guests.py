@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pvehook.cli.arguments import Arguments, Commands, UsageError, add_command, add_vmids, vmid
 
 if TYPE_CHECKING:
-    from pvehook.doctor.guest_insides import Inside
+    from pvehook.doctor.guest_insides import GuestInside
     from pvehook.host.guest_configs import ConfiguredGuest
 
 CONFIGS_S = 2.0
@@ -66,7 +66,7 @@ def _thp(arguments: Arguments) -> int:
     return 1 if any(in_force(each) == HARMFUL for each in insides) else 0
 
 
-def _apply_now(arguments: Arguments, guests: Sequence[ConfiguredGuest], insides: Sequence[Inside]) -> int:
+def _apply_now(arguments: Arguments, guests: Sequence[ConfiguredGuest], insides: Sequence[GuestInside]) -> int:
     from pvehook.doctor.huge_pages_now import apply_now
 
     is_dry_run = not arguments.yes

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pvehook.contract.huge_pages import ENABLED
 from pvehook.contract.measured import Absent, Broken
-from pvehook.doctor.guest_insides import Inside, ask_agent
+from pvehook.doctor.guest_insides import GuestInside, ask_agent
 from pvehook.doctor.huge_pages_report import os_of, title, why_not_known
 from pvehook.guest.huge_pages import set_huge_pages
 from pvehook.host.guest_configs import ConfiguredGuest
@@ -21,7 +21,7 @@ class Applied(NamedTuple):
     text: str
 
 
-def apply_now(node: Node, guest: ConfiguredGuest, inside: Inside, choice: str, *, is_dry_run: bool) -> Applied:
+def apply_now(node: Node, guest: ConfiguredGuest, inside: GuestInside, choice: str, *, is_dry_run: bool) -> Applied:
     """Writes `choice`, if this guest lets it be written and something else is in force. A dry run writes nothing."""
     why_not = _why_not(inside)
     before = inside.huge_pages.enabled
@@ -39,7 +39,7 @@ def apply_now(node: Node, guest: ConfiguredGuest, inside: Inside, choice: str, *
     return _result(inside, True, f"`{after}` is in force (read back) until its next boot; it was `{before}`")
 
 
-def _why_not(inside: Inside) -> str | None:
+def _why_not(inside: GuestInside) -> str | None:
     if inside.vmtype == "lxc":
         return "a container shares the node's kernel"
     if (why := why_not_known(inside)) is not None:
@@ -48,5 +48,5 @@ def _why_not(inside: Inside) -> str | None:
     return why_forbidden(known.blocked, NEEDED_TO_SET, os_of(known)) if known is not None else None
 
 
-def _result(inside: Inside, done: bool, what: str) -> Applied:
+def _result(inside: GuestInside, done: bool, what: str) -> Applied:
     return Applied(inside.vmid, done, f"{title(inside)}: {what}")

@@ -9,7 +9,7 @@ from typing import Final
 from pvehook.contract.guest_facts import GuestFacts, GuestOs
 from pvehook.contract.measured import Absent, Broken, value_of
 from pvehook.contract.text import printable
-from pvehook.doctor.guest_insides import Inside
+from pvehook.doctor.guest_insides import GuestInside
 from pvehook.report.terminal_style import TerminalStyle
 from pvehook.rules.huge_page_remedy import EXPLAINED, NEEDED_TO_READ, PARAMETER, Remedy, remedy_for, why_forbidden
 
@@ -17,19 +17,19 @@ HARMFUL: Final = "always"
 _NAME_CHARACTERS: Final = 40
 
 
-def title(inside: Inside) -> str:
+def title(inside: GuestInside) -> str:
     """`VM 101 web`."""
     name = f" {printable(inside.name, _NAME_CHARACTERS)}" if inside.name else ""
     return f"{'CT' if inside.vmtype == 'lxc' else 'VM'} {inside.vmid}{name}"
 
 
-def in_force(inside: Inside) -> str | None:
+def in_force(inside: GuestInside) -> str | None:
     """`always`, `madvise`, `never`: now, or as of the guest's last start; None: not known."""
     enabled = value_of(inside.huge_pages.enabled)
     return enabled if enabled is not None or inside.kept is None else value_of(inside.kept.huge_pages.enabled)
 
 
-def why_not_known(inside: Inside) -> str | None:
+def why_not_known(inside: GuestInside) -> str | None:
     """Of now; None: it is known."""
     enabled = inside.huge_pages.enabled
     if isinstance(enabled, Absent):
@@ -44,7 +44,7 @@ def os_of(facts: GuestFacts | None) -> GuestOs | None:
     return value_of(facts.os) if facts is not None else None
 
 
-def needed_remedy(inside: Inside) -> Remedy | None:
+def needed_remedy(inside: GuestInside) -> Remedy | None:
     """None: nothing needs to be done. Of a guest that does not let itself be asked it is not known."""
     known = in_force(inside)
     facts = inside.facts
@@ -54,7 +54,9 @@ def needed_remedy(inside: Inside) -> Remedy | None:
     return None
 
 
-def huge_pages_lines(insides: Sequence[Inside], style: TerminalStyle, at: Callable[[float], datetime]) -> list[str]:
+def huge_pages_lines(
+    insides: Sequence[GuestInside], style: TerminalStyle, at: Callable[[float], datetime]
+) -> list[str]:
     """For people. `at`: seconds since the epoch as the node's time."""
     lines: list[str] = []
     for each in insides:
@@ -77,7 +79,7 @@ def huge_pages_lines(insides: Sequence[Inside], style: TerminalStyle, at: Callab
     return lines or ["this node has no guests"]
 
 
-def _state(inside: Inside, at: Callable[[float], datetime]) -> str:
+def _state(inside: GuestInside, at: Callable[[float], datetime]) -> str:
     parts = []
     enabled, defrag = inside.huge_pages
     why_not = why_not_known(inside)
@@ -93,13 +95,13 @@ def _state(inside: Inside, at: Callable[[float], datetime]) -> str:
     return "; ".join(parts)
 
 
-def _system(inside: Inside) -> str:
+def _system(inside: GuestInside) -> str:
     os = os_of(inside.known)
     name = (os.name or os.id) if os is not None else None
     return f", {printable(name, _NAME_CHARACTERS)}" if name else ""
 
 
-def huge_pages_json(insides: Sequence[Inside], at: Callable[[float], datetime]) -> list[dict[str, object]]:
+def huge_pages_json(insides: Sequence[GuestInside], at: Callable[[float], datetime]) -> list[dict[str, object]]:
     """For programs. `enabled` and `defrag` are of now; null: not known, and `why` says why."""
     found: list[dict[str, object]] = []
     for each in insides:

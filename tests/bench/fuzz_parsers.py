@@ -34,7 +34,10 @@ from pvehook.config import merge, parse
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.call import BadCall, parse_call
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
+from pvehook.contract.guest_facts import GuestFacts
+from pvehook.contract.huge_pages import parse_choice
 from pvehook.contract.kernel_line import parse_kernel_line
+from pvehook.contract.os_release import ids_of
 from pvehook.contract.pressure import parse_pressure
 from pvehook.contract.section_config import parse_sections
 from pvehook.contract.storage_config import can_snapshot_container, parse_storages, why_no_backup
@@ -48,6 +51,8 @@ from pvehook.freeze import history as freezes
 from pvehook.guest.agent import AgentConnection, synchronise, thaw_at_once
 from pvehook.guest.block_stats import read_disks
 from pvehook.guest.guest_counters import read_guest_counters
+from pvehook.guest.guest_facts import read_guest_facts
+from pvehook.guest.huge_pages import set_huge_pages
 from pvehook.guest.kernel_log import KernelLogHandle, open_kernel_log, read_kernel_log
 from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection
@@ -141,6 +146,9 @@ def agent_files(data: bytes) -> None:
     read_guest_counters(AgentConnection(Peer(data)), SOON)
     open_kernel_log(AgentConnection(Peer(data)), SOON)
     read_kernel_log(AgentConnection(Peer(data)), KernelLogHandle(5, "b", 0.0, 0.0), SOON)
+    set_huge_pages(AgentConnection(Peer(data)), "never", SOON)
+    with contextlib.suppress(GuestError):
+        encoding.decode(GuestFacts, encoding.encode(read_guest_facts(AgentConnection(Peer(data)), NOW_S, SOON)))
 
 
 def agent_sync(data: bytes) -> None:
@@ -469,6 +477,12 @@ OF_BYTES = {
     "sections": Parser(sections, SECTIONS),
     "kernel-line": Parser(lambda data: parse_kernel_line(data.decode("ascii", "replace")), (KMSG,), (ValueError,)),
     "pressure": Parser(lambda data: parse_pressure(data.decode("ascii", "replace")), (PRESSURE,), (ValueError,)),
+    "huge-pages": Parser(
+        lambda data: parse_choice(data.decode("ascii", "replace")), (b"always [madvise] never\n",), (ValueError,)
+    ),
+    "os-release": Parser(
+        lambda data: ids_of(data.decode("ascii", "replace")), (b'ID=rocky\nID_LIKE="rhel centos fedora"\n',)
+    ),
     "span": Parser(
         lambda data: parse_span(data.decode("utf-8", "replace")),
         (b"mon,fri 22:00-06:00", b"sat 10:00-24:00"),

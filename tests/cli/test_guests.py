@@ -128,14 +128,26 @@ def test_for_programs(pvehook: Command) -> None:
 def test_an_agent_that_is_silent_and_one_that_is_off_cost_no_other_guest(
     pvehook: Command, root: Path, guests: dict[int, SimulatedGuest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest_insides, "ANSWER_S", 1.0)
+    monkeypatch.setattr(guest_insides, "SILENT_S", 0.5)
     configured(root, 103, "name: mail\n")
     guests[102].stick("agent")
     by_vmid = {each["vmid"]: each for each in json.loads(thp(pvehook, "--json").out)}
     guests[102].unstick("agent")
     assert by_vmid[101]["enabled"] == "always"
-    assert by_vmid[102]["why"].startswith("not known: its agent did not answer within 1 s: none runs in the guest")
+    assert by_vmid[102]["why"].startswith("not known: its agent does not answer: none runs in the guest")
     assert by_vmid[103]["why"] == "its agent is off: install it in the guest, then `qm set 103 --agent 1`"
+
+
+def test_the_agent_of_a_guest_that_proxmox_has_locked_is_left_alone(
+    pvehook: Command, root: Path, guests: dict[int, SimulatedGuest]
+) -> None:
+    configured(root, 101, "agent: 1\nname: web\nlock: backup\n")
+    done = thp(pvehook, "--vmid", "101")
+    assert done.out == (
+        "VM 101 web: not known: Proxmox has locked it (backup), and its agent is left\n  alone meanwhile\n"
+    )
+    assert thp(pvehook, "--apply-now", "101", "--yes").code == 1
+    assert not [each for each in guests[101].heard if each.channel == "qga"]
 
 
 def test_to_apply_it_is_dry_first(pvehook: Command, guests: dict[int, SimulatedGuest]) -> None:
