@@ -19,6 +19,10 @@ from pvehook.contract.measured import Absent, Broken
 
 def encode(value: Any) -> Any:  # noqa: PLR0911  (a line for each kind of value)
     """For json.dumps."""
+    if value is None or isinstance(value, (str, int)):  # most of it, thousands in a chart
+        return value
+    if isinstance(value, float):
+        return round(value, 4)
     if isinstance(value, Absent):
         return {"absent": value.why}
     if isinstance(value, Broken):
@@ -31,8 +35,6 @@ def encode(value: Any) -> Any:  # noqa: PLR0911  (a line for each kind of value)
         return [encode(each) for each in value]
     if isinstance(value, dict):
         return {key: encode(each) for key, each in value.items()}
-    if isinstance(value, float):
-        return round(value, 4)
     return value
 
 

@@ -57,8 +57,11 @@ def sum_of(counters: Iterable[RequestCounters]) -> RequestCounters:
             histograms.append(each.histogram)
     histogram = histograms[0] if histograms else None
     if histogram is not None and len(histograms) > 1:
-        alike = [each.counts for each in histograms if each.boundaries_ns == histogram.boundaries_ns]
-        histogram = Histogram(histogram.boundaries_ns, tuple(map(sum, zip(*alike, strict=True))))
+        bounds = histogram.boundaries_ns
+        # Most are empty, a kind that is not used or a disk that rests: this is done for each sample of each guest.
+        counted = [each.counts for each in histograms if each.boundaries_ns == bounds and any(each.counts)]
+        counts = tuple(map(sum, zip(*counted, strict=True))) if len(counted) > 1 else (*counted, histogram.counts)[0]
+        histogram = Histogram(bounds, counts)
     return RequestCounters(operations, number_of_bytes, total_time_ns, histogram)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pvehook.contract.latency import DiskCounters, RequestCounters
 from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.pressure import PressureTotals
-from pvehook.host.block_counters import BlockCounters, parse_block_stat, read_block_stat
+from pvehook.host.block_counters import BlockCounters, completed_between, parse_block_stat, read_block_stat
 from pvehook.host.node import Node
 from pvehook.host.pressure import guest_pressure
 from pvehook.records.stall_record import Baseline
@@ -25,7 +25,7 @@ from pvehook.rules.stalls import SLOWED_AFTER_S
 from pvehook.watch.baselines import LEAST_S, FirstReading, baseline_before, requests_between
 from pvehook.watch.disk_sampler import went_back
 from pvehook.watch.patients import RunningGuest, Standing
-from pvehook.watch.suffering import Beside, SeenBy, mean_s
+from pvehook.watch.suffering import Beside, SeenBy
 
 WAITS_TIMES = 3.0
 """So many times its wait before the backup, and at least WAITS_MS: then it waits."""
@@ -169,16 +169,18 @@ class Patient:
         if self.wait_before_ms is None:
             self.wait_before_ms = self._wait_before(now_s)
         pending_since_s, self.pending_since_s = self.pending_since_s, now_s if self.in_flight else None
-        if is_first or went_back(before, self.devices):
+        completed = completed_between(before, self.devices)
+        if is_first or completed is None:
             self.sampled = None
             return None
-        completed = sum_of(disks_between(before, self.devices).values())
-        if not completed.operations:
+        operations, total_time_ns = completed
+        if not operations:
             if self.in_flight and pending_since_s is not None:
                 self.pending_since_s = pending_since_s
                 self._note_wait(now_s, now_s - pending_since_s)
             return since_s, 0.0
-        least_s = max(mean_s(completed), since_s - pending_since_s if pending_since_s is not None else 0.0)
+        waited_s = since_s - pending_since_s if pending_since_s is not None else 0.0
+        least_s = max(total_time_ns / operations / NS_PER_S, waited_s)
         self._note_wait(now_s, least_s)
         return since_s, least_s
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pvehook.contract.latency import RequestCounters
-from pvehook.host.block_counters import parse_block_stat, read_block_stat
+from pvehook.contract.latency import DiskCounters, RequestCounters
+from pvehook.host.block_counters import completed_between, parse_block_stat, read_block_stat
 from pvehook.host.node import Node
+from pvehook.rules.latency import disks_between, sum_of
 
 STAT = b"  1000  5  8000  2500  300  7  2400  900  2  3000  3500  40  0  80  10  12  36\n"
 
@@ -40,3 +41,25 @@ def test_it_is_read_from_sys(tmp_path: Path) -> None:
     (tmp_path / "sys/class/block/dm-3").mkdir(parents=True)
     (tmp_path / "sys/class/block/dm-3/stat").write_bytes(STAT)
     assert read_block_stat(node, "dm-3") == STAT
+
+
+def test_what_completed_between_two_readings_is_what_the_slower_way_tells() -> None:
+    before = [counters("dm-3", STAT), counters("dm-4", STAT)]
+    after = [counters("dm-3", STAT), counters("dm-4", STAT.replace(b"1000", b"1010").replace(b"2500", b"2600"))]
+    assert completed_between(before, after) == (10, 100_000_000)
+    together = sum_of(disks_between(before, after).values())
+    assert (together.operations, together.total_time_ns) == (10, 100_000_000)
+    assert completed_between(before, before) == (0, 0)
+
+
+@pytest.mark.parametrize("names", [["dm-3"], ["dm-3", "dm-5"], ["dm-4", "dm-3"]])
+def test_other_devices_or_a_counter_that_went_back_tell_nothing(names: list[str]) -> None:
+    both = [counters("dm-3", STAT), counters("dm-4", STAT)]
+    assert completed_between(both, [counters(name, STAT) for name in names]) is None
+    assert completed_between(both, [both[0], counters("dm-4", STAT.replace(b"1000", b"999"))]) is None
+
+
+def counters(name: str, text: bytes) -> DiskCounters:
+    found = parse_block_stat(name, text)
+    assert found is not None
+    return found.disk
