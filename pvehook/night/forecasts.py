@@ -16,7 +16,7 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
-from pvehook.records.history import DAY_S, history_file, reading
+from pvehook.records.history import DAY_S, reading
 from pvehook.rules.fair_turns import BACKUPS_COMPARED, Waiting
 from pvehook.rules.forecast import Expected, PastBackup, expected, rates_of, timeline
 
@@ -27,9 +27,8 @@ _OWN_TURNS: Final = 2
 """A guest's turns in the same job count alone from so many on: another job may write to a slower storage."""
 
 
-def past_turns(node: Node, now_s: float) -> list[Attempt]:
-    """The turns on record, the oldest first. Raises NodeError."""
-    path = history_file(node)
+def past_turns(path: str, now_s: float) -> list[Attempt]:
+    """The turns in this history, the oldest first. Raises NodeError."""
     if not os.path.exists(path):
         return []  # a node that has not backed up anything yet
     with reading(path) as history:

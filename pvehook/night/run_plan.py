@@ -25,6 +25,7 @@ from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waitin
 from pvehook.night.run_guests import guests_of_run
 from pvehook.records.context import Context
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
+from pvehook.records.history import history_file
 from pvehook.records.run_state import RunState
 from pvehook.rules.admission import Admission
 from pvehook.rules.budget import share
@@ -149,8 +150,10 @@ class RunPlan:
             states = job_states(node)
             run = replace(run, job_id=next((each.job_id for each in states if each.upid == run.upid), None))
         vmids = guests_of_run(node, config, run)
-        sizes = disk_sizes(node, config, vmids)
-        return run_forecast(vmids, run.job_id, past_turns(node, now_s), sizes, now_s, closes_s) if vmids else None
+        if not vmids:
+            return None
+        turns, sizes = past_turns(history_file(node), now_s), disk_sizes(node, config, vmids)
+        return run_forecast(vmids, run.job_id, turns, sizes, now_s, closes_s)
 
     def _coming(self, vmid: int) -> Sequence[GuestForecast]:
         """This guest and those behind it; empty where it is not in the forecast. vzdump goes by VMID."""

@@ -22,6 +22,7 @@ from pvehook.errors import NodeError
 from pvehook.host.clock import local_zone
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast
 from pvehook.night.promises import NodeGuest, Promises, read_promises
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import last_good_s, turns_since_good
@@ -47,7 +48,9 @@ def standings(
     """Of every guest of this node, also those in no job: the overdue first, then by missed turns. `history` is another
     file than the node's. Raises NodeError when the jobs or the history cannot be read."""
     promises = read_promises(node, reader, in_force.config.window.exempt)
-    past = _read_past(history or history_file(node), now_s)
+    path = history or history_file(node)
+    past = _read_past(path, now_s)
+    promises = _with_needs(promises, past, node, reader, path, now_s)
     zone = local_zone(node)
     overdue_after = in_force.config.window.overdue_after
     found = [_standing(guest, promises, past, now_s, zone, in_force.window, overdue_after) for guest in promises.guests]
@@ -67,6 +70,27 @@ def standings_beside(
     except (NodeError, OSError) as error:
         return Broken(printable(str(error)))
     return tuple(found) if found else Absent("/etc/pve has no guest of this node")
+
+
+def _with_needs(
+    promises: Promises, past: _Past, node: Node, reader: TimelyReader, history: str, now_s: float
+) -> Promises:
+    """With how long those jobs take whose guests were refused: only then it is part of a cause."""
+    refused = {vmid for vmid, turns in past.turns.items() if any(each.result == "refused" for each in turns)}
+    jobs = {each.job for vmid in refused & promises.of.keys() for each in promises.of[vmid]}
+    if not jobs:
+        return promises
+    turns = past_turns(history, now_s)
+    needs: dict[str, float | None] = {}
+    for job in jobs:
+        vmids = [vmid for vmid, each in promises.of.items() if job in (one.job for one in each)]
+        guests = run_forecast(vmids, job, turns, disk_sizes(node, reader, vmids), now_s, None).guests
+        known = [each.expected.expected_s for each in guests if each.expected is not None]
+        needs[job] = sum(known) if len(known) == len(guests) else None
+    with_needs = {
+        vmid: tuple(each._replace(needs_s=needs.get(each.job)) for each in those) for vmid, those in promises.of.items()
+    }
+    return promises._replace(of=with_needs)
 
 
 def _read_past(path: str, now_s: float) -> _Past:

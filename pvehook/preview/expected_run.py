@@ -13,6 +13,7 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.night.forecasts import disk_sizes, past_turns, run_forecast, waiting
 from pvehook.night.run_plan import in_words
 from pvehook.records.guest_forecast import GuestForecast, RunForecast
+from pvehook.records.history import history_file
 from pvehook.rules.fair_turns import Night, gives_way
 from pvehook.rules.forecast import Expected, timeline
 from pvehook.rules.window import window_state
@@ -69,8 +70,8 @@ def expect_run(
     state = window_state(in_force.window, when)
     closes_s = state.closes_at.timestamp() if state.closes_at is not None else None
     try:
-        sizes = disk_sizes(node, reader, vmids)
-        forecast = run_forecast(vmids, job_id, past_turns(node, when.timestamp()), sizes, when.timestamp(), closes_s)
+        now_s, sizes = when.timestamp(), disk_sizes(node, reader, vmids)
+        forecast = run_forecast(vmids, job_id, past_turns(history_file(node), now_s), sizes, now_s, closes_s)
     except NodeError as error:
         return f"when it ends is not known: {error}", {}
     closes = state.closes_at

@@ -11,6 +11,7 @@ with backups there.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -51,6 +52,8 @@ class Promise(NamedTuple):
     """The window does not count for it."""
     without: str | None = None
     """pvesh's options that take this guest out of it; None: it takes no other, or it is not that simple."""
+    needs_s: float | None = None
+    """How long all of its guests on this node are expected to take; None: not known, or not asked for."""
 
 
 class Turn(NamedTuple):
@@ -108,7 +111,7 @@ def judge(facts: Facts, now: datetime, window: Window, overdue_after: int) -> Ve
         cause = _without_turns(facts, not_understood)
     elif starts:
         closed = [] if worst.is_exempt else [each for each in starts[-_STARTS_SHOWN:] if not is_open(window, each)]
-        cause = _cause(facts, starts, closed, window)
+        cause = _cause(facts, worst, starts, closed, window)
         ways = tuple(_ways(facts, worst, closed, now, window))
     return Verdict(len(starts), len(starts) >= overdue_after, cause, ways, tuple(not_understood))
 
@@ -134,7 +137,9 @@ def _without_turns(facts: Facts, not_understood: Sequence[str]) -> str:
     return f"in no job that is enabled: job{plural} {', '.join(facts.disabled_jobs)} would take it"
 
 
-def _cause(facts: Facts, starts: Sequence[datetime], closed: Sequence[datetime], window: Window) -> str:
+def _cause(
+    facts: Facts, promise: Promise, starts: Sequence[datetime], closed: Sequence[datetime], window: Window
+) -> str:
     if not facts.turns:
         if closed:
             when = f"at its job's start ({stamp(closed[-1])}) the backup window is closed"
@@ -152,6 +157,9 @@ def _cause(facts: Facts, starts: Sequence[datetime], closed: Sequence[datetime],
     unseen = len(starts) - len(facts.turns)
     if unseen > 0:
         texts.append(f"{unseen} more of its turns {'was' if unseen == 1 else 'were'} not seen")
+    if "refused" in by_result and promise.needs_s is not None:
+        hours, minutes = divmod(math.ceil(promise.needs_s / 60), 60)
+        texts.append(f"job {printable(promise.job, 60)} needs {hours} h {minutes:02} min for all of its guests")
     return "; ".join(texts)
 
 

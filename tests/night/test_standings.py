@@ -103,11 +103,20 @@ def test_who_is_refused_two_nights_running_is_overdue_and_comes_first(tree: Node
         assert found[101].missed_turns == 0
     assert found[110].is_overdue
     assert next(iter(found)) == 110
-    assert found[110].cause == f"refused twice: {CLOSED}"
+    assert found[110].cause == f"refused twice: {CLOSED}"  # how long 102 takes nobody knows
     assert found[110].last_good_s == at_s(20, "05:02")
     assert found[110].in_job
     tree.turn(110, 23, "ok")
     assert not tree.standings(23)[110].is_overdue
+
+
+def test_the_cause_of_a_refusal_says_how_long_its_job_takes(tree: NodeInATree) -> None:
+    for day in (18, 19, 20, 21, 22):
+        tree.turn(101, day, "ok")
+        tree.turn(102, day, "ok")
+        tree.turn(110, day, "ok" if day < 21 else "refused", "05:02")
+    cause = tree.standings(22)[110].cause
+    assert cause == f"refused twice: {CLOSED}; job nightly needs 0 h 03 min for all of its guests"
 
 
 def test_a_guest_in_no_enabled_job_is_not_overdue_however_old_its_backup_is(tree: NodeInATree) -> None:
