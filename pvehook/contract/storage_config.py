@@ -43,10 +43,15 @@ def why_no_backup(storages: list[Section], storage_id: str, node_name: str) -> s
     nodes = split_list(options.get("nodes", node_name))
     if node_name not in nodes:
         return f"storage '{storage_id}' is not available on node '{node_name}'"
-    content = options.get("content", _DEFAULT_CONTENT.get(storage.type, "backup"))
+    content = content_of(storage)
     if "backup" not in split_list(content):
         return f"storage '{storage_id}' does not hold backups (content {content})"
     return None
+
+
+def content_of(storage: Section) -> str:
+    """What it is for, as far as backups are concerned: `images,rootdir`."""
+    return storage.properties.get("content", _DEFAULT_CONTENT.get(storage.type, "backup"))
 
 
 def can_snapshot_container(storage: Section | None, volume: str) -> bool | None:

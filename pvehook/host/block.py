@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 from collections.abc import Iterable
 
 from pvehook.contract.disks import Disk, Location
+from pvehook.host.commands import answer_of
 from pvehook.host.mounts import Mount, follow_links, read_mounts
 from pvehook.host.node import Node
 
@@ -202,23 +202,8 @@ def _transport(node: Node, name: str) -> str:
 
 def _zpool_list(node: Node, pool: str) -> list[str] | None:
     """Lines of `zpool list`, whose vdevs show as full paths with -P; None without an answer in time."""
-    command = [node.path(_ZPOOL), "list", "-vHPL", "--", pool]
-    try:
-        # The pool's name is Proxmox's or the kernel's and goes through no shell.
-        null = subprocess.DEVNULL
-        process = subprocess.Popen(  # noqa: S603
-            command, stdin=null, stdout=subprocess.PIPE, stderr=null, env={"LC_ALL": "C"}
-        )
-    except OSError:
-        return None
-    try:
-        output, _ = process.communicate(timeout=_ZPOOL_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # not waited for: a zpool that hangs in the kernel does not even die
-        if process.stdout:
-            process.stdout.close()
-        return None
-    return output.decode(errors="replace").splitlines() if process.returncode == 0 else None
+    answer = answer_of([node.path(_ZPOOL), "list", "-vHPL", "--", pool], _ZPOOL_DEADLINE_S)
+    return answer.splitlines() if answer is not None else None
 
 
 def _name_of(node: Node, device: str) -> str | None:

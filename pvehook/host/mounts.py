@@ -21,11 +21,13 @@ _MAX_LINKS = 40  # as the kernel's own limit for one path
 
 
 class Mount(NamedTuple):
-    """One mount. All three are "" for a path that the table does not cover."""
+    """One mount. All texts are "" for a path that the table does not cover."""
 
     mount_point: str
     fs_type: str
     source: str
+    options: tuple[str, ...] = ()
+    """Of the file system itself: `rw`, `hard`, `proto=tcp`."""
 
     @property
     def is_network(self) -> bool:
@@ -58,7 +60,8 @@ def read_mounts(node: Node) -> list[Mount]:
         left, dash, right = line.partition(" - ")
         fields, types = left.split(), right.split()
         if dash and len(fields) >= 5 and len(types) >= 2:
-            mounts.append(Mount(_unescape(fields[4]), types[0], _unescape(types[1])))
+            options = tuple(types[2].split(",")) if len(types) > 2 else ()
+            mounts.append(Mount(_unescape(fields[4]), types[0], _unescape(types[1]), options))
     return mounts
 
 

@@ -27,6 +27,7 @@ from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.errors import NodeError
 from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
+from pvehook.host.backup_target import Target, look_at_target
 from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
@@ -40,13 +41,13 @@ from pvehook.preview.plan import (
     why_guest_fails,
     why_job_does_not_start,
 )
-from pvehook.preview.target import Target, look_at_target
 from pvehook.priority.io_priority_effect import EffectOfIdle, effect_of_idle
 from pvehook.rescue import allowances
 from pvehook.rules.admission import Admission, Question, admit
 from pvehook.rules.window import window_state
 
 TEXT_LIMIT = 1000
+TARGET_DEADLINE_S = 5.0
 
 Would = Literal["be-backed-up", "be-backed-up-without-pvehook", "be-refused-by-window", "be-refused-by-pve"]
 
@@ -202,7 +203,7 @@ def _outlooks(
     job_fails = why_job_does_not_start(job, common.pools) or (script and _why_script_fails(common, script))
     if not job_fails and storage:
         job_fails = why_no_backup(common.storages, storage, common.name)
-    target = look_at_target(common.node, options, common.storages)
+    target = look_at_target(common.node, options, common.storages, TARGET_DEADLINE_S)
     job_fails = job_fails or target.refusal
     when, when_from = _when(common.in_force, asked, next_run_s, job.schedule)
     notes = notes_on_job(job, options, defaults, ignored_lines(common.vzdump_conf))

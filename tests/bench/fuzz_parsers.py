@@ -37,6 +37,7 @@ from pvehook.contract.guest_config import parse_agent_option, parse_container, p
 from pvehook.contract.guest_facts import GuestFacts
 from pvehook.contract.huge_pages import parse_choice
 from pvehook.contract.kernel_line import parse_kernel_line
+from pvehook.contract.lvm_report import parse_lvs
 from pvehook.contract.os_release import ids_of
 from pvehook.contract.pressure import parse_pressure
 from pvehook.contract.section_config import parse_sections
@@ -391,6 +392,10 @@ TASK_LOGS = (
 )
 KMSG = b"4,1203,88412345678,-;watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/1:1:44]\n SUBSYSTEM=x\n"
 PRESSURE = b"some avg10=0.00 avg60=0.12 avg300=0.00 total=112345\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+LVS = plain(
+    {"report": [{"lv": [{"vg_name": "pve", "lv_name": "data", "lv_attr": "twi-aotz--", "lv_size": "1000204886016",
+     "origin": "", "data_percent": "61.24", "metadata_percent": "2.11", "vg_free": "17175674880"}]}]}
+)
 SECTIONS = (
     b"vzdump: backup-1\n\tschedule 03:00\n\tall 1\n\tstorage nas\n\tperformance max-workers=2\n\n"
     b"nfs: nas\n\tpath /mnt/nas\n"
@@ -491,6 +496,7 @@ OF_BYTES = {
     "schedule": Parser(
         schedule, (b"mon..fri 21:00", b"*-1..7 2,4:00/30 UTC", b"30 2 */2,1-5 nov 6", b"@daily"), share=0.2
     ),
+    "lvs": Parser(lambda data: parse_lvs(data.decode(errors="replace")), (LVS,), (ValueError,)),
     "upid": Parser(upid, (UPID,)),
     "task-log": Parser(task_log, TASK_LOGS),
     "task-list": Parser(

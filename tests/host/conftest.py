@@ -68,9 +68,9 @@ class BlockTree:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(home, link.parent))
 
-    def mount(self, mount_point: str, fs_type: str, source: str) -> None:
+    def mount(self, mount_point: str, fs_type: str, source: str, options: str = "rw") -> None:
         escaped = self.node.path(mount_point).replace(" ", "\\040")
-        self._mounts.append(f"36 35 0:50 / {escaped} rw,noatime shared:1 - {fs_type} {source} rw\n")
+        self._mounts.append(f"36 35 0:50 / {escaped} rw,noatime shared:1 - {fs_type} {source} {options}\n")
         self.write("/proc/self/mountinfo", "".join(self._mounts))
 
     def place(self, path: str, number: tuple[int, int]) -> str:

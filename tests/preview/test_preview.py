@@ -431,7 +431,7 @@ def test_what_is_free_on_a_directory_is_shown(preview: Preview, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("storage", "why"),
     [
-        (NAS, "free on storage nas: not known (a storage of type nfs)"),
+        (NAS, "free on storage nas: not known (not mounted now)"),
         ("pbs: nas\n\tdatastore x\n\tcontent backup\n", "free on storage nas: not known (a storage of type pbs)"),
         (USB, "free on storage nas: not known (the directory is not there)"),
     ],
@@ -446,8 +446,8 @@ def test_a_directory_that_hangs_costs_only_what_is_free_there(
     preview: Preview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr("pvehook.preview.target.os.statvfs", lambda _: released.wait())
-    monkeypatch.setattr("pvehook.preview.target.READ_DEADLINE_S", 0.05)
+    monkeypatch.setattr("pvehook.host.backup_target.os.statvfs", lambda _: released.wait())
+    monkeypatch.setattr("pvehook.preview.preview.TARGET_DEADLINE_S", 0.05)
     shown = preview({"etc/pve/storage.cfg": USB, "mnt/usb/dump/x": ""})
     released.set()
     assert shown.would() == "be-backed-up"
