@@ -26,14 +26,15 @@ class DirtyLimit(NamedTuple):
 
 def read_dirty_limit(node: Node) -> Measured[DirtyLimit]:
     """Of the whole node."""
-    limit_bytes, ratio = _number(node, "dirty_bytes"), _number(node, "dirty_ratio")
-    if limit_bytes is None or ratio is None:
-        return Broken("/proc/sys/vm/dirty_bytes and dirty_ratio cannot be read")
-    background_bytes, background_ratio = (_number(node, f"dirty_background_{each}") for each in ("bytes", "ratio"))
+    figures = [_number(node, f"dirty_{each}") for each in ("bytes", "ratio", "background_bytes", "background_ratio")]
+    if None in figures:
+        return Broken("/proc/sys/vm/dirty_* cannot be read")
+    # Bytes and ratio exclude each other: the kernel sets the other one to 0.
+    limit_bytes, ratio, background_bytes, background_ratio = (each or 0 for each in figures)
     background = f"vm.dirty_background_ratio={background_ratio}"
     if background_bytes:
         background = f"vm.dirty_background_bytes={background_bytes}"
-    if limit_bytes:  # the two exclude each other: the kernel sets the other one to 0
+    if limit_bytes:
         return DirtyLimit(limit_bytes, f"vm.dirty_bytes={limit_bytes}", background)
     memory = dict(re.findall(r"^([A-Za-z()]+): +(\d+) kB$", node.read("/proc/meminfo").decode(), re.MULTILINE))
     try:

@@ -62,5 +62,5 @@ def test_another_text_is_no_report(report: str) -> None:
 
 @pytest.mark.parametrize("fields", [{"lv_size": "1g"}, {"data_percent": "61,24"}, {"vg_free": ""}])
 def test_a_figure_that_is_none_is_no_report(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="could not convert|invalid literal"):
+    with pytest.raises(ValueError, match=r"could not convert|invalid literal"):
         volume(**fields)

@@ -19,7 +19,7 @@ from pvehook.contract.section_config import Section
 from pvehook.doctor.checks import Diagnosis, diagnose
 from pvehook.doctor.finding import Command, Finding, Write
 from pvehook.doctor.storage_checks import CHECKS, GROUP
-from pvehook.host import backup_target, block, disk_queue
+from pvehook.host import block, disk_queue
 from pvehook.host.backup_target import why_pbs_is_silent
 from pvehook.host.timely_files import TimelyReader
 from tests.host.conftest import BlockTree
@@ -53,6 +53,8 @@ class Machine:
         self.write("/proc/sys/kernel/osrelease", "6.8.12-4-pve\n")
         self.write("/proc/sys/vm/dirty_bytes", f"{1 << 28}\n")
         self.write("/proc/sys/vm/dirty_ratio", "0\n")
+        self.write("/proc/sys/vm/dirty_background_bytes", "0\n")
+        self.write("/proc/sys/vm/dirty_background_ratio", "10\n")
         self.write("/var/lib/vz/dump/x", "")
         self.write("/mnt/pve/nas/dump/x", "")
         tree.mount("/", "ext4", "/dev/sda1")
@@ -312,8 +314,6 @@ def test_the_dirty_limit_is_set_back_to_the_setting_that_counted(machine: Machin
     machine.disk()
     machine.write("/proc/sys/vm/dirty_bytes", "0\n")
     machine.write("/proc/sys/vm/dirty_ratio", "20\n")
-    machine.write("/proc/sys/vm/dirty_background_bytes", "0\n")
-    machine.write("/proc/sys/vm/dirty_background_ratio", "10\n")
     machine.write("/proc/meminfo", "MemFree: 41943040 kB\nActive(file): 10485760 kB\nInactive(file): 10485760 kB\n")
     only = machine.one("PVH-305")
     assert "12 GiB may wait" in only.evidence
@@ -462,7 +462,7 @@ def test_a_nas_that_is_not_mounted_and_one_that_hangs(machine: Machine, monkeypa
     assert machine.found("PVH-310") == []
     released = threading.Event()
     with monkeypatch.context() as patch:
-        patch.setattr(backup_target.os, "statvfs", lambda _: released.wait())
+        patch.setattr("pvehook.host.backup_target.os.statvfs", lambda _: released.wait())
         patch.setattr("pvehook.doctor.storage_facts._TARGET_S", 0.05)
         only = machine.one("PVH-310")
         released.set()
