@@ -305,6 +305,8 @@ def missing(facts: StorageFacts) -> list[str]:
     lines = [f"the disks under {named(names)}: {why}" for why, names in unread.items()]
     if facts.has_lvm_storage and isinstance(facts.volumes, (Absent, Broken)):
         lines.append(f"thin pools and LVM snapshots: {facts.volumes.why}")
+    if isinstance(facts.dirty, (Absent, Broken)):
+        lines.append(f"how much may wait to be written: {facts.dirty.why}")
     return [*facts.not_read, *lines]
 
 

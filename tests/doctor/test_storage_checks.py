@@ -422,6 +422,12 @@ def test_an_lvs_that_fails_or_speaks_otherwise_is_not_checked(machine: Machine) 
         assert why == "no JSON" or why in line
 
 
+def test_a_dirty_limit_that_cannot_be_read_is_not_checked(machine: Machine) -> None:
+    machine.disk()
+    machine.write("/proc/sys/vm/dirty_bytes", "?\n")
+    assert "how much may wait to be written: /proc/sys/vm/dirty_* cannot be read" in machine.diagnosed().not_checked
+
+
 # Targets
 
 
