@@ -47,7 +47,7 @@ def read_promises(node: Node, reader: TimelyReader, exempt: Exempt) -> Promises:
     jobs = [job for job in all_jobs(node, reader) if job.options.get("node", name) == name]
     pools = _pools(node, reader)
     defaults = parse_vzdump_config(reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or "")
-    guests = _read_guests(node, reader)
+    guests = read_node_guests(node, reader)
     of: dict[int, list[Promise]] = {guest.vmid: [] for guest in guests}
     disabled: dict[int, list[str]] = {guest.vmid: [] for guest in guests}
     for job in jobs:
@@ -64,14 +64,15 @@ def read_promises(node: Node, reader: TimelyReader, exempt: Exempt) -> Promises:
 def guests_taken(node: Node, reader: TimelyReader, job: Job) -> list[int]:
     """The node's guests that this job takes, by number. Raises NodeError as above."""
     pools = _pools(node, reader)
-    return [guest.vmid for guest in _read_guests(node, reader) if takes(job, guest.vmid, pools)]
+    return [guest.vmid for guest in read_node_guests(node, reader) if takes(job, guest.vmid, pools)]
 
 
 def _pools(node: Node, reader: TimelyReader) -> Pools:
     return parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
 
 
-def _read_guests(node: Node, reader: TimelyReader) -> tuple[NodeGuest, ...]:
+def read_node_guests(node: Node, reader: TimelyReader) -> tuple[NodeGuest, ...]:
+    """All of this node's, by number. Raises NodeError."""
     return reader.within(READ_DEADLINE_S, "/etc/pve", lambda: tuple(_guests(node)))
 
 
