@@ -8,6 +8,7 @@ not answer within SILENT_S too.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pvehook.contract.guest_config import GuestConfig, parse_agent_option
@@ -42,6 +43,7 @@ MONITOR_S: Final = 0.4
 QEMU_PACKAGE: Final = "pve-qemu-kvm"
 FILE_COMMANDS: Final = ("guest-file-open", "guest-file-read", "guest-file-close")
 WINDOWS: Final = "mswindows"
+NO_TIME: Final = "its monitor and its agent: not asked, for others answered too late"
 INSIDE_IN_WORDS: Final = "huge pages, pressure and lock-up settings inside"
 
 
@@ -91,8 +93,8 @@ def look_at(
     deadline: Deadline,
 ) -> VmLook:
     """`config`: as it was read just now. Takes some seconds at most, never goes beyond the deadline, never raises."""
-    if deadline.left_s() <= 0:
-        return VmLook(not_checked=("its QEMU and its agent: not asked in time, too many others answered late",))
+    if deadline.left_s() < SILENT_S:
+        return VmLook(not_checked=(NO_TIME,))
     replaced = program_is_replaced(node, qemu)
     running = _running_version(node, vmid, deadline.within(MONITOR_S)) if replaced else None
     missing = ["its QEMU: which program it runs cannot be read"] if replaced is None else []
@@ -101,13 +103,14 @@ def look_at(
         why = f"Proxmox has locked it ({printable(config.lock or '', 40)})" if option.enabled else "its agent is off"
         return VmLook(running, not_checked=(*missing, f"{INSIDE_IN_WORDS}: {why}"))
     facts, _ = gather(node, reader, vmid, "qemu", "snapshot", freeze.facts_within_s, now_s, deadline, SILENT_S)
+    if deadline.left_s() <= 0:
+        return VmLook(running, not_checked=(*missing, NO_TIME))  # what is missing now tells nothing about the guest
     verdict = decide(facts, policy_for(freeze, vmid, config.name, config.tags))
     if facts.run_state != "running":
         state = "its monitor does not answer" if facts.run_state is None else f"it is {printable(facts.run_state, 40)}"
         return VmLook(running, facts, verdict, None, (*missing, f"{INSIDE_IN_WORDS}: {state}"))
     agent = _look_inside(node, vmid, facts, deadline)
-    why = _why_nothing_inside(agent)
-    return VmLook(running, facts, verdict, agent, (*missing, *([f"{INSIDE_IN_WORDS}: {why}"] if why else [])))
+    return VmLook(running, facts, verdict, agent, (*missing, *_not_read(agent)))
 
 
 def _running_version(node: Node, vmid: int, deadline: Deadline) -> Measured[str]:
@@ -153,13 +156,22 @@ def _port_is_open(node: Node, vmid: int, deadline: Deadline) -> bool | None:
         return None
 
 
-def _why_nothing_inside(agent: AgentLook) -> str:
-    """Empty: it was read, or is Windows, which has nothing of it."""
-    if agent.inside is not None or agent.os_id == WINDOWS:
-        return ""
-    if agent.info is None:
-        return "its agent does not answer"
-    if agent.is_frozen:
-        return "it is frozen"
-    faults = [fault for command in FILE_COMMANDS if (fault := command_fault(agent.info, command))]
-    return faults[0] if faults else f"its agent stopped answering ({printable(agent.fault)})"
+def _not_read(agent: AgentLook) -> Iterator[str]:
+    """What could not be read, and why. Windows, and a kernel without such a file, have nothing to read."""
+    if agent.inside is not None:
+        named = {
+            "huge pages": agent.inside.huge_pages.enabled,
+            "pressure": agent.inside.io_pressure,
+            "lock-up settings": agent.inside.lockups.watchdog_thresh_s,
+        }
+        for what, measured in named.items():
+            if isinstance(measured, Broken):
+                yield f"{what} inside: {measured.why}"
+    elif agent.info is None:
+        yield f"{INSIDE_IN_WORDS}: its agent does not answer"
+    elif agent.is_frozen:
+        yield f"{INSIDE_IN_WORDS}: it is frozen"
+    elif faults := [fault for command in FILE_COMMANDS if (fault := command_fault(agent.info, command))]:
+        yield f"{INSIDE_IN_WORDS}: {faults[0]}"
+    elif agent.os_id != WINDOWS:
+        yield f"{INSIDE_IN_WORDS}: its agent stopped answering ({printable(agent.fault)})"

@@ -81,7 +81,7 @@ class GuestsFacts(NamedTuple):
     bad_nights: tuple[BadNight, ...]
     standings: tuple[Standing, ...]
     now_s: float
-    zone: tzinfo | None
+    zone: tzinfo
     not_checked: tuple[NotChecked, ...]
 
 

@@ -3,8 +3,8 @@
     /proc/sys/kernel/watchdog_thresh     10    a soft lockup is reported after twice that, in seconds; 0: never
     /proc/sys/kernel/softlockup_panic    0     0: it goes on; N: it panics after N times twice watchdog_thresh
 
-Source: Documentation/admin-guide/sysctl/kernel.rst and lockup-watchdogs.rst of Linux; before 7.0 softlockup_panic is 0
-or 1 (commit e700f5d15607).
+Source: Documentation/admin-guide/sysctl/kernel.rst and lockup-watchdogs.rst of Linux. Until commit e700f5d15607 of 2026
+softlockup_panic is 0 or 1.
 """
 
 from __future__ import annotations
