@@ -37,7 +37,7 @@ from pvehook.night.standings import NAME_LIMIT, standings
 from pvehook.records.guest_summary import guest_number
 from pvehook.report.standing import Standing
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 32
 READ_S: Final = 2.0
 NAMED: Final = 6
 
