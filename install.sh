@@ -30,7 +30,6 @@ readonly units=(pvehook.socket pvehook.service)
 # Paths as the node spells them; `$root` in front of them is empty on the node itself.
 readonly lib=/usr/local/lib/pvehook
 readonly hook=$lib/hooks/vzdump-hook
-readonly guest_hook=$lib/hooks/guest-hook
 readonly snippet=pvehook-guest-hook # what the guest hook is called in a storage
 readonly command=/usr/local/bin/pvehook
 readonly unit_dir=/usr/local/lib/systemd/system
@@ -412,9 +411,9 @@ for job in jobs:
 
 # A VM takes one hookscript, and only from a storage: that is the administrator's decision.
 offer_guest_hook() {
-    say "optional: to have a VM thawed first when it is shut down while its backup has it frozen, give it" \
-        "$guest_hook as hookscript, from a storage that holds snippets:"
-    say "    cp $guest_hook /var/lib/vz/snippets/$snippet && qm set VMID --hookscript local:snippets/$snippet"
+    say "optional: to have VMs thawed first when they are shut down while their backup has them frozen, give them" \
+        "pvehook's hookscript; one that a VM has already is still run:"
+    say "    pvehook guests hookscript enable --all"
 }
 
 # An invalid configuration stops no backup, so it stops no installation either; but now is the time to report it.
@@ -450,15 +449,21 @@ uninstall_pvehook() {
     conclude "pvehook is not installed" "uninstall"
 }
 
-# A VM whose hookscript is missing does not start, so a copy in a storage is never removed here. Alone it does nothing.
+# A guest whose hookscript is missing does not start, so a copy in a storage is never removed here. Alone it does
+# nothing, or runs the guest's own hookscript, whose name stands behind ours.
 list_vms_with_guest_hook() {
-    local config
+    local config script set what undo
     while IFS= read -r config; do
+        script=$(sed -nE '/^\[/q; s/^hookscript:[ \t]*//p' "$config") # what follows a [ is a snapshot
+        [[ -n $script ]] || continue
+        set="qm set" what=VM undo="--delete hookscript"
+        [[ $config != */lxc/* ]] || { set="pct set" what=CT; }
+        [[ $script != *"/$snippet."* ]] || undo="--hookscript ${script/$snippet./}"
         config=${config##*/}
-        say "note: VM ${config%.conf} still runs $snippet, which does nothing now; first take it off the VM, then" \
-            "remove the snippet: qm set ${config%.conf} --delete hookscript"
-    done < <({ timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" --include='*.conf' ||
-        true; } | sort) # without such a VM grep fails
+        say "note: $what ${config%.conf} still runs ${script##*/}, which does nothing of its own now; first take it" \
+            "off the guest, then remove the snippet: $set ${config%.conf} $undo"
+    done < <({ timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" "$root/etc/pve/lxc" \
+        --include='*.conf' || true; } | sort) # without such a guest grep fails
 }
 
 # Removes our lines for the given keys from a file that put_lines changed.

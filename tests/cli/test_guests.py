@@ -1,20 +1,21 @@
-"""`pvehook guests thp`: who has huge pages `always`, why it is not known, how it is kept off, and nothing else."""
+"""`pvehook guests`: whose huge pages are `always`, why that is not known, how it is kept off; and the hookscripts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pvehook.contract.guest_facts import BootFacts, GuestFacts, GuestOs
 from pvehook.contract.huge_pages import DEFRAG, ENABLED, HugePages
-from pvehook.doctor import guest_insides
+from pvehook.doctor import fixes, guest_insides
 from pvehook.host.node import Node
 from pvehook.records.guest_facts import keep_guest_facts
 from tests.cli.test_cli import Command, Done, pvehook, root
 from tests.guest_files import SimulatedGuest
+from tests.node_under_test import REPO
 
 __all__ = ["pvehook", "root"]  # fixtures
 
@@ -198,3 +199,51 @@ def test_a_guest_that_may_be_read_but_not_written(pvehook: Command, guests: dict
     assert (done.code, result["done"]) == (1, False)
     assert "Permission denied" in result["text"]
     assert guests[101].files.contents[ENABLED] == ALWAYS
+
+
+# hookscript
+
+
+@pytest.fixture
+def qm(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was run. 101 and 102 are VMs, 110 is a container."""
+    ran: list[str] = []
+
+    def run(command: Sequence[str]) -> None:
+        ran.append(" ".join(command))
+        configured(root, int(command[2]), f"hookscript: {command[4]}\n" if command[3] == "--hookscript" else "")
+
+    def run_on(node: Node) -> Callable[[Sequence[str]], None]:
+        return run
+
+    monkeypatch.setattr(fixes, "run_on", run_on)
+    for vmid, kind in ((101, "qemu-server"), (102, "qemu-server"), (110, "lxc")):
+        configured(root, vmid, "", kind)
+    hook = root / "usr/local/lib/pvehook/hooks/guest-hook"
+    hook.parent.mkdir(parents=True)
+    hook.write_text((REPO / "hooks/guest-hook").read_text())
+    (root / "var/lib/vz").mkdir(parents=True)
+    return ran
+
+
+def test_all_vms_get_the_hookscript_and_lose_it_again(pvehook: Command, qm: list[str]) -> None:
+    done = pvehook("guests", "hookscript", "enable", "--all")
+    volume = "local:snippets/pvehook-guest-hook"
+    lines = [f"VM {vmid}: has pvehook's hookscript: {volume}" for vmid in (101, 102)]
+    assert done == Done(0, "\n".join(lines) + "\n", "")
+    assert qm == [f"qm set {vmid} --hookscript {volume}" for vmid in (101, 102)]
+    as_json = pvehook("guests", "hookscript", "disable", "101", "--json")
+    assert json.loads(as_json.out) == [{"vmid": 101, "done": True, "text": "VM 101: has none any more"}]
+    assert qm[2:] == ["qm set 101 --delete hookscript"]
+
+
+@pytest.mark.usefixtures("qm")
+@pytest.mark.parametrize("words", [(), ("101", "--all")])
+def test_whose_hookscript_must_be_said(pvehook: Command, words: tuple[str, ...]) -> None:
+    assert pvehook("guests", "hookscript", "enable", *words).code == 2
+
+
+@pytest.mark.usefixtures("qm")
+def test_one_that_was_not_changed_is_an_exit_code(pvehook: Command) -> None:
+    done = pvehook("guests", "hookscript", "enable", "101", "--storage", "gone")
+    assert done == Done(1, "", "VM 101: not changed: storage gone does not exist\n")

@@ -205,3 +205,67 @@ def test_a_copy_of_another_node_leaves_this_tree_alone(node: NodeUnderTest, hook
     shutil.copy(hook, snippet)
     call(snippet, "101", "pre-stop")
     assert frozen.is_frozen
+
+
+OWN = '#!/bin/sh\necho "own $@"\nexit {code}\n'
+
+
+def chaining(hook: Path, directory: Path, own: str | None) -> Path:
+    """A copy that chains `own.pl`, as `pvehook guests hookscript enable` puts it beside that."""
+    directory.mkdir()
+    if own is not None:
+        (directory / "own.pl").write_text(own)
+        (directory / "own.pl").chmod(0o755)
+    return copy_of(hook, directory / "pvehook-guest-hook.own.pl")
+
+
+def ends(script: Path, *arguments: str) -> tuple[int, str]:
+    """Its exit code and what Proxmox shows."""
+    done = subprocess.run(
+        [str(script), *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, timeout=30, cwd="/",
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_guests_own_script_is_run_as_before_and_its_exit_code_counts(
+    node: NodeUnderTest, hook: Path, phase: str, code: int
+) -> None:
+    script = chaining(hook, node.root / "snippets", OWN.format(code=code))
+    assert ends(script, "101", phase) == (code, f"own 101 {phase}\n")
+
+
+def test_a_frozen_guest_is_thawed_before_its_own_script_is_run(
+    node: NodeUnderTest, hook: Path, frozen: SimulatedGuest
+) -> None:
+    leave_record(node, "frozen")
+    code, said = ends(chaining(hook, node.root / "snippets", OWN.format(code=0)), "101", "pre-stop")
+    first, second = said.splitlines()
+    assert "now it reports thawed" in first
+    assert (code, second) == (0, "own 101 pre-stop")
+    assert not frozen.is_frozen
+
+
+def test_the_guests_own_script_has_no_child_that_it_did_not_start(node: NodeUnderTest, hook: Path) -> None:
+    own = "#!/usr/bin/python3 -IS\nimport os\ntry: print(os.waitpid(-1, 0))\nexcept ChildProcessError: print('none')\n"
+    assert ends(chaining(hook, node.root / "snippets", own), "101", "post-stop") == (0, "none\n")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_guests_own_script_outlives_the_program(node: NodeUnderTest, hook: Path, phase: str) -> None:
+    script = chaining(hook, node.root / "snippets", OWN.format(code=3))
+    hook.parent.unlink()
+    code, said = ends(script, "101", phase)
+    assert code == 3
+    assert said.endswith(f"own 101 {phase}\n")
+    assert ("give the guest its own hookscript back: own.pl" in said) is (phase in ("pre-stop", "post-start"))
+
+
+@pytest.mark.parametrize("own", [None, "no interpreter's line"])
+def test_one_that_cannot_be_run_fails_as_it_does_in_proxmox(node: NodeUnderTest, hook: Path, own: str | None) -> None:
+    code, said = ends(chaining(hook, node.root / "snippets", own), "101", "pre-start")
+    assert code == 1
+    assert said.startswith("pvehook: the guest's own hookscript cannot be run: ")

@@ -127,15 +127,13 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert modes == {0o644, 0o755}
 
 
-def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path, tmp_path: Path) -> None:
-    """The command is carried out as it stands there, up to `qm`, which only Proxmox has."""
-    copy, run = install(root, source=REPO).text.splitlines()[-1].removeprefix("pvehook: ").strip().split(" && ")
-    assert run == "qm set VMID --hookscript local:snippets/pvehook-guest-hook"
-    (root / "var/lib/vz/snippets").mkdir(parents=True)
-    subprocess.run([word if word == "cp" else f"{root}{word}" for word in copy.split()], check=True, timeout=20)
-    snippet = root / "var/lib/vz/snippets/pvehook-guest-hook"
-    assert os.access(snippet, os.X_OK)  # Proxmox starts no VM whose hookscript is not executable
-    assert subprocess.run([snippet, "101", "pre-start"], check=True, timeout=20, env={}).returncode == 0
+def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path) -> None:
+    """The command is carried out as it stands there, on a node that has no guests."""
+    run = install(root, source=REPO).text.splitlines()[-1].removeprefix("pvehook: ").split()
+    assert run == ["pvehook", "guests", "hookscript", "enable", "--all"]
+    program = root / "usr/local/lib/pvehook/bin/pvehook"
+    done = subprocess.run([sys.executable, program, *run[1:], "--root", str(root)], check=False, timeout=20)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("with_vms", [False, True])
@@ -151,8 +149,11 @@ def test_an_installation_that_goes_without_a_hitch_reports_no_error(root: Path, 
 def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path) -> None:
     install(root)
     (root / "etc/pve/qemu-server").mkdir()
-    for vmid, script in (("101", "pvehook-guest-hook"), ("102", "another")):
+    scripts = (("101", "pvehook-guest-hook"), ("102", "another"), ("103", "pvehook-guest-hook.own.pl"))
+    for vmid, script in scripts:
         (root / f"etc/pve/qemu-server/{vmid}.conf").write_text(f"name: web\nhookscript: local:snippets/{script}\n")
+    snapshot = "name: web\n[old]\nhookscript: local:snippets/pvehook-guest-hook\n"
+    (root / "etc/pve/qemu-server/104.conf").write_text(snapshot)
     snippet = root / "var/lib/vz/snippets/pvehook-guest-hook"
     snippet.parent.mkdir(parents=True)
     shutil.copy(root / "usr/local/lib/pvehook/hooks/guest-hook", snippet)
@@ -160,7 +161,10 @@ def test_a_vm_that_still_names_the_snippet_is_named_when_pvehook_goes(root: Path
     assert done.code == 0
     assert "note: VM 101 still runs pvehook-guest-hook" in done.text
     assert "qm set 101 --delete hookscript" in done.text
+    assert "VM 103 still runs pvehook-guest-hook.own.pl, " in done.text
+    assert "qm set 103 --hookscript local:snippets/own.pl" in done.text
     assert "VM 102" not in done.text
+    assert "VM 104" not in done.text
     assert snippet.exists()
     assert not (root / "usr/local/lib/pvehook").exists()
 
