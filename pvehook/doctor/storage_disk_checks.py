@@ -96,7 +96,7 @@ def much_may_be_dirty(facts: StorageFacts) -> Iterator[Finding]:
         rate = max(assumed, seen)
         if limit_bytes <= _TOO_LONG_S * rate:
             continue
-        how = "as the fastest archive came lately" if seen > assumed else "more than disks of this kind do"
+        how = "as the fastest archive came lately" if seen > assumed else "the most that disks of this kind do"
         kept = "the pacer keeps the archives' part small, not that of containers and other programs"
         yield Finding(
             "node",

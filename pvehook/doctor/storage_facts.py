@@ -28,7 +28,14 @@ from pvehook.host.guest_configs import ConfiguredGuest, read_guest_configs
 from pvehook.host.lvm import read_logical_volumes
 from pvehook.host.mounts import Mount, follow_links, read_mounts
 from pvehook.host.timely_files import TimelyReader
-from pvehook.host.volumes import directory_of, locate_dump, locate_volume, read_storages
+from pvehook.host.volumes import (
+    device_of_volume,
+    directory_of,
+    locate_dump,
+    locate_storage,
+    locate_volume,
+    read_storages,
+)
 from pvehook.records.history import DAY_S, history_file, last_records, reading
 from pvehook.settings import IoMode, PacerMode
 
@@ -251,12 +258,18 @@ class _Gathering:
         return tuple(found)
 
     def _locate(self, volume: str) -> Location:
-        """Looked for once: all volumes of a pool are on the same disks, and zpool is not quick."""
-        storage = find_section(self._storages, volume.partition(":")[0])
-        key = storage.id if storage is not None and storage.type == "zfspool" else volume
-        if key not in self._located:
-            self._located[key] = locate_volume(self._node, volume, self._storages)
-        return self._located[key]
+        """All volumes of a ZFS pool, and those of a volume group that are not active, are looked for once: neither is
+        quick."""
+        node, storages = self._node, self._storages
+        storage = find_section(storages, volume.partition(":")[0])
+        if storage is None or not (storage.type == "zfspool" or self._is_inactive(storage, volume)):
+            return locate_volume(node, volume, storages)
+        if storage.id not in self._located:
+            self._located[storage.id] = locate_storage(node, storage.id, storages)
+        return self._located[storage.id]
+
+    def _is_inactive(self, storage: Section, volume: str) -> bool:
+        return storage.type in ("lvm", "lvmthin") and device_of_volume(self._node, volume, self._storages) is None
 
     def _files_of_fixes(self) -> dict[str, str]:
         found = {}

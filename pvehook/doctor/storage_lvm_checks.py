@@ -26,8 +26,8 @@ def container_without_snapshots(facts: StorageFacts) -> Iterator[Finding]:
             f"Proxmox cannot snapshot {named(guest.unsnapshotted)}, so {named(guest.snapshot_jobs)} in mode snapshot "
             "falls back to suspend: its files are copied twice, and it stands still during the second copy",
             (
-                f"pct move-volume {guest.vmid} {guest.unsnapshotted[0].partition(' ')[0]} STORAGE  (of type lvmthin, "
-                "zfspool or rbd; the container must be off)",
+                f"pct move-volume {guest.vmid} {guest.unsnapshotted[0].partition(' ')[0]} STORAGE  "
+                "# lvmthin, zfspool or rbd; the container off",
             ),
             vmid=guest.vmid,
         )
@@ -45,7 +45,7 @@ def thick_snapshots(facts: StorageFacts) -> Iterator[Finding]:
             f"a snapshot of {volume.group}/{volume.origin} on thick LVM ({state}): each first write to a chunk of the "
             "original waits until the old one was read and written elsewhere on the same disks; when its room is used "
             "up the snapshot is lost",
-            (f"lvremove {volume.full_name}  (once nobody needs it: a backup of now, or a tool, may have made it)",),
+            (f"lvremove {volume.full_name}  # once nobody needs it: a backup that runs may",),
         )
 
 
@@ -89,9 +89,9 @@ def _extend(pool: LogicalVolume, data: bool, metadata: bool) -> tuple[str, ...]:
         commands.append(f"lvextend -L +{gib - 1}G {pool.full_name}")
     if data:
         commands.append("pct fstrim CTID; in each VM whose disks have discard=on: fstrim -a")
-        commands.append("delete snapshots and disks that nobody needs (qm listsnapshot VMID, pvesm list STORAGE)")
+        commands.append("delete snapshots and disks that nobody needs: qm listsnapshot VMID")
     if gib < 1:
-        commands.append(f"volume group {pool.group} has no room left: vgextend {pool.group} /dev/DISK")
+        commands.append(f"vgextend {pool.group} /dev/DISK  # the volume group has no room left")
     if pool.trouble:
-        commands.append(f"before anything else: lvmthin(7), 'Metadata check and repair', for {pool.full_name}")
+        commands.append("man lvmthin  # metadata check and repair, before anything else")
     return tuple(commands)

@@ -105,7 +105,7 @@ def _elsewhere(facts: StorageFacts, target: BackupTarget) -> tuple[str, ...]:
     known = ((name, disks_of(where)) for name, where in facts.others if where.kind == "network" or where.disks)
     free = (name for name, disks in known if not disks & taken)
     other = next(free, None)
-    first = () if other else ("add a storage on other disks or on another machine (pvesm add ...), here called OTHER",)
+    first = () if other else ("pvesm add nfs OTHER ...  # or another storage that is not on these disks",)
     return (*first, *_send_to(target, other or "OTHER"))
 
 
@@ -132,7 +132,7 @@ def _use(facts: StorageFacts, target: BackupTarget) -> tuple[str, ...]:
     if "content" in target.refusal:
         return (f"pvesm set {storage.id} --content {content_of(storage)},backup",)
     nodes = ",".join([*split_list(storage.properties.get("nodes", "")), facts.node_name])
-    return (f"pvesm set {storage.id} --nodes {nodes}  (if it can be reached from here)", *_send_to(target, "OTHER"))
+    return (f"pvesm set {storage.id} --nodes {nodes}  # if it can be reached from here", *_send_to(target, "OTHER"))
 
 
 def _harden(target: BackupTarget, soft: str) -> tuple[str, ...]:
@@ -143,5 +143,5 @@ def _harden(target: BackupTarget, soft: str) -> tuple[str, ...]:
     kept = [each for each in storage.properties.get("options", "").split(",") if each and each != soft]
     return (
         f"pvesm set {storage.id} --options {','.join([*kept, 'hard'])}",
-        f"{again} while no backup runs; Proxmox mounts it again within seconds",
+        f"{again}  # while no backup runs; Proxmox mounts it again",
     )
