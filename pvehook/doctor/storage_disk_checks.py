@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
+from pvehook.contract.text import printable
 from pvehook.doctor.finding import Command, Finding, Step, Write
 from pvehook.doctor.storage_facts import FIX_FILES, StorageFacts, named
 from pvehook.doctor.storage_target_checks import disks_of, pacing_of, sharing_guests
@@ -23,6 +25,11 @@ _RAID_DRIVERS: Final = frozenset(
 
 Fix = tuple[tuple[str, ...], tuple[Step, ...]]
 """Remedy and steps."""
+
+_MEGARAID_EVENT: Final = re.compile(
+    r"megaraid_sas (\S+): \d+ \([^)]*/(?:WARN|CRIT|FATAL|DEAD)\) - (.*(?:battery|bbu|cachevault|capacitor).*)", re.I
+)
+"""megasas_decode_evt of drivers/scsi/megaraid/megaraid_sas_base.c, which logs from CRIT on unless told otherwise."""
 
 _TOO_LONG_S: Final = 10.0
 _WRITES_BYTES_PER_S: Final = {True: 250e6, False: 500e6}
@@ -110,6 +117,16 @@ def much_may_be_dirty(facts: StorageFacts) -> Iterator[Finding]:
 
 
 def raid_cache(facts: StorageFacts) -> Iterator[Finding]:
+    lines = [] if isinstance(facts.kernel_log, (Absent, Broken)) else facts.kernel_log.lines
+    events = {match[1]: match[2] for line in lines if (match := _MEGARAID_EVENT.match(line.text))}
+    for controller, event in events.items():  # the last one of each
+        yield Finding(
+            f"controller {controller}",
+            "warning",
+            f"the kernel's log has of it: {printable(event, 120)}. Without a battery a controller writes each request "
+            "to its disks before it answers, unless it is forced to risk the data; it may be well again by now",
+            (_CONTROLLER_TOOLS["megaraid_sas"],),
+        )
     for queue in facts.queues.values():
         if not (_is_raid(queue) and queue.is_rotational and queue.write_cache == "write through"):
             continue

@@ -25,6 +25,7 @@ from pvehook.host.block import kernel_version
 from pvehook.host.dirty_limit import DirtyLimit, read_dirty_limit
 from pvehook.host.disk_queue import DiskQueue, read_queue
 from pvehook.host.guest_configs import ConfiguredGuest, read_guest_configs
+from pvehook.host.kernel_log import PastLog, read_past_log
 from pvehook.host.lvm import read_logical_volumes
 from pvehook.host.mounts import Mount, follow_links, read_mounts
 from pvehook.host.timely_files import TimelyReader
@@ -49,6 +50,7 @@ _TARGET_S: Final = 1.5
 _DISKS_S: Final = 4.0
 _LVS_S: Final = 3.0
 _HISTORY_S: Final = 1.0
+_KERNEL_LOG_S: Final = 1.0
 _COMPARED_DAYS: Final = 30
 _LEAST_ARCHIVE_S: Final = 10.0
 """A shorter one's rate says little."""
@@ -109,6 +111,7 @@ class StorageFacts(NamedTuple):
     """The fastest that an archive was written lately, as far as the pacer saw it; None: not known."""
     idle: IoMode
     pacer: PacerMode
+    kernel_log: Measured[PastLog]
     volumes: Measured[tuple[LogicalVolume, ...]]
     has_lvm_storage: bool
     not_read: tuple[str, ...]
@@ -165,6 +168,7 @@ class _Gathering:
             self._asked("the history", self._archive_rate, _HISTORY_S),
             sources.in_force.config.io_priority.mode,
             sources.in_force.config.pacer.mode,
+            read_past_log(node, sources.deadline.within(_KERNEL_LOG_S)),
             read_logical_volumes(node, self._left_s(_LVS_S)),
             any(each.type in ("lvm", "lvmthin") for each in self._storages),
             tuple(self._failed),
@@ -318,6 +322,8 @@ def missing(facts: StorageFacts) -> list[str]:
     lines = [f"the disks under {named(names)}: {why}" for why, names in unread.items()]
     if facts.has_lvm_storage and isinstance(facts.volumes, (Absent, Broken)):
         lines.append(f"thin pools and LVM snapshots: {facts.volumes.why}")
+    if isinstance(facts.kernel_log, Broken) and any(each.driver for each in facts.queues.values()):
+        lines.append(f"what RAID controllers said of their batteries: {facts.kernel_log.why}")
     if isinstance(facts.dirty, (Absent, Broken)):
         lines.append(f"how much may wait to be written: {facts.dirty.why}")
     return [*facts.not_read, *lines]

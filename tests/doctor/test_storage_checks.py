@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from pvehook.config.in_force import Configuration
+from pvehook.contract.kernel_line import KernelLine
 from pvehook.contract.section_config import Section
 from pvehook.doctor.checks import Diagnosis, diagnose
 from pvehook.doctor.finding import Command, Finding, Write
 from pvehook.doctor.storage_checks import CHECKS, GROUP
 from pvehook.host import block, disk_queue
 from pvehook.host.backup_target import why_pbs_is_silent
+from pvehook.host.kernel_log import PastLog
 from pvehook.host.timely_files import TimelyReader
 from tests.host.conftest import BlockTree
 
@@ -344,6 +346,27 @@ def test_a_raid_volume_that_says_write_through(
     found = machine.found("PVH-309")
     assert bool(found) == fires
     assert all("The kernel cannot tell which" in each.evidence for each in found)
+
+
+def test_a_controller_that_said_in_the_kernel_log_that_its_battery_is_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.disk()
+    controller = "megaraid_sas 0000:03:00.0:"
+    battery = f"{controller} 4711 (817263543s/0x0008/FATAL) - Battery has failed and cannot support data retention"
+    later = f"{controller} 4712 (boot + 12s/0x0008/CRIT) - BBU Retention test failed!"
+    others = f"{controller} 4713 (81726s/0x0002/CRIT) - VD 00/0 is now DEGRADED", f"{controller} FW now in Ready state"
+
+    def log(*texts: str) -> None:
+        past = PastLog(tuple(KernelLine(1, text) for text in texts), is_whole=True)
+        monkeypatch.setattr("pvehook.doctor.storage_facts.read_past_log", lambda *_: past)
+
+    log(battery, later, *others)
+    only = machine.one("PVH-309")
+    assert (only.subject, only.severity) == ("controller 0000:03:00.0", "warning")
+    assert "has of it: BBU Retention test failed!" in only.evidence
+    log(*others)
+    assert machine.found("PVH-309") == []
 
 
 # LVM
