@@ -61,8 +61,8 @@ class Command(NamedTuple):
     """The file that shows what it does; of a symbolic link, where it leads."""
     key: str = ""
     section: str = ""
-    """The line by which a section of /etc/pve/jobs.cfg or storage.cfg begins; of a guest's file it is the current
-    configuration, and no snapshot, that counts."""
+    """The line by which a section of /etc/pve/jobs.cfg or storage.cfg begins. A guest's file has none named: its
+    configuration counts as it is after its next start, and no snapshot."""
 
 
 Step: TypeAlias = Write | Command

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from pvehook.contract.guest_config import options_after_restart
 from pvehook.contract.text import printable
 from pvehook.doctor.checks import Found
 from pvehook.doctor.finding import Step, Write
@@ -37,6 +38,7 @@ COMMAND_S: Final = 60.0
 """pvesh and qm wait for locks of Proxmox, 10 s each."""
 RECORD_LIMIT_BYTES: Final = 8 << 20
 LINES_SHOWN: Final = 20
+_GUESTS: Final = ("/etc/pve/qemu-server/", "/etc/pve/lxc/")
 
 Run: TypeAlias = Callable[[Sequence[str]], None]
 """Runs a command of the node. Raises NodeError with what it said where it fails."""
@@ -207,19 +209,21 @@ def _state(node: Node, path: str, key: str = "", section: str = "") -> str | Non
             return os.readlink(real)
         raise NodeError(f"{path} is a symbolic link")
     text = TimelyReader().text(real, READ_S)
+    if text is not None and key and path.startswith(_GUESTS):
+        # Of a guest that runs, Proxmox keeps most changes in a section of their own until it is started anew.
+        value = options_after_restart(text).get(key)
+        return "" if value is None else f"{key}: {value}"
     return text if text is None else "\n".join(_lines_of(text, key, section))
 
 
 def _lines_of(text: str, key: str, section: str) -> Iterator[str]:
-    """The lines of this key: in one section of a file such as jobs.cfg, or in a guest's current configuration."""
+    """The lines of this key, or all: in the whole file, or in one section of a file such as jobs.cfg."""
     inside = not section
     for line in text.split("\n"):
         if not key:
             yield line
         elif section and (not line or line == section):
             inside = line == section
-        elif not section and line.startswith("["):
-            return  # a snapshot, or what is pending
         elif inside and re.match(rf"\s+{re.escape(key)}(\s|$)" if section else rf"{re.escape(key)}:", line):
             yield line
 

@@ -175,6 +175,26 @@ def test_of_a_guest_the_current_configuration_counts_and_no_snapshot(node: Node)
     assert read(node, path) == "name: web\n\n[before]\nagent: 0\n"
 
 
+def test_a_change_that_waits_for_the_guests_restart_is_taken_back_before_and_after_it(node: Node) -> None:
+    path = "/etc/pve/qemu-server/101.conf"
+    os.makedirs(os.path.dirname(node.path(path)))
+    running, pending = "agent: 0\nname: web\n", "\n[PENDING]\nagent: 1\n"
+    step = Command(("add", path, running, pending), ("drop", path, pending), path, key="agent")
+    for restarted in (None, "agent: 1\nname: web\n"):
+        Path(node.path(path)).write_text(running)
+        report = fix(node, found(step, subject="VM 101 web", vmid=101), Commands(node), NOW_S)
+        assert report.lines[3:5] == ("    - agent: 0", "    + agent: 1")
+        if restarted is not None:
+            Path(node.path(path)).write_text(restarted)
+        (back,) = unfix(node, "PVH-109", (), Commands(node))
+        assert back.is_done
+    Path(node.path(path)).write_text(running)
+    fix(node, found(step, subject="VM 101 web", vmid=101), Commands(node), NOW_S)
+    Path(node.path(path)).write_text("agent: 1,freeze-fs=0\nname: web\n")
+    (back,) = unfix(node, "PVH-109", (), Commands(node))
+    assert "agent in /etc/pve/qemu-server/101.conf was changed since" in said(back)
+
+
 def test_a_finding_is_fixed_as_a_whole_or_not_at_all(node: Node) -> None:
     commands = Commands(node)
     commands.fails = JOBS

@@ -14,7 +14,7 @@ from pvehook.contract.guest_facts import Filesystem
 from pvehook.contract.huge_pages import ENABLED
 from pvehook.deadline import Deadline
 from pvehook.doctor import guest_look
-from pvehook.doctor.finding import Finding, Sources
+from pvehook.doctor.finding import Command, Finding, Sources
 from pvehook.doctor.guests_checks import GROUP
 from pvehook.errors import NodeError
 from pvehook.guest.agent import open_agent
@@ -352,6 +352,44 @@ def test_disks_without_an_io_thread(tree: GuestsNode, config: str, commands: lis
     finding = tree.only("PVH-407")
     assert finding.severity == "warning"
     assert list(finding.remedy) == [*commands, "qm reboot 101"]
+
+
+def test_commands_for_one_disk_take_back_nothing_of_each_other(tree: GuestsNode) -> None:
+    disk = "thick:vm-101-disk-0,size=1G"
+    tree.runs(f"agent: 1\nscsihw: virtio-scsi-single\nscsi0: {disk},cache=unsafe,aio=io_uring\n")
+    found, _ = tree.look()
+    assert list(found) == ["PVH-407", "PVH-408", "PVH-409"]
+    commands = {finding.remedy for findings in found.values() for finding in findings}
+    assert commands == {(f"qm set 101 --scsi0 {disk},iothread=1", "qm reboot 101")}
+
+
+def test_a_fix_keeps_what_waits_for_a_restart(tree: GuestsNode) -> None:
+    disk = "thick:vm-101-disk-0"
+    pending = f"\n[PENDING]\nscsi0: {disk},aio=io_uring,iothread=1\n"
+    tree.runs(f"agent: 1\nscsihw: virtio-scsi-single\nscsi0: {disk},aio=io_uring\n{pending}")
+    found, _ = tree.look()
+    assert found["PVH-407"][0].steps == ()
+    (step,) = found["PVH-409"][0].steps
+    assert isinstance(step, Command)
+    assert step.do[-1] == f"{disk},iothread=1"
+    assert step.undo[-1] == f"{disk},aio=io_uring,iothread=1"
+
+
+def test_only_what_no_guest_can_miss_is_left_to_fix(tree: GuestsNode) -> None:
+    tree.runs("agent: 1\nscsihw: virtio-scsi-single\nscsi0: a:b,size=1G\n")
+    (step,) = tree.only("PVH-407").steps
+    command, path = ("qm", "set", "101", "--scsi0"), "/etc/pve/qemu-server/101.conf"
+    assert step == Command((*command, "a:b,size=1G,iothread=1"), (*command, "a:b,size=1G"), path, "scsi0")
+    tree.vm("agent: 1\nscsihw: virtio-scsi-pci\nscsi0: a:b,size=1G\n")
+    assert tree.only("PVH-407").steps == ()
+
+
+def test_a_qemu_that_hangs_with_io_threads_is_upgraded_first(tree: GuestsNode) -> None:
+    tree.write("/var/lib/dpkg/status", DPKG.replace("10.1.2-1", "8.1.2-4"))
+    tree.runs("agent: 1\nvirtio0: a:b\n")
+    finding = tree.only("PVH-407")
+    assert finding.remedy[0].startswith("apt update && apt full-upgrade")
+    assert finding.steps == ()
 
 
 def test_another_controller_needs_drivers_first(tree: GuestsNode) -> None:
