@@ -123,9 +123,10 @@ def rehearse_tonight(
     common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of, overdue)
     next_runs = next_runs_of(node) if when is None else {}
     wanted = [guest for guest in guests if not vmids or guest.vmid in vmids]
-    of_jobs = [(job, _outlooks(common, job, wanted, when, next_runs.get(job.id))) for job in jobs]
-    # Of some of its guests only, nothing can be said of when a job's guests begin.
-    outlooks = [each for job, of in of_jobs for each in (of if vmids else _expected(common, job, of))]
+    taking = [job for job in jobs if any(takes(job, guest.vmid, pools) for guest in wanted)]
+    # All of their guests, whoever is asked for: when one begins depends on those before it.
+    of_jobs = [_expected(common, job, _outlooks(common, job, guests, when, next_runs.get(job.id))) for job in taking]
+    outlooks = [each for of_job in of_jobs for each in of_job if each.guest in wanted]
     not_started = {job.id: why for job in jobs if (why := why_job_does_not_start(job, pools))}
     if as_json:
         # A job that names a pool which is not there has no guests; a program must hear of it all the same.

@@ -81,7 +81,9 @@ def test_who_may_run_all_the_same_is_not_too_late(tmp_path: Path) -> None:
     assert guests[103]["end"].startswith("2026-11-24T08:00:00")
 
 
-def test_of_one_guest_alone_nothing_is_said_of_when_it_comes(tmp_path: Path) -> None:
+def test_of_one_guest_alone_it_is_said_when_it_comes_in_its_jobs_run(tmp_path: Path) -> None:
+    _, of_all = rehearse(tmp_path, *WAITED)
     text, guests = rehearse(tmp_path, *WAITED, vmids=(102,))
-    assert guests == {102: None}
-    assert "expected" not in text
+    assert guests == {102: of_all[102]}
+    assert "VM 102" in text
+    assert "VM 101" not in text
