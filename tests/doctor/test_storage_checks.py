@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pvehook.contract.kernel_line import KernelLine
 from pvehook.contract.section_config import Section
 from pvehook.doctor.checks import Diagnosis, diagnose
 from pvehook.doctor.finding import Command, Finding, Write
+from pvehook.doctor.fixes import fix, unfix
 from pvehook.doctor.storage_checks import CHECKS, GROUP
 from pvehook.host import block, disk_queue
 from pvehook.host.backup_target import why_pbs_is_silent
@@ -556,3 +557,21 @@ def test_every_check_has_a_page_of_its_own() -> None:
         ], check.id
 
 
+
+
+def test_what_a_fix_sets_is_taken_back_by_the_doctors_own_means(machine: Machine) -> None:
+    """The kernel is played: it shows the scheduler that was written to it in brackets."""
+    machine.disk(scheduler=UNSCHEDULED)
+    (found,) = (each for each in machine.diagnosed().found if each.check.id == "PVH-303")
+    node, rule = machine.tree.node, machine.tree.root / "etc/udev/rules.d/90-pvehook-scheduler-sda.rules"
+
+    def run(command: Sequence[str]) -> None:
+        text, path = command[-1].removeprefix("echo ").split(" > ")
+        machine.write(path, f"{UNSCHEDULED.replace('[none]', 'none').replace(text, f'[{text}]')}\n")
+
+    assert fix(node, found, run, NOW.timestamp()).is_done
+    assert 'ATTR{queue/scheduler}="mq-deadline"' in rule.read_text()
+    assert machine.found("PVH-303") == []
+    assert all(each.is_done for each in unfix(node, "PVH-303", (), run))
+    assert not rule.exists()
+    assert [each.subject for each in machine.found("PVH-303")] == ["disk sda"]
