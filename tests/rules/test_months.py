@@ -17,6 +17,8 @@ NEED_S = 4 * 3600.0 + 600.0
 NIGHTS = 40
 MOST_NIGHTS = math.ceil(NEED_S / WINDOW_S) + 1
 
+pytestmark = pytest.mark.long
+
 
 def forty(need_s: float, seed: int) -> list[Guest]:
     """Small and large ones, which need so much together in an average night."""
