@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md and docs/events.md; `--check` writes nothing and exits 1 when one of them is stale.
+"""Writes docs/configuration.md, docs/events.md and docs/checks/faults.md; `--check` writes nothing and exits 1 when one
+of them is stale.
 
     .venv/bin/python scripts/generate_docs.py
 
 configuration.md: each key's accepted values from its check (pvehook/config/checks.py), its default from
 pvehook/settings.py, its meaning from the comments of hooks/pvehook.example.yaml.
 events.md: each event's meaning from scripts/events.py, its fields from the calls that log it.
+checks/faults.md: the known faults of pvehook/doctor/faults.yaml.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ sys.path.insert(0, str(TOP))
 from pvehook.config import describe, merge  # noqa: E402  (this repository's, wherever the script is called from)
 from pvehook.config.checks import CHECKS  # noqa: E402
 from pvehook.config.nodes import Walk  # noqa: E402
+from pvehook.doctor.fault_atlas import GUESTS, Atlas, Fault, atlas  # noqa: E402
 from pvehook.records.journal import PRIORITIES  # noqa: E402
 from scripts.events import EVENTS  # noqa: E402
 
@@ -41,6 +44,7 @@ def pages() -> dict[Path, str]:
     return {
         TOP / "docs" / "configuration.md": configuration_page(EXAMPLE.read_text()),
         TOP / "docs" / "events.md": events_page(),
+        TOP / "docs" / "checks" / "faults.md": faults_page(atlas()),
     }
 
 
@@ -288,6 +292,59 @@ def keys_of(expression: ast.AST, functions: dict[str, ast.FunctionDef]) -> Itera
             callee = functions[each.func.id]
             if callee.returns is not None and ast.unparse(callee.returns).startswith("dict["):
                 yield from keys_of(ast.Module(callee.body, []), functions)
+
+
+# --------------------------------------------------------------------------------------------- checks/faults.md
+
+FAULTS_INTRO = """
+# PVH-6nn: known faults
+
+Faults of the kernel, QEMU and Proxmox VE that stall guests, hurt or lose backups, or look like a stall.
+`pvehook doctor` reports one when the versions on the node are in its range and its conditions are met. Where no version
+tells, it is listed here only.
+
+`kernel` is the kernel that runs, by the version of its package; the other packages count as they are installed. A VM
+keeps the QEMU that it was started with.
+
+| id | affected | what |
+|---|---|---|
+"""
+
+
+def faults_page(known: Atlas) -> str:
+    """A table of all faults, and one section each."""
+    rows = [
+        f"| [{each.id}](#{anchor_of(each.id)}) | {affected_in_words(each)} | {each.title} |\n" for each in known.faults
+    ]
+    return "".join([MADE_BY, FAULTS_INTRO, *rows, *map(fault_section, known.faults)])
+
+
+def fault_section(fault: Fault) -> str:
+    """What, why and what to do, as the pages of single checks have it."""
+    remedy = "".join(f"- {each}\n" for each in fault.remedy)
+    cause = "Backups bring it about." if fault.backups else "Backups are not its cause."
+    return (
+        f"\n## {fault.id}\n\n**{fault.title}** ({fault.component}). {fault.shows} {cause}\n\n"
+        f"Affected: {affected_in_words(fault)}.\n\n{remedy}\nSource: {fault.source}.\n"
+    )
+
+
+def affected_in_words(fault: Fault) -> str:
+    """`kernel >= 6.17, < 6.17.13-4; mpt3sas loaded`."""
+    ranges = [" and ".join(f"{package} {bounds}" for package, bounds in each.items()) for each in fault.affected]
+    when = fault.when
+    conditions = {
+        f"{' or '.join(when.drivers)} loaded": when.drivers,
+        f"{' or '.join(when.mounted)} mounted": when.mounted,
+        f"a storage of type {' or '.join(when.storages)}": when.storages,
+        f"a VM {GUESTS.get(when.guests)}": when.guests,
+        "an Intel CPU": when.cpu == "intel",
+        "an AMD CPU": when.cpu == "amd",
+        "several NUMA nodes": when.numa,
+        "fleecing": when.fleecing,
+    }
+    met = [text for text, is_so in conditions.items() if is_so]
+    return "; ".join([" or ".join(ranges) or "no version tells", *met])
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class VersionRange(NamedTuple):
     at_least: str | None
     below: str | None
 
+    def __str__(self) -> str:
+        """As `parse_range` reads it."""
+        bounds = ((">=", self.at_least), ("<", self.below))
+        return ", ".join(f"{sign} {version}" for sign, version in bounds if version is not None)
+
     def includes(self, version: str) -> bool:
         """Raises ValueError: that is no version."""
         if self.at_least is not None and compare(version, self.at_least) < 0:

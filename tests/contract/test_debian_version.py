@@ -78,6 +78,11 @@ def test_a_range_has_its_lower_bound_and_not_its_upper_one() -> None:
     assert [each for each in versions if affected.includes(each)] == ["6.17", "6.17.4-1", "6.17.4-2~1"]
 
 
+@pytest.mark.parametrize("text", [">= 6.17, < 6.17.4-2", ">= 11.0", "< 9.0.23"])
+def test_a_range_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_range(text)) == text
+
+
 def test_a_range_may_have_one_bound() -> None:
     assert parse_range("< 9.0.23").includes("8.4.10")
     assert parse_range(">= 11.0").includes("11.0.0-2")
