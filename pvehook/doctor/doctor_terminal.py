@@ -47,7 +47,8 @@ def doctor_lines(diagnosis: Diagnosis, node_name: str, now: datetime, style: Ter
         lines += ["", "not checked"]
         lines += [line for text in diagnosis.not_checked for line in style.wrapped(text, "  ", "    ")]
     if found:
-        lines += ["", *style.wrapped(f"Each check is explained in {PAGES}/PVH-nnn.md.")]
+        explained = f"Each check is explained in {PAGES}/PVH-nnn.md, those from PVH-600 on in faults.md."
+        lines += ["", *style.wrapped(explained)]
     return lines
 
 

@@ -77,6 +77,7 @@ def missing(facts: FaultFacts) -> tuple[str, ...]:
     return (*atlas().problems, *facts.unknown)
 
 
-GROUP: Final = Group(
-    "faults", gather, missing, tuple(Check(each.id, each.title, partial(find, each)) for each in atlas().faults)
-)
+CHECKS: Final = tuple(Check(each.id, each.title, partial(find, each)) for each in atlas().faults if each.affected)
+"""Not of those that no version tells."""
+
+GROUP: Final = Group("faults", gather, missing, CHECKS)

@@ -111,7 +111,7 @@ class Group(NamedTuple, Generic[F]):
     """Checks that share their facts."""
 
     name: str
-    """`ours`, `vzdump`, `storage`, `guests`, `host`."""
+    """`ours`, `vzdump`, `storage`, `guests`, `host`, `faults`."""
     gather: Callable[[Sources], F]
     """Raises NodeError or OSError where nothing of it can be known. What is missing in part, `missing` tells."""
     missing: Callable[[F], Sequence[str]]
