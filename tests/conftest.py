@@ -25,7 +25,7 @@ settings.load_profile("side-by-side")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in tests/scenarios: pytest asks only the first conftest.py for options."""
     parser.addoption(
-        "--update-golden", action="store_true", help="tests/scenarios: write down what the nights show now"
+        "--update-golden", action="store_true", help="tests/scenarios, tests/doctor: write down what is shown now"
     )
 
 

@@ -99,7 +99,7 @@ def _fix(arguments: Arguments) -> list[Report]:
             if each.finding.steps:
                 reports.append(fix(arguments.node, each, run_on(arguments.node), time.time()))
             else:
-                by_hand = [f"  > {command}" for command in each.finding.remedy]
+                by_hand = [f"  -> {command}" for command in each.finding.remedy]
                 lines = (f"{arguments.fix} {each.finding.subject}: not fixed, this is for you to do:", *by_hand)
                 reports.append(Report(False, lines))
     return reports or [Report(True, (f"{arguments.fix}: nothing to fix",))]

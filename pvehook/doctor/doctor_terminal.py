@@ -6,7 +6,8 @@ pvehook: doctor of node pve1, 2026-11-29 10:20
 ERROR PVH-101: vzdump does not call pvehook
   /etc/vzdump.conf: there is no `script:`, so backups run without pvehook;
     expected script: /usr/local/lib/pvehook/hooks/vzdump-hook
-    pvehook doctor --fix PVH-101
+    -> add the line script: /usr/local/lib/pvehook/hooks/vzdump-hook
+    or: pvehook doctor --fix PVH-101
 
 not checked
   VM 104: its agent did not answer within 2 s
@@ -70,7 +71,7 @@ def _of_check(found: list[Found], style: TerminalStyle) -> list[str]:
     for remedy, of in groupby(found[:SHOWN], key=lambda each: each.finding.remedy):
         for each in of:
             lines += style.wrapped(f"{each.finding.subject}: {each.finding.evidence}", "  ", "    ")
-        lines += [f"    > {style.shown(printable(command, COMMAND_LIMIT))}" for command in remedy]
+        lines += [f"    -> {style.shown(printable(command, COMMAND_LIMIT))}" for command in remedy]
     if any(each.finding.steps for each in found):
         lines.append(f"    or: pvehook doctor --fix {found[0].check.id}")
     if len(found) > SHOWN:

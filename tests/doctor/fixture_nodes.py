@@ -1,100 +1,143 @@
-"""Whole nodes as directory trees, as Proxmox VE 8 and 9 nodes have them: /etc/pve, /sys, /proc, dpkg's status, sockets.
+"""The nodes that the doctor is tested on, and what it finds there.
 
-    with clean_node(tmp_path, monkeypatch) as node:       nothing to find
+    with clean_node(tmp_path, monkeypatch) as node:
         node.write("/etc/vzdump.conf", "ionice: 7\n")
         assert ids(node.diagnose()) == ["PVH-101", "PVH-109"]
-
-`first_node` is the setup that this project came from. What a group of checks reads, it adds here.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from typing import Any
 
 import pytest
 
-from pvehook.config.in_force import Configuration
-from pvehook.doctor.checks import Diagnosis, diagnose
-from pvehook.host import block
-from pvehook.host.node import HOOK, INSTALLED_UNDER
-from pvehook.host.timely_files import TimelyReader
-from tests.host.conftest import BlockTree
+from pvehook.doctor.checks import Diagnosis
+from tests.doctor.fixture_node import HUGE_PAGES, FixtureNode
 
-NOW = datetime(2026, 11, 24, 12, 0, tzinfo=ZoneInfo("Europe/Vienna"))
-BOOTED_S = 1_794_900_000
-"""2026-11-17."""
-
-
-class FixtureNode(BlockTree):
-    """A node in a directory. Its sockets, if it has some, live as long as `stack`."""
-
-    def __init__(self, root: Path, patch: pytest.MonkeyPatch, stack: ExitStack) -> None:
-        super().__init__(root)
-        patch.setattr(block, "device_of", self.device_of)
-        self.stack = stack
-
-    def link(self, path: str, target: str) -> None:
-        link = self.root / path.lstrip("/")
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
-
-    def program(self, path: str, text: str = "#!/bin/sh\n") -> None:
-        self.write(path, text)
-        (self.root / path.lstrip("/")).chmod(0o755)
-
-    def remove(self, path: str) -> None:
-        (self.root / path.lstrip("/")).unlink()
-
-    def read(self, path: str) -> str:
-        return (self.root / path.lstrip("/")).read_text()
-
-    def replace(self, path: str, old: str, new: str) -> None:
-        text = self.read(path)
-        assert old in text
-        self.write(path, text.replace(old, new))
-
-    def diagnose(self, *vmids: int) -> Diagnosis:
-        """By all groups, at NOW."""
-        in_force = Configuration(self.node, TimelyReader(), None, remembers=False).now()
-        return diagnose(self.node, in_force, NOW, vmids)
-
-    # Parts of a node
-
-    def installed(self) -> None:
-        """pvehook as install.sh leaves it, with its socket listening."""
-        self.program(HOOK, "#!/usr/bin/python3 -IS\n")
-        self.write(f"{INSTALLED_UNDER}/pvehook/__init__.py", "")
-        os.utime(self.root / INSTALLED_UNDER[1:] / "pvehook/__init__.py", (BOOTED_S - 86400, BOOTED_S - 86400))
-        unit = "/usr/local/lib/systemd/system/pvehook.socket"
-        self.write(unit, "[Socket]\nListenStream=/run/pvehook/hook.sock\n")
-        self.link("/etc/systemd/system/sockets.target.wants/pvehook.socket", unit)
-        self.write("/proc/net/unix", f"0000000000000000: 00000002 0 00010000 0001 01 21 {self.node.hook_socket}\n")
-        (self.root / "var/lib/pvehook").mkdir(parents=True)
-        (self.root / "var/lib/pvehook").chmod(0o700)
-        self.write("/etc/vzdump.conf", f"# vzdump default settings\nscript: {HOOK}\nionice: 8\n")
-
-    def booted(self, name: str, kernel: str) -> None:
-        self.write("/proc/sys/kernel/hostname", f"{name}\n")
-        self.write("/proc/sys/kernel/osrelease", f"{kernel}\n")
-        self.write("/proc/stat", f"cpu  1000 0 1000 100000 0 0 0 0 0 0\nbtime {BOOTED_S}\n")
-        self.link("/etc/localtime", "/usr/share/zoneinfo/Europe/Vienna")
+ALWAYS = {f"{HUGE_PAGES}/enabled": "[always] madvise never\n"}
+SSD = "ATA Samsung SSD 870"
+READ_COMMANDS = ("guest-file-open", "guest-file-read", "guest-file-close", "guest-file-seek", "guest-exec")
+"""What qemu-ga of Red Hat and its relatives has switched off, among others."""
 
 
 @contextmanager
 def clean_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
-    """Proxmox VE 9, and nothing to find."""
+    """Proxmox VE 9 on NVMe disks, archives on a NAS with fleecing: nothing to find."""
     with ExitStack() as stack:
         node = FixtureNode(root, patch, stack)
         node.booted("pve1", "7.0.14-4-pve")
-        node.installed()
-        node.write("/etc/pve/jobs.cfg", "vzdump: nightly\n\tschedule 02:00\n\tall 1\n\tmode snapshot\n\tstorage nas\n")
+        node.packages(pve_manager="9.2.11", pve_qemu_kvm="11.0.2-1", qemu_server="9.2.9")
+        node.memory(64, free_gib=24, dirty_bytes=1 << 30)
+        node.disk("nvme0n1", (259, 0))
+        node.disk("nvme1n1", (259, 1))
+        node.file_systems((259, 0))
+        node.installed(performance="max-workers=1")
+        node.storages(
+            local={"type": "dir", "path": "/var/lib/vz", "content": "iso,vztmpl,snippets"},
+            fast={"type": "lvmthin", "vgname": "fast", "thinpool": "data", "content": "images,rootdir"},
+            nas={"type": "nfs", "server": "10.0.0.9", "export": "/e", "path": "/mnt/pve/nas", "content": "backup"},
+        )
+        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e")
+        (root / "mnt/pve/nas/dump").mkdir(parents=True)
+        node.logical_volume(
+            "fast", "data", ["nvme1n1"], 900, lv_attr="twi-aotz--", data_percent="41.0", metadata_percent="12.0"
+        )
+        for vmid, name in ((101, "web"), (102, "db")):
+            node.vm(vmid, _linux(name, f"fast:vm-{vmid}-disk-0,discard=on,iothread=1,size=32G"))
+            node.logical_volume("fast", f"vm-{vmid}-disk-0", ["nvme1n1"], lv_attr="Vwi-aotz--")
+        node.container(103, {"hostname": "dns", "rootfs": "fast:vm-103-disk-0,size=8G", "ostype": "debian"})
+        node.logical_volume("fast", "vm-103-disk-0", ["nvme1n1"], 8, lv_attr="Vwi-aotz--")
+        nightly = {"schedule": "02:00", "all": "1", "mode": "snapshot", "storage": "nas"}
+        node.jobs(nightly={**nightly, "fleecing": "enabled=1,storage=fast"})
         yield node
+
+
+@contextmanager
+def first_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
+    """The setup that this project came from, after its upgrade to Proxmox VE 9: thick LVM on a hardware RAID, archives
+    on the same disks and from there by rsync to a NAS, three guests with huge pages `always`, backups at 21:00."""
+    with ExitStack() as stack:
+        node = FixtureNode(root, patch, stack)
+        node.booted("pve", "6.17.2-1-pve")
+        node.packages(pve_manager="9.1.1", pve_qemu_kvm="10.1.2-3", qemu_server="9.0.30")
+        node.memory(256, free_gib=180)
+        raid, cache = "DELL PERC H730 Mini", "write through"
+        node.disk("sda", (8, 0), is_rotational=True, driver="megaraid_sas", model=raid, wbt_us=0, write_cache=cache)
+        node.file_systems((8, 0))
+        node.installed()
+        node.program("/usr/local/sbin/rsync-to-nas")
+        node.write("/etc/pvehook.yaml", "chain: /usr/local/sbin/rsync-to-nas\n")
+        node.storages(
+            local={"type": "dir", "path": "/var/lib/vz", "content": "iso,vztmpl"},
+            vms={"type": "lvm", "vgname": "vms", "content": "images,rootdir"},
+            dump={"type": "dir", "path": "/backup", "content": "backup", "is_mountpoint": "1"},
+        )
+        backup = node.logical_volume("vms", "backup", ["sda"], 4000)
+        node.mount("/backup", "ext4", "/dev/mapper/vms-backup")
+        node.place("/backup", backup)
+        node.place("/backup/dump", backup)
+        guests: tuple[tuple[int, str, dict[str, Any]], ...] = (
+            (101, "debian12", {"insides": ALWAYS}),
+            (102, "gentoo", {"insides": ALWAYS, "os_id": "gentoo", "agent_version": "9.2.0"}),
+            (103, "centos9", {"os_id": "centos", "agent_version": "9.1.0", "blocked": READ_COMMANDS}),
+        )
+        for vmid, name, traits in guests:
+            options = _linux(name, f"vms:vm-{vmid}-disk-0,size=200G") | {"scsihw": "virtio-scsi-pci"}
+            node.vm(vmid, options, **traits)
+            node.logical_volume("vms", f"vm-{vmid}-disk-0", ["sda"], 200)
+        node.jobs(evening={"schedule": "21:00", "all": "1", "mode": "snapshot", "storage": "dump", "compress": "zstd"})
+        yield node
+
+
+@contextmanager
+def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
+    """Proxmox VE 8 on two SSDs, a full thin pool, a soft NAS, jobs that grew over the years; pvehook displaced."""
+    with ExitStack() as stack:
+        node = FixtureNode(root, patch, stack)
+        node.booted("old", "6.8.12-4-pve")
+        node.packages(pve_manager="8.3.0", pve_qemu_kvm="9.0.2-4", qemu_server="8.3.0")
+        node.memory(64, free_gib=4)
+        node.disk("sda", (8, 0), scheduler="mq-deadline", driver="ahci", model=SSD)
+        node.disk("sdb", (8, 16), scheduler="bfq", driver="ahci", model=SSD)
+        node.file_systems((8, 0))
+        node.installed(ionice="5", bwlimit="200000")
+        node.program("/usr/local/bin/other-tool")
+        node.replace("/etc/vzdump.conf", "/usr/local/lib/pvehook/hooks/vzdump-hook", "/usr/local/bin/other-tool")
+        node.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/dm-0\tpartition\t8388604\t1048576\t-2\n")
+        node.logical_volume("pve", "swap", ["sda"], 8)
+        node.storages(
+            local={"type": "dir", "path": "/var/lib/vz", "content": "iso,vztmpl,backup"},
+            local_lvm={"type": "lvmthin", "vgname": "pve", "thinpool": "data", "content": "images,rootdir"},
+            nas={"type": "nfs", "server": "10.0.0.9", "export": "/e", "path": "/mnt/pve/nas", "content": "backup"},
+        )
+        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e")
+        (root / "mnt/pve/nas/dump").mkdir(parents=True)
+        node.logical_volume(
+            "pve", "data", ["sda"], 400, lv_attr="twi-aotz--", data_percent="93.1", metadata_percent="71.0"
+        )
+        for vmid, name, more in (
+            (101, "mail", {"agent": "0"}),
+            (102, "files", {"lock": "backup"}),
+            (103, "sql", {"ostype": "win11"}),
+        ):
+            options = _linux(name, f"local-lvm:vm-{vmid}-disk-0,cache=writeback,size=64G") | more
+            node.vm(vmid, options, runs=vmid != 102, os_id="mswindows" if vmid == 103 else "debian")
+            node.logical_volume("pve", f"vm-{vmid}-disk-0", ["sda"], 64, lv_attr="Vwi-aotz--")
+        node.vm(104, _linux("lab", "local-lvm:vm-104-disk-0,size=8G"), runs=False)
+        node.jobs(
+            nightly={"schedule": "02:30", "vmid": "101,103", "mode": "suspend", "storage": "nas", "maxfiles": "3"},
+            local={"schedule": "sun 03:00", "vmid": "101", "storage": "local", "ionice": "7", "repeat-missed": "1"},
+        )
+        node.cron(["30 4 * * * root vzdump 102 --quiet 1 --script /root/gone.sh --storage nas"])
+        yield node
+
+
+def _linux(name: str, disk: str) -> dict[str, str]:
+    controller = "virtio-scsi-single"
+    return {"name": name, "agent": "1", "ostype": "l26", "scsihw": controller, "memory": "4096", "scsi0": disk}
 
 
 def ids(diagnosis: Diagnosis) -> list[str]:
@@ -105,8 +148,3 @@ def evidence(diagnosis: Diagnosis, check: str) -> str:
     """`subject: evidence` of all findings of one check."""
     found = (each.finding for each in diagnosis.found if each.check.id == check)
     return "\n".join(f"{finding.subject}: {finding.evidence}" for finding in found)
-
-
-def without_root(text: str, node: FixtureNode) -> str:
-    """Text as the node would say it."""
-    return re.sub(re.escape(str(node.root)), "", text)

@@ -124,7 +124,7 @@ def test_findings_with_one_remedy_share_it(tmp_path: Path) -> None:
         "WARNING PVH-901: Title of PVH-901",
         "  VM 101: huge pages always",
     ]
-    assert lines.count("    > do it") == 1
+    assert lines.count("    -> do it") == 1
     assert "  and 3 more; --json has all" in lines
 
 

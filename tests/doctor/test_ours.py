@@ -18,7 +18,8 @@ from pvehook.doctor.ours_checks import GROUP
 from pvehook.host.node import HOOK
 from pvehook.host.timely_files import TimelyReader
 from pvehook.records.history_writing import append_attempts
-from tests.doctor.fixture_nodes import BOOTED_S, NOW, FixtureNode, clean_node, evidence, ids
+from tests.doctor.fixture_node import BOOTED_S, NOW, FixtureNode
+from tests.doctor.fixture_nodes import clean_node, evidence, ids
 from tests.records.backups import attempt
 
 JOBS = "/etc/pve/jobs.cfg"
