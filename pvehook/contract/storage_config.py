@@ -6,6 +6,8 @@ directory under /var/lib/vz on every node, whatever the file says of its type or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pvehook.contract.guest_config import boolean, split_list
 from pvehook.contract.section_config import Section, find_section, parse_sections
 
@@ -34,18 +36,25 @@ def parse_storages(text: str) -> list[Section]:
 
 def why_no_backup(storages: list[Section], storage_id: str, node_name: str) -> str | None:
     """Why Proxmox fails a backup to this storage; None: nothing in its configuration speaks against it."""
+    if why := why_not_usable(storages, storage_id, node_name):
+        return why
+    storage = find_section(storages, storage_id)
+    content = content_of(storage) if storage is not None else ""
+    if "backup" not in split_list(content):
+        return f"storage '{storage_id}' does not hold backups (content {content})"
+    return None
+
+
+def why_not_usable(storages: Sequence[Section], storage_id: str, node_name: str) -> str | None:
+    """Why Proxmox uses this storage for nothing on this node; None: nothing in its configuration speaks against it."""
     storage = find_section(storages, storage_id)
     if storage is None:
         return f"storage '{storage_id}' does not exist"
     options = storage.properties
     if boolean(options.get("disable")):
         return f"storage '{storage_id}' is disabled"
-    nodes = split_list(options.get("nodes", node_name))
-    if node_name not in nodes:
+    if node_name not in split_list(options.get("nodes", node_name)):
         return f"storage '{storage_id}' is not available on node '{node_name}'"
-    content = content_of(storage)
-    if "backup" not in split_list(content):
-        return f"storage '{storage_id}' does not hold backups (content {content})"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 def printable(text: str, limit: int = 200) -> str:
     """`text` on one line, of visible characters only, at most `limit` characters long (at least 3).
@@ -17,6 +19,13 @@ def printable(text: str, limit: int = 200) -> str:
     while sum(map(len, pieces)) > room:
         pieces.pop()  # a whole escape at a time: half of one would mean something else
     return "".join(pieces) + "..."
+
+
+def named(texts: Collection[str], most: int = 4) -> str:
+    """`VM 101 a, VM 102 b, CT 103 c and 17 more`."""
+    listed = list(texts)
+    rest = len(listed) - most
+    return ", ".join(listed) if rest <= 0 else f"{', '.join(listed[:most])} and {rest} more"
 
 
 def _visible(char: str) -> str:

@@ -34,6 +34,12 @@ def with_option(text: str, key: str, value: str) -> str:
     return f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{key}: {value}\n"
 
 
+def without_option(text: str, key: str) -> str:
+    """The same without any line of this option."""
+    lines = text.split("\n")
+    return "\n".join(line for line in lines if not (match := _LINE.fullmatch(line)) or match[1] != key)
+
+
 def ignored_lines(text: str) -> list[str]:
     """The lines that say something, but nothing that Proxmox takes."""
     lines = (line.strip() for line in text.split("\n") if _option(line) is None)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from pvehook.contract.measured import Absent, Broken
-from pvehook.contract.text import printable
+from pvehook.contract.text import named, printable
 from pvehook.doctor.finding import Command, Finding, Step, Write
-from pvehook.doctor.storage_facts import FIX_FILES, StorageFacts, named
+from pvehook.doctor.storage_facts import FIX_FILES, StorageFacts
 from pvehook.doctor.storage_target_checks import disks_of, pacing_of, sharing_guests
 from pvehook.host.disk_queue import DiskQueue
 from pvehook.records.figures import in_bytes

@@ -7,7 +7,7 @@ answer the rest is checked all the same, and `not_read` says what is missing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from pvehook.contract.disks import Location
@@ -16,6 +16,7 @@ from pvehook.contract.measured import Absent, Broken, Measured
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.section_config import Section, find_section
 from pvehook.contract.storage_config import can_snapshot_container, why_no_backup
+from pvehook.contract.text import named
 from pvehook.contract.vzdump_config import MODE_DEFAULT, options_of_job, parse_vzdump_config
 from pvehook.doctor.finding import Sources
 from pvehook.errors import NodeError
@@ -327,10 +328,3 @@ def missing(facts: StorageFacts) -> list[str]:
     if isinstance(facts.dirty, (Absent, Broken)):
         lines.append(f"how much may wait to be written: {facts.dirty.why}")
     return [*facts.not_read, *lines]
-
-
-def named(names: Collection[str], most: int = 4) -> str:
-    """`VM 101 a, VM 102 b, CT 103 c and 17 more`."""
-    listed = list(names)
-    rest = len(listed) - most
-    return ", ".join(listed) if rest <= 0 else f"{', '.join(listed[:most])} and {rest} more"

@@ -7,8 +7,9 @@ from typing import Final
 
 from pvehook.contract.lvm_report import LogicalVolume
 from pvehook.contract.measured import value_of
+from pvehook.contract.text import named
 from pvehook.doctor.finding import Finding, Severity
-from pvehook.doctor.storage_facts import StorageFacts, named
+from pvehook.doctor.storage_facts import StorageFacts
 from pvehook.records.figures import in_bytes
 
 _DATA: Final = (90.0, 97.0)

@@ -8,8 +8,9 @@ from typing import Final
 from pvehook.contract.disks import Location
 from pvehook.contract.guest_config import split_list
 from pvehook.contract.storage_config import content_of
+from pvehook.contract.text import named
 from pvehook.doctor.finding import Finding, Severity
-from pvehook.doctor.storage_facts import VZDUMP_CONF, BackupTarget, GuestPlaces, StorageFacts, named
+from pvehook.doctor.storage_facts import VZDUMP_CONF, BackupTarget, GuestPlaces, StorageFacts
 from pvehook.rules.pacing import DumpPlace, Pacing, judge_pacing
 
 _CIFS: Final = ("cifs", "smb3")

@@ -1,7 +1,8 @@
-"""The configurations of all guests of this node, running or not."""
+"""The configurations of all guests of this node, running or not, and which node the others are on."""
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from typing import Final, Literal, NamedTuple
@@ -28,6 +29,15 @@ def read_guest_configs(node: Node, reader: TimelyReader, deadline_s: float) -> t
         return reader.within(deadline_s, "/etc/pve", lambda: _read(node))
     except OSError as error:
         raise NodeError(f"the guests' configurations cannot be read: {error}") from error
+
+
+def node_of_guests(node: Node, reader: TimelyReader, deadline_s: float) -> dict[int, str]:
+    """The node of each guest of the cluster, by /etc/pve/nodes/NODE/qemu-server/ID.conf and lxc/ID.conf. Raises
+    NodeError: no answer within `deadline_s` seconds."""
+    root = node.path("/etc/pve/nodes")
+    paths = reader.within(deadline_s, "/etc/pve/nodes", lambda: glob.glob("*/*/*.conf", root_dir=root))
+    found = (re.fullmatch(r"([^/]+)/(?:qemu-server|lxc)/([0-9]{1,9})\.conf", path) for path in paths)
+    return {int(match[2]): match[1] for match in found if match}
 
 
 def _read(node: Node) -> tuple[ConfiguredGuest, ...]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from pvehook.contract.upid import Upid, parse_upid
 from pvehook.host import ioprio
 from pvehook.host.node import Node
 
@@ -123,6 +124,12 @@ def vzdump_command_of(node: Node, pid: int) -> tuple[str, ...]:
 def _is_vzdump_task(row: _Row) -> bool:
     """PVE runs every vzdump in a worker that takes its task's name, `--stdout` too (RESTEnvironment::fork_worker)."""
     return row.title.startswith("task UPID:") and ":vzdump:" in row.title
+
+
+def running_tasks(node: Node) -> list[Upid]:
+    """All of Proxmox's workers on this node. Raises OSError where /proc cannot be read."""
+    titles = (row.title for row in _read_table(node) if row.title.startswith("task UPID:") and _is_of(node, row))
+    return [upid for title in titles if (upid := parse_upid(title)) is not None]
 
 
 def sockets_of(node: Node, pid: int) -> frozenset[int] | None:

@@ -8,7 +8,6 @@ said when its turn is expected, and who would be refused if the job does not fit
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_
 from pvehook.errors import NodeError
 from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
 from pvehook.host.backup_target import Target, look_at_target
+from pvehook.host.guest_configs import node_of_guests
 from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
@@ -117,7 +117,7 @@ def rehearse_tonight(
     vzdump_conf = reader.text(node.path("/etc/vzdump.conf"), READ_DEADLINE_S) or ""
     storages = read_storages(node, reader)
     pools = parse_pools(reader.text(node.path("/etc/pve/user.cfg"), READ_DEADLINE_S) or "")
-    ha, node_of = _ha_guests(node, reader), _node_of_guests(node, reader)
+    ha, node_of = _ha_guests(node, reader), node_of_guests(node, reader, READ_DEADLINE_S)
     is_let_in = in_force.config.window.overdue == "allow"
     overdue = overdue_at(node, reader, in_force, datetime.now(UTC).timestamp()) if is_let_in else ()
     common = _Node(node, name, reader, in_force, vzdump_conf, storages, guests, pools, ha, node_of, overdue)
@@ -156,14 +156,6 @@ def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
         return sorted(found, key=lambda guest: guest.vmid)
 
     return reader.within(READ_DEADLINE_S, "/etc/pve", read_all)
-
-
-def _node_of_guests(node: Node, reader: TimelyReader) -> dict[int, str]:
-    """The node of each guest of the cluster, by /etc/pve/nodes/NODE/qemu-server/ID.conf and lxc/ID.conf."""
-    root = node.path("/etc/pve/nodes")
-    paths = reader.within(READ_DEADLINE_S, "/etc/pve/nodes", lambda: glob.glob("*/*/*.conf", root_dir=root))
-    found = (re.fullmatch(r"([^/]+)/(?:qemu-server|lxc)/([0-9]{1,9})\.conf", path) for path in paths)
-    return {int(match[2]): match[1] for match in found if match}
 
 
 def _ha_guests(node: Node, reader: TimelyReader) -> set[int]:
