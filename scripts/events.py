@@ -35,6 +35,8 @@ EVENTS: Final = {
     "allowance-made": ("warning", "`pvehook allow` made an exception; who, why, until when."),
     "allowance-revoked": ("warning", "`pvehook allow --revoke` ended an exception early."),
     # A guest
+    "guest-facts": ("debug", "A VM was started, and its agent told what it is: system, kernel, huge pages."),
+    "guest-facts-not-kept": ("warning", "What a VM that was started told of itself could not be written down."),
     "guest-state": ("debug", "A guest's turn went on to its next state, and on which event."),
     "guest-done": (
         "info warning",

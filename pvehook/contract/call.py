@@ -7,6 +7,10 @@ The request is one JSON line:
 `until` is the moment on CLOCK_MONOTONIC at which the hook stops waiting for the answer. `"chain_ran":true` comes with
 the second call of a phase whose first was answered with `first`.
 
+The guests' hookscript sends another line, and waits for no reply:
+
+    {"v":1,"started":101}
+
 The reply is text, because the hook must not pay for a JSON parser:
 
     taken-up                     at once: somebody is there, and the hook waits until `until`
@@ -109,6 +113,21 @@ def call_from(argv: list[str], env: dict[str, str], worker_pid: int, until_s: fl
         target=env.get("TARGET"),
         until_s=until_s,
     )
+
+
+def encode_started(vmid: int) -> bytes:
+    """Proxmox has started this VM."""
+    return json.dumps({"v": 1, "started": vmid}).encode("ascii") + b"\n"
+
+
+def parse_started(line: bytes) -> int | None:
+    """The VM that was started; None: the line says nothing of the kind."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    vmid = request.get("started") if isinstance(request, dict) and request.get("v") == 1 else None
+    return vmid if type(vmid) is int and 0 < vmid < 10**9 else None
 
 
 TAKEN_UP = b"taken-up\n"

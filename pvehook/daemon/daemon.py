@@ -15,7 +15,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import threading
 import time
 import traceback
@@ -24,7 +23,6 @@ from contextlib import contextmanager, suppress
 
 from pvehook.config.in_force import Configuration
 from pvehook.contract.call import (
-    REQUEST_LIMIT_BYTES,
     TAKEN_UP,
     BadCall,
     HookCall,
@@ -32,10 +30,13 @@ from pvehook.contract.call import (
     encode_patience,
     encode_reply,
     parse_call,
+    parse_started,
 )
 from pvehook.contract.phases import REFUSABLE_PHASES
 from pvehook.contract.upid import parse_upid
+from pvehook.daemon.hook_socket import REQUEST_DEADLINE_S, checked_caller, read_line
 from pvehook.daemon.run import Run, chain_of
+from pvehook.daemon.started_guests import StartedGuests
 from pvehook.deadline import Deadline
 from pvehook.freeze.guest_freeze import thaw_left_over_in_daemon
 from pvehook.freeze.open_freezes import OpenFreezes
@@ -46,9 +47,6 @@ from pvehook.records import run_state
 from pvehook.records.context import Context
 from pvehook.records.history import history_file
 from pvehook.rescue.speed_record import restore_left_over_speeds
-
-REQUEST_DEADLINE_S = 2.0
-"""The hook sends its line at once; whoever does not is not the hook."""
 
 ANSWER_RESERVE_S = 0.5
 """Before the hook stops waiting: for the answer's way to it."""
@@ -76,6 +74,7 @@ class Daemon:
         self._log = context.log
         self._idle_exit_s = idle_exit_s
         self._past_runs = PastRuns(context, history_file(context.node))
+        self._started = StartedGuests(context, lambda: bool(self._runs))
         self._runs: dict[ProcessId, Run] = {}
         self._runs_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -140,7 +139,7 @@ class Daemon:
 
     def _idle(self) -> bool:
         with self._runs_lock:
-            busy = bool(self._runs) or bool(self._calls) or self._freezes.any
+            busy = bool(self._runs) or bool(self._calls) or self._freezes.any or self._started.any
         return not busy and time.monotonic() - self._last_call_s >= self._idle_exit_s
 
     # Calls
@@ -175,8 +174,8 @@ class Daemon:
     def _serve_call(self, connection: socket.socket) -> None:
         try:
             with connection:
-                reply = self._answer(connection)
-                connection.sendall(encode_reply(reply))
+                if (reply := self._answer(connection)) is not None:
+                    connection.sendall(encode_reply(reply))
             self._forget_failures()
         except OSError as error:
             self._log.info("call-lost", message=f"a hook went away before its answer: {error}")
@@ -194,9 +193,15 @@ class Daemon:
         with self._runs_lock:
             self._calls.pop(connection, None)
 
-    def _answer(self, connection: socket.socket) -> Reply:
+    def _answer(self, connection: socket.socket) -> Reply | None:
+        """None: a call that is not answered."""
         try:
-            call = parse_call(_read_line(connection))
+            line = read_line(connection)
+            if (started := parse_started(line)) is not None:
+                checked_caller(connection)
+                self._started.add(started)
+                return None
+            call = parse_call(line)
             worker = self._checked_worker(connection, call)
             connection.sendall(TAKEN_UP)
         except BadCall as bad:
@@ -226,10 +231,7 @@ class Daemon:
 
     def _checked_worker(self, connection: socket.socket, call: HookCall) -> ProcessId:
         """Who calls, as the kernel says it: root, and a child of the worker that it claims. Raises BadCall."""
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", credentials)
-        if uid not in (0, os.geteuid()):
-            raise BadCall(f"process {pid} belongs to user {uid}, only root may call")
+        pid = checked_caller(connection)
         parent = parent_of(self._context.node, pid)
         if parent is None:
             raise BadCall(f"the hook {pid} of worker {call.worker_pid} had given up before it was served")
@@ -351,35 +353,3 @@ class Daemon:
             exc_type=type(fault).__name__,
             where=f"{os.path.basename(frame.f_code.co_filename)}:{line}",
         )
-
-
-def listen(path: str) -> socket.socket:
-    """The hook's socket, made by ourselves: outside of systemd, in rehearsals and tests."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.chmod(os.path.dirname(path), 0o700)  # an exception may have made it before us, with the umask of a shell
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    old_umask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(old_umask)
-    listener.listen(128)
-    return listener
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    """The request, within one deadline for all of it: whoever drips bytes must not hold a place for long."""
-    data = bytearray()
-    until_s = time.monotonic() + REQUEST_DEADLINE_S
-    while not data.endswith(b"\n"):
-        connection.settimeout(max(until_s - time.monotonic(), 0.001))
-        chunk = connection.recv(REQUEST_LIMIT_BYTES + 1 - len(data))
-        if not chunk:
-            raise BadCall("it broke off")
-        data += chunk
-        if len(data) > REQUEST_LIMIT_BYTES:
-            raise BadCall(f"it is over {REQUEST_LIMIT_BYTES} bytes long")
-    connection.settimeout(REQUEST_DEADLINE_S)
-    return bytes(data)

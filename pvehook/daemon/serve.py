@@ -7,7 +7,8 @@ import signal
 
 from pvehook import __version__
 from pvehook.config.in_force import Configuration
-from pvehook.daemon.daemon import Daemon, listen
+from pvehook.daemon.daemon import Daemon
+from pvehook.daemon.hook_socket import listen
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.clock import Clock, RehearsalClock, SystemClock
