@@ -32,7 +32,7 @@ from pvehook import config, hook_call, settings
 from pvehook.cli import governor
 from pvehook.config import merge, parse
 from pvehook.contract.archive_name import parse_archive_name
-from pvehook.contract.call import BadCall, parse_call
+from pvehook.contract.call import BadCall, parse_call, parse_started
 from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
 from pvehook.contract.guest_facts import GuestFacts
 from pvehook.contract.huge_pages import parse_choice
@@ -462,6 +462,7 @@ CALL = plain(
 
 OF_BYTES = {
     "call": Parser(parse_call, (CALL,), (BadCall,)),
+    "started": Parser(parse_started, (b'{"v": 1, "started": 101}\n',)),
     "hook-reply": Parser(
         hook_reply,
         (
