@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
+from pvehook.contract.guest_facts import GuestInfo
 from pvehook.contract.measured import Absent, value_of
 from pvehook.contract.text import printable
 from pvehook.doctor.finding import Finding, Severity
@@ -12,7 +13,6 @@ from pvehook.doctor.guest_look import FILE_COMMANDS, AgentLook, Inside
 from pvehook.doctor.guests_facts import GuestFacts, GuestsFacts
 from pvehook.guest.lockup_settings import WATCHDOG_THRESH_DEFAULT_S
 from pvehook.rules.freeze_safety import NEEDED_COMMANDS
-from pvehook.rules.freeze_selection import command_fault
 
 Findings: TypeAlias = Iterator[Finding]
 
@@ -61,21 +61,19 @@ def commands_blocked(facts: GuestsFacts) -> Findings:
     for guest, agent in _asked(facts):
         if agent.info is None or agent.is_frozen:
             continue
-        freeze = [fault for each in NEEDED_COMMANDS if (fault := command_fault(agent.info, each))]
-        files = [fault for each in FILE_COMMANDS if (fault := command_fault(agent.info, each))]
-        parts = [f"{', '.join(freeze)}: it is not frozen"] if freeze and guest.agent.freezes else []
+        freeze, files = (_blocked(agent.info, each) for each in (NEEDED_COMMANDS, FILE_COMMANDS))
+        parts = [f"{freeze}: it is not frozen"] if freeze and guest.agent.freezes else []
+        severity: Severity = "warning" if parts else "note"
         if files:
-            parts.append(f"{', '.join(files)}: its huge pages, pressure and kernel's log are not seen")
+            parts.append(f"{files}: its huge pages, pressure and kernel's log are not seen")
         if not parts:
             continue
         is_known = all(each in agent.info.commands for each in (*NEEDED_COMMANDS, *FILE_COMMANDS))
         remedy = (
-            "in the guest: take these commands out of BLACKLIST_RPC, BLOCK_RPCS or FILTER_RPC_ARGS in "
-            "/etc/sysconfig/qemu-ga, or of block-rpcs in /etc/qemu/qemu-ga.conf",
+            "in the guest: allow them, in /etc/sysconfig/qemu-ga or /etc/qemu/qemu-ga.conf",
             "in the guest: systemctl restart qemu-guest-agent",
         )
         newer = (f"in the guest: install a newer qemu-guest-agent than {printable(agent.info.version, 40)}",)
-        severity: Severity = "warning" if freeze and guest.agent.freezes else "note"
         yield _finding(guest, severity, "; ".join(parts), remedy if is_known else newer)
 
 
@@ -154,6 +152,14 @@ def lockups(facts: GuestsFacts) -> Findings:
             evidence = f"kernel.watchdog_thresh is {thresh_s}: it reports a lock-up after {2 * thresh_s} s already"
             remedy = _sysctl("kernel.watchdog_thresh", WATCHDOG_THRESH_DEFAULT_S)
             yield _finding(guest, "note", f"{evidence}; expected 10, which is 20 s", remedy)
+
+
+def _blocked(info: GuestInfo, commands: tuple[str, ...]) -> str:
+    """`guest-file-open and guest-file-read disabled in the guest`; empty: all of them may be used."""
+    disabled = [each for each in commands if info.commands.get(each) is False]
+    unknown = [each for each in commands if each not in info.commands]
+    named = ((disabled, "disabled in the guest"), (unknown, "unknown to its agent"))
+    return ", ".join(f"{' and '.join(names)} {why}" for names, why in named if names)
 
 
 def _asked(facts: GuestsFacts) -> Iterator[tuple[GuestFacts, AgentLook]]:

@@ -68,7 +68,7 @@ def cache_mode(facts: GuestsFacts) -> Findings:
 
 
 def aio(facts: GuestsFacts) -> Findings:
-    """Disks whose `aio` was set to what their storage does not stand."""
+    """Disks whose `aio` was set to what does not suit their storage."""
     for guest in _vms(facts):
         faults = [(disk, why) for disk in guest.disks if (why := _bad_aio(facts, disk))]
         if not faults:

@@ -101,7 +101,8 @@ def gather(sources: Sources) -> GuestsFacts:
     storages = known("cache and aio of the guests' disks", lambda: tuple(read_storages(node, reader)))
     # Readers of their own: `standings` asks `reader` itself, and a disk that hangs must keep nobody waiting behind it.
     history, here = TimelyReader(), TimelyReader()
-    nights = known("stalls", lambda: history.within(READ_S, "the history", lambda: bad_nights(node, sources.now)))
+    now = sources.now.astimezone(sources.in_force.zone)
+    nights = known("stalls", lambda: history.within(READ_S, "the history", lambda: bad_nights(node, now)))
     stood = known("overdue guests", lambda: history.within(READ_S, "the history", lambda: _standings(sources)))
     vms, containers = known("running guests", lambda: here.within(READ_S, "/proc", lambda: _running(node))) or ({}, {})
     installed = known("QEMU", lambda: here.within(READ_S, "dpkg", lambda: _installed_qemu(node)))

@@ -33,7 +33,13 @@ from pvehook.cli import governor
 from pvehook.config import merge, parse
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.call import BadCall, parse_call, parse_started
-from pvehook.contract.guest_config import parse_agent_option, parse_container, parse_vm
+from pvehook.contract.guest_config import (
+    options_after_restart,
+    options_of,
+    parse_agent_option,
+    parse_container,
+    parse_vm,
+)
 from pvehook.contract.guest_facts import GuestFacts
 from pvehook.contract.huge_pages import parse_choice
 from pvehook.contract.kernel_line import parse_kernel_line
@@ -45,6 +51,7 @@ from pvehook.contract.storage_config import can_snapshot_container, parse_storag
 from pvehook.contract.task_log import parse_task_list, parse_task_log
 from pvehook.contract.text import printable
 from pvehook.contract.upid import parse_upid
+from pvehook.contract.vm_disks import vm_disks
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.deadline import Deadline
 from pvehook.errors import ConfigError, GuestError, NodeError, WindowSpecError
@@ -55,6 +62,7 @@ from pvehook.guest.guest_counters import read_guest_counters
 from pvehook.guest.guest_facts import read_guest_facts
 from pvehook.guest.huge_pages import set_huge_pages
 from pvehook.guest.kernel_log import KernelLogHandle, open_kernel_log, read_kernel_log
+from pvehook.guest.lockup_settings import read_lockup_settings
 from pvehook.guest.qmp import QmpConnection, greet
 from pvehook.guest.sockets import Connection
 from pvehook.host.backup_jobs import parse_cron
@@ -147,6 +155,7 @@ def agent_files(data: bytes) -> None:
     read_guest_counters(AgentConnection(Peer(data)), SOON)
     open_kernel_log(AgentConnection(Peer(data)), SOON)
     read_kernel_log(AgentConnection(Peer(data)), KernelLogHandle(5, "b", 0.0, 0.0), SOON)
+    read_lockup_settings(AgentConnection(Peer(data)), SOON)
     set_huge_pages(AgentConnection(Peer(data)), "never", SOON)
     with contextlib.suppress(GuestError):
         encoding.decode(GuestFacts, encoding.encode(read_guest_facts(AgentConnection(Peer(data)), NOW_S, SOON)))
@@ -230,6 +239,8 @@ def guest_configs(data: bytes) -> None:
     for guest in (parse_vm(text), parse_container(text)):
         printable(guest.name or "")
     parse_agent_option(text)
+    for disk in vm_disks(options_of(text)) + vm_disks(options_after_restart(text)):
+        disk.changed(iothread="1", cache=None)
 
 
 def sections(data: bytes) -> None:

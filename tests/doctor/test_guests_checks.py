@@ -186,8 +186,8 @@ def test_an_agent_that_may_read_no_files_costs_what_is_inside(tree: GuestsNode) 
     assert list(found) == ["PVH-403"]
     (finding,) = found["PVH-403"]
     assert finding.severity == "note"
-    assert "guest-file-open is disabled in the guest" in finding.evidence
-    assert "BLACKLIST_RPC" in finding.remedy[0]
+    assert "guest-file-open and guest-file-read and guest-file-close disabled in the guest" in finding.evidence
+    assert "/etc/sysconfig/qemu-ga" in finding.remedy[0]
     why = "huge pages, pressure and lock-up settings inside: guest-file-open is disabled in the guest"
     assert missing == [f"VM 101 web: {why}"]
 
@@ -196,7 +196,7 @@ def test_an_agent_that_may_not_freeze_is_a_warning_and_told_once(tree: GuestsNod
     tree.runs(blocked=["guest-fsfreeze-freeze"])
     finding = tree.only("PVH-403")
     assert finding.severity == "warning"
-    assert "guest-fsfreeze-freeze is disabled in the guest: it is not frozen" in finding.evidence
+    assert "guest-fsfreeze-freeze disabled in the guest: it is not frozen" in finding.evidence
 
 
 def test_the_agent_of_a_guest_in_backup_is_left_alone(tree: GuestsNode) -> None:
