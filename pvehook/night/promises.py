@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from pvehook.contract.guest_config import boolean, parse_container, parse_vm, split_list
+from pvehook.contract.guest_config import boolean, split_list
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.vzdump_config import options_of_job, parse_vzdump_config
 from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, Pools, all_jobs, named_guests, takes
+from pvehook.host.guest_configs import read_guest_configs
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.rules.overdue import Promise
@@ -73,19 +73,8 @@ def _pools(node: Node, reader: TimelyReader) -> Pools:
 
 def read_node_guests(node: Node, reader: TimelyReader) -> tuple[NodeGuest, ...]:
     """All of this node's, by number. Raises NodeError."""
-    return reader.within(READ_DEADLINE_S, "/etc/pve", lambda: tuple(_guests(node)))
-
-
-def _guests(node: Node) -> Iterable[NodeGuest]:
-    found = []
-    for kind, directory, parse in (("qemu", "qemu-server", parse_vm), ("lxc", "lxc", parse_container)):
-        path = node.path(f"/etc/pve/{directory}")
-        # Not by glob, which takes a directory that cannot be read for an empty one.
-        for name in os.listdir(path) if os.path.lexists(path) else ():
-            if match := re.fullmatch(r"([1-9][0-9]{2,8})\.conf", name):
-                with open(f"{path}/{name}", encoding="utf-8", errors="replace") as file:
-                    found.append(NodeGuest(int(match[1]), kind, parse(file.read(1 << 20)).name))
-    return sorted(found)
+    configured = read_guest_configs(node, reader, READ_DEADLINE_S)
+    return tuple(NodeGuest(each.vmid, each.vmtype, each.config.name) for each in configured)
 
 
 def _promise(

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TextIO
 
 from pvehook.config.in_force import InForce
-from pvehook.contract.guest_config import parse_container, parse_vm
 from pvehook.contract.pools import parse_pools
 from pvehook.contract.section_config import Section, parse_sections
 from pvehook.contract.storage_config import why_no_backup
@@ -27,7 +26,7 @@ from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_
 from pvehook.errors import NodeError
 from pvehook.host.backup_jobs import READ_DEADLINE_S, Job, jobs_of_node, named_guests, takes
 from pvehook.host.backup_target import Target, look_at_target
-from pvehook.host.guest_configs import node_of_guests
+from pvehook.host.guest_configs import node_of_guests, read_guest_configs
 from pvehook.host.node import HOOK, Node
 from pvehook.host.timely_files import TimelyReader
 from pvehook.host.volumes import Backup, read_storages
@@ -142,20 +141,8 @@ def rehearse_tonight(
 
 
 def _guests(node: Node, reader: TimelyReader) -> list[Guest]:
-    def read_all() -> list[Guest]:
-        found = []
-        for kind, directory, parse in (("qemu", "qemu-server", parse_vm), ("lxc", "lxc", parse_container)):
-            path = node.path(f"/etc/pve/{directory}")
-            # Not by glob, which takes a directory that cannot be read for an empty one.
-            for name in os.listdir(path) if os.path.lexists(path) else ():
-                number, suffix = os.path.splitext(name)
-                if suffix == ".conf" and number.isascii() and number.isdigit():
-                    with open(f"{path}/{name}", encoding="utf-8", errors="replace") as file:
-                        config = parse(file.read(1 << 20))
-                    found.append(Guest(int(number), kind, _runs(node, kind, number), config))
-        return sorted(found, key=lambda guest: guest.vmid)
-
-    return reader.within(READ_DEADLINE_S, "/etc/pve", read_all)
+    found = read_guest_configs(node, reader, READ_DEADLINE_S)
+    return [Guest(each.vmid, each.vmtype, _runs(node, each.vmtype, each.vmid), each.config) for each in found]
 
 
 def _ha_guests(node: Node, reader: TimelyReader) -> set[int]:
@@ -164,7 +151,7 @@ def _ha_guests(node: Node, reader: TimelyReader) -> set[int]:
     return {int(each.id) for each in sections if each.type in ("vm", "ct") and re.fullmatch("[0-9]{1,9}", each.id)}
 
 
-def _runs(node: Node, kind: str, number: str) -> bool:
+def _runs(node: Node, kind: str, number: int) -> bool:
     """By its cgroup, which with cgroup v1 (PVE 8 can still boot with it) lies below one controller or another."""
     scope = f"qemu.slice/{number}.scope" if kind == "qemu" else f"lxc/{number}"
     hierarchies = ("", "/systemd", "/memory", "/unified")
