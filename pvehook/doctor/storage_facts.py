@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
 from pvehook.contract.disks import Location
@@ -48,6 +49,7 @@ VZDUMP_CONF: Final = "/etc/vzdump.conf"
 _CONFIGS_S: Final = 2.0
 _TARGET_S: Final = 1.5
 """For each storage that backups go to; one that takes longer would hold up a backup as well."""
+_TARGETS_AT_ONCE: Final = 8
 _DISKS_S: Final = 4.0
 _LVS_S: Final = 3.0
 _HISTORY_S: Final = 1.0
@@ -148,12 +150,10 @@ class _Gathering:
         targets = self._targets(jobs)
         places = tuple(self._asked("the disks under the guests", lambda: self._places(guests, jobs, pools)) or ())
         others = self._asked("the disks under the storages", self._others) or ()
-        disks = {
-            disk.name
-            for where in (*(each.where for each in targets), *(where for each in places for _, where in each.places))
-            for disk in where.disks
-            if disk.transport == "local"
-        }
+        under = (*(each.where for each in targets), *(where for each in places for _, where in each.places))
+        # ZFS orders its requests itself and writes nothing by the page cache: its disks are as they should be.
+        used = (disk for where in under if where.kind != "zfs" for disk in where.disks)
+        disks = {disk.name for disk in used if disk.transport == "local"}
         queues = self._asked("the disks' queues", lambda: {name: read_queue(node, name) for name in sorted(disks)})
         return StorageFacts(
             sources.node_name,
@@ -192,18 +192,29 @@ class _Gathering:
             users.setdefault(_chosen(options_of_job(self._defaults, {})), []).append(None)
         for job in jobs:
             users.setdefault(_chosen(options_of_job(self._defaults, job.options)), []).append(job)
-        return tuple(self._target(kind, value, of) for (kind, value), of in users.items())
+        with ThreadPoolExecutor(_TARGETS_AT_ONCE) as threads:  # those that hang hang side by side
+            looks = threads.map(lambda each: self._look(*each), users)
+            return tuple(self._target(*each, users[each], look) for each, look in zip(users, looks, strict=True))
 
-    def _target(self, kind: str, value: str, users: Sequence[Job | None]) -> BackupTarget:
+    def _look(self, kind: str, value: str) -> Target:
+        node, storages = self._node, self._storages
+        if kind == "storage" and why_no_backup(list(storages), value, self._sources.node_name):
+            return Target(value)
+        left_s = self._left_s(_TARGET_S)
+        if left_s < _TARGET_S / 2:
+            self._failed.append(f"{value} was not asked: no time was left")
+            return Target(value)
+        look = look_at_target(node, {kind: value}, storages, left_s)
+        storage = find_section(storages, value) if kind == "storage" else None
+        if storage is not None and storage.type == "pbs" and node.is_real:
+            why = why_pbs_is_silent(storage, left_s)
+            look = look._replace(unknown=why or look.unknown, is_silent=why is not None)
+        return look
+
+    def _target(self, kind: str, value: str, users: Sequence[Job | None], look: Target) -> BackupTarget:
         node, storages = self._node, self._storages
         storage = find_section(storages, value) if kind == "storage" else None
         refusal = why_no_backup(list(storages), value, self._sources.node_name) if kind == "storage" else None
-        look = Target(value)
-        if refusal is None:
-            look = look_at_target(node, {kind: value}, storages, self._left_s(_TARGET_S))
-        if refusal is None and storage is not None and storage.type == "pbs" and node.is_real:
-            why = why_pbs_is_silent(storage, self._left_s(_TARGET_S))
-            look = look._replace(unknown=why or look.unknown, is_silent=why is not None)
         directory = value if kind == "dumpdir" else directory_of(storage, "backup", "dump") if storage else None
 
         def find() -> tuple[Mount, Location]:
@@ -314,11 +325,11 @@ def missing(facts: StorageFacts) -> list[str]:
     """What could not be read, by why: many guests on one unknown storage are one line."""
     unread: dict[str, list[str]] = {}
     for target in facts.targets:
-        if target.where.kind == "unknown" and target.refusal is None:
+        if _is_unknown(target.where) and target.refusal is None:
             unread.setdefault(target.where.detail, []).append(target.subject)
     for guest in facts.guests:
         for key, where in guest.places if not facts.asked or guest.vmid in facts.asked else ():
-            if where.kind == "unknown":
+            if _is_unknown(where):
                 unread.setdefault(where.detail, []).append(f"{guest.label} {key}")
     lines = [f"the disks under {named(names)}: {why}" for why, names in unread.items()]
     if facts.has_lvm_storage and isinstance(facts.volumes, (Absent, Broken)):
@@ -328,3 +339,7 @@ def missing(facts: StorageFacts) -> list[str]:
     if isinstance(facts.dirty, (Absent, Broken)):
         lines.append(f"how much may wait to be written: {facts.dirty.why}")
     return [*facts.not_read, *lines]
+
+
+def _is_unknown(where: Location) -> bool:
+    return where.kind != "network" and not where.disks

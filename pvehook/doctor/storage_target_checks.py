@@ -83,8 +83,10 @@ def soft_mount(facts: StorageFacts) -> Iterator[Finding]:
 
 
 def sharing_guests(facts: StorageFacts, target: BackupTarget) -> list[GuestPlaces]:
-    """The guests on the disks that the archives are written to."""
-    return [each for each in facts.guests if each.disks & disks_of(target.where)] if target.refusal is None else []
+    """The guests on the disks that the archives are written to; none where Proxmox would write none."""
+    if target.refusal or target.look.refusal:
+        return []
+    return [each for each in facts.guests if each.disks & disks_of(target.where)]
 
 
 def pacing_of(facts: StorageFacts, target: BackupTarget, guests: list[GuestPlaces]) -> Pacing:

@@ -185,6 +185,27 @@ def test_with_the_pacer_off_the_bursts_are_said_to_be_not_paced(machine: Machine
     assert "not paced (pacer: off)" in machine.one("PVH-301").evidence
 
 
+def test_a_disk_that_is_not_mounted_is_not_taken_for_the_one_below_its_mount_point(machine: Machine) -> None:
+    machine.disk()
+    storage = "dir: usb\n\tpath /var/lib/vz\n\tcontent backup\n\tis_mountpoint 1\n\nlvm: fat\n\tvgname vg0\n"
+    machine.write("/etc/pve/storage.cfg", storage)
+    machine.job("storage usb")
+    assert [each.check.id for each in machine.diagnosed().found] == ["PVH-310"]
+
+
+def test_the_disks_of_a_zfs_pool_are_compared_and_their_queues_left_to_zfs(machine: Machine) -> None:
+    machine.disk(scheduler=UNSCHEDULED)
+    machine.write("/etc/pve/storage.cfg", f"{STORAGES}\nzfspool: tank\n\tpool tank\n")
+    machine.write("/etc/pve/qemu-server/101.conf", WEB.replace("fat:", "tank:"))
+    assert "the disks under VM 101 web scsi0: zfspool storage tank: ZFS pool tank, its disks are unknown" in (
+        machine.diagnosed().not_checked[0]
+    )
+    machine.script("/usr/sbin/zpool", r"printf 'tank\t1T\n\t/dev/sda\t1T\n'")
+    assert "which also carries the disks of VM 101 web" in machine.one("PVH-301").evidence
+    machine.job("storage nas")
+    assert machine.found("PVH-303") == []
+
+
 def test_asked_for_one_guest_it_is_told_of_that_one_alone(machine: Machine) -> None:
     machine.disk()
     machine.container()
