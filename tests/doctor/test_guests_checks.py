@@ -14,8 +14,9 @@ from pvehook.contract.guest_facts import Filesystem
 from pvehook.contract.huge_pages import ENABLED
 from pvehook.deadline import Deadline
 from pvehook.doctor import guest_look
-from pvehook.doctor.finding import Command, Finding, Sources
+from pvehook.doctor.finding import Check, Command, Finding, Sources
 from pvehook.doctor.guests_checks import GROUP
+from pvehook.doctor.guests_facts import GuestsFacts
 from pvehook.errors import NodeError
 from pvehook.guest.agent import open_agent
 from pvehook.guest.lockup_settings import SOFTLOCKUP_PANIC, WATCHDOG_THRESH
@@ -542,3 +543,12 @@ def test_a_damaged_history_costs_its_checks_only(tree: GuestsNode) -> None:
     found, missing = tree.look()
     assert list(found) == ["PVH-401"]
     assert [line.partition(":")[0] for line in missing] == ["stalls", "overdue guests", "VM 101 web"]
+
+
+@pytest.mark.parametrize("check", GROUP.checks, ids=lambda check: check.id)
+def test_each_check_is_explained_on_its_page(check: Check[GuestsFacts]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checks" / f"{check.id}.md").read_text()
+    assert page.startswith(f"# {check.id}: {check.title}\n")
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        *("## What", "## Why", "## Evidence", "## Remedy")
+    ]
