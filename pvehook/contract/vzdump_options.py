@@ -30,7 +30,8 @@ OPTIONS: Final[Mapping[str, re.Pattern[str]]] = {
     option: re.compile(values, re.ASCII)
     for option, values in {
         **dict.fromkeys(("all", "stdexcludes", "quiet", "stop", "remove", "protected"), _BOOLEAN),
-        **dict.fromkeys(("pigz", "zstd", "bwlimit", "lockwait", "stopwait"), _NUMBER),
+        **dict.fromkeys(("bwlimit", "lockwait", "stopwait"), _NUMBER),
+        **dict.fromkeys(("pigz", "zstd"), f"-?{_NUMBER}"),
         **dict.fromkeys(("vmid", "node", "exclude", "exclude-path", "mailto", "tmpdir", "dumpdir", "script"), _ANY),
         **dict.fromkeys(("storage", "pool", "notes-template"), _ANY),
         "compress": "0|1|gzip|lzo|zstd",
@@ -46,6 +47,8 @@ OPTIONS: Final[Mapping[str, re.Pattern[str]]] = {
 }
 """Each option with the values that are taken, as far as a pattern tells."""
 
+KNOWN_VERSION: Final = 9
+"""The major version of Proxmox VE whose options these are; a later one may have others."""
 REMOVED_IN: Final[Mapping[str, int]] = {"size": 7, "maxfiles": 9, "notification-policy": 9, "notification-target": 9}
 """The major version of Proxmox VE that does not know the option any more."""
 

@@ -55,7 +55,8 @@ def _into_job(facts: VzdumpFacts, guest: VzdumpGuest, disabled: list[str]) -> st
             continue
         if vmid in excluded:
             rest = [each for each in excluded if each != vmid]
-            change = ["--exclude", ",".join(rest)] if rest else ["--all", "1", "--delete", "exclude"]
+            change = ["--exclude", ",".join(rest)] if rest else ["--delete", "exclude"]
+            change = change if rest or "all" in options else ["--all", "1", *change]  # without both it takes nobody
             return shlex.join(["pvesh", "set", path, *change])
         listed = split_list(options.get("vmid", ""))
         if listed and not disabled and len(listed) < _NAMED_AT_MOST:

@@ -67,7 +67,7 @@ def ends_beyond(facts: VzdumpFacts) -> Iterator[Finding]:
             continue
         at_end = facts.in_force.config.window
         if late and at_end.next_guest == "refuse":
-            then = f"not all guests have their turn, {named(late)} would be too late"
+            then = f"at this rate too late: {named(late)}"
         elif at_end.running_guest == "cancel":
             then = "the backup that runs then is cancelled"
         else:

@@ -11,7 +11,7 @@ from typing import Final
 from pvehook.contract.guest_config import parse_agent_option
 from pvehook.contract.text import named, printable
 from pvehook.contract.vzdump_config import MODE_DEFAULT, ignored_lines, parse_vzdump_config, without_option
-from pvehook.contract.vzdump_options import OPTIONS, REMOVED_IN, with_workers, workers_set
+from pvehook.contract.vzdump_options import KNOWN_VERSION, OPTIONS, REMOVED_IN, with_workers, workers_set
 from pvehook.doctor.finding import Finding, Write
 from pvehook.doctor.vzdump_facts import VZDUMP_CONF, VzdumpFacts, VzdumpGuest, places_of
 from pvehook.doctor.vzdump_remedies import Origin, changed, origins
@@ -100,7 +100,7 @@ def unknown_keys(facts: VzdumpFacts) -> Iterator[Finding]:
         is_simple = False
     for key, value in parse_vzdump_config(text).items():
         removed_in = REMOVED_IN.get(key)
-        if key in OPTIONS or (removed_in is not None and (facts.version is None or facts.version < removed_in)):
+        if key in OPTIONS or not _is_stale(facts.version, removed_in):
             continue
         shown = printable(f"{key}: {value}", _SHOWN)
         seen.append(f"`{shown}`: " + (f"dropped by PVE {removed_in}" if removed_in else "vzdump has no such option"))
@@ -114,6 +114,12 @@ def unknown_keys(facts: VzdumpFacts) -> Iterator[Finding]:
         evidence = f"without effect: {'; '.join(seen)}"
         steps = (Write(VZDUMP_CONF, text, new),) if is_simple else ()
         yield Finding(VZDUMP_CONF, "warning", evidence, tuple(remedy), steps)
+
+
+def _is_stale(version: int | None, removed_in: int | None) -> bool:
+    if removed_in is None:
+        return version is None or version <= KNOWN_VERSION
+    return version is not None and version >= removed_in
 
 
 def _instead(key: str, value: str) -> str:
@@ -150,8 +156,10 @@ def _jobs(origin: Origin) -> str:
 
 
 def missing(facts: VzdumpFacts) -> Iterator[str]:
-    if facts.version is None:
-        keys = [key for key in facts.defaults if key in REMOVED_IN]
-        if keys:
-            yield f"whether this PVE still knows {named(keys)} of {VZDUMP_CONF}: its version is not known"
+    keys = [key for key in facts.defaults if key in REMOVED_IN]
+    if facts.version is None and keys:
+        yield f"whether this PVE still knows {named(keys)} of {VZDUMP_CONF}: its version is not known"
+    keys = [key for key in facts.defaults if key not in OPTIONS and key not in REMOVED_IN]
+    if facts.version is not None and facts.version > KNOWN_VERSION and keys:
+        yield f"whether PVE {facts.version} knows {named(keys)} of {VZDUMP_CONF}: pvehook knows PVE {KNOWN_VERSION}"
 

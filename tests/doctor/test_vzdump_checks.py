@@ -264,6 +264,13 @@ def test_an_older_proxmox_still_knows_maxfiles(node: VzdumpNode) -> None:
     assert node.missing() == ["whether this PVE still knows maxfiles of /etc/vzdump.conf: its version is not known"]
 
 
+def test_a_later_proxmox_may_know_more(node: VzdumpNode) -> None:
+    node.vzdump_conf("new-option: 1", "bwlimit: ten")
+    major(node, "10.0.1")
+    assert "new-option" not in only(node, "PVH-214").evidence
+    assert node.missing() == ["whether PVE 10 knows new-option of /etc/vzdump.conf: pvehook knows PVE 9"]
+
+
 # Guests
 
 
@@ -288,8 +295,10 @@ def test_a_guest_that_a_job_leaves_out_by_name(node: VzdumpNode) -> None:
     finding = only(node, "PVH-210")
     assert (finding.severity, finding.remedy) == (
         "note",
-        ("pvesh set /cluster/backup/nightly --all 1 --delete exclude",),
+        ("pvesh set /cluster/backup/nightly --delete exclude",),
     )
+    node.write("/etc/pve/jobs.cfg", "vzdump: weekly\n\tschedule sat 02:00\n\texclude 102\n")
+    assert only(node, "PVH-210").remedy == ("pvesh set /cluster/backup/weekly --all 1 --delete exclude",)
 
 
 def test_without_any_job_the_node_has_one_finding(node: VzdumpNode) -> None:

@@ -94,7 +94,7 @@ def test_a_run_that_does_not_fit(node: VzdumpNode) -> None:
     finding = only(node, "PVH-208")
     assert (finding.subject, finding.severity) == ("job nightly", "warning")
     assert "its run of Wed 2026-11-25 04:00: expected to end at 07:00" in finding.evidence
-    assert "VM 102 db would be too late" in finding.evidence
+    assert "at this rate too late: VM 102 db" in finding.evidence
     assert finding.remedy == (
         "pvesh set /cluster/backup/nightly --schedule 02:00",
         'to widen the window: in /etc/pvehook.yaml: window: {open: ["02:00-07:00"]}',
