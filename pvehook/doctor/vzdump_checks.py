@@ -28,6 +28,7 @@ CHECKS: Final[tuple[Check[VzdumpFacts], ...]] = (
     Check("PVH-212", "Lock left over", vzdump_guest_checks.lock_left_over),
     Check("PVH-213", "Mode suspend with an agent", vzdump_settings_checks.suspend_with_agent),
     Check("PVH-214", "Lines of vzdump.conf without effect", vzdump_settings_checks.unknown_keys),
+    Check("PVH-215", "A job has an option that PVE has dropped", vzdump_settings_checks.dropped_options),
 )
 
 

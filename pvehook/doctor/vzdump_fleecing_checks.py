@@ -32,7 +32,7 @@ def off_with_network_target(facts: VzdumpFacts) -> Iterator[Finding]:
         and not parse_fleecing(job.options.get("fleecing")).enabled
     ]
     for origin in origins(jobs, lambda job: _belongs_to_job(facts, job)):
-        targets = named(sorted({f"{job.target} ({job.where.detail})" for job in origin.jobs}))
+        targets = named(sorted({_target_of(job) for job in origin.jobs}))
         yield Finding(
             origin.subject,
             "warning",
@@ -94,6 +94,12 @@ def storage_shares_disks(facts: VzdumpFacts) -> Iterator[Finding]:
             " costs these disks one more write and one more read",
             *_with_storage(facts, origin),
         )
+
+
+def _target_of(job: BackupJob) -> str:
+    """`nfs storage nas`, or `storage dump (nfs4 from 10.0.0.9:/e)`."""
+    detail = job.where.detail
+    return detail if job.target in detail else f"{job.target} ({detail})"
 
 
 def _with_vms(facts: VzdumpFacts) -> list[BackupJob]:

@@ -97,7 +97,7 @@ def lock_left_over(facts: VzdumpFacts) -> Iterator[Finding]:
             f"lock: {shown} in its configuration, and no task of this node works on it, expected no lock: PVE fails"
             " each of its backups",
             (
-                f"{command} config {guest.vmid} --current 1",
+                f"pvesh get /nodes/{facts.node_name}/tasks --source active",
                 f"if nothing works on it: {command} unlock {guest.vmid}",
             ),
             vmid=guest.vmid,

@@ -15,6 +15,7 @@ from pvehook.contract.vzdump_options import KNOWN_VERSION, OPTIONS, REMOVED_IN, 
 from pvehook.doctor.finding import Finding, Write
 from pvehook.doctor.vzdump_facts import VZDUMP_CONF, VzdumpFacts, VzdumpGuest, places_of
 from pvehook.doctor.vzdump_remedies import Origin, changed, origins
+from pvehook.host.backup_jobs import JOBS
 from pvehook.rules.governor_policy import workers_of
 
 _SHOWN: Final = 60
@@ -114,6 +115,31 @@ def unknown_keys(facts: VzdumpFacts) -> Iterator[Finding]:
         evidence = f"without effect: {'; '.join(seen)}"
         steps = (Write(VZDUMP_CONF, text, new),) if is_simple else ()
         yield Finding(VZDUMP_CONF, "warning", evidence, tuple(remedy), steps)
+
+
+def dropped_options(facts: VzdumpFacts) -> Iterator[Finding]:
+    """In a job such an option counts for nothing; a command fails that has one."""
+    for job in facts.jobs:
+        for key, removed_in in REMOVED_IN.items():
+            if key not in job.job.options or facts.version is None or facts.version < removed_in:
+                continue
+            shown = printable(f"{key} {job.job.options[key]}", _SHOWN)
+            then = "so vzdump ends with an error and backs up nobody" if job.job.is_cron else "so it has no effect"
+            instead = _instead(key, job.job.options[key])
+            new = instead.replace(": ", " ", 1)
+            if job.job.is_cron:
+                remedy = f"in line {job.job.id}: {f'--{new} in place of' if new else 'remove'} --{shown}"
+            elif new:
+                remedy = shlex.join(["pvesh", "set", f"/cluster/backup/{job.job.id}", *f"--{new}".split(" ", 1)])
+            else:
+                remedy = f"remove the line `{shown}` of this job in {JOBS}"
+            kept = ", and every archive is kept" if key == "maxfiles" and not job.job.is_cron else ""
+            yield Finding(
+                job.title,
+                "error" if job.job.is_cron else "warning",
+                f"`{shown}`: dropped by PVE {removed_in}, {then}{kept}",
+                (remedy,),
+            )
 
 
 def _is_stale(version: int | None, removed_in: int | None) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from pvehook.doctor.checks import Diagnosis
-from tests.doctor.fixture_node import HUGE_PAGES, FixtureNode
+from tests.doctor.fixture_node import HUGE_PAGES, NOW, FixtureNode
+from tests.doctor.past_backups import back_up
 
 ALWAYS = {f"{HUGE_PAGES}/enabled": "[always] madvise never\n"}
 SSD = "ATA Samsung SSD 870"
@@ -52,6 +53,8 @@ def clean_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
         node.logical_volume("fast", "vm-103-disk-0", ["nvme1n1"], 8, lv_attr="Vwi-aotz--")
         nightly = {"schedule": "02:00", "all": "1", "mode": "snapshot", "storage": "nas"}
         node.jobs(nightly={**nightly, "fleecing": "enabled=1,storage=fast"})
+        for vmid, vmtype in ((101, "qemu"), (102, "qemu"), (103, "lxc")):
+            back_up(node.node, NOW, vmid, 0.5, vmtype=vmtype)
         yield node
 
 

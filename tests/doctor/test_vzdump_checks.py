@@ -116,7 +116,7 @@ def test_no_fleecing_to_a_nas(node: VzdumpNode) -> None:
     node.job("nightly", "vmid 101", "storage nas")
     finding = only(node, "PVH-202")
     assert (finding.subject, finding.severity) == ("job nightly", "warning")
-    assert "storage nas (nfs storage nas)" in finding.evidence
+    assert "for job nightly to nfs storage nas: " in finding.evidence
     own = ("--fleecing", "enabled=1,storage=fast")
     assert finding.steps == (command("nightly", own, ("--delete", "fleecing"), "fleecing"),)
     assert finding.remedy == ("pvesh set /cluster/backup/nightly --fleecing enabled=1,storage=fast",)
@@ -269,6 +269,24 @@ def test_a_later_proxmox_may_know_more(node: VzdumpNode) -> None:
     major(node, "10.0.1")
     assert "new-option" not in only(node, "PVH-214").evidence
     assert node.missing() == ["whether PVE 10 knows new-option of /etc/vzdump.conf: pvehook knows PVE 9"]
+
+
+def test_a_job_with_a_dropped_option(node: VzdumpNode) -> None:
+    node.job("nightly", "vmid 101", "storage nas", "maxfiles 3", "size 1024")
+    node.write("/etc/cron.d/own", "0 2 * * * root vzdump 101 --storage nas --maxfiles 3\n")
+    major(node, "9.2.11")
+    found = {(each.subject, each.severity): each for each in node.found("PVH-215")}
+    assert set(found) == {("job nightly", "warning"), ("line /etc/cron.d/own:1", "error")}
+    remedies = [each.remedy for each in node.found("PVH-215")]
+    assert remedies == [
+        ("remove the line `size 1024` of this job in /etc/pve/jobs.cfg",),
+        ("pvesh set /cluster/backup/nightly --prune-backups keep-last=3",),
+        ("in line /etc/cron.d/own:1: --prune-backups keep-last=3 in place of --maxfiles 3",),
+    ]
+    major(node, "8.4.1")
+    assert [each.evidence for each in node.found("PVH-215")] == [
+        "`size 1024`: dropped by PVE 7, so it has no effect"
+    ]
 
 
 # Guests

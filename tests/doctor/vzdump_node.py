@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pvehook.config.in_force import Configuration
@@ -18,9 +18,7 @@ from pvehook.doctor.vzdump_checks import CHECKS, GROUP
 from pvehook.doctor.vzdump_facts import VzdumpFacts
 from pvehook.host.node import HOOK
 from pvehook.host.timely_files import TimelyReader
-from pvehook.records.attempt import Attempt
-from pvehook.records.history import history_file
-from pvehook.records.history_writing import append_attempts
+from tests.doctor.past_backups import back_up
 from tests.host.conftest import BlockTree
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -93,18 +91,9 @@ class VzdumpNode(BlockTree):
         title = f"task UPID:pve1:{pid:08X}:00C0FFEE:6921B2F0:{kind}:{guest}:root@pam:"
         self.write(f"/proc/{pid}/cmdline", title + "\0")
 
-    def backups(self, vmid: int, hours: float, job_id: str = "nightly") -> None:
+    def backups(self, vmid: int, hours: float) -> None:
         """The last three nights'."""
-        turns = []
-        for days in (3, 2, 1):
-            started_s = (NOW.replace(hour=2) - timedelta(days=days)).timestamp() + vmid
-            ended_s, upid = started_s + hours * 3600, f"UPID:{days}"
-            turns.append(
-                Attempt(
-                    vmid, started_s, ended_s, "pve1", upid, job_id, "schedule", None, "qemu", "snapshot", "ok", ""
-                )
-            )
-        append_attempts(history_file(self.node), turns, now_s=NOW.timestamp())
+        back_up(self.node, NOW, vmid, hours)
 
     def facts(self, vmids: tuple[int, ...] = ()) -> VzdumpFacts:
         in_force = Configuration(self.node, TimelyReader(), None, remembers=False).now()
