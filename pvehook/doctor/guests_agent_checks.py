@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final, TypeAlias
 
 from pvehook.contract.guest_facts import GuestInfo
@@ -120,6 +121,11 @@ def huge_pages(facts: GuestsFacts) -> Findings:
             defrag = value_of(inside.huge_pages.defrag)
             seen = f"transparent huge pages are `always`{f' (defrag `{defrag}`)' if defrag else ''}"
             yield _finding(guest, "warning", f"{seen}; expected `never` or `madvise`", ("pvehook guests thp",))
+    for guest in facts.guests:
+        if guest.at_last_start is not None and guest.at_last_start[1] == _HUGE_PAGES_FOR_ALL:
+            then = datetime.fromtimestamp(guest.at_last_start[0], facts.zone)
+            seen = f"at its last start, {then:%Y-%m-%d %H:%M}, transparent huge pages were `always`"
+            yield _finding(guest, "note", f"{seen}; expected `never` or `madvise`", ("pvehook guests thp",))
 
 
 def pressure_off(facts: GuestsFacts) -> Findings:

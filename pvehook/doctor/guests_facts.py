@@ -6,7 +6,7 @@ the group's deadline does not leave time for is not checked, and reported as suc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import tzinfo
 from typing import Final, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from pvehook.contract.guest_config import (
     options_of,
     parse_agent_option,
 )
-from pvehook.contract.measured import Absent, Broken, Measured
+from pvehook.contract.measured import Absent, Broken, Measured, value_of
 from pvehook.contract.section_config import Section
 from pvehook.contract.text import printable
 from pvehook.contract.vm_disks import VmDisk, vm_disks
@@ -34,6 +34,7 @@ from pvehook.host.timely_files import TimelyReader
 from pvehook.host.versions import installed_packages
 from pvehook.host.volumes import read_storages
 from pvehook.night.standings import NAME_LIMIT, standings
+from pvehook.records.guest_facts import kept_guest_facts
 from pvehook.records.guest_summary import guest_number
 from pvehook.report.standing import Standing
 
@@ -63,6 +64,9 @@ class GuestFacts(NamedTuple):
     agent_after_restart: AgentOption = _OFF
     look: VmLook = VmLook()
     """Of a running VM."""
+    at_last_start: tuple[float, str] | None = None
+    """When a VM that does not tell it now was started last, in seconds since the epoch, and what was in force for its
+    huge pages then (daemon/started_guests.py). None: it tells it now, or it was not kept."""
 
 
 class NotChecked(NamedTuple):
@@ -113,6 +117,9 @@ def gather(sources: Sources) -> GuestsFacts:
         if (guest := _of_configuration(each, each.vmid in vms or each.vmid in containers)) is not None
     ]
     guests = _looked_at(sources, guests, vms)
+    silent = [each.vmid for each in guests if each.look.agent is None or each.look.agent.inside is None]
+    kept = known("last starts", lambda: history.within(READ_S, node.state_dir, lambda: _kept(node, silent))) or {}
+    guests = [each._replace(at_last_start=kept.get(each.vmid)) for each in guests]
     return GuestsFacts(
         tuple(guests),
         storages,
@@ -147,6 +154,15 @@ def _installed_qemu(node: Node) -> Measured[str]:
     if isinstance(packages, (Absent, Broken)):
         return packages
     return packages.get(QEMU_PACKAGE) or Absent(f"{QEMU_PACKAGE} is not installed")
+
+
+def _kept(node: Node, vmids: Iterable[int]) -> dict[int, tuple[float, str]]:
+    found = {}
+    for vmid in vmids:
+        facts = kept_guest_facts(node, vmid)
+        if facts is not None and (enabled := value_of(facts.huge_pages.enabled)) is not None:
+            found[vmid] = facts.at_s, enabled
+    return found
 
 
 def _standings(sources: Sources) -> tuple[Standing, ...]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pvehook.config.in_force import Configuration
-from pvehook.contract.guest_facts import Filesystem
-from pvehook.contract.huge_pages import ENABLED
+from pvehook.contract.guest_facts import Filesystem, GuestFacts
+from pvehook.contract.huge_pages import ENABLED, HugePages
+from pvehook.contract.measured import Absent
 from pvehook.deadline import Deadline
 from pvehook.doctor import guest_look
 from pvehook.doctor.finding import Check, Command, Finding, Sources
@@ -22,6 +23,7 @@ from pvehook.guest.agent import open_agent
 from pvehook.guest.lockup_settings import SOFTLOCKUP_PANIC, WATCHDOG_THRESH
 from pvehook.host.node import Node
 from pvehook.host.timely_files import TimelyReader
+from pvehook.records.guest_facts import keep_guest_facts
 from pvehook.records.history import history_file
 from pvehook.records.history_writing import append, append_attempts, append_beside
 from tests.doctor.running_guests import run_vm
@@ -277,6 +279,29 @@ def test_huge_pages_for_every_program_are_found(tree: GuestsNode) -> None:
     assert "`always` (defrag `madvise`)" in finding.evidence
     assert finding.remedy == ("pvehook guests thp",)
     assert finding.steps == ()
+
+
+@pytest.mark.parametrize(("enabled", "is_found"), [("always", True), ("madvise", False)])
+def test_of_a_guest_that_is_off_its_last_start_tells(tree: GuestsNode, enabled: str, is_found: bool) -> None:
+    tree.vm()
+    nothing = Absent("not told")
+    kept = GuestFacts(NOW_S - DAY_S, "7.2.22", (), nothing, HugePages(enabled, nothing), nothing)
+    keep_guest_facts(tree.node, 101, kept)
+    found, missing = tree.look()
+    assert missing == []
+    assert list(found) == (["PVH-406"] if is_found else [])
+    if is_found:
+        (finding,) = found["PVH-406"]
+        then = datetime.fromtimestamp(NOW_S - DAY_S, UTC)
+        assert finding.severity == "note"
+        assert finding.evidence.startswith(f"at its last start, {then:%Y-%m-%d %H:%M}, transparent huge pages were")
+
+
+def test_what_a_guest_tells_now_is_not_taken_from_its_last_start(tree: GuestsNode) -> None:
+    tree.runs()
+    nothing = Absent("not told")
+    keep_guest_facts(tree.node, 101, GuestFacts(NOW_S, "7", (), nothing, HugePages("always", nothing), nothing))
+    assert tree.look() == ({}, [])
 
 
 def test_windows_has_nothing_of_what_is_looked_for_inside(tree: GuestsNode) -> None:
