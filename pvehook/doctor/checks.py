@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
-from pvehook.doctor import fault_checks, guests_checks, ours_checks, storage_checks, vzdump_checks
+from pvehook.doctor import fault_checks, guests_checks, host_checks, ours_checks, storage_checks, vzdump_checks
 from pvehook.doctor.finding import SEVERITIES, Check, Finding, Group, Sources
 from pvehook.errors import NodeError
 from pvehook.host.node import Node
@@ -24,6 +24,7 @@ GROUPS: Final[tuple[Group[Any], ...]] = (
     vzdump_checks.GROUP,
     storage_checks.GROUP,
     guests_checks.GROUP,
+    host_checks.GROUP,
     fault_checks.GROUP,
 )
 

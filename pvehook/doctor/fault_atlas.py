@@ -33,7 +33,7 @@ FILE: Final = Path(__file__).with_name("faults.yaml")
 PACKAGES: Final = ("kernel", "pve-qemu-kvm", "qemu-server", "pve-manager")
 
 GUESTS: Final = {
-    "agent": "with its agent on",
+    "agent": "with the agent on",
     "iothread": "with an I/O thread",
     "linux": "with Linux",
     "sata": "with a SATA disk",

@@ -49,7 +49,16 @@ def guest_pressure(node: Node, vmid: int, vmtype: str | None) -> dict[Resource, 
 def recent_io_share(node: Node, vmid: int) -> tuple[float, float]:
     """The shares of the last 300 s in which some and all of a container waited for a disk, 0 to 1; 0 where the kernel
     does not tell."""
-    text = node.read(f"/sys/fs/cgroup/lxc/{vmid}/io.pressure").decode("ascii", errors="replace")
+    return _recent_share(node, f"/sys/fs/cgroup/lxc/{vmid}/io.pressure")
+
+
+def recent_memory_share(node: Node) -> tuple[float, float]:
+    """The same of the whole node and of what waited for memory."""
+    return _recent_share(node, "/proc/pressure/memory")
+
+
+def _recent_share(node: Node, path: str) -> tuple[float, float]:
+    text = node.read(path).decode("ascii", errors="replace")
     shares = {kind: float(percent) / 100 for kind, percent in _RECENT.findall(text)}
     return shares.get("some", 0.0), shares.get("full", 0.0)
 

@@ -166,6 +166,7 @@ class FixtureNode(BlockTree):
         (home / "stat").write_text(" ".join(17 * ["0"]) + "\n")
         self.write(f"/sys/block/{device}/dm/name", f"{group}-{name.replace('-', '--')}\n")
         self.place(f"/dev/{group}/{name}", number)
+        self.place(f"/dev/{device}", number)
         row = {"vg_name": group, "lv_name": name, "lv_attr": "-wi-ao----", "lv_size": str(size_gib * GIB), "origin": ""}
         row |= {"data_percent": "", "metadata_percent": "", "vg_free": str(200 * GIB)}
         self._volumes.append(row | report)

@@ -101,7 +101,8 @@ def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
     with ExitStack() as stack:
         node = FixtureNode(root, patch, stack)
         node.booted("old", "6.8.12-4-pve")
-        node.packages(pve_manager="8.3.0", pve_qemu_kvm="9.0.2-4", qemu_server="8.3.0")
+        kernel = {"proxmox-kernel-6.8.12-43-pve-signed": "6.8.12-43"}
+        node.packages(pve_manager="8.3.0", pve_qemu_kvm="9.0.2-4", qemu_server="8.3.0", **kernel)
         node.memory(64, free_gib=4)
         node.disk("sda", (8, 0), scheduler="mq-deadline", driver="ahci", model=SSD)
         node.disk("sdb", (8, 16), scheduler="bfq", driver="ahci", model=SSD)
@@ -110,6 +111,7 @@ def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
         node.program("/usr/local/bin/other-tool")
         node.replace("/etc/vzdump.conf", "/usr/local/lib/pvehook/hooks/vzdump-hook", "/usr/local/bin/other-tool")
         node.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/dm-0\tpartition\t8388604\t1048576\t-2\n")
+        node.write("/proc/vmstat", "pswpin 500000\npswpout 700000\n")
         node.logical_volume("pve", "swap", ["sda"], 8)
         node.storages(
             local={"type": "dir", "path": "/var/lib/vz", "content": "iso,vztmpl,backup"},

@@ -16,7 +16,7 @@ from pvehook.contract.measured import Absent, Broken
 from pvehook.contract.pressure import RESOURCES, PressureTotals
 from pvehook.host import pressure
 from pvehook.host.node import Node
-from pvehook.host.pressure import guest_pressure, host_pressure, recent_io_share
+from pvehook.host.pressure import guest_pressure, host_pressure, recent_io_share, recent_memory_share
 
 TEXT = (
     "some avg10=0.00 avg60=0.00 avg300=0.00 total={some}\n"
@@ -163,3 +163,6 @@ def test_the_share_of_the_last_minutes(node: Node) -> None:
     write(node, "/sys/fs/cgroup/lxc/102/io.pressure", text.format(some=1, full=1))
     assert recent_io_share(node, 102) == (0.125, 0.03)
     assert recent_io_share(node, 999) == (0.0, 0.0)
+    assert recent_memory_share(node) == (0.0, 0.0)
+    write(node, "/proc/pressure/memory", text.format(some=1, full=1))
+    assert recent_memory_share(node) == (0.125, 0.03)
