@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from pvehook.contract.text import printable
+from pvehook.night.run_plan import GAVE_WAY
 from pvehook.records.guest_summary import guest_number
 from pvehook.records.stall_record import StallRecord
 from pvehook.report.night_turns import GuestTurns, NightTurns
@@ -43,7 +44,7 @@ def _about_failed(turns: NightTurns) -> list[Advice]:
 
 def _about_refused(turns: NightTurns, standings: Collection[Standing]) -> list[Advice]:
     overdue = {each.vmid for each in standings if each.is_overdue}
-    refused = [guest for guest in turns.with_result("refused") if guest.vmid not in overdue]
+    refused = [guest for guest in turns.with_result("refused") if guest.vmid not in overdue and not _gave_way(guest)]
     if not refused:
         return []
     missed = [guest for guest in refused if guest.counted is not None and guest.counted.trigger == "missed"]
@@ -59,6 +60,11 @@ def _about_refused(turns: NightTurns, standings: Collection[Standing]) -> list[A
     whom = "".join(f" --vmid {guest.vmid}" for guest in refused) if len(refused) <= NAMED else ""
     text += f"; to back {them} up before the next run, let {them} in, then start the backup in the web interface"
     return [Advice(text, (f'pvehook allow{whom} --for 2h --reason "refused last night"',))]
+
+
+def _gave_way(guest: GuestTurns) -> bool:
+    """It has its turn before others in the next run: there is nothing to do."""
+    return guest.counted is not None and guest.counted.reason.startswith(GAVE_WAY)
 
 
 def _about_suffered(records: Sequence[StallRecord]) -> list[Advice]:

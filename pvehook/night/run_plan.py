@@ -35,6 +35,8 @@ from pvehook.rules.governor_readings import NOTHING_KNOWN, NightShare
 from pvehook.rules.window import window_state
 
 GIVES_WAY: Final = "gives-way"
+GAVE_WAY: Final = "gave way to"
+"""With this the reason begins of a guest that did."""
 PLAN_S: Final = 2.0
 """So long job-start waits for it; what is not there by then is left out."""
 WAITING_S: Final = 1.0
@@ -189,7 +191,7 @@ def _refusal(vmid: int, why: GivesWay, closes: str) -> Admission:
     turn = {None: "when its turn comes is not known", 1: "its turn is expected in the next run"}.get(
         why.next_turn, f"its turn is expected {why.next_turn} runs from now"
     )
-    short = f"gave way to {whom}: not all guests of this job fit into the window; {turn}"
+    short = f"{GAVE_WAY} {whom}: not all guests of this job fit into the window; {turn}"
     line = (
         f"guest {vmid} is refused, it gives way to {whom} and would come too late otherwise: the window closes at"
         f" {closes}; {turn}; to have it sooner, start its backup by hand (window.when_short: rotate)"

@@ -195,6 +195,13 @@ def test_a_run_that_was_missed_is_told_as_what_it_is(history: str) -> None:
     assert '   pvehook allow --for 2h --reason "refused last night"' in text.splitlines()
 
 
+def test_nothing_is_advised_for_a_guest_that_gave_way(history: str) -> None:
+    why = "gave way to guest 103, which waited longer: not all guests of this job fit into the window"
+    text = night(history, turn(101, 0), turn(102, 100, result="refused", reason=why))
+    assert "gave way to guest 103" in joined(text)
+    assert "pvehook allow" not in text
+
+
 def test_a_run_that_was_refused_as_a_whole_has_the_names_of_today(history: str) -> None:
     text = night(history, *refused_at_boot(101, 102), standings=(standing(101, title="VM 101 web"),))
     assert section(text, "not backed up")[0] == "refused      VM 101 web (06:30), guest 102 (06:30)"
