@@ -18,8 +18,11 @@ CONFIGS_S = 2.0
 
 
 def add(commands: Commands) -> None:
-    purpose = "huge pages and hookscripts of all guests (`guest` examines one that runs)"
-    guests = commands.add_parser("guests", help=purpose)
+    guests = commands.add_parser("guests", help="huge pages and hookscripts of all guests")
+    guests.description = (
+        "About all guests of this node, or those that are named, running or not. `pvehook guest VMID` examines one that"
+        " runs, for its freeze."
+    )
     what = guests.add_subparsers(required=True, metavar="thp|hookscript")
     thp = add_command(
         what, "thp", _thp, "which guests' kernels make huge pages for every program, and how to keep that off"
@@ -106,7 +109,7 @@ def _apply_now(arguments: Arguments, guests: Sequence[ConfiguredGuest], insides:
 
 def _hookscript(arguments: Arguments) -> int:
     from pvehook.doctor.fixes import run_on
-    from pvehook.doctor.hookscripts import Hooked, disable, enable
+    from pvehook.doctor.hookscripts import Hooked, disable, enable, left_out
     from pvehook.host.timely_files import TimelyReader
 
     if bool(arguments.vmid) is arguments.all:
@@ -115,8 +118,8 @@ def _hookscript(arguments: Arguments) -> int:
     hooked: list[Hooked] = []
     for guest in _guests(arguments, arguments.vmid):
         if arguments.all and guest.vmtype == "lxc":
-            continue
-        if arguments.action == "enable":
+            hooked.append(left_out(guest))
+        elif arguments.action == "enable":
             hooked.append(enable(node, reader, guest, arguments.storage, run))
         else:
             hooked.append(disable(node, reader, guest, run))

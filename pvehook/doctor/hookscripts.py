@@ -76,6 +76,11 @@ def disable(node: Node, reader: TimelyReader, guest: ConfiguredGuest, run: Run) 
     return _said(guest, True, f"has its own hookscript again: {printable(before)}" if before else "has none any more")
 
 
+def left_out(guest: ConfiguredGuest) -> Hooked:
+    """A container, where all guests are asked for."""
+    return _said(guest, True, "left out: a container is never frozen, and has no agent")
+
+
 def is_ours(name: str) -> bool:
     """Whether a snippet of this name is a copy of hooks/guest-hook."""
     return name == NAME or name.startswith(CHAINING)

@@ -230,6 +230,7 @@ def test_all_vms_get_the_hookscript_and_lose_it_again(pvehook: Command, qm: list
     done = pvehook("guests", "hookscript", "enable", "--all")
     volume = "local:snippets/pvehook-guest-hook"
     lines = [f"VM {vmid}: has pvehook's hookscript: {volume}" for vmid in (101, 102)]
+    lines.append("CT 110: left out: a container is never frozen, and has no agent")
     assert done == Done(0, "\n".join(lines) + "\n", "")
     assert qm == [f"qm set {vmid} --hookscript {volume}" for vmid in (101, 102)]
     as_json = pvehook("guests", "hookscript", "disable", "101", "--json")
