@@ -433,6 +433,7 @@ uninstall_pvehook() {
     [[ -z $purge || -z $worker ]] ||
         die "a backup is running (pid $worker), and its hook still needs configuration and state;" \
             "run --uninstall --purge again when it has ended (--uninstall alone can be run now)"
+    list_fixes_that_stay
     restore "$vzdump_conf" script ionice performance
     drop_unrecorded_script
     [[ -n $purge ]] || restore "$node_yaml" chain
@@ -464,6 +465,15 @@ list_vms_with_guest_hook() {
             "off the guest, then remove the snippet: $set ${config%.conf} $undo"
     done < <({ timeout 5 grep -lsE "^hookscript:.*$snippet" -r "$root/etc/pve/qemu-server" "$root/etc/pve/lxc" \
         --include='*.conf' || true; } | sort) # without such a guest grep fails
+}
+
+# Of `pvehook doctor --fix`: what it changed is of use without pvehook too, so it is not taken back here.
+list_fixes_that_stay() {
+    local ids
+    ids=$(cd "$root${record%/*}/fixes" 2>/dev/null && printf '%s\n' PVH-*.json |
+        sed -nE 's/^(PVH-[0-9]+)\..*/\1/p' | sort -u | tr '\n' ' ') || true
+    [[ -z $ids ]] || say "note: what \`pvehook doctor --fix\` changed stays: ${ids% };" \
+        "\`pvehook doctor --unfix ID\` takes it back as long as pvehook is installed"
 }
 
 # Removes our lines for the given keys from a file that put_lines changed.

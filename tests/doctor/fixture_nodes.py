@@ -59,6 +59,19 @@ def clean_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
 
 
 @contextmanager
+def busy_node(
+    root: Path, patch: pytest.MonkeyPatch, *, guests: int, running: int, **traits: Any
+) -> Iterator[FixtureNode]:
+    """The clean node with many more VMs, from 200 on; `traits` of the agents of those that run."""
+    with clean_node(root, patch) as node:
+        for vmid in range(200, 200 + guests):
+            options = _linux(f"vm{vmid}", f"fast:vm-{vmid}-disk-0,discard=on,iothread=1,size=32G")
+            node.vm(vmid, options, runs=vmid < 200 + running, **traits)
+            node.logical_volume("fast", f"vm-{vmid}-disk-0", ["nvme1n1"], lv_attr="Vwi-aotz--")
+        yield node
+
+
+@contextmanager
 def first_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
     """The setup that this project came from, after its upgrade to Proxmox VE 9: thick LVM on a hardware RAID, archives
     on the same disks and from there by rsync to a NAS, three guests with huge pages `always`, backups at 21:00."""
@@ -91,6 +104,8 @@ def first_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
             options = _linux(name, f"vms:vm-{vmid}-disk-0,size=200G") | {"scsihw": "virtio-scsi-pci"}
             node.vm(vmid, options, **traits)
             node.logical_volume("vms", f"vm-{vmid}-disk-0", ["sda"], 200)
+        for vmid in (101, 102, 103):
+            back_up(node.node, NOW, vmid, 1.2, "evening")
         node.jobs(evening={"schedule": "21:00", "all": "1", "mode": "snapshot", "storage": "dump", "compress": "zstd"})
         yield node
 
