@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 _KIB = 1024
+_SWAP = re.compile(r"(\S+)\s+\S+\s+(\d{1,18})\s+(\d{1,18})\s")
 _PAIR = re.compile(r"^(\w+):? +(?:\d+ +)?(\d{1,18})(?: kB)?$", re.MULTILINE)
 
 
@@ -37,12 +38,8 @@ def available_bytes(meminfo: Mapping[str, int], arcstats: Mapping[str, int]) -> 
 
 def parse_swaps(text: str) -> tuple[Swap, ...]:
     """All lines but the heading; one of another shape is skipped. Blanks in a file's name are `\\040`."""
-    rows = (line.split() for line in text.splitlines()[1:])
-    return tuple(
-        Swap(re.sub(r"\\040", " ", row[0]), int(row[2]) * _KIB, int(row[3]) * _KIB)
-        for row in rows
-        if len(row) >= 4 and row[2].isdecimal() and row[3].isdecimal()
-    )
+    rows = (match for line in text.splitlines()[1:] if (match := _SWAP.match(line)))
+    return tuple(Swap(row[1].replace("\\040", " "), int(row[2]) * _KIB, int(row[3]) * _KIB) for row in rows)
 
 
 def steal_share(stat: str) -> float:

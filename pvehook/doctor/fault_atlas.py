@@ -112,7 +112,7 @@ def parse_atlas(text: str) -> Atlas:
     """All entries that are right. Never raises."""
     try:
         entries = yaml.load(text, Loader=_LOADER)  # noqa: S506  (a safe loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of a number or a date
         return Atlas((), (f"{FILE.name} is no YAML: {' '.join(str(error).split())}",))
     if not isinstance(entries, list):
         return Atlas((), (f"{FILE.name} is no list of faults",))

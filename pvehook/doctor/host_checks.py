@@ -21,7 +21,7 @@ DISK_TROUBLE: Final = ("storage-timeout", "storage-error")
 RECENT_S: Final = 7 * 86400.0
 """What happened since is a warning, what is older a note."""
 LONG_INTERRUPTS: Final = 10
-"""The kernel allows 2.5 us at first and a quarter more after each line, so that many mean 20 us; a few lines in the
+"""The kernel allows 2.5 us at first and a quarter more after each line, so that many mean 18 us; a few lines in the
 weeks after a boot are usual. Source: `perf_sample_event_took` in kernel/events/core.c of Linux."""
 SWAPPED_BYTES: Final = 256 << 20
 """Both in swap now and read back since the boot: less is what the kernel puts there of what nobody uses."""

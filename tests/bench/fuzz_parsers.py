@@ -33,6 +33,7 @@ from pvehook.cli import governor
 from pvehook.config import merge, parse
 from pvehook.contract.archive_name import parse_archive_name
 from pvehook.contract.call import BadCall, parse_call, parse_started
+from pvehook.contract.debian_version import compare, parse_range
 from pvehook.contract.guest_config import (
     options_after_restart,
     options_of,
@@ -44,6 +45,7 @@ from pvehook.contract.guest_facts import GuestFacts
 from pvehook.contract.huge_pages import parse_choice
 from pvehook.contract.kernel_line import parse_kernel_line
 from pvehook.contract.lvm_report import parse_lvs
+from pvehook.contract.node_memory import available_bytes, parse_numbers, parse_swaps, steal_share
 from pvehook.contract.os_release import ids_of
 from pvehook.contract.pressure import parse_pressure
 from pvehook.contract.section_config import parse_sections
@@ -54,6 +56,7 @@ from pvehook.contract.upid import parse_upid
 from pvehook.contract.vm_disks import vm_disks
 from pvehook.contract.vzdump_config import ignored_lines, options_of_job, parse_vzdump_config
 from pvehook.deadline import Deadline
+from pvehook.doctor import fault_atlas
 from pvehook.errors import ConfigError, GuestError, NodeError, WindowSpecError
 from pvehook.freeze import history as freezes
 from pvehook.guest.agent import AgentConnection, synchronise, thaw_at_once
@@ -69,6 +72,7 @@ from pvehook.host.backup_jobs import parse_cron
 from pvehook.host.mounts import read_mounts
 from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
+from pvehook.host.versions import installed_packages
 from pvehook.night.past_runs import attempts_of
 from pvehook.records import beside_history, encoding, history, nights, run_state
 from pvehook.records.attempt import RESULTS
@@ -256,6 +260,21 @@ def sections(data: bytes) -> None:
     parse_cron(text, "/etc/pve/vzdump.cron")
 
 
+def node_memory(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    parse_swaps(text)
+    with contextlib.suppress(KeyError):
+        available_bytes(parse_numbers(text), parse_numbers(text))
+    steal_share(text)
+
+
+def debian_version(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    with contextlib.suppress(ValueError):
+        assert compare(text, text) == 0
+    parse_range(text).includes("6.17.4-2")
+
+
 def schedule(data: bytes) -> None:
     text, now = data.decode("utf-8", "surrogateescape"), datetime(2026, 10, 24, tzinfo=ZoneInfo("Europe/Warsaw"))
     for is_cron in (False, True):
@@ -357,6 +376,7 @@ def in_tree(directory: str) -> dict[str, Parser]:
             (b"4711 (a) b) S 1 4711 4711 0 -1 4194560 1\n",),
         ),
         "mounts": Parser(of("/proc/self/mountinfo", lambda: read_mounts(node)), (mounts,)),
+        "dpkg-status": Parser(of("/var/lib/dpkg/status", lambda: installed_packages(node)), (DPKG,)),
         "command-line": Parser(
             of("/proc/9/cmdline", lambda: upid(os.fsencode(command_line(node, 9)))), (UPID.replace(b" ", b"\0"), UPID)
         ),
@@ -471,6 +491,18 @@ CALL = plain(
     {"v": 1, "argv": ["pre-stop", "snapshot", "101"], "env": {"STOREID": "local"}, "worker": 4711, "until": 9.5}
 )
 
+FAULT = (fault_atlas.FILE.read_bytes().partition(b"- id: PVH-604")[0],)
+DPKG = (
+    b"Package: pve-manager\nStatus: install ok installed\nVersion: 9.2.11\n\n"
+    b"Package: proxmox-kernel-6.17.4-2-pve-signed\nStatus: deinstall ok config-files\nVersion: 6.17.4-2\n"
+)
+MEMORY = (
+    b"MemTotal:       65764500 kB\nMemAvailable:    1024000 kB\n",
+    b"12 1 0x01 147 39984\nname type data\nsize   4    34359738368\nc_min   4    2147483648\n",
+    b"Filename Type Size Used Priority\n/dev/dm-0 partition 8388604 1048576 -2\n/srv/my\\040swap file 1024 0 -3\n",
+    b"cpu  100 0 100 700 0 0 50 50 90 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n",
+)
+
 OF_BYTES = {
     "call": Parser(parse_call, (CALL,), (BadCall,)),
     "started": Parser(parse_started, (b'{"v": 1, "started": 101}\n',)),
@@ -497,6 +529,9 @@ OF_BYTES = {
     "huge-pages": Parser(
         lambda data: parse_choice(data.decode("ascii", "replace")), (b"always [madvise] never\n",), (ValueError,)
     ),
+    "node-memory": Parser(node_memory, MEMORY, (ValueError,)),
+    "debian-version": Parser(debian_version, (b"1:10.0.2-1~bpo12+1", b">= 6.17, < 6.17.4-2"), (ValueError,)),
+    "faults": Parser(lambda data: fault_atlas.parse_atlas(data.decode(errors="replace")), FAULT, share=0.3),
     "os-release": Parser(
         lambda data: ids_of(data.decode("ascii", "replace")), (b'ID=rocky\nID_LIKE="rhel centos fedora"\n',)
     ),

@@ -191,7 +191,7 @@ def test_an_id_that_comes_twice_counts_once() -> None:
     assert read.problems == ("faults.yaml, entry 2 (PVH-699): there is one with this id already",)
 
 
-@pytest.mark.parametrize("text", ["", "a: b", "- [", "\x00", "- 1\n- &a [*a]"])
+@pytest.mark.parametrize("text", ["", "a: b", "- [", "\x00", "- 1\n- &a [*a]", "- 2026-99-99"])
 def test_what_is_no_list_of_faults_is_reported(text: str) -> None:
     read = parse_atlas(text)
     assert read.faults == ()
