@@ -87,6 +87,10 @@ EVENTS: Final = {
         "A daemon that died left a backup slowed; its original speed was restored. An error if that failed.",
     ),
     "pacer-done": ("info", "The writeback of a guest's archive was paced, or why not."),
+    "backup-stands-still": (
+        "error",
+        "The backup of a VM has copied nothing for 60 s: its target does not answer, or a disk that is read.",
+    ),
     # Records
     "history-moved": ("warning", "The history was damaged; it was moved aside and a new one begun."),
     "history-not-kept": ("error", "A backup could not be added to the history."),

@@ -20,13 +20,16 @@ from typing import NamedTuple
 
 from pvehook.contract.latency import DiskCounters
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
+from pvehook.contract.text import printable
 from pvehook.deadline import Deadline
 from pvehook.host.processes import qemu_of
 from pvehook.records.context import Context
 from pvehook.records.encoding import decode, encode
 from pvehook.records.guest_record import GuestRecord
+from pvehook.records.guest_summary import guest_title
 from pvehook.records.stall_record import Baseline, GovernorSummary, Point
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
+from pvehook.rules.standstill import STANDS_STILL_S
 from pvehook.settings import MetricsConfig
 from pvehook.throttle.governor import Governor
 from pvehook.watch.disk_sampler import DiskSampler, Start
@@ -108,6 +111,7 @@ class BackupSampler:
         self._job_since_s: float | None = None
         self._views: Views | None = None
         self._cpu_s = 0.0
+        self._stood_still = False
         self._finishing = False
         self._leaving = False
         self._woken = threading.Event()
@@ -200,6 +204,7 @@ class BackupSampler:
             elif self._disks.waits or not self._is_left_to_pve():
                 self._disks.sample(pve_comes=self._pve_comes())
                 self._note_start(self._disks)
+                self._note_standstill(self._disks.still_s)
                 every_s = self._sample_every_s()
             self._cpu_s = time.thread_time()
             now_s = time.monotonic()
@@ -228,6 +233,20 @@ class BackupSampler:
             self._keep()
         if self._job_since_s is None and disks.job_seen:
             self._job_since_s = time.monotonic()
+
+    def _note_standstill(self, still_s: float) -> None:
+        """Once: somebody has to be told at once, for only the target itself can free the guest."""
+        if still_s < STANDS_STILL_S or self._stood_still:
+            return
+        self._stood_still = True
+        target = f"the target {printable(self._guest.target)}" if self._guest.target else "the target"
+        self._context.log.error(
+            "backup-stands-still",
+            message=f"{guest_title(self._guest)}: its backup has copied nothing for {still_s:.0f} s: {target} does not "
+            "answer, or a disk that is read does not; without fleecing the guest waits for it",
+            vmid=self._guest.vmid,
+            still_s=round(still_s, 1),
+        )
 
     def _pve_comes(self) -> bool:
         """Whether PVE is about to freeze, or may just do so, by itself or with us."""

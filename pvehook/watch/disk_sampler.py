@@ -28,6 +28,7 @@ from pvehook.guest.sockets import Connection, connect
 from pvehook.records.chart_points import ChartPoints, Piece
 from pvehook.rules.latency import disks_between, latency_of, sum_of
 from pvehook.rules.stalls import SLOWED_AFTER_S, STALLED_AFTER_S, Count, HypervisorView, count_stall
+from pvehook.rules.standstill import still_since
 
 ANSWER_S = 2.0
 """A sample that takes longer, once QEMU has begun to answer, is given up; vzdump may wait behind it."""
@@ -81,6 +82,7 @@ class DiskSampler:
         self._tracker = BackupTracker(picked_up=start is not None)
         self.job_seen = False
         """Whether the backup was seen to run: a block job, or a backup provider that reads the disks."""
+        self._still_since_s: float | None = None
         self._jobs: dict[str, BlockJob] = {}
         """The backup's, by device, each as it was last seen."""
 
@@ -88,6 +90,13 @@ class DiskSampler:
     def backup_bytes(self) -> int | None:
         """What the backup's jobs had to read; None: no job was seen."""
         return sum(job.length_bytes for job in self._jobs.values()) if self._jobs else None
+
+    @property
+    def still_s(self) -> float:
+        """For how long the backup has copied nothing, at the last sample."""
+        if self._still_since_s is None or self._last_s is None:
+            return 0.0
+        return self._last_s - self._still_since_s
 
     @property
     def is_paused(self) -> bool:
@@ -194,6 +203,7 @@ class DiskSampler:
         completed = disks_between(self._last, disks)
         stalled_before_s = self._stalled.total_s
         copied = self._progress(jobs)
+        self._still_since_s = still_since(self._still_since_s, at_s, jobs, copied)
         if self._last_s is None:  # what went on while no daemon sampled cannot be put to a time
             copied, completed = 0, {}
         self._stalled = count_stall(self._stalled, at_s, since_s, completed)
