@@ -25,7 +25,8 @@ fi
 source "$repo/scripts/debian_packages.sh"
 
 readonly node_packages=(python3 python3-psutil python3-yaml python3-structlog)
-readonly units=(pvehook.socket pvehook.service)
+readonly units=(pvehook.socket pvehook.service pvehook-notify.socket pvehook-notify@.service)
+readonly sockets=(pvehook.socket pvehook-notify.socket)
 
 # Paths as the node spells them; `$root` in front of them is empty on the node itself.
 readonly lib=/usr/local/lib/pvehook
@@ -33,7 +34,8 @@ readonly hook=$lib/hooks/vzdump-hook
 readonly snippet=pvehook-guest-hook # what the guest hook is called in a storage
 readonly command=/usr/local/bin/pvehook
 readonly unit_dir=/usr/local/lib/systemd/system
-readonly socket_link=/etc/systemd/system/sockets.target.wants/pvehook.socket
+readonly socket_links=/etc/systemd/system/sockets.target.wants
+readonly templates=/usr/share/pve-manager/templates/default # where Proxmox finds those of its notifications
 readonly vzdump_conf=/etc/vzdump.conf
 readonly node_yaml=/etc/pvehook.yaml
 readonly cluster_yaml=/etc/pve/pvehook.yaml
@@ -72,8 +74,9 @@ install.sh: installs pvehook, which keeps Proxmox VE backups from freezing the g
   ./install.sh --help        this page
 
 What goes where: the program to /usr/local/lib/pvehook, the command to /usr/local/bin/pvehook, units to
-/usr/local/lib/systemd/system; `script:` and `ionice: 8` into /etc/vzdump.conf; every other line stays. A
-script that is set there already is chained: `chain:` in /etc/pvehook.yaml, run as vzdump ran it.
+/usr/local/lib/systemd/system, templates to /usr/share/pve-manager/templates/default; `script:` and
+`ionice: 8` into /etc/vzdump.conf; every other line stays. A script that is set there already is chained:
+`chain:` in /etc/pvehook.yaml, run as vzdump ran it.
 
 Exit code: 0 done, or nothing to change; with --check 1 if something would change; 2 on an error. After an
 error, a second run finishes what is left. --test exits with pytest's code.
@@ -124,9 +127,10 @@ install_pvehook() {
     install_packages
     install_program
     install_command
+    install_templates
     install_units
     end_old_daemon
-    open_socket
+    open_sockets
     remember_configuration
     chain_their_script
     point_vzdump_at_the_hook
@@ -162,7 +166,7 @@ require_system() {
 # A symbolic link with an absolute target leads from an image to the machine that builds it.
 require_inside_root() {
     local path real
-    for path in "${lib%/*}" "${command%/*}" "$unit_dir" "${socket_link%/*}" "$record" /etc/{os-release,pve,cron.d,crontab} \
+    for path in "${lib%/*}" "${command%/*}" "$unit_dir" "$socket_links" "$templates" "$record" /etc/{os-release,pve,cron.d,crontab} \
         /etc/pve/{qemu-server,vzdump.cron} "$jobs_cfg" "$cluster_yaml" /var/spool/cron/crontabs /run/pvehook; do
         real=$(realpath -m "$root$path")
         [[ $real/ == "$root"/* ]] || die "$root$path leads out of --root to $real (a symbolic link); nothing was changed"
@@ -172,8 +176,9 @@ require_inside_root() {
 # What would stop the installation half way is found before anything is changed.
 require_free_way() {
     local file link theirs chained at
-    for file in hooks/{vzdump-hook,guest-hook,pvehook,pvehook.example.yaml,grafana-dashboard.json,prometheus-alerts.yaml} README.md docs/limits.md \
-        hooks/systemd/restart-pause "${units[@]/#/hooks/systemd/}"; do
+    for file in hooks/{vzdump-hook,guest-hook,notify,pvehook,pvehook.example.yaml,grafana-dashboard.json} \
+        hooks/{prometheus-alerts.yaml,systemd/restart-pause} README.md docs/limits.md "${units[@]/#/hooks/systemd/}" \
+        hooks/templates/pvehook-{subject.txt,body.txt,body.html}.hbs; do
         [[ -f $repo/$file ]] || die "$repo/$file is missing: this is not a complete copy of pvehook"
     done
     for file in "$vzdump_conf" "$node_yaml"; do
@@ -237,6 +242,7 @@ node_python() { # the Python that runs pvehook; none if --check finds none: it w
 program_files() { # one line each: where in the repository, where under $lib, mode
     echo hooks/vzdump-hook hooks/vzdump-hook 755
     echo hooks/guest-hook hooks/guest-hook 755
+    echo hooks/notify hooks/notify 755
     echo hooks/systemd/restart-pause hooks/restart-pause 755
     echo hooks/pvehook bin/pvehook 755
     echo hooks/pvehook.example.yaml pvehook.example.yaml 644
@@ -284,6 +290,14 @@ link_command() {
     ln -s ../lib/pvehook/bin/pvehook "$root$command"
 }
 
+install_templates() {
+    local source
+    for source in "$repo"/hooks/templates/*.hbs; do
+        cmp -s "$source" "$root$templates/${source##*/}" ||
+            change "install $templates/${source##*/}" install -D -m 644 "$source" "$root$templates/${source##*/}"
+    done
+}
+
 install_units() {
     local unit
     for unit in "${units[@]}"; do
@@ -292,7 +306,7 @@ install_units() {
             install -D -m 644 "$repo/hooks/systemd/$unit" "$root$unit_dir/$unit"
         renewed+=" $unit"
     done
-    if [[ -z $offline && $renewed == *pvehook.* ]]; then
+    if [[ -z $offline && $renewed == *pvehook* ]]; then
         change "reload systemd's units" systemctl daemon-reload
     fi
 }
@@ -311,19 +325,22 @@ end_old_daemon() {
     fi
 }
 
-open_socket() {
-    if [[ -n $offline ]]; then
-        [[ -L $root$socket_link ]] || change "enable pvehook.socket" link_socket
-    elif ! systemctl is-enabled --quiet pvehook.socket 2>/dev/null || ! systemctl is-active --quiet pvehook.socket; then
-        change "enable and start pvehook.socket" systemctl enable --quiet --now pvehook.socket
-    elif [[ $renewed == *pvehook.socket* ]] && ! systemctl is-active --quiet pvehook.service; then
-        change "restart the changed pvehook.socket" systemctl restart pvehook.socket
-    fi
+open_sockets() {
+    local socket
+    for socket in "${sockets[@]}"; do
+        if [[ -n $offline ]]; then
+            [[ -L $root$socket_links/$socket ]] || change "enable $socket" link_socket "$socket"
+        elif ! systemctl is-enabled --quiet "$socket" 2>/dev/null || ! systemctl is-active --quiet "$socket"; then
+            change "enable and start $socket" systemctl enable --quiet --now "$socket"
+        elif [[ $renewed == *$socket* ]] && ! systemctl is-active --quiet pvehook.service; then
+            change "restart the changed $socket" systemctl restart "$socket"
+        fi
+    done
 }
 
-link_socket() {
-    mkdir -p "$root${socket_link%/*}"
-    ln -s "$unit_dir/pvehook.socket" "$root$socket_link"
+link_socket() { # SOCKET
+    mkdir -p "$root$socket_links"
+    ln -s "$unit_dir/$1" "$root$socket_links/$1"
 }
 
 # A configuration that was there before the first installation survives even --purge.
@@ -438,6 +455,7 @@ uninstall_pvehook() {
     drop_unrecorded_script
     [[ -n $purge ]] || restore "$node_yaml" chain
     remove_units
+    remove_templates
     [[ ! -L $root$command ]] || change "remove the command $command" rm "$root$command"
     remove_program "$worker"
     [[ -z $purge ]] || purge_configuration
@@ -507,31 +525,46 @@ take_lines() { # FILE KEY...
 }
 
 remove_units() {
-    local unit present=''
+    local unit socket present=''
     for unit in "${units[@]}"; do [[ ! -e $root$unit_dir/$unit ]] || present+=" $unit_dir/$unit"; done
     if [[ -n $offline ]]; then
-        [[ ! -L $root$socket_link ]] || change "disable pvehook.socket" unlink_socket
+        for socket in "${sockets[@]}"; do
+            [[ ! -L $root$socket_links/$socket ]] || change "disable $socket" unlink_socket "$socket"
+        done
     elif [[ -n $present ]]; then
-        change "stop pvehook and disable pvehook.socket" stop_units
+        change "stop pvehook and disable ${sockets[*]}" stop_units
     fi
     [[ -n $present ]] || return 0
     change "remove$present" delete_units
     [[ -n $offline ]] || change "reload systemd's units" systemctl daemon-reload
 }
 
-unlink_socket() {
-    rm "$root$socket_link"
-    rmdir --ignore-fail-on-non-empty "$root${socket_link%/*}"
+unlink_socket() { # SOCKET
+    rm "$root$socket_links/$1"
+    rmdir --ignore-fail-on-non-empty "$root$socket_links"
 }
 
 stop_units() {
-    systemctl disable --quiet --now pvehook.socket
-    systemctl stop pvehook.service
+    local socket
+    for socket in "${sockets[@]}"; do
+        [[ ! -e $unit_dir/$socket ]] || systemctl disable --quiet --now "$socket"
+    done
+    systemctl stop pvehook.service 'pvehook-notify@*.service'
 }
 
 delete_units() {
     rm -f "${units[@]/#/$root$unit_dir/}"
     rmdir --ignore-fail-on-non-empty "$root$unit_dir" "$root${unit_dir%/*}" 2>/dev/null || true
+}
+
+remove_templates() {
+    local template
+    for template in "$root$templates"/pvehook-*.hbs; do
+        [[ ! -e $template ]] || change "remove ${template#"$root"}" rm "$template"
+    done
+    # On a node they are Proxmox's; an image build may have had none.
+    [[ -n $check || ! -d $root$templates ]] ||
+        (cd "$root/" && rmdir -p --ignore-fail-on-non-empty "${templates#/}" 2>/dev/null) || true
 }
 
 # A running vzdump has read its `script:` already; without the file, each further guest would fail. The hook answers

@@ -1,7 +1,7 @@
 """What the administrator can set, as types; the defaults; and the last good configuration as JSON.
 
     /var/lib/pvehook/config.json
-        {"v": 7,
+        {"v": 8,
          "window": {"open": ["02:00-05:00"], "timezone": null, "next_guest": "refuse",
                     "running_guest": "finish", "enforce": "exit", "overdue_after": 2,
                     "when_short": "rotate", "overdue": "refuse",
@@ -15,6 +15,7 @@
          "governor": {"mode": "on", "latency_floor_s": 0.01, "latency_factor": 3.5, "stretch_at_most": 1.9,
                       "rules": [{"guests": [101], "tags": [], "names": [], "mode": "off", "spare": null}]},
          "pacer": {"mode": "auto", "step_mib": 2},
+         "notify": "on",
          "chain": null}
 
 The hook's degraded path loads this module, so it imports no yaml. pvehook/config checks what people write.
@@ -28,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pvehook.errors import ConfigError
 
-JSON_LAYOUT = 7
+JSON_LAYOUT = 8
 """Raised with every change of the layout above: a file of another version is then refused, not misread."""
 
 
@@ -66,6 +67,7 @@ WindowsFreeze = Literal["auto", "never"]
 MetricsMode = Literal["on", "off"]
 GovernorMode = Literal["on", "observe", "off"]
 Spare = Literal["always", "own-backup", "never"]
+Notify = Literal["on", "off"]
 PacerMode = Literal["auto", "on", "off"]
 
 DUMP_DIRECTORY = "dump-directory"
@@ -187,7 +189,8 @@ class PacerConfig(NamedTuple):
 
 
 class Config(NamedTuple):
-    """All that can be set. `chain` is the absolute path of the script that vzdump ran before pvehook came."""
+    """All that can be set. `notify`: whether Proxmox's notifications are used, beside the journal. `chain` is the
+    absolute path of the script that vzdump ran before pvehook came."""
 
     window: WindowConfig = WindowConfig()
     io_priority: IoPriorityConfig = IoPriorityConfig()
@@ -195,6 +198,7 @@ class Config(NamedTuple):
     metrics: MetricsConfig = MetricsConfig()
     governor: GovernorConfig = GovernorConfig()
     pacer: PacerConfig = PacerConfig()
+    notify: Notify = "on"
     chain: Path | None = None
 
 

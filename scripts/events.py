@@ -98,6 +98,9 @@ EVENTS: Final = {
     "past-runs-not-read": ("warning", "Proxmox's logs or archives of past runs could not be read."),
     "textfile-not-written": ("error", "The file for Prometheus could not be written."),
     "record-not-written": ("error", "The run's state could not be written; a restarted daemon will not know it."),
+    # Notifications
+    "notification-sent": ("info", "Proxmox's notification system has taken a notice of something that went wrong."),
+    "notification-not-sent": ("warning", "It could not be given to Proxmox's notification system, and why."),
     # pvehook itself
     "daemon-started": ("debug", "The daemon answers hook calls."),
     "daemon-left": ("debug", "The daemon ended: there is nothing left to watch."),

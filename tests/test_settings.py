@@ -43,8 +43,8 @@ def test_the_default_window_is_one_that_opens() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "part"),
     [
-        ("v", 4, "layout 4, expected 7"),
-        ("v", 0, "layout 0, expected 7"),
+        ("v", 4, "layout 4, expected 8"),
+        ("v", 0, "layout 0, expected 8"),
         ("v", None, "layout None"),
         ("window", None, "wrong value"),
         ("window", [], "wrong value"),

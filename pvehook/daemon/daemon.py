@@ -42,6 +42,7 @@ from pvehook.freeze.guest_freeze import thaw_left_over_in_daemon
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host import systemd
 from pvehook.host.processes import ProcessId, command_line, identify, parent_of, vzdump_task_of
+from pvehook.night.notifier import Notifier
 from pvehook.night.past_runs import PastRuns
 from pvehook.records import run_state
 from pvehook.records.context import Context
@@ -66,11 +67,17 @@ class Daemon:
     """Serves every vzdump run of the node."""
 
     def __init__(
-        self, context: Context, configuration: Configuration, freezes: OpenFreezes, idle_exit_s: float
+        self,
+        context: Context,
+        configuration: Configuration,
+        freezes: OpenFreezes,
+        notifier: Notifier,
+        idle_exit_s: float,
     ) -> None:
         self._context = context
         self._configuration = configuration
         self._freezes = freezes
+        self._notifier = notifier
         self._log = context.log
         self._idle_exit_s = idle_exit_s
         self._past_runs = PastRuns(context, history_file(context.node))
@@ -139,7 +146,8 @@ class Daemon:
 
     def _idle(self) -> bool:
         with self._runs_lock:
-            busy = bool(self._runs) or bool(self._calls) or self._freezes.any or self._started.any
+            busy = bool(self._runs) or bool(self._calls)
+        busy = busy or self._freezes.any or self._started.any or self._notifier.is_busy
         return not busy and time.monotonic() - self._last_call_s >= self._idle_exit_s
 
     # Calls

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from pvehook.admission.gate import Gate
@@ -28,6 +29,7 @@ from pvehook.deadline import Deadline
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.host.clock import at
 from pvehook.host.node import Node
+from pvehook.night.notices import run_notices
 from pvehook.night.overdue_now import overdue_guests
 from pvehook.night.refused_runs import keep_refused_run
 from pvehook.night.run_plan import RunPlan
@@ -40,6 +42,7 @@ from pvehook.records.context import Context
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.job_table import job_table
 from pvehook.records.run_state import RunState
+from pvehook.records.stall_record import StallRecord
 from pvehook.rules.admission import WINDOW_OPEN, Admission, admits_whole_run
 from pvehook.watch.node_watch import NodeWatch
 from pvehook.watch.run_records import RunRecords
@@ -211,7 +214,7 @@ class Run:
             try:
                 if self._turn is not None:
                     self._handle(self._turn, "worker-died", self._unannounced())
-                self._end_watch(self._unannounced())
+                self._tell(self._end_watch(self._unannounced()), self._unannounced())
             finally:
                 self._close_what_ended()
         if guest is not None:
@@ -301,10 +304,16 @@ class Run:
         self._lose_turn(phase)
         self.ended = True
         beside = self._end_watch(phase)
-        records = self._parts.records.of(self._state.done, phase.deadline)
+        records = self._tell(beside, phase)
         overdue = take_stock(self._context, phase.in_force, self._parts.records.keep_guests, phase.deadline)
         guests = ((guest, records.get(guest.vmid)) for guest in self._state.done)
         return Reply(tuple(job_table(guests, beside, overdue)))
+
+    def _tell(self, beside: list[BesideRecord], phase: Phase) -> dict[int, StallRecord]:
+        """The administrator, beside the phases, of who stalled. Returns the guests' records."""
+        records = self._parts.records.of(self._state.done, phase.deadline)
+        self._context.tell(partial(run_notices, list(records.values()), beside, phase.in_force.config.freeze))
+        return records
 
     def _end_watch(self, phase: Phase) -> list[BesideRecord]:
         """What guests suffered beside the backups of others, kept."""

@@ -14,6 +14,7 @@ from pvehook.host import systemd
 from pvehook.host.clock import Clock, RehearsalClock, SystemClock
 from pvehook.host.node import Node
 from pvehook.host.timely_files import Readers
+from pvehook.night.notifier import Notifier
 from pvehook.records.context import Context
 from pvehook.records.journal import journal_log
 
@@ -28,13 +29,15 @@ def serve(
     node = Node(root)
     clock: Clock = RehearsalClock(clock_file) if clock_file else SystemClock()
     readers = Readers()
-    log = journal_log(node.journal_socket)
     freezes = OpenFreezes(lambda step: _halt() if step == halt_at else None)
-    context = Context(node, clock, readers, log)
+    configuration = Configuration(node, readers.config, config_file)
+    notifier = Notifier(Context(node, clock, readers, journal_log(node.journal_socket)), configuration)
+    log = journal_log(node.journal_socket, hear=notifier.hear)
+    context = Context(node, clock, readers, log, notifier.tell)
     listener = systemd.listening_socket() or listen(node.hook_socket)
     log.debug("daemon-started", message=f"pvehook {__version__} answers vzdump", version=__version__)
     with listener:
-        Daemon(context, Configuration(node, readers.config, config_file), freezes, idle_exit_s).serve(listener)
+        Daemon(context, configuration, freezes, notifier, idle_exit_s).serve(listener)
     log.debug("daemon-left", message="nothing is left to watch")
     return 0
 

@@ -46,13 +46,18 @@ class Node:
         return self.path("/run/pvehook/hook.sock")
 
     @property
+    def notify_socket(self) -> str:
+        """Behind it systemd starts hooks/notify."""
+        return self.path("/run/pvehook/notify.sock")
+
+    @property
     def run_dir(self) -> str:
         """What must survive the daemon, but not a reboot: running runs, recovery notes, exceptions from the window."""
         return self.path("/run/pvehook")
 
     @property
     def state_dir(self) -> str:
-        """What must survive a reboot: the last good configuration."""
+        """What must survive a reboot: the last good configuration, the history, what was told tonight."""
         return self.path("/var/lib/pvehook")
 
     @property

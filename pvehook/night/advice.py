@@ -29,7 +29,7 @@ def advice(
 ) -> list[Advice]:
     """At most MOST, what matters most first. Those who are overdue have their commands elsewhere. `standings`: empty
     where they are not known."""
-    found = [*_about_failed(turns), *_about_refused(turns, standings), *_about_suffered(records), *_in_detail(suffered)]
+    found = [*_about_failed(turns), *_about_refused(turns, standings), *about_suffered(records), *_in_detail(suffered)]
     return found[:MOST]
 
 
@@ -67,7 +67,7 @@ def _gave_way(guest: GuestTurns) -> bool:
     return guest.counted is not None and guest.counted.reason.startswith(GAVE_WAY)
 
 
-def _about_suffered(records: Sequence[StallRecord]) -> list[Advice]:
+def about_suffered(records: Sequence[StallRecord]) -> list[Advice]:
     """What the governor found, each once, with those whom it would help; the worst first."""
     whom: dict[str, list[str]] = {}
     for record in records:

@@ -1,4 +1,5 @@
-"""What the daemon does about overdue guests at a run's end: the journal once a day, the run's table, the figures.
+"""What the daemon does about overdue guests at a run's end: journal and notification once a day, the run's table, the
+figures.
 
 Whatever goes wrong here costs a log line: the run has ended, and its phase must not wait.
 """
@@ -14,6 +15,7 @@ from typing import Final, TypeAlias
 from pvehook.config.in_force import InForce
 from pvehook.deadline import Deadline
 from pvehook.host.clock import local_zone
+from pvehook.night.notices import overdue_notices
 from pvehook.night.standings import standings
 from pvehook.records.context import Context
 from pvehook.records.job_table import OverdueGuest
@@ -52,10 +54,12 @@ def take_stock(context: Context, in_force: InForce, keep: KeepGuests, deadline: 
             for each in found
         }
         keep(guests, in_force.config.metrics, deadline)
-        return [
+        told = [
             OverdueGuest(each.vmid, each.title, ago(each.last_good_s, now_s, zone).strip(), each.cause, each.ways_out)
             for each in overdue
         ]
+        context.tell(partial(overdue_notices, told))
+        return told
     except Exception as fault:  # of ours, or of a node that is not what we expect
         context.log.error("overdue-not-known", message=f"whether guests are overdue is not known: {fault}")
         return []

@@ -22,7 +22,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -41,14 +41,25 @@ _LINE_LIMIT_BYTES = select.PIPE_BUF
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
-def journal_log(journal_socket: str, stderr: TextIO | None = None) -> Log:
+Hear = Callable[[str, str, Mapping[str, Any]], None]
+"""Gets each event's name, its level and its fields as they were logged; returns at once and never raises."""
+
+
+def journal_log(journal_socket: str, stderr: TextIO | None = None, hear: Hear | None = None) -> Log:
     """A structlog logger whose events go to the journal: `log.info("window-open", message="...", vmid=101)`.
 
-    The event's name becomes PVEHOOK_EVENT, `message` MESSAGE, every other key PVEHOOK_KEY; None is left out.
+    The event's name becomes PVEHOOK_EVENT, `message` MESSAGE, every other key PVEHOOK_KEY; None is left out. `hear`
+    gets each of them, too.
     """
+
+    def overhear(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if hear is not None:
+            hear(str(event["event"]), level, event)
+        return event
+
     log: Log = structlog.wrap_logger(
         JournalWriter(journal_socket, stderr or sys.stderr),
-        processors=[_journal_fields],
+        processors=[overhear, _journal_fields],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         cache_logger_on_first_use=False,
     )

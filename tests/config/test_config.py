@@ -74,6 +74,7 @@ KEYS = {
     "governor.rules",
     "pacer.mode",
     "pacer.step_mib",
+    "notify",
     "chain",
 }
 LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader") else [])
@@ -178,6 +179,7 @@ GOOD: list[tuple[str, Config]] = [
         Config(governor=GovernorConfig(rules=(GovernorRule(tags=("batch",), mode="off"),))),
     ),
     ("pacer: {mode: on, step_mib: 8}", Config(pacer=PacerConfig("on", 8))),
+    ("notify: off", Config(notify="off")),
     (
         "freeze: {reply_within: 2500ms, frozen_at_most: 1m, windows_frozen_at_most: 9s, pre_flush_within: 10m}",
         Config(
@@ -226,7 +228,7 @@ UNITS = "a whole number with its unit (ms, s, m, h), from 500ms to 60s"
 VMID = "a whole number from 100 to 999999999"
 UNKNOWN = "an unknown key"
 
-SECTIONS = "window, io_priority, freeze, metrics, governor, pacer, chain"
+SECTIONS = "window, io_priority, freeze, metrics, governor, pacer, notify, chain"
 BAD: list[tuple[str, int, str, str, str, str]] = [
     ("\nwindwo:\n", 2, "windwo", UNKNOWN, f"one of {SECTIONS}", "window"),
     ("window:\n  Open: []\n", 2, "window.Open", UNKNOWN, IN_WINDOW, "open"),
@@ -380,6 +382,8 @@ BAD: list[tuple[str, int, str, str, str, str]] = [
     ),
     ("governor: {rules: [{tags: [a], mode: no}]}", 1, "governor.rules[0].mode", "no", "on or observe or off", ""),
     ("pacer: {step_mib: 65}", 1, "pacer.step_mib", "65", "from 1 to 64", ""),
+    ("notify: of", 1, "notify", "of", "on or off", "off"),
+    ("notify: {mode: off}", 1, "notify", "a mapping", "on or off", ""),
     ("chain: hook.sh", 1, "chain", "hook.sh", "the absolute path of a script, or null", ""),
     ('chain: ""', 1, "chain", '""', "the absolute path of a script, or null", ""),
     ('chain: "/a\\e[2J"', 1, "chain", '"/a\\x1b[2J"', "the absolute path of a script, or null", ""),
@@ -614,6 +618,7 @@ def test_show_gives_each_key_its_value_and_its_origin() -> None:
         "governor.rules:                 []                                        # default",
         "pacer.mode:                     auto                                      # default",
         "pacer.step_mib:                 2                                         # default",
+        "notify:                         on                                        # default",
         'chain:                          "/a b"                                    # /etc/pvehook.yaml:4',
     ]
 
@@ -742,6 +747,7 @@ CONFIGS = st.builds(
         ).map(tuple),
     ),
     pacer=st.builds(PacerConfig, mode=st.sampled_from(["auto", "on", "off"]), step_mib=st.integers(1, 64)),
+    notify=st.sampled_from(["on", "off"]),
     chain=st.one_of(st.none(), TEXTS.map(lambda text: "/" + text)),
 )
 

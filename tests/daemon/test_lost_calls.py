@@ -35,7 +35,7 @@ class Context:
 
 @pytest.fixture
 def daemon() -> Daemon:
-    return Daemon(cast(Any, Context()), cast(Any, None), cast(Any, None), idle_exit_s=60)
+    return Daemon(cast(Any, Context()), cast(Any, None), cast(Any, None), cast(Any, None), idle_exit_s=60)
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_socket_waits_and_a_second_installation_changes_nothing(node: DebianNode) -> None:
     assert node.run("systemctl", "is-active", "pvehook.socket").out == "active\n"
     assert node.run("systemctl", "is-enabled", "pvehook.socket").out == "enabled\n"
+    assert node.run("systemctl", "is-active", "pvehook-notify.socket").out == "active\n"
     before = everything_in_etc(node)
     assert "nothing to change" in installer(node, "--force").out
     assert "nothing to change" in installer(node, "--force", "--check").out
@@ -179,7 +180,8 @@ def test_a_daemon_killed_in_the_night_comes_back_and_knows_the_job(node: DebianN
 
 
 def test_systemd_finds_nothing_in_the_units(node: DebianNode, capsys: pytest.CaptureFixture[str]) -> None:
-    units = [f"/usr/local/lib/systemd/system/pvehook.{kind}" for kind in ("socket", "service")]
+    names = ("pvehook.socket", "pvehook.service", "pvehook-notify.socket", "pvehook-notify@.service")
+    units = [f"/usr/local/lib/systemd/system/{name}" for name in names]
     assert node.run("systemd-analyze", "verify", *units).out == ""
     exposure = node.run("systemd-analyze", "security", "--no-pager", "pvehook.service").out
     with capsys.disabled():

@@ -115,8 +115,17 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert guest_hook.read_bytes() == (REPO / "hooks/guest-hook").read_bytes()
     assert stat.S_IMODE(guest_hook.stat().st_mode) == 0o755
     assert os.readlink(root / "usr/local/bin/pvehook") == "../lib/pvehook/bin/pvehook"
-    wanted = root / "etc/systemd/system/sockets.target.wants/pvehook.socket"
-    unit = os.readlink(wanted)
+    wants = root / "etc/systemd/system/sockets.target.wants"
+    for socket in ("pvehook.socket", "pvehook-notify.socket"):
+        assert (root / os.readlink(wants / socket)[1:]).is_file()
+    service = (root / "usr/local/lib/systemd/system/pvehook-notify@.service").read_text()
+    helper = root / service.split("ExecStart=/")[1].splitlines()[0]
+    assert stat.S_IMODE(helper.stat().st_mode) == 0o755
+    for template in (REPO / "hooks/templates").iterdir():  # where Proxmox looks: proxmox-notify, src/context/pve.rs
+        installed = root / "usr/share/pve-manager/templates/default" / template.name
+        assert installed.read_bytes() == template.read_bytes()
+        assert stat.S_IMODE(installed.stat().st_mode) == 0o644
+    unit = os.readlink(wants / "pvehook.socket")
     text = (root / unit[1:]).read_text()
     documentation = text.split("Documentation=file://")[1].splitlines()[0]
     readme = root / documentation[1:]
@@ -125,6 +134,24 @@ def test_everything_stands_where_proxmox_and_systemd_look_for_it(root: Path) -> 
     assert [link for link in links if not (readme.parent / link).is_file()] == []
     modes = {entry.mode & 0o7777 for entry in entries(root / "usr/local/lib/pvehook").values()}
     assert modes == {0o644, 0o755}
+
+
+def test_proxmoxs_own_templates_stay_when_ours_go(root: Path) -> None:
+    theirs = root / "usr/share/pve-manager/templates/default/vzdump-subject.txt.hbs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    assert install(root).code == 0
+    assert len(list(theirs.parent.iterdir())) == 4
+    assert install(root, "--uninstall").code == 0
+    assert list(theirs.parent.iterdir()) == [theirs]
+
+
+def test_a_changed_template_is_installed_again(root: Path) -> None:
+    assert install(root).code == 0
+    template = root / "usr/share/pve-manager/templates/default/pvehook-subject.txt.hbs"
+    template.write_text("damaged")
+    assert "install /usr/share/pve-manager/templates/default/pvehook-subject.txt.hbs" in install(root).text
+    assert template.read_bytes() == (REPO / "hooks/templates" / template.name).read_bytes()
 
 
 def test_the_last_lines_say_how_to_use_the_guests_hookscript(root: Path) -> None:
