@@ -15,6 +15,8 @@ not checked
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
@@ -26,9 +28,14 @@ from pvehook.doctor.finding import SEVERITIES
 from pvehook.host.node import INSTALLED_UNDER
 from pvehook.report.terminal_style import TerminalStyle
 
+_COMMAND: Final = re.compile(
+    r"\./|(apt|arcconf|chmod|chown|cp|df|echo|free|grep|journalctl|ls|lvextend|lvs|mount|pct|printf|pvehook|pvesh|pvesm"
+    r"|qm|rm|sed|ssacli|storcli2|storcli64|sysctl|systemctl|zpool)\s"
+)
+"""What commands of remedies begin with."""
 SHOWN: Final = 10
 """Findings of one check."""
-COMMAND_LIMIT: Final = 1000
+REMEDY_LIMIT: Final = 1000
 PAGES: Final = f"{INSTALLED_UNDER}/docs/checks"
 _COLOUR: Final = {"error": "stalled", "warning": "slowed", "note": "unknown"}
 
@@ -71,9 +78,19 @@ def _of_check(found: list[Found], style: TerminalStyle) -> list[str]:
     for remedy, of in groupby(found[:SHOWN], key=lambda each: each.finding.remedy):
         for each in of:
             lines += style.wrapped(f"{each.finding.subject}: {each.finding.evidence}", "  ", "    ")
-        lines += [f"    -> {style.shown(printable(command, COMMAND_LIMIT))}" for command in remedy]
+        lines += [line for each in remedy for line in _remedy_lines(each, style)]
     if any(each.finding.steps for each in found):
         lines.append(f"    or: pvehook doctor --fix {found[0].check.id}")
     if len(found) > SHOWN:
         lines.append(f"  and {len(found) - SHOWN} more; --json has all")
     return lines
+
+
+def _remedy_lines(remedy: str, style: TerminalStyle) -> list[str]:
+    """What is to be typed stays in one piece, however long it is, so that it can be copied."""
+    text = style.shown(printable(remedy, REMEDY_LIMIT))
+    if _COMMAND.match(text):
+        return [f"    -> {text}"]
+    return textwrap.wrap(
+        text, style.columns, initial_indent="    -> ", subsequent_indent=" " * 7, break_on_hyphens=False
+    )

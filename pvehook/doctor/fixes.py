@@ -176,6 +176,8 @@ def _do(node: Node, step: Step, run: Run, record: Record, path: str) -> Record:
         _save(path, record._replace(steps=(*record.steps, changed)))
         run(step.do)
         after = _state(node, step.path, step.key, step.section)
+        if after == before:
+            raise NodeError(f"`{shlex.join(step.do)}` has changed nothing in {step.path}")
         changed = changed._replace(after=after, is_known=True)
         _save(path, record._replace(steps=(*record.steps, changed)))
     return record._replace(steps=(*record.steps, changed))

@@ -141,11 +141,11 @@ def raid_cache(facts: StorageFacts) -> Iterator[Finding]:
 
 
 _CONTROLLER_TOOLS: Final = {
-    "megaraid_sas": "storcli64 /c0 show all (or perccli64): look for BBU, CacheVault, and the cache policy of each VD",
-    "mpi3mr": "storcli2 /c0 show all (or perccli2): look for the energy pack, and the write cache of each VD",
-    "hpsa": "ssacli ctrl all show config detail: look for Battery/Capacitor Status and Cache Status",
-    "smartpqi": "ssacli ctrl all show config detail (or arcconf getconfig 1): look for the battery and Cache Status",
-    "aacraid": "arcconf getconfig 1: look for the battery, and Write-cache mode of each logical device",
+    "megaraid_sas": "storcli64 /c0 show all  # or perccli64; see BBU, CacheVault, each VD's cache",
+    "mpi3mr": "storcli2 /c0 show all  # or perccli2; see the energy pack, each VD's cache",
+    "hpsa": "ssacli ctrl all show config detail  # see Battery/Capacitor and Cache Status",
+    "smartpqi": "ssacli ctrl all show config detail  # or arcconf getconfig 1; see the battery, Cache Status",
+    "aacraid": "arcconf getconfig 1  # see the battery, each device's Write-cache mode",
 }
 
 
@@ -169,7 +169,7 @@ def _set(facts: StorageFacts, queue: DiskQueue, attribute: str, old: str, new: s
         Write(path, facts.files.get(path), f"{rule}\n"),
         Command(("/bin/sh", "-c", do), ("/bin/sh", "-c", undo), file),
     )
-    return (do, f"in {path}: {rule}"), steps
+    return (do, f"echo '{rule}' > {path}"), steps
 
 
 def _lower(facts: StorageFacts, rate_bytes: int, settings: tuple[str, str]) -> Fix:
@@ -181,4 +181,4 @@ def _lower(facts: StorageFacts, rate_bytes: int, settings: tuple[str, str]) -> F
         Write(_SYSCTL, facts.files.get(_SYSCTL), "".join(f"{each}\n" for each in texts)),
         Command(("sysctl", "-w", *texts), ("sysctl", "-w", *settings), "/proc/sys/vm/dirty_bytes"),
     )
-    return (f"sysctl -w {' '.join(texts)}", f"in {_SYSCTL}: the same two lines"), steps
+    return (f"sysctl -w {' '.join(texts)}", f"printf '%s\\n' {' '.join(texts)} > {_SYSCTL}"), steps

@@ -195,6 +195,13 @@ def test_a_change_that_waits_for_the_guests_restart_is_taken_back_before_and_aft
     assert "agent in /etc/pve/qemu-server/101.conf was changed since" in said(back)
 
 
+def test_a_command_that_changes_nothing_is_not_a_fix(node: Node) -> None:
+    idle = Command(("drop", JOBS, "no such text"), ("drop", JOBS, "no such text"), JOBS, "script", "vzdump: nightly")
+    report = fix(node, found(idle), Commands(node), NOW_S)
+    assert f"NOT FIXED: `drop {JOBS} 'no such text'` has changed nothing in {JOBS}" in said(report)
+    assert unfix(node, "PVH-109", (), Commands(node)) == []
+
+
 def test_a_finding_is_fixed_as_a_whole_or_not_at_all(node: Node) -> None:
     commands = Commands(node)
     commands.fails = JOBS

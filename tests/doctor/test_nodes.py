@@ -41,3 +41,19 @@ def test_the_list_of_a_node(
 def test_a_clean_node_has_nothing_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with clean_node(tmp_path, monkeypatch) as node:
         assert node.diagnose() == Diagnosis((), ())
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_looking_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own files beside the history are its readers' too."""
+
+    def files() -> dict[Path, tuple[bytes, float]]:
+        regular = [each for each in tmp_path.rglob("*") if each.is_file() and not each.is_symlink()]
+        own = [each for each in regular if not each.name.startswith("history.db-")]
+        return {each: (each.read_bytes(), each.stat().st_mtime) for each in own}
+
+    build: BuildNode = NODES[name]
+    with build(tmp_path, monkeypatch) as node:
+        before = files()
+        node.diagnose()
+        assert files() == before

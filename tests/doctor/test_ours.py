@@ -266,3 +266,16 @@ def test_what_cannot_be_read_is_said_and_no_finding(node: FixtureNode) -> None:
         "the scripts of jobs",
         "pvehook.socket",
     ]
+
+
+def test_an_id_or_a_guest_that_is_not_there_is_an_error(
+    node: FixtureNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fixed(node, "PVH-999") == 2
+    assert "PVH-999 is no check" in capsys.readouterr().err
+    assert main(["doctor", "--root", str(node.root), "--vmid", "999"]) == 2
+    assert "guest 999 is not on this node" in capsys.readouterr().err
+    assert fixed(node, "PVH-101") == unfixed(node, "PVH-101") == 0
+    said = capsys.readouterr().out
+    assert "PVH-101: nothing to fix" in said
+    assert "PVH-101: nothing was fixed by pvehook" in said
