@@ -25,7 +25,8 @@ def find(fault: Fault, facts: FaultFacts) -> Iterator[Finding]:
         seen = _versions_in(affected, facts.versions)
         circumstances = _circumstances(fault.when, facts)
         if seen and circumstances is not None:
-            evidence = f"{'; '.join((*seen, *circumstances))}. {fault.shows}"
+            cause = "" if fault.backups else " Backups are not its cause."
+            evidence = f"{'; '.join((*seen, *circumstances))}. {fault.shows}{cause}"
             yield Finding("node", fault.severity, evidence, fault.remedy)
             return
 

@@ -87,6 +87,7 @@ def test_a_fault_is_found_where_its_versions_and_conditions_are(fault: Fault) ->
         (found,) = find(fault, facts_for(fault, index))
         assert (found.subject, found.severity, found.remedy) == ("node", fault.severity, fault.remedy)
         assert fault.shows in found.evidence
+        assert found.evidence.endswith("Backups are not its cause.") is not fault.backups
         assert all(f"fixed in {version}" in found.evidence for version in fixed(fault, index).values())
 
 
