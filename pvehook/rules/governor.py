@@ -162,7 +162,8 @@ def _steered(
     """One more step of the law by what was seen of whoever steers, the guest in backup or one beside it."""
     steering = governor.steering
     if steering.patients:
-        itself = steering.patients.get(OWN, Patient(bounds.target_ms))._replace(target_ms=bounds.target_ms)
+        itself = steering.patients.get(OWN, Patient(bounds.target_ms))
+        itself = itself._replace(target_ms=bounds.target_ms, was_idle=bounds.was_idle)
         steering = steering.with_patient(OWN, itself.seen(own)).copied(own.copied_bytes, own.period_s)
         by = chosen(steering, law, own.at_s)
         if by != steering.by:

@@ -22,6 +22,7 @@ YOUNG_S: Final = 3.0  # the same, after a job has appeared
 # Reading the guest's latency
 MIN_REQUESTS: Final = 8  # bench idle: fewer are no average; such a guest is sampled for longer instead
 LONGEST_READING_S: Final = 2.0  # the same: then the reading counts, however few requests it has
+LONGEST_IDLE_READING_S: Final = 1.5  # bench raid-on-off: half of IDLE_AFTER_S, so that two of them are enough
 TAIL_PART: Final = 1 / 3  # bench: in an ordinary mixture a third of the p99 is about the mean
 LOST_AFTER_S: Final = 5.0  # a limit: without a sample for this long the guest's state is unknown
 ROUNDING_S: Final = 1e-6  # a limit: a smaller difference of times is rounding

@@ -119,10 +119,11 @@ def _read(state: State, sample: Sample, bounds: Bounds) -> tuple[State, Reading 
         return state, None  # what is completed now was sent before the change, so it tells more of how it was
     gathered = (*state.gathered, sample)
     reading = reading_of(gathered)
-    enough = reading.operations >= c.MIN_REQUESTS and reading.seconds >= wanted_s
-    if not enough and reading.seconds < max(c.LONGEST_READING_S, wanted_s):
-        return state._replace(gathered=gathered), None
     is_idle = reading.operations < c.IDLE_REQUESTS_PER_S * reading.seconds and reading.in_flight < c.IDLE_IN_FLIGHT
+    enough = reading.operations >= c.MIN_REQUESTS and reading.seconds >= wanted_s
+    longest_s = c.LONGEST_IDLE_READING_S if is_idle else c.LONGEST_READING_S
+    if not enough and reading.seconds < max(longest_s, wanted_s) - c.ROUNDING_S:
+        return state._replace(gathered=gathered), None
     idle_s = state.idle_s + reading.seconds if is_idle else 0.0
     return state._replace(gathered=(), idle_s=idle_s, latency_ms=reading.latency_ms), reading
 

@@ -165,9 +165,10 @@ def chosen(steering: Steering, law: State, at_s: float) -> int:
         # The guest in backup keeps its place where there is nobody to take it: put aside, it rests.
         return best if most > 0 else OWN
     needs = may[now].need
-    if most > 0 and (needs <= 0 or (most > 1 and most > c.TAKES_OVER_ABOVE * needs)):
-        return best
-    return now
+    if needs <= 0 and most > 0:
+        # A guest that was idle all the time and is well is no reason to go on: whoever called for it rests now.
+        return now if may[best].was_idle and most <= 1 else best
+    return best if most > 1 and most > c.TAKES_OVER_ABOVE * needs else now
 
 
 def hand_over(steering: Steering, law: State, to: int, at_s: float, own: Bounds) -> tuple[Steering, State]:
