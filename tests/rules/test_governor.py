@@ -373,6 +373,14 @@ def test_a_guest_that_does_nothing_any_more_frees_its_backup_within_seconds() ->
     assert watch.at_s - began_s <= IDLE_AFTER_S + 3.0
 
 
+def test_so_does_one_that_asks_for_a_little_now_and_then() -> None:
+    watch = Watch()
+    watch.throttle()
+    began_s = watch.at_s
+    assert watch.until("release", 5.0, requests=1).reason == "the guest has been idle for 3 s"
+    assert watch.at_s - began_s <= IDLE_AFTER_S + 1.0
+
+
 def test_a_guest_whose_requests_are_quick_while_its_backup_is_slowed_is_not_idle() -> None:
     """Seen on a real guest with three writers: 200 ms a request beside the free backup, 1 ms beside the slowed one. It
     was called idle every three seconds, and suffered anew for as long."""

@@ -136,6 +136,14 @@ def test_a_few_slow_requests_of_an_idle_guest_do_not_outweigh_one_that_suffers()
     assert chosen(Steering({OWN: idle, 103: patient(70.0)}), State(0), 100.0) == 103
 
 
+def test_an_idle_guest_that_is_well_keeps_no_backup_slowed_for_one_that_has_nothing_to_do_any_more() -> None:
+    rests, idle = patient(1.0)._replace(reading=reading(1.0, in_flight=0.0)), patient(20.0, was_idle=True)
+    steering = Steering({OWN: idle, 103: rests}, by=103)
+    assert chosen(steering, State(0), 100.0) == 103  # and is released in a moment
+    assert chosen(steering.with_patient(OWN, idle._replace(was_idle=False)), State(0), 100.0) == OWN
+    assert chosen(steering.with_patient(OWN, patient(90.0, was_idle=True)), State(0), 100.0) == OWN
+
+
 def test_a_patient_that_was_not_seen_for_long_gives_its_place_back() -> None:
     steering = Steering({OWN: patient(1.0), 103: patient(90.0)._replace(seen_s=90.0)}, by=103)
     assert chosen(steering, State(0), 100.0) == OWN
