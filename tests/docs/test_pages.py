@@ -19,7 +19,7 @@ from scripts.generate_docs import anchor_of
 
 TOP = Path(__file__).parents[2]
 MAP = TOP / "docs" / "architecture.md"
-PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
 IDS = [page.name for page in PAGES]
 MOST_LINES = 200
 """Of the README: it is read once, at night."""

@@ -12,7 +12,7 @@ TEXTS = [
     TOP / "README.md",
     TOP / "hooks" / "pvehook.example.yaml",
     TOP / "install.sh",
-    *sorted((TOP / "docs").glob("*.md")),
+    *sorted((TOP / "docs").rglob("*.md")),
 ]
 """Not the changelog, which names what has been renamed."""
 AVOIDED = re.compile(
