@@ -74,6 +74,7 @@ from pvehook.host.node import Node
 from pvehook.host.processes import ProcessId, command_line
 from pvehook.host.versions import installed_packages
 from pvehook.night.past_runs import attempts_of
+from pvehook.night.told import read_told
 from pvehook.records import beside_history, encoding, history, nights, run_state
 from pvehook.records.attempt import RESULTS
 from pvehook.records.beside_record import BesideRecord
@@ -369,6 +370,10 @@ def in_tree(directory: str) -> dict[str, Parser]:
         "freeze-history": Parser(
             of("/var/lib/pvehook/freezes/101.json", lambda: freezes.past_freezes(node, reader, 101)),
             (plain(past),),
+        ),
+        "told": Parser(
+            of("/var/lib/pvehook/told.json", lambda: read_told(node.path("/var/lib/pvehook/told.json"), 0.0).guests()),
+            (plain({"v": 1, "night_s": 0.0, "sent": {"guest-stalled": [[101, 102], [104]], "guest-overdue": []}}),),
         ),
         "hook-mark": Parser(of("/run/pvehook/not-taken-up", lambda: hook_call.read_number(mark)), (b"4711",)),
         "hook-ancestors": Parser(
