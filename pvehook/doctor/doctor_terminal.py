@@ -29,8 +29,8 @@ from pvehook.host.node import INSTALLED_UNDER
 from pvehook.report.terminal_style import TerminalStyle
 
 _COMMAND: Final = re.compile(
-    r"\./|(apt|arcconf|chmod|chown|cp|df|echo|free|grep|journalctl|ls|lvextend|lvs|mount|pct|printf|pvehook|pvesh|pvesm"
-    r"|qm|rm|sed|ssacli|storcli2|storcli64|sysctl|systemctl|zpool)\s"
+    r"\./|(apt|arcconf|chmod|chown|cp|df|echo|findmnt|free|grep|journalctl|ls|lvextend|lvremove|lvs|man|mount|pct|printf"
+    r"|pvehook|pvesh|pvesm|qm|rm|sed|ssacli|stat|storcli2|storcli64|sysctl|systemctl|umount|vgextend|zpool)\s"
 )
 """What commands of remedies begin with."""
 SHOWN: Final = 10

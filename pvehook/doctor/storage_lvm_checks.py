@@ -46,7 +46,7 @@ def thick_snapshots(facts: StorageFacts) -> Iterator[Finding]:
             f"a snapshot of {volume.group}/{volume.origin} on thick LVM ({state}): each first write to a chunk of the "
             "original waits until the old one was read and written elsewhere on the same disks; when its room is used "
             "up the snapshot is lost",
-            (f"lvremove {volume.full_name}  # once nobody needs it: a backup that runs may",),
+            (f"lvremove {volume.full_name}  # once nobody reads it, as a running backup may",),
         )
 
 

@@ -41,7 +41,7 @@ def clean_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
             fast={"type": "lvmthin", "vgname": "fast", "thinpool": "data", "content": "images,rootdir"},
             nas={"type": "nfs", "server": "10.0.0.9", "export": "/e", "path": "/mnt/pve/nas", "content": "backup"},
         )
-        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e")
+        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e", "rw,vers=4.2,hard,proto=tcp,timeo=600,retrans=2")
         (root / "mnt/pve/nas/dump").mkdir(parents=True)
         node.logical_volume(
             "fast", "data", ["nvme1n1"], 900, lv_attr="twi-aotz--", data_percent="41.0", metadata_percent="12.0"
@@ -120,7 +120,7 @@ def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
         node.packages(pve_manager="8.3.0", pve_qemu_kvm="9.0.2-4", qemu_server="8.3.0", **kernel)
         node.memory(64, free_gib=4)
         node.disk("sda", (8, 0), scheduler="mq-deadline", driver="ahci", model=SSD)
-        node.disk("sdb", (8, 16), scheduler="bfq", driver="ahci", model=SSD)
+        node.disk("sdb", (8, 16), scheduler="none", driver="ahci", model=SSD)
         node.file_systems((8, 0))
         node.installed(ionice="5", bwlimit="200000")
         node.program("/usr/local/bin/other-tool")
@@ -131,9 +131,10 @@ def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
         node.storages(
             local={"type": "dir", "path": "/var/lib/vz", "content": "iso,vztmpl,backup"},
             local_lvm={"type": "lvmthin", "vgname": "pve", "thinpool": "data", "content": "images,rootdir"},
+            ssd={"type": "lvm", "vgname": "ssd", "content": "rootdir"},
             nas={"type": "nfs", "server": "10.0.0.9", "export": "/e", "path": "/mnt/pve/nas", "content": "backup"},
         )
-        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e")
+        node.mount("/mnt/pve/nas", "nfs4", "10.0.0.9:/e", "rw,vers=4.2,soft,proto=tcp,timeo=150,retrans=3")
         (root / "mnt/pve/nas/dump").mkdir(parents=True)
         node.logical_volume(
             "pve", "data", ["sda"], 400, lv_attr="twi-aotz--", data_percent="93.1", metadata_percent="71.0"
@@ -146,10 +147,15 @@ def pve8_node(root: Path, patch: pytest.MonkeyPatch) -> Iterator[FixtureNode]:
             options = _linux(name, f"local-lvm:vm-{vmid}-disk-0,cache=writeback,size=64G") | more
             node.vm(vmid, options, runs=vmid != 102, os_id="mswindows" if vmid == 103 else "debian")
             node.logical_volume("pve", f"vm-{vmid}-disk-0", ["sda"], 64, lv_attr="Vwi-aotz--")
+        node.container(105, {"hostname": "wiki", "rootfs": "ssd:vm-105-disk-0,size=8G", "ostype": "debian"})
+        node.logical_volume("ssd", "vm-105-disk-0", ["sdb"], 8, lv_attr="owi-aos---")
+        node.logical_volume(
+            "ssd", "vzsnap-0", ["sdb"], 2, lv_attr="swi-a-s---", origin="vm-105-disk-0", data_percent="38.5"
+        )
         node.vm(104, _linux("lab", "local-lvm:vm-104-disk-0,size=8G"), runs=False)
         node.jobs(
             nightly={"schedule": "02:30", "vmid": "101,103", "mode": "suspend", "storage": "nas", "maxfiles": "3"},
-            local={"schedule": "sun 03:00", "vmid": "101", "storage": "local", "ionice": "7", "repeat-missed": "1"},
+            local={"schedule": "sun 03:00", "vmid": "101,105", "storage": "local", "ionice": "7", "repeat-missed": "1"},
         )
         node.cron(["30 4 * * * root vzdump 102 --quiet 1 --script /root/gone.sh --storage nas"])
         yield node
