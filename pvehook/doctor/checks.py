@@ -46,6 +46,10 @@ class Diagnosis(NamedTuple):
     """The worst first, then by the checks' ids."""
     not_checked: tuple[str, ...]
     """What could not be read, and why."""
+    vmids: tuple[int, ...] = ()
+    """It is about these guests alone; empty: about everything."""
+    left_out: int = 0
+    """How many findings are about something else."""
 
 
 class _Gathering(threading.Thread):
@@ -101,7 +105,8 @@ def diagnose(
     if gathering and not any(each.facts for each in gathering):
         raise NodeError(f"nothing could be checked: {'; '.join(not_checked)}")
     wanted = [each for each in found if not vmids or each.finding.vmid in vmids]
-    return Diagnosis(tuple(sorted(wanted, key=_worst_first)), tuple(dict.fromkeys(not_checked)))
+    ordered = tuple(sorted(wanted, key=_worst_first))
+    return Diagnosis(ordered, tuple(dict.fromkeys(not_checked)), vmids, len(found) - len(wanted))
 
 
 def name_of(node: Node) -> str:

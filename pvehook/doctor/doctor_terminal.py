@@ -43,36 +43,38 @@ _COLOUR: Final = {"error": "stalled", "warning": "slowed", "note": "unknown"}
 def doctor_lines(diagnosis: Diagnosis, node_name: str, now: datetime, style: TerminalStyle) -> list[str]:
     """All of it."""
     found = diagnosis.found
-    not_checked = f"; {_things(len(diagnosis.not_checked))} not checked" if diagnosis.not_checked else ""
+    not_checked = f"; {_things(len(diagnosis.not_checked), 'thing')} not checked" if diagnosis.not_checked else ""
     lines = [
         f"pvehook: doctor of node {style.shown(printable(node_name, 40))}, {now:%Y-%m-%d %H:%M}",
         f"{counted_in_words(found)}{not_checked}",
     ]
     for (severity, check), of in groupby(found, key=lambda each: (each.finding.severity, each.check)):
         title = style.painted(severity.upper(), _COLOUR[severity])
-        lines += ["", f"{title} {check.id}: {style.shown(check.title)}", *_of_check(list(of), style)]
+        lines += ["", f"{title} {check.id}: {style.shown(check.title)}", *_of_check(list(of), diagnosis.vmids, style)]
     if diagnosis.not_checked:
         lines += ["", "not checked"]
         lines += [line for text in diagnosis.not_checked for line in style.wrapped(text, "  ", "    ")]
+    if diagnosis.left_out:
+        text = f"left out: {_things(diagnosis.left_out, 'finding')} about the node, its jobs, storages and other guests"
+        lines += ["", *style.wrapped(text, others="  ")]
     if found:
-        explained = f"Each check is explained in {PAGES}/PVH-nnn.md, those from PVH-600 on in faults.md."
-        lines += ["", *style.wrapped(explained)]
+        faults = ", those from PVH-600 on in faults.md" if any(each.check.id >= "PVH-600" for each in found) else ""
+        lines += ["", *style.wrapped(f"Each check is explained in {PAGES}/PVH-nnn.md{faults}.")]
     return lines
 
 
 def counted_in_words(found: Sequence[Found]) -> str:
     """`1 error, 2 warnings, 1 note`."""
     severities = [each.finding.severity for each in found]
-    counts = [(severities.count(severity), severity) for severity in SEVERITIES]
-    named = [f"{number} {severity}{'s' if number > 1 else ''}" for number, severity in counts if number]
+    named = [_things(severities.count(severity), severity) for severity in SEVERITIES if severity in severities]
     return ", ".join(named) or "no findings"
 
 
-def _things(number: int) -> str:
-    return f"{number} thing{'s' if number > 1 else ''}"
+def _things(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
-def _of_check(found: list[Found], style: TerminalStyle) -> list[str]:
+def _of_check(found: list[Found], vmids: Sequence[int], style: TerminalStyle) -> list[str]:
     """Findings with one remedy share it."""
     lines = []
     for remedy, of in groupby(found[:SHOWN], key=lambda each: each.finding.remedy):
@@ -80,7 +82,7 @@ def _of_check(found: list[Found], style: TerminalStyle) -> list[str]:
             lines += style.wrapped(f"{each.finding.subject}: {each.finding.evidence}", "  ", "    ")
         lines += [line for each in remedy for line in _remedy_lines(each, style)]
     if any(each.finding.steps for each in found):
-        lines.append(f"    or: pvehook doctor --fix {found[0].check.id}")
+        lines.append(f"    or: pvehook doctor --fix {found[0].check.id}{''.join(f' --vmid {vmid}' for vmid in vmids)}")
     if len(found) > SHOWN:
         lines.append(f"  and {len(found) - SHOWN} more; --json has all")
     return lines

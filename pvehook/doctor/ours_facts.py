@@ -91,6 +91,7 @@ def gather(sources: Sources) -> OursFacts:
         return Absent(f"there is no {path}") if found is None else found
 
     vzdump_conf = text(VZDUMP_CONF)
+    node_yaml, history = text(NODE_FILE), ask(local, HISTORY, lambda: _history(node, sources.deadline))
     try:
         jobs: Measured[tuple[Job, ...]] = tuple(jobs_of_node(node, sources.reader, sources.node_name))
     except NodeError as error:
@@ -100,7 +101,7 @@ def gather(sources: Sources) -> OursFacts:
     return OursFacts(
         in_force=sources.in_force,
         vzdump_conf=vzdump_conf,
-        node_yaml=text(NODE_FILE),
+        node_yaml=node_yaml,
         jobs=jobs,
         # A script may be on a share that hangs: each is asked by a reader of its own.
         scripts={
@@ -111,7 +112,7 @@ def gather(sources: Sources) -> OursFacts:
         failures=len(node.read(_FAILURES)[:_FAILURES_LIMIT_BYTES].splitlines()),
         daemon=_daemon(node),
         program_s=ask(local, INSTALLED_UNDER, lambda: os.stat(node.path(_program_file())).st_mtime),
-        history=ask(local, history_file(node), lambda: _history(node, sources.deadline)),
+        history=history,
     )
 
 

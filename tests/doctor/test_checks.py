@@ -68,7 +68,10 @@ def test_the_worst_comes_first_then_the_checks_order(tmp_path: Path) -> None:
 
 def test_a_guest_asked_for_is_all_that_is_shown(tmp_path: Path) -> None:
     of = group("guests", finding("VM 101", vmid=101), finding("VM 102", vmid=102), finding("node", "error"))
-    assert subjects(diagnosed(tmp_path, of, vmids=(101,))) == ["VM 101"]
+    seen = diagnosed(tmp_path, of, vmids=(101,))
+    assert subjects(seen) == ["VM 101"]
+    lines = doctor_lines(seen, "pve1", NOW, PLAIN)
+    assert "left out: 2 findings about the node, its jobs, storages and other guests" in lines
 
 
 def test_a_group_that_fails_costs_a_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +16,7 @@ from pvehook.doctor.checks import Diagnosis, name_of
 from pvehook.doctor.doctor_terminal import doctor_lines
 from pvehook.report.terminal_style import TerminalStyle
 from tests.doctor.fixture_node import NOW, FixtureNode
-from tests.doctor.fixture_nodes import clean_node, first_node, pve8_node
+from tests.doctor.fixture_nodes import clean_node, first_node, ids, pve8_node
 
 DATA = Path(__file__).parent / "data"
 NODES = {"clean": clean_node, "first": first_node, "pve8": pve8_node}
@@ -57,3 +58,21 @@ def test_looking_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
         before = files()
         node.diagnose()
         assert files() == before
+
+
+def test_an_etc_pve_that_hangs_costs_only_what_it_would_have_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with first_node(tmp_path, monkeypatch) as node:
+        node.write("/etc/vzdump.conf", "")
+        node.remove("/etc/pve/jobs.cfg")
+        hanging = tmp_path / "etc/pve/jobs.cfg"
+        os.mkfifo(hanging)
+        try:
+            seen = node.diagnose()
+        finally:
+            os.close(os.open(hanging, os.O_RDWR))  # lets go whoever waits
+    assert {"PVH-101", "PVH-406", "PVH-601"} <= set(ids(seen))
+    assert [text for text in seen.not_checked if text.startswith(("vzdump: ", "the scripts of jobs: "))] == [
+        f"{what}: {hanging} did not answer within 5 s" for what in ("the scripts of jobs", "vzdump")
+    ]
