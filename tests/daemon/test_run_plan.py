@@ -110,7 +110,7 @@ def test_a_run_by_hand_is_told_that_its_end_is_not_known_and_nobody_gives_way_in
     prepare(node, WAITED)
     night(node, 101, 102, 103, runs=(101, 102), hours=2, job_id=None)
     assert {vmid: each.result for vmid, each in results(node).items()} == {101: "ok", 102: "ok", 103: "refused"}
-    assert "only the guests of scheduled jobs are" in node.wait_for_event("forecast-not-made")["MESSAGE"]
+    assert "vzdump does not say which guests it has" in node.wait_for_event("forecast-not-made")["MESSAGE"]
 
 
 def test_an_exempt_guest_gives_way_to_nobody(node: NodeUnderTest) -> None:
