@@ -34,6 +34,8 @@ NIGHT = [
     "job-end",
 ]
 
+STAND_INS = Path(__file__).parent.parent / "data/perl/PVE"
+
 SUITE_WORKERS = 4
 """Of the whole suite inside each Debian, while other tests run outside: they wait more than they compute."""
 
@@ -122,6 +124,23 @@ def test_the_socket_waits_and_a_second_installation_changes_nothing(node: Debian
     assert "nothing to change" in installer(node, "--force").out
     assert "nothing to change" in installer(node, "--force", "--check").out
     assert everything_in_etc(node) == before
+
+
+def test_a_notice_reaches_proxmox_through_the_units_sandbox(node: DebianNode) -> None:
+    """PVE::Notify is a stand-in that writes down its arguments (tests/data/perl), below /var as a mailer would."""
+    for name in ("Notify.pm", "INotify.pm"):
+        node.write(f"/usr/share/perl5/PVE/{name}", (STAND_INS / name).read_text())
+    node.run("systemctl", "set-environment", "PVEHOOK_TEST_GIVEN=/var/lib/given")
+    notice = json.dumps({"severity": "error", "event": "guest-frozen", "vmid": "101", "data": {"title": "t"}})
+    ask = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect('/run/pvehook/notify.sock')\n"
+        f"s.sendall({notice.encode()!r}); s.shutdown(socket.SHUT_WR); print(s.makefile().read(), end='')"
+    )
+    assert node.run("python3", "-c", ask).out == "sent\n"
+    node.run("systemctl", "unset-environment", "PVEHOOK_TEST_GIVEN")
+    severity, template, _, fields = json.loads(node.read("/var/lib/given"))
+    assert (severity, template, fields["pvehook-event"], fields["vmid"]) == ("error", "pvehook", "guest-frozen", "101")
+    assert not node.run("systemctl", "--failed", "--no-legend", "--plain").out
 
 
 def test_only_proxmox_8_and_9_are_taken_without_force(node: DebianNode) -> None:
