@@ -9,18 +9,21 @@ from typing import Final, TypeAlias
 
 from pvehook.config import parse
 from pvehook.config.in_force import CLUSTER_FILE, NODE_FILE
-from pvehook.contract.measured import Broken, value_of
+from pvehook.contract.measured import Broken, Measured, value_of
 from pvehook.contract.text import printable
 from pvehook.contract.vzdump_config import parse_vzdump_config, with_option
-from pvehook.doctor.finding import Check, Command, Finding, Group, Step, Write
+from pvehook.doctor.finding import Check, Command, Finding, Group, Severity, Step, Write
 from pvehook.doctor.ours_facts import (
     HISTORY,
-    SOCKET_LINK,
+    HOOK_SOCKET,
+    NOTIFY_SOCKET,
     VZDUMP_CONF,
     History,
     OursFacts,
+    Socket,
     gather,
     missing,
+    socket_link,
 )
 from pvehook.host.backup_jobs import JOBS, Job
 from pvehook.host.hook_script import HookScript
@@ -171,25 +174,36 @@ def chain_is_broken(facts: OursFacts) -> Findings:
 
 def socket_does_not_listen(facts: OursFacts) -> Findings:
     """Without it no daemon is started: the hook checks the window and the priorities, and nothing else."""
-    state = value_of(facts.socket)
+    what_then = "no freeze, no governor, no record of any guest; the hook holds the window alone"
+    yield from _not_listening(HOOK_SOCKET, "/run/pvehook/hook.sock", facts.socket, "error", what_then)
+
+
+def notifications_are_not_sent(facts: OursFacts) -> Findings:
+    """The journal has what it would send."""
+    if facts.in_force.config.notify == "on":
+        what_then = "nobody is told of a night in which guests stalled, froze or went without a backup"
+        yield from _not_listening(NOTIFY_SOCKET, "/run/pvehook/notify.sock", facts.notify_socket, "warning", what_then)
+
+
+def _not_listening(unit: str, path: str, socket: Measured[Socket], severity: Severity, what_then: str) -> Findings:
+    state = value_of(socket)
     if state is None or state == "listens":
         return
     remedies = {
-        "masked": ("systemctl unmask pvehook.socket", "systemctl enable --now pvehook.socket"),
-        "not enabled": ("systemctl enable --now pvehook.socket",),
+        "masked": (f"systemctl unmask {unit}", f"systemctl enable --now {unit}"),
+        "not enabled": (f"systemctl enable --now {unit}",),
         "no unit": (INSTALL,),
-        "does not listen": ("systemctl restart pvehook.socket",),
+        "does not listen": (f"systemctl restart {unit}",),
     }
     words = {
         "masked": "is masked",
         "not enabled": "is not enabled",
         "no unit": "is enabled, but its unit is not there",
-        "does not listen": "is enabled, but nothing listens at /run/pvehook/hook.sock",
+        "does not listen": f"is enabled, but nothing listens at {path}",
     }
-    evidence = f"it {words[state]}: no freeze, no governor, no record of any guest; the hook holds the window alone"
-    enable, disable = (("systemctl", verb, "--now", "pvehook.socket") for verb in ("enable", "disable"))
-    steps = (Command(enable, disable, SOCKET_LINK),) if state == "not enabled" else ()
-    yield Finding("pvehook.socket", "error", evidence, remedies[state], steps)
+    enable, disable = (("systemctl", verb, "--now", unit) for verb in ("enable", "disable"))
+    steps = (Command(enable, disable, socket_link(unit)),) if state == "not enabled" else ()
+    yield Finding(unit, severity, f"it {words[state]}: {what_then}", remedies[state], steps)
 
 
 def daemon_fails(facts: OursFacts) -> Findings:
@@ -292,5 +306,6 @@ GROUP: Final = Group(
         Check("PVH-111", "The daemon is older than the program", daemon_is_older),
         Check("PVH-112", "The history cannot be written", history_cannot_be_written),
         Check("PVH-113", "The history is damaged", history_is_damaged),
+        Check("PVH-114", "Notifications are not sent", notifications_are_not_sent),
     ),
 )

@@ -22,9 +22,8 @@ from pvehook.records.history import history_file, why_unusable
 T = TypeVar("T")
 
 VZDUMP_CONF: Final = "/etc/vzdump.conf"
-SOCKET_LINK: Final = "/etc/systemd/system/sockets.target.wants/pvehook.socket"
-"""By which systemd starts it at boot (`systemctl enable`)."""
-_MASK: Final = "/etc/systemd/system/pvehook.socket"
+HOOK_SOCKET: Final = "pvehook.socket"
+NOTIFY_SOCKET: Final = "pvehook-notify.socket"
 _DAEMON_CGROUP: Final = "/sys/fs/cgroup/system.slice/pvehook.service/cgroup.procs"
 _FAILURES: Final = "/run/pvehook/failures"
 _FAILURES_LIMIT_BYTES: Final = 4096
@@ -36,6 +35,11 @@ LEAST_FREE_BYTES: Final = 32 << 20
 """Below that SQLite's journal may not fit beside the history."""
 
 Socket: TypeAlias = Literal["listens", "masked", "not enabled", "no unit", "does not listen"]
+
+
+def socket_link(unit: str) -> str:
+    """By which systemd starts a socket at boot (`systemctl enable`)."""
+    return f"/etc/systemd/system/sockets.target.wants/{unit}"
 
 
 class RunningDaemon(NamedTuple):
@@ -64,6 +68,7 @@ class OursFacts(NamedTuple):
     scripts: Mapping[str, Measured[HookScript]]
     """Of each path that `script:`, a job or `chain:` names."""
     socket: Measured[Socket]
+    notify_socket: Measured[Socket]
     failures: int
     """How often in a row the daemon has failed to start or died."""
     daemon: RunningDaemon | None
@@ -108,7 +113,8 @@ def gather(sources: Sources) -> OursFacts:
             path: ask(TimelyReader(), path, lambda path=path: look_at_script(node, path))  # type: ignore[misc]
             for path in dict.fromkeys(filter(None, named))
         },
-        socket=ask(local, SOCKET_LINK, lambda: _socket(node)),
+        socket=ask(local, HOOK_SOCKET, lambda: _socket(node, HOOK_SOCKET, node.hook_socket)),
+        notify_socket=ask(local, NOTIFY_SOCKET, lambda: _socket(node, NOTIFY_SOCKET, node.notify_socket)),
         failures=len(node.read(_FAILURES)[:_FAILURES_LIMIT_BYTES].splitlines()),
         daemon=_daemon(node),
         program_s=ask(local, INSTALLED_UNDER, lambda: os.stat(node.path(_program_file())).st_mtime),
@@ -122,7 +128,8 @@ def missing(facts: OursFacts) -> list[str]:
         "the script of vzdump.conf": facts.vzdump_conf,
         "pvehook's configuration": facts.node_yaml,
         "the scripts of jobs": facts.jobs,
-        "pvehook.socket": facts.socket,
+        HOOK_SOCKET: facts.socket,
+        NOTIFY_SOCKET: facts.notify_socket,
         "the version of the daemon": facts.program_s if facts.daemon else 0.0,
         "the history": facts.history,
         **{f"the script {path}": script for path, script in facts.scripts.items()},
@@ -136,19 +143,19 @@ def _program_file() -> str:
     return f"{INSTALLED_UNDER}/pvehook/__init__.py"
 
 
-def _socket(node: Node) -> Socket:
+def _socket(node: Node, unit: str, path: str) -> Socket:
     """By the links that `systemctl enable` and `mask` make, and the sockets that the kernel has."""
-    if _link(node, _MASK) == "/dev/null":
+    if _link(node, f"/etc/systemd/system/{unit}") == "/dev/null":
         return "masked"
-    unit = _link(node, SOCKET_LINK)
-    if unit is None:
+    enabled = _link(node, socket_link(unit))
+    if enabled is None:
         return "not enabled"
-    if not os.path.exists(node.path(unit)):
+    if not os.path.exists(node.path(enabled)):
         return "no unit"
     sockets = node.read("/proc/net/unix")
     if not sockets:
         raise NodeError("/proc/net/unix cannot be read")
-    return "listens" if node.hook_socket.encode() in sockets else "does not listen"
+    return "listens" if path.encode() in sockets else "does not listen"
 
 
 def _link(node: Node, path: str) -> str | None:

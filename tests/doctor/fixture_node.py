@@ -109,10 +109,15 @@ class FixtureNode(BlockTree):
         self.program(HOOK, "#!/usr/bin/python3 -IS\n")
         self.write(f"{INSTALLED_UNDER}/pvehook/__init__.py", "")
         os.utime(self.root / INSTALLED_UNDER[1:] / "pvehook/__init__.py", (BOOTED_S - 86400, BOOTED_S - 86400))
-        unit = "/usr/local/lib/systemd/system/pvehook.socket"
-        self.write(unit, "[Socket]\nListenStream=/run/pvehook/hook.sock\n")
-        self.link("/etc/systemd/system/sockets.target.wants/pvehook.socket", unit)
-        self.write("/proc/net/unix", f"0000000000000000: 00000002 0 00010000 0001 01 21 {self.node.hook_socket}\n")
+        units = "/usr/local/lib/systemd/system"
+        listening = ""
+        for unit, socket in (
+            ("pvehook.socket", self.node.hook_socket), ("pvehook-notify.socket", self.node.notify_socket)
+        ):  # fmt: skip
+            self.write(f"{units}/{unit}", f"[Socket]\nListenStream={socket.removeprefix(self.node.root)}\n")
+            self.link(f"/etc/systemd/system/sockets.target.wants/{unit}", f"{units}/{unit}")
+            listening += f"0000000000000000: 00000002 0 00010000 0001 01 21 {socket}\n"
+        self.write("/proc/net/unix", listening)
         (self.root / "var/lib/pvehook").mkdir(parents=True)
         (self.root / "var/lib/pvehook").chmod(0o700)
         options = {"script": HOOK, "ionice": "8", **vzdump_options}

@@ -195,6 +195,13 @@ def test_a_socket_that_does_not_listen(node: FixtureNode) -> None:
     assert "is masked" in evidence(ours(node), "PVH-106")
 
 
+def test_notifications_that_nobody_takes_are_a_warning_where_they_are_wanted(node: FixtureNode) -> None:
+    node.remove("/etc/systemd/system/sockets.target.wants/pvehook-notify.socket")
+    assert "nobody is told of a night" in evidence(ours(node), "PVH-114")
+    node.write("/etc/pvehook.yaml", "notify: off\n")
+    assert ids(ours(node)) == []
+
+
 def test_a_daemon_that_fails_again_and_again(node: FixtureNode) -> None:
     node.write("/run/pvehook/failures", "exit-code\n")
     assert ids(ours(node)) == []
@@ -265,6 +272,7 @@ def test_what_cannot_be_read_is_said_and_no_finding(node: FixtureNode) -> None:
         "the script of vzdump.conf",
         "the scripts of jobs",
         "pvehook.socket",
+        "pvehook-notify.socket",
     ]
 
 
