@@ -138,6 +138,7 @@ install_pvehook() {
     list_jobs_that_win
     check_configuration
     conclude "pvehook $(version) is installed" "install"
+    say "next: what else makes backups stall or get lost on this node, and what fixes it: pvehook doctor"
     offer_max_workers
     offer_guest_hook
 }
