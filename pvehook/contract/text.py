@@ -11,6 +11,8 @@ def printable(text: str, limit: int = 200) -> str:
     `\\n`, `\\x1b`, `\\u202e`, `\\ud800`. A text that is too long ends in `...`. Backslashes stay as they are (`C:\\` is
     a mountpoint), so the original cannot be recovered from the result.
     """
+    if len(text) <= limit and text.isprintable():
+        return text  # as almost all are
     # At most limit + 1 characters are processed, however long the text is.
     pieces = [_visible(char) for char in text[: limit + 1]]
     if sum(map(len, pieces)) <= limit:

@@ -172,8 +172,8 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 def parse_document(data: bytes, *, source: str) -> dict[str, object]:
     """The JSON object in `data`. Raises BadReply, naming `source`, for anything else."""
-    depth = _depth(data)
-    if depth > DEPTH_LIMIT:
+    # With so few brackets it cannot be nested deeper: most answers are short, and there are several each second.
+    if data.count(b"[") + data.count(b"{") > DEPTH_LIMIT and (depth := _depth(data)) > DEPTH_LIMIT:
         raise BadReply(f"{source}: the answer is nested {depth} deep, more than {DEPTH_LIMIT}")
     try:
         document = json.loads(data.decode("utf-8"), parse_constant=_no_constant)

@@ -8,12 +8,14 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import fields
 
 import psutil
 import pytest
 
 from pvehook.freeze.open_freezes import OpenFreezes
 from pvehook.guest.sockets import Connection
+from pvehook.host.timely_files import Readers
 from pvehook.rehearsal.vzdump.player import play
 from pvehook.rehearsal.vzdump.run import Guest
 from pvehook.rescue.freeze_record import freeze_records
@@ -29,8 +31,8 @@ THREADS_AT_MOST = 20
 """Of the daemon, with its main loop, the threads of one run and the one of all left-over thaws. Its unit's TasksMax is
 64."""
 STUBBORN = (102, 103, 104, 105)
-ITS_OWN_THREADS = 5
-"""At most: the main loop, and the readers of files that may hang, those of past runs among them."""
+ITS_OWN_THREADS = 4 + len(fields(Readers))
+"""At most: the main loop, and the readers of what may hang, those of the configuration and of past runs among them."""
 WAIT_S = 60.0
 
 
