@@ -35,7 +35,7 @@ pytestmark = [
 NODE: Final = Node()
 DISK_MIB, MIB_PER_S, SEEK_MS = 64, 60.0, 1.0
 THREADS, MEASURED_S = 4, 5.0
-SAME_SHARE, SMALL_SHARE = (0.4, 0.6), 0.1
+SAME_SHARE, SMALL_SHARE = (0.4, 0.6), 0.25
 
 
 @pytest.fixture(scope="module")
