@@ -4,6 +4,7 @@ and the network where a storage is elsewhere: for commands of an administrator, 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import Final
 
@@ -21,7 +22,7 @@ def pvesh_get(node: Node, path: str, options: dict[str, str], within_s: float) -
     """What `pvesh get PATH --KEY VALUE` answers. Raises NodeError where it fails, or takes longer."""
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     command = [node.path(PVESH), "get", path, *words, "--output-format", "json"]
-    environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    environment = {**os.environ, "LC_ALL": "C"}  # a storage's client may want more of it, such as HOME
     try:
         # Goes through no shell; a pvesh that hangs in the kernel is left behind, killed.
         done = subprocess.run(command, capture_output=True, timeout=max(within_s, 0.1), env=environment, check=False)  # noqa: S603
