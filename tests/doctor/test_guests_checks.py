@@ -503,7 +503,8 @@ def test_the_same_version_installed_once_more_is_no_finding(tree: GuestsNode) ->
 
 def test_a_program_that_cannot_be_read_is_not_checked(tree: GuestsNode) -> None:
     tree.runs()
-    next((tree.root / "proc").glob("[1-9]*/exe")).unlink()
+    links = [each / "exe" for each in (tree.root / "proc").iterdir()]
+    next(each for each in links if each.is_symlink()).unlink()  # to a program that need not be on this machine
     assert tree.look() == ({}, ["VM 101 web: its QEMU: which program it runs cannot be read"])
 
 
