@@ -223,7 +223,7 @@ class GuestTurn:
             self.guest,
             phase.in_force,
             lambda: self.state == "armed",
-            self._parts.plan.share(self.guest.vmid),
+            self._parts.plan.share(self.guest.vmid, phase.deadline),
         )
         self._monitor.begin()
         if self._archive_follows("stop"):

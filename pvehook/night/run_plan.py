@@ -40,7 +40,7 @@ GAVE_WAY: Final = "gave way to"
 PLAN_S: Final = 2.0
 """So long job-start waits for it; what is not there by then is left out."""
 WAITING_S: Final = 1.0
-"""So long backup-start waits for the same of a run that waits for the node's lock."""
+"""So long backup-start waits for the same of runs that wait for the node's lock."""
 NAMED: Final = 3
 
 
@@ -117,17 +117,17 @@ class RunPlan:
         )
         return _refusal(vmid, why, _clock(forecast.closes_s, in_force)) if why is not None else None
 
-    def share(self, vmid: int) -> NightShare:
-        """How much of the night this guest's backup may take."""
+    def share(self, vmid: int, deadline: Deadline) -> NightShare:
+        """How much of the night this guest's backup may take. Of runs that wait it asks for WAITING_S in all."""
         forecast = self._run.forecast
         coming = self._coming(vmid)
         if forecast is None or forecast.closes_s is None or not coming:
             return NOTHING_KNOWN
         behind = [each.expected for each in coming[1:] if each.expected is not None]
-        behind += self._of_waiting_runs()
+        behind += self._of_waiting_runs(deadline.within(WAITING_S))
         return share(coming[0].expected, behind, forecast.closes_s - self._context.clock.now_s())
 
-    def _of_waiting_runs(self) -> list[Expected]:
+    def _of_waiting_runs(self, until: Deadline) -> list[Expected]:
         """What is not known in time is asked again for the next guest."""
         runs, now_s = self._waiting_runs(), self._context.clock.now_s()
         for run in runs:
@@ -135,7 +135,7 @@ class RunPlan:
                 continue
             try:
                 read = partial(self._forecast, run, now_s, None)
-                made = self._context.readers.night.within(WAITING_S, "the guests of a run that waits", read)
+                made = self._context.readers.night.within(until.left_s(), "the guests of a run that waits", read)
             except NodeError as error:
                 self._context.log.warning("forecast-not-made", message=f"how long a run that waits takes: {error}")
                 break

@@ -91,7 +91,7 @@ class Sample(NamedTuple):
     """Progress of the backup's jobs, copy-before-write included."""
     remaining_bytes: int
     waits: bool | None = None
-    """Whether requests were on their way at its end; None: that was not seen."""
+    """Whether requests were in flight at its end; None: that was not seen."""
 
     @property
     def operations(self) -> int:

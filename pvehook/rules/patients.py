@@ -48,7 +48,7 @@ class PatientSample(NamedTuple):
     completed: Mapping[str, RequestCounters]
     """By kind of request, all its disks together."""
     waits: bool | None = None
-    """Whether requests were on their way when it was looked at; None: that was not seen."""
+    """Whether requests were in flight when it was looked at; None: that was not seen."""
 
 
 def resources_of(places: Iterable[Place]) -> Resources:

@@ -60,7 +60,7 @@ class Guest:
             Context(node, SystemClock(), Readers(), cast(Any, self.log)),
             run,
             cast(Any, None),
-            cast(Any, SimpleNamespace(share=lambda _vmid: None)),
+            cast(Any, SimpleNamespace(share=lambda _vmid, _deadline: None)),
             cast(Any, None),
             cast(Any, self.records),
             cast(Any, None),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pvehook.config.in_force import Configuration
-from pvehook.deadline import Deadline
 from pvehook.doctor.fault_atlas import GUESTS, Fault, atlas, parse_atlas
 from pvehook.doctor.fault_checks import GROUP, find
 from pvehook.doctor.fault_facts import FaultFacts, gather, traits_of
-from pvehook.doctor.finding import Finding, Sources
-from pvehook.host.node import Node
-from pvehook.host.timely_files import TimelyReader
+from pvehook.doctor.finding import Finding
+from tests.doctor.test_host_checks import package, sources
 
 FAULTS = atlas().faults
 WITH_VERSIONS = [each for each in FAULTS if each.affected]
@@ -95,8 +91,8 @@ def test_a_fault_is_found_where_its_versions_and_conditions_are(fault: Fault) ->
 def test_it_is_gone_with_the_version_that_fixes_it(fault: Fault) -> None:
     for index in range(len(fault.affected)):
         node = facts_for(fault, index)
-        for package, version in fixed(fault, index).items():
-            assert list(find(fault, node._replace(versions={**node.versions, package: version}))) == []
+        for name, version in fixed(fault, index).items():
+            assert list(find(fault, node._replace(versions={**node.versions, name: version}))) == []
 
 
 @pytest.mark.parametrize("fault", [each for each in WITH_VERSIONS if any(each.when)], ids=by_id)
@@ -215,20 +211,6 @@ sata0: local-lvm:vm-101-disk-0
 """
 
 
-def package(name: str, version: str) -> str:
-    return f"Package: {name}\nStatus: install ok installed\nVersion: {version}\n\n"
-
-
-def node_with(tmp_path: Path, files: dict[str, str]) -> Sources:
-    for path, text in files.items():
-        file = tmp_path / path.lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    node, reader = Node(str(tmp_path)), TimelyReader()
-    in_force = Configuration(node, reader, None, remembers=False).now()
-    return Sources(node, "pve1", in_force, reader, datetime(2026, 11, 29, tzinfo=UTC), Deadline.after(10.0), ())
-
-
 NODE = {
     "/proc/sys/kernel/osrelease": "6.17.2-1-pve\n",
     "/proc/cpuinfo": "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n",
@@ -247,7 +229,7 @@ NODE = {
 
 
 def test_what_a_node_is_held_against_is_read_from_it(tmp_path: Path) -> None:
-    seen = gather(node_with(tmp_path, NODE))
+    seen = gather(sources(tmp_path, NODE))
     assert seen == FaultFacts(
         versions={
             "kernel": "6.17.2-1",
@@ -273,24 +255,24 @@ def test_what_a_node_is_held_against_is_read_from_it(tmp_path: Path) -> None:
 
 def test_fleecing_may_be_turned_on_for_the_whole_node(tmp_path: Path) -> None:
     files = NODE | {"/etc/vzdump.conf": "fleecing: enabled=1,storage=local-lvm\n", "/etc/pve/jobs.cfg": ""}
-    assert gather(node_with(tmp_path, files)).fleecing is True
-    assert gather(node_with(tmp_path, files | {"/etc/vzdump.conf": "fleecing: enabled=0\n"})).fleecing is False
+    assert gather(sources(tmp_path, files)).fleecing is True
+    assert gather(sources(tmp_path, files | {"/etc/vzdump.conf": "fleecing: enabled=0\n"})).fleecing is False
 
 
 def test_what_cannot_be_read_is_reported_as_not_checked(tmp_path: Path) -> None:
-    seen = gather(node_with(tmp_path, {"/proc/sys/kernel/osrelease": "6.12.57+deb13-amd64\n"}))
+    seen = gather(sources(tmp_path, {"/proc/sys/kernel/osrelease": "6.12.57+deb13-amd64\n"}))
     assert GROUP.missing(seen) == (
         "known faults of the kernel: 6.12.57+deb13-amd64 is no kernel of Proxmox VE",
         "known faults of Proxmox VE: no Proxmox VE: dpkg is not used here",
     )
     half = NODE | {"/var/lib/dpkg/status": package("pve-manager", "9.0.11") + package("qemu-server", "no version")}
-    assert GROUP.missing(gather(node_with(tmp_path, half))) == (
+    assert GROUP.missing(gather(sources(tmp_path, half))) == (
         "known faults of pve-qemu-kvm: the package is not installed",
         "known faults of qemu-server: no version of Debian: 'no version'",
     )
     (tmp_path / "etc/pve/qemu-server/101.conf").unlink()
     (tmp_path / "etc/pve/qemu-server/101.conf").mkdir()
-    (vms,) = (text for text in GROUP.missing(gather(node_with(tmp_path, {}))) if "VMs" in text)
+    (vms,) = (text for text in GROUP.missing(gather(sources(tmp_path, {}))) if "VMs" in text)
     assert vms.startswith("known faults that depend on the VMs: the guests' configurations cannot be read: ")
 
 

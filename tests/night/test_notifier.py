@@ -1,5 +1,5 @@
-"""Notices on their way to Proxmox: each once a night, also over restarts of the daemon; whatever goes wrong costs one
-line of the journal, and nobody who tells waits."""
+"""Notices that are handed to Proxmox: each once a night, also over restarts of the daemon; whatever goes wrong costs
+one line of the journal, and nobody who tells waits."""
 
 from __future__ import annotations
 

@@ -88,11 +88,11 @@ def night(tmp_path: Path) -> Night:
 
 
 def test_a_run_alone_leaves_time_to_nobody(night: Night) -> None:
-    assert night.plan_beside().share(101).others is None
+    assert night.plan_beside().share(101, Deadline.after(60)).others is None
 
 
 def test_a_run_that_waits_for_the_lock_is_left_its_time(night: Night) -> None:
-    others = night.plan_beside(run(8, "102")).share(101).others
+    others = night.plan_beside(run(8, "102")).share(101, Deadline.after(60)).others
     assert others is not None
     assert others.guests == 1
     assert 1200 <= others.need_s < 1600  # with the forecast's error
@@ -103,14 +103,14 @@ def test_so_are_all_guests_of_a_job_that_waits(night: Night) -> None:
     states = night.root / "var/lib/pve-manager/jobs"
     states.mkdir(parents=True)
     (states / "vzdump-late.json").write_text(f'{{"state": "started", "upid": "{late.upid}", "updated": 1, "time": 1}}')
-    others = night.plan_beside(late).share(101).others
+    others = night.plan_beside(late).share(101, Deadline.after(60)).others
     assert others is not None
     assert others.guests == 2
     assert 3000 <= others.need_s < 3600
 
 
 def test_one_of_which_nothing_is_known_changes_nothing(night: Night) -> None:
-    assert night.plan_beside(run(8, "999"), run(9)).share(101).others is None
+    assert night.plan_beside(run(8, "999"), run(9)).share(101, Deadline.after(60)).others is None
     assert "fault" not in night.log.events
 
 

@@ -138,6 +138,7 @@ def test_a_notice_reaches_proxmox_through_the_units_sandbox(node: DebianNode) ->
     )
     assert node.run("python3", "-c", ask).out == "sent\n"
     node.run("systemctl", "unset-environment", "PVEHOOK_TEST_GIVEN")
+    node.run("rm", "-r", "/usr/share/perl5/PVE")  # the others are to find no Proxmox
     severity, template, _, fields = json.loads(node.read("/var/lib/given"))
     assert (severity, template, fields["pvehook-event"], fields["vmid"]) == ("error", "pvehook", "guest-frozen", "101")
     assert not node.run("systemctl", "--failed", "--no-legend", "--plain").out
