@@ -31,7 +31,7 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class ConfigProblem(NamedTuple):
-    """One thing to mend. `key` is the dotted path, empty when the problem is the file as a whole."""
+    """One thing to fix. `key` is the dotted path, empty when the problem is the file as a whole."""
 
     file: str
     line: int

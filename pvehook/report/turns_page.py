@@ -66,7 +66,7 @@ def turns_section(
 
 
 def _overdue(each: Standing, as_of_s: float, zone: tzinfo) -> str:
-    """What mends it for good is folded."""
+    """What fixes it for good is folded."""
     text = f"<strong>{safe(each.title)} is overdue: {safe(last_good_in_words(each, as_of_s, zone))}.</strong>"
     cause = f"{each.cause[:1].upper()}{each.cause[1:]}"
     now, *others = [_way_out(way) for way in each.ways_out] or [""]

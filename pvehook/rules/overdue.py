@@ -1,4 +1,4 @@
-"""Is a guest overdue: is its last good backup older than its jobs promise? And why, and what mends it. Pure.
+"""Is a guest overdue: is its last good backup older than its jobs promise? And why, and what fixes it. Pure.
 
 Each start of a job that takes a guest promises it a turn. A turn that brought no good backup is missed, and after
 `window.overdue_after` missed turns of one job, with no good backup by any, the guest is overdue. So a job for the
@@ -171,7 +171,7 @@ def _times(number: int) -> str:
     return _TIMES.get(number, f"{number} times")
 
 
-# What mends it
+# What fixes it
 
 
 def _ways(
