@@ -66,8 +66,8 @@ def restart_agent(guest: QemuGuest, options: str = "") -> None:
 def test_every_way_of_opening_a_disk_tells_how_long_its_requests_took(
     aio: Aio, attach: Attach, cd_drive: CdDrive
 ) -> None:
-    deadline = Deadline.after(ANSWER_S)
     with started(aio=aio, attach=attach, cd_drive=cd_drive, spare_disk=True) as guest:
+        deadline = Deadline.after(ANSWER_S)
         with open_qmp(guest.qmp, deadline) as qmp:
             armed = arm_histograms(qmp, read_disks(qmp, deadline), deadline)
             assert (set(armed.armed), armed.theirs, armed.refused) == ({"scsi0", VIRTIO}, (), ())
@@ -79,6 +79,7 @@ def test_every_way_of_opening_a_disk_tells_how_long_its_requests_took(
                 group = {"path": "/objects/throttle-drive-scsi0", "property": "limits", "value": limits}
                 qmp.execute("qom-set", group, deadline=deadline)
         guest.run("dd if=/dev/urandom of=/data/file bs=1M count=2 conv=fsync 2>/dev/null")
+        deadline = Deadline.after(ANSWER_S)
         with open_qmp(guest.qmp, deadline) as qmp:
             disks = {disk.name: disk for disk in read_disks(qmp, deadline)}
             assert disks.keys() == {"scsi0", "virtio0"}
@@ -107,8 +108,7 @@ def test_pressure_that_is_off_is_absent_and_pressure_without_a_wait_is_zero() ->
 
 
 def test_a_guest_whose_agent_has_ended_is_distinguished_from_one_whose_agent_hangs() -> None:
-    deadline = Deadline.after(ANSWER_S)
-    with started(disks=()) as guest, open_qmp(guest.qmp, deadline) as qmp:
+    with started(disks=()) as guest, open_qmp(guest.qmp, deadline := Deadline.after(ANSWER_S)) as qmp:
         guest.run("kill -STOP $(pidof qemu-ga)")
         assert qmp.is_agent_running(101, deadline)
         with pytest.raises(TimedOut), open_agent(guest.qga, Deadline.after(SHORT_S)):
@@ -121,8 +121,8 @@ def test_a_guest_whose_agent_has_ended_is_distinguished_from_one_whose_agent_han
 
 
 def test_an_agent_that_was_restarted_has_lost_the_log_and_one_that_may_read_nothing_says_so() -> None:
-    deadline = Deadline.after(ANSWER_S)
     with started(agent="7.2") as guest:
+        deadline = Deadline.after(ANSWER_S)
         with open_agent(guest.qga, deadline) as agent:
             log = open_kernel_log(agent, deadline)
             assert isinstance(log, KernelLogHandle)
