@@ -21,7 +21,7 @@ Each guest is a QEMU of its own with one disk and a load (governor_guest.py); gu
 and counters by themselves, called by the rehearsal's vzdump in vzdump's order; the run begins 30 s before the backup,
 so that there is a time before it. `ungoverned` and `best_static` are the same run with `/bin/true` as the hook.
 `best_static`: the fixed limit with which a backup takes as long as the governed one did in the same round. `alone`: no
-backup, for 30 s. `static_of_same_p99`, where 102's load comes and goes: the highest fixed limit, to 10 %, with which
+backup, for 30 s. `static_of_same_p99`, where 102's load comes and goes: the highest fixed limit, to 2 %, with which
 102's p99 is that of the governed backups (of the rounds' medians), and how long a backup takes at it; it is looked for
 at the end, with backups of two of 102's cycles.
 
@@ -76,7 +76,7 @@ RISES_AFTER_S: Final = 5.0
 """From when the backup is let go on, which is a second or less before its job starts."""
 CYCLE_S: Final = 30.0
 SEARCHED_S: Final = 2 * CYCLE_S
-SEARCH_STEPS: Final = 5
+SEARCH_STEPS: Final = 7
 SLOWEST: Final = 12.0
 """How much slower than an ungoverned backup a fixed limit may be that is searched for."""
 STARTS_S: Final = 30.0
