@@ -70,6 +70,7 @@ def _governor_status(arguments: Arguments) -> int:
 
 def _watch_lines(watch: WatchStatus, backups: Iterable[RunningBackup], style: TerminalStyle) -> list[str]:
     """Who is beside the backup, by whom it is steered, a row for each that suffered, and why some do not count."""
+    from pvehook.contract.text import counted
     from pvehook.records.guest_summary import guest_number
 
     counts = watch.counts
@@ -78,7 +79,7 @@ def _watch_lines(watch: WatchStatus, backups: Iterable[RunningBackup], style: Te
         return [f"{beside} no other guest runs"]
     places = ((counts.shared, "on its disks"), (counts.unknown, "perhaps"), (counts.elsewhere, "elsewhere"))
     where = ", ".join(f"{count} {place}" for count, place in places if count)
-    lines = style.wrapped(f"{beside} {counts.guests} guest{'' if counts.guests == 1 else 's'}, {where}")
+    lines = style.wrapped(f"{beside} {counted(counts.guests, 'guest')}, {where}")
     suffer = f"{counts.suffer} suffer{'s' if counts.suffer == 1 else ''} now" if counts.suffer else "none suffers now"
     lines += style.wrapped(suffer + _steered(watch, backups))
     rows = [guest for guest in watch.guests if guest.suffers or guest.slowed_s > 0 or guest.vmid == watch.steers]

@@ -30,6 +30,11 @@ def named(texts: Collection[str], most: int = 4) -> str:
     return ", ".join(listed) if rest <= 0 else f"{', '.join(listed[:most])} and {rest} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 guest`, `4 guests`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _visible(char: str) -> str:
     # str.isprintable is false for control and format characters (bidi among them), surrogates, line separators,
     # private and unassigned characters.

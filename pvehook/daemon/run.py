@@ -22,7 +22,7 @@ from pvehook.admission.gate import Gate
 from pvehook.config.in_force import Configuration, InForce
 from pvehook.contract.call import HookCall, Reply
 from pvehook.contract.phases import GUEST_PHASES
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 from pvehook.daemon.after_refusal import report_ignored, went_on
 from pvehook.daemon.guest_turn import Event, GuestTurn, Phase, RunParts
 from pvehook.deadline import Deadline
@@ -165,7 +165,7 @@ class Run:
         not_known = f", {unknown} not known" if unknown else ""
         self._log.info(
             "job-ended",
-            message=f"vzdump ended: {len(results)} guests, {ok} backed up, {refused} refused, "
+            message=f"vzdump ended: {counted(len(results), 'guest')}, {ok} backed up, {refused} refused, "
             f"{len(results) - ok - refused - unknown} failed{not_known}",
             guests=len(results),
             guests_ok=ok,

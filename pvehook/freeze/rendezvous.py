@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from pvehook.contract.text import counted
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, NodeError, TimedOut
 from pvehook.freeze.failed_freeze import SEND_S, thaw_behind_freeze, thaw_failed
@@ -243,7 +244,7 @@ class Rendezvous:
         if has_begun:
             self._at_step("backup-begun")
         thawed = yield from self._thaw()
-        why = f"{frozen} filesystems were frozen when the backup began"
+        why = f"{counted(frozen, 'filesystem')} {'was' if frozen == 1 else 'were'} frozen when the backup began"
         if not has_begun:
             at_most = f"{self._limits.frozen_at_most_s:g} s"
             why = f"PVE's backup had not begun after {at_most}; the guest was thawed without it"

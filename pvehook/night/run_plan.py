@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from pvehook.config.in_force import InForce
+from pvehook.contract.text import counted
 from pvehook.deadline import Deadline
 from pvehook.errors import NodeError
 from pvehook.host.job_states import job_states
@@ -169,7 +170,7 @@ def in_words(forecast: RunForecast, in_force: InForce) -> str:
     """`expected to end at 04:12 (03:50-04:40), 12 guests; the window closes at 05:00`."""
     line = timeline([(each.vmid, each.expected) for each in forecast.guests], forecast.made_s, forecast.closes_s)
     number = len(forecast.guests)
-    guests = f"{number} guest{'s' if number != 1 else ''}"
+    guests = counted(number, "guest")
     if len(line.unknown) == number:
         return f"{guests}; how long {'it takes' if number == 1 else 'they take'} is not known yet"
     ends, earliest, latest = (_clock(each, in_force) for each in (line.end_s, line.earliest_s, line.latest_s))

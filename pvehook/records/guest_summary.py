@@ -9,7 +9,7 @@ pvehook: VM 101 (web): stalled for 3.4 s, slowed for 41 s, p99 of writes 24 ms b
 from __future__ import annotations
 
 from pvehook.contract.measured import Absent, Broken, Measured, value_of
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 from pvehook.records.figures import encode_figure, figures, short_number
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.stall_record import StallRecord
@@ -77,9 +77,9 @@ def summary_lines(guest: GuestRecord, stall: StallRecord | None = None) -> list[
         found = lockups_of(stall.guest)[:LOCKUPS_SHOWN]
         lines += [f"{title}: its kernel logged: {printable(line.text)}" for line in found]
     if guest.closed_at_s is not None and guest.ended_s is not None:
-        minutes = max(guest.ended_s - guest.closed_at_s, 0.0) / 60
+        minutes = counted(round(max(guest.ended_s - guest.closed_at_s, 0.0) / 60), "minute")
         what = " and was cancelled" if guest.cancel_sent else f" ({guest.closed_plan})"
-        lines.append(f"{title}: its backup ran {minutes:.0f} minutes past the window's end{what}")
+        lines.append(f"{title}: its backup ran {minutes} past the window's end{what}")
     return lines
 
 

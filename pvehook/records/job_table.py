@@ -26,7 +26,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from pvehook.contract.measured import Absent, Measured
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 from pvehook.records.beside_record import BesideRecord
 from pvehook.records.beside_summary import backups_in_words, slowed_in_words, suffered
 from pvehook.records.figures import (
@@ -91,8 +91,7 @@ def job_table(
         *((_neighbours_goodness(each), _neighbours_row(each), _neighbours_why(each)) for each in shown),
     ]
     rows.sort(key=lambda row: row[0])
-    plural = "s" if len(told) != 1 else ""
-    title = f"pvehook: {len(told)} guest{plural}, worst first; write p99 in ms, before > during the backup"
+    title = f"pvehook: {counted(len(told), 'guest')}, worst first; write p99 in ms, before > during the backup"
     columns = {"guest": "guest", "result": "backup", "took": "took", "stalled": "stalled"}
     figures_in = [row for _, row, _ in rows]
     lines = [title, _ROW.format(**columns, p99="write p99", idle="idle", cause="cause"), *figures_in]
@@ -112,7 +111,7 @@ def job_table(
 def _overdue(guests: Sequence[OverdueGuest]) -> list[str]:
     if not guests:
         return []
-    lines = [f"pvehook: {len(guests)} guest{'s' if len(guests) > 1 else ''} OVERDUE for a backup:"]
+    lines = [f"pvehook: {counted(len(guests), 'guest')} OVERDUE for a backup:"]
     for each in guests[:OVERDUE_SHOWN]:
         lines += _wrap(f"{each.title}: last good backup {each.last_good}; {each.cause}")
         # A command is in one line, however long it is: it is to be copied.

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Final, TextIO
 
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 from pvehook.records.attempt import Attempt
 from pvehook.records.attempt_history import attempts_between
 from pvehook.records.figures import short_duration
@@ -82,7 +82,7 @@ def _lines(
 ) -> list[str]:
     within = sum(each.is_within for each in found)
     lines = [
-        f"pvehook: forecasts since {day}: {len(found)} backups of {len(guests)} guest{'s' if len(guests) != 1 else ''}",
+        f"pvehook: forecasts since {day}: {counted(len(found), 'backup')} of {counted(len(guests), 'guest')}",
         *style.wrapped(
             f"A backup's length was off by {_middle_error(found):.0%} (half of them by less); {within} of {len(found)}"
             " were within their range, which is to hold 9 of 10."

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 from pvehook.records.figures import ABSENT_MARK, BROKEN_MARK, before_and_during, causes_in_short, marked, short_number
 from pvehook.report.terminal_style import TerminalStyle
 from pvehook.report.trends import LEVELS_S, Trend, day, days_of, level, worst_of_each
@@ -27,7 +27,7 @@ def overview_lines(
     """Every regression, then a line for each of the first guests, then the lines about those who suffered `beside` the
     backups of others, then what the marks mean."""
     days = days_of(trends, zone)
-    number = f"{len(trends)} guest{'s' if len(trends) != 1 else ''}"
+    number = counted(len(trends), "guest")
     lines = [f"pvehook: {number}, nights of {days[0]} to {days[-1]}, worst last night first"]
     lines += regression_lines(trends, zone, style)
     lines += ["", *_table(trends[:number_shown], zone, style)]

@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Final, TextIO
 
 from pvehook.contract.measured import Absent, Measured
+from pvehook.contract.text import counted
 from pvehook.host.regular_file import replace_file
 from pvehook.records.beside_history import PastBeside, beside_between
 from pvehook.records.history import DAY_S, PastBackup, reading, record_of
@@ -100,7 +101,7 @@ def run_report(
             os.stat(os.path.dirname(os.path.abspath(html)))  # a directory that is not there is a mistake
             text = html_report(database, found, worst, now, zone, standings_of, is_running)
             replace_file(os.path.abspath(html), text)
-            print(f"pvehook: {html} has {len(found)} guest{'s' if len(found) != 1 else ''}", file=out)
+            print(f"pvehook: {html} has {counted(len(found), 'guest')}", file=out)
         elif vmid is not None:
             print("\n".join(_one_guest(database, found[:1], runs, zone, out, as_json)), file=out)
         else:

@@ -54,7 +54,7 @@ def test_a_backup_whose_end_no_daemon_saw_is_unknown_and_not_failed(node: NodeUn
     assert (done["PVEHOOK_RESULT"], done["PRIORITY"]) == ("unknown", "6")
     assert "backup ended unseen" in done["MESSAGE"]
     ended = node.wait_for_event("job-ended")
-    assert ended["MESSAGE"] == "vzdump ended: 1 guests, 0 backed up, 0 refused, 0 failed, 1 not known"
+    assert ended["MESSAGE"] == "vzdump ended: 1 guest, 0 backed up, 0 refused, 0 failed, 1 not known"
     assert ended["PVEHOOK_GUESTS_UNKNOWN"] == "1"
     assert any("VM 101 web        unknown" in line for line in played.notification)
 

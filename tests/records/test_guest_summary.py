@@ -92,7 +92,7 @@ def test_a_guest_that_ran_over_the_windows_end_says_by_how_much() -> None:
 
 def test_a_cancelled_guest_is_called_that() -> None:
     lines = summary_lines(guest(result="cancelled", closed_at_s=1000.0, cancel_sent=True))
-    assert "1 minutes past the window's end and was cancelled" in lines[-1]
+    assert "1 minute past the window's end and was cancelled" in lines[-1]
 
 
 def test_a_guest_inside_the_window_says_nothing_of_its_end() -> None:
