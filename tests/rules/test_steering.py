@@ -136,6 +136,14 @@ def test_a_few_slow_requests_of_an_idle_guest_do_not_outweigh_one_that_suffers()
     assert chosen(Steering({OWN: idle, 103: patient(70.0)}), State(0), 100.0) == 103
 
 
+def test_nor_does_their_age_outweigh_many_that_wait() -> None:
+    """One second in a window of a second and a half, twelve times an idle guest's target, is still one request."""
+    idle = Patient(10.0, reading=reading(130.0, in_flight=1.0), seen_s=100.0, was_idle=True)
+    suffers = Patient(35.0, reading=reading(180.0, in_flight=30.0), seen_s=100.0)
+    assert chosen(Steering({OWN: idle, 103: suffers}), State(0), 100.0) == 103
+    assert chosen(Steering({OWN: idle, 103: suffers}, by=103), State(0), 100.0) == 103
+
+
 def test_an_idle_guest_that_is_well_keeps_no_backup_slowed_for_one_that_has_nothing_to_do_any_more() -> None:
     rests, idle = patient(1.0)._replace(reading=reading(1.0, in_flight=0.0)), patient(20.0, was_idle=True)
     steering = Steering({OWN: idle, 103: rests}, by=103)
