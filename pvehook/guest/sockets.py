@@ -89,9 +89,12 @@ class Connection:
     def send(self, data: bytes, deadline: Deadline) -> None:
         """Sends all of `data`. Raises TimedOut (the peer does not take it) and Unreachable (it is gone)."""
         rest = memoryview(data)
+        has_to_wait = deadline.left_s() <= 0  # too late: nothing is sent any more
         while rest:
             try:
-                self._wait(select.POLLOUT, deadline, "does not take what is sent to it")
+                if has_to_wait:
+                    self._wait(select.POLLOUT, deadline, "does not take what is sent to it")
+                has_to_wait = True
                 rest = rest[self._socket.send(rest) :]
             except TimedOut:
                 # Half a command is on its way; whatever followed would become part of it.
