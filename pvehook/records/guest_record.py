@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pvehook.contract.text import printable
+from pvehook.contract.text import counted, printable
 
 TurnState = Literal["new", "admitted", "prepared", "armed", "archiving", "over", "refused", "accounted"]
 """How far a guest's turn is; daemon/guest_turn.py says what each means."""
@@ -55,7 +55,7 @@ class FreezeSummary:
         if self.frozen_ms is not None:
             text += f"; frozen for {self.frozen_ms} ms"
         if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:
-            text += f"; {self.filesystems_frozen} filesystems frozen, {self.filesystems_thawed} thawed"
+            text += f"; {counted(self.filesystems_frozen, 'filesystem')} frozen, {self.filesystems_thawed} thawed"
         return text
 
 

@@ -184,7 +184,7 @@ def test_a_freeze_of_a_list_is_a_consistency_of_its_own_that_names_the_list(node
     done = node.wait_for_event("guest-done")
     assert (done["PVEHOOK_CONSISTENCY"], done["PVEHOOK_FREEZE_LIST"]) == ("partly-consistent", "/home")
     log = "\n".join(played.task_log)
-    assert "pvehook: VM 101 (web): partly-consistent: only /home: 1 filesystems were frozen when" in log
+    assert "pvehook: VM 101 (web): partly-consistent: only /home: 1 filesystem was frozen when" in log
     assert "INFO: freeze: partly-consistent: only /home: 101" in log
 
 
