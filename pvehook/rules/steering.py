@@ -60,10 +60,13 @@ class Patient(NamedTuple):
         return need if reading.in_flight >= c.SUFFERS_IN_FLIGHT else min(need, 1.0)
 
     @property
+    def has_several_in_flight(self) -> bool:
+        """So many requests that its latency is no chance of one."""
+        return self.reading is not None and self.reading.in_flight >= c.CLEARLY_IN_FLIGHT
+
+    @property
     def suffers_clearly(self) -> bool:
-        """Not by the chance of a request or two."""
-        reading = self.reading
-        return reading is not None and self.need > c.CLEARLY_ABOVE and reading.in_flight >= c.CLEARLY_IN_FLIGHT
+        return self.need > c.CLEARLY_ABOVE and self.has_several_in_flight
 
     def is_not_helped(self, before_ms: float) -> bool:
         """Whether it suffers though the backup is slowed, and not much less than at `before_ms`."""
@@ -178,7 +181,7 @@ def chosen(steering: Steering, law: State, at_s: float) -> int:
     if needs <= 0 and most > 0:
         # A guest that was idle all the time and is well is no reason to go on: whoever called for it rests now.
         return now if may[best].was_idle and most <= 1 else best
-    is_clearer = may[best].suffers_clearly and not may[now].suffers_clearly
+    is_clearer = may[best].suffers_clearly and not may[now].has_several_in_flight
     return best if is_clearer or (most > 1 and most > c.TAKES_OVER_ABOVE * needs) else now
 
 

@@ -144,6 +144,12 @@ def test_nor_does_their_age_outweigh_many_that_wait() -> None:
     assert chosen(Steering({OWN: idle, 103: suffers}, by=103), State(0), 100.0) == 103
 
 
+def test_two_that_are_busy_do_not_take_turns_where_their_suffering_begins_to_be_clear() -> None:
+    steering = Steering({OWN: patient(1.0), 103: patient(69.0), 104: patient(71.0)}, by=103)
+    assert chosen(steering, State(0), 100.0) == 103
+    assert chosen(steering._replace(by=104), State(0), 100.0) == 104
+
+
 def test_an_idle_guest_that_is_well_keeps_no_backup_slowed_for_one_that_has_nothing_to_do_any_more() -> None:
     rests, idle = patient(1.0)._replace(reading=reading(1.0, in_flight=0.0)), patient(20.0, was_idle=True)
     steering = Steering({OWN: idle, 103: rests}, by=103)
