@@ -62,7 +62,7 @@ def thaw_behind_freeze(
             if status is None:
                 time.sleep(SLICE_S)
             elif agent.receive_status(status, Deadline.after(SLICE_S)) == "thawed":
-                return Thawed("thawed", 0, "thawed behind the freeze", time.monotonic())
+                return Thawed("thawed", None, "thawed behind the freeze", time.monotonic())
             else:
                 status = None
         except TimedOut:

@@ -234,7 +234,8 @@ class Rendezvous:
         if self._pve.waits_or_unknown() is False:
             thawed = yield from self._thaw()
             why = "PVE had given up and gone on before the guest was frozen"
-            return Outcome("crash-consistent", why, frozen_ms=self._frozen_ms(thawed.at_s), filesystems_frozen=frozen)
+            frozen_ms = self._frozen_ms(thawed.at_s)
+            return Outcome("crash-consistent", why, frozen_ms, frozen, thawed.filesystems)
         self._record.say("frozen")
         self._at_step("frozen")
         self._pve.agent_queue.go_to_end()
@@ -337,13 +338,20 @@ class Rendezvous:
         self._at_step("thawing")
         self._hold.close()
         thawed: Thawed | None = None
+        was_sent = False
+
+        def sent() -> None:
+            nonlocal was_sent
+            was_sent = True
+            self._watchdog.thaw_sent(self.vmid)
+
         with contextlib.suppress(GuestError, OSError):
             deadline = Deadline.after(self._limits.answers_s)
             with self._pve.agent_queue.take() or connect(self._agent_path) as connection:
-                filesystems, at_s = thaw_at_once(connection, deadline, lambda: self._watchdog.thaw_sent(self.vmid))
+                filesystems, at_s = thaw_at_once(connection, deadline, sent)
             thawed = Thawed("thawed", filesystems, "thawed", at_s)
         self._watchdog.thaw_sent(self.vmid)  # or it cannot be sent: from here on that is tried for as long as it takes
-        thawed = thawed or (yield from thawing(self._agent_path))
+        thawed = thawed or (yield from thawing(self._agent_path, was_sent=was_sent))
         self._thaw_is_over()
         return thawed
 

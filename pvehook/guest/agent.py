@@ -216,9 +216,9 @@ def receive_sync(connection: Connection, fresh: int, deadline: Deadline) -> Agen
     return AgentConnection(connection)
 
 
-def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[], None]) -> tuple[int, float]:
-    """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves. How many filesystems, and
-    when that was answered, on the monotonic clock.
+def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[], None]) -> tuple[int | None, float]:
+    """Thaws, on a connection on which nothing was sent yet, a guest that we froze ourselves. How many filesystems
+    (None: it did not say), and when that was answered, on the monotonic clock.
 
     The thaw is sent first, with sync and status behind it in the same write: with a slow agent, each answer that is
     waited for before the thaw keeps the guest frozen. Raises GuestError, also when it still reports `frozen`; the thaw
@@ -239,7 +239,7 @@ def thaw_at_once(connection: Connection, deadline: Deadline, on_sent: Callable[[
     try:
         return whole_number(_answer(answer, source=source), source=source), at_s
     except BadReply:
-        return 0, at_s  # the status is what is believed
+        return None, at_s  # the status is what is believed
 
 
 def _fresh_sync() -> tuple[int, bytes]:

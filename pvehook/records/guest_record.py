@@ -55,7 +55,9 @@ class FreezeSummary:
         if self.frozen_ms is not None:
             text += f"; frozen for {self.frozen_ms} ms"
         if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:
-            text += f"; {counted(self.filesystems_frozen, 'filesystem')} frozen, {self.filesystems_thawed} thawed"
+            thawed = self.filesystems_thawed
+            told = "how many were thawed it did not say" if thawed is None else f"{thawed} thawed"
+            text += f"; {counted(self.filesystems_frozen, 'filesystem')} frozen, {told}"
         return text
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
+from pvehook.contract.text import counted
 from pvehook.deadline import Deadline
 from pvehook.errors import GuestError, TimedOut, Unreachable
 from pvehook.guest.agent import receive_sync, send_sync
@@ -49,10 +50,11 @@ LEFT_OVER_PATIENCE_S = 8.0
 
 
 class Thawed(NamedTuple):
-    """`filesystems`: how many were thawed, 0 when the guest was thawed already."""
+    """`filesystems`: how many were thawed, 0 when the guest was thawed already; None: a thaw was sent, and it reports
+    thawed, but did not say how many."""
 
     outcome: Literal["thawed", "was-thawed", "gone", "not-answered"]
-    filesystems: int
+    filesystems: int | None
     text: str
     at_s: float
     """When it was known, on the monotonic clock: at the answer to the thaw itself where there was one."""
@@ -67,9 +69,12 @@ that reports `frozen` for ever, costs no thread."""
 NO_WAIT: Wait = (None, 0.0)
 
 
-def thawing(agent_path: str, give_up: Callable[[], bool] = lambda: False) -> Waiting[Thawed]:
+def thawing(
+    agent_path: str, give_up: Callable[[], bool] = lambda: False, *, was_sent: bool = False
+) -> Waiting[Thawed]:
     """Thaws the guest behind this socket, again and again until it reports `thawed`, its VM ends, or `give_up()`; never
-    given up otherwise: a guest that stays frozen is the worst that can happen."""
+    given up otherwise: a guest that stays frozen is the worst that can happen. `was_sent`: a thaw before this one was
+    not answered; its disk may be slow, and a thaw writes."""
     pause_s, fault, reached, at_s = FIRST_PAUSE_S, "not tried", 0, 0.0
     while True:
         try:
@@ -79,10 +84,11 @@ def thawing(agent_path: str, give_up: Callable[[], bool] = lambda: False) -> Wai
                 agent = yield from _received(connection, deadline, partial(receive_sync, connection, sync))
                 status = agent.send("guest-fsfreeze-status", deadline=deadline)
                 if (yield from _received(connection, deadline, partial(agent.receive_status, status))) == "thawed":
-                    # `reached`: by a thaw after which it still reported frozen.
-                    how: Literal["thawed", "was-thawed"] = "thawed" if reached else "was-thawed"
-                    return Thawed(how, reached, _reports_thawed(reached), at_s or time.monotonic())
-                thaw = agent.send_thaw(deadline)
+                    # By a thaw after which it still reported frozen, or one that was answered too late.
+                    how: Literal["thawed", "was-thawed"] = "thawed" if was_sent else "was-thawed"
+                    filesystems = None if was_sent and not reached else reached
+                    return Thawed(how, filesystems, _reports_thawed(filesystems), at_s or time.monotonic())
+                thaw, was_sent = agent.send_thaw(deadline), True
                 reached += yield from _received(connection, deadline, partial(agent.receive_count, thaw))
                 at_s = time.monotonic()
                 status = agent.send("guest-fsfreeze-status", deadline=deadline)
@@ -142,8 +148,8 @@ def together(works: Sequence[Waiting[T]]) -> list[T]:
     return [ended[each] for each in works]
 
 
-def _reports_thawed(filesystems: int) -> str:
-    return f"it reports thawed, {filesystems} filesystem{'s' if filesystems != 1 else ''}"
+def _reports_thawed(filesystems: int | None) -> str:
+    return "it reports thawed" + ("" if filesystems is None else f", {counted(filesystems, 'filesystem')}")
 
 
 def patience(seconds: float) -> Callable[[], bool]:
