@@ -22,7 +22,9 @@ reading, until the guest suffers or the disks give no more.
 in total only if its latency falls below p times what it was, or to the target. A neighbour's load on the same disks
 and a slow target do not pass this test, and then the backup runs at its own speed. What the guest feels at full speed
 is not known where the backup was slowed since its start; so after some seconds it starts to grow once more, and a trial
-from the start that did not help is judged when that is seen.
+from the start that did not help is judged when that is seen. What a neighbour feels that has just come on is not known
+either: its trial begins with the first requests that wait. So a backup slowed for it is judged late, while it is faster
+than it was in the trial, and no suffering any more is good enough.
 
 **Throttling.** A PI controller on the logarithm, because latency grows by factors:
 
@@ -248,7 +250,11 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
         speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
         state = state.changed(speed, Starting(True))._replace(restart_s=c.RESTART_FACTOR * state.restart_s)
         return state, Action("start", speed)
-    if phase.lasted_s >= c.JUDGED_AFTER_S and not _pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
+    # A neighbour that comes on is tried for when its queue has only begun to grow: what it was then tells little, and
+    # there is room to go lower, down to the speed of the trial, which did pay.
+    has_room = bounds.is_neighbours and phase.copied_per_s > state.cut * phase.before.copied_per_s
+    judged_s = c.JUDGED_FAST_AFTER_S if has_room else c.JUDGED_AFTER_S
+    if phase.lasted_s >= judged_s and not _pays(phase, phase.latency_ms, phase.copied_per_s, bounds):
         return _give_up(state, phase, sample, bounds, reading)
     reached, seconds = reading.copied_per_s, reading.seconds
     error = _error(reading, bounds)
@@ -319,8 +325,10 @@ def _pays(
     """Whether the guest is better off by more than the backup lasts longer. `at_least`: the part of its speed that the
     backup is taken to have kept."""
     before = phase.before
-    # Slowed since its start it was never seen at its worst, so what is near the target is good enough.
-    good_ms = bounds.target_ms * (c.SUFFERS_ABOVE if phase.from_start else 1.0)
+    # Slowed since its start it was never seen at its worst, nor was a neighbour that had just come on: what is near the
+    # target is good enough.
+    is_held = bounds.is_neighbours and isinstance(phase, Throttling)
+    good_ms = bounds.target_ms * (c.SUFFERS_ABOVE if phase.from_start or is_held else 1.0)
     if latency_ms <= min(good_ms, c.NEVER_GOOD_MS):
         return True
     part = max(copied_per_s / before.copied_per_s if before.copied_per_s > 0 else 1.0, at_least)

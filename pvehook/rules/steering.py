@@ -6,7 +6,8 @@ The law (governor_law.py) follows one guest at a time. Another one takes its pla
 above 1, or when the one that steered has none or is gone; never in the middle of a trial, which has to be judged by
 the guest it was made for. Need alone is misled by an idle guest of which one request in flight took long: it hid a
 busy one, thirty of whose requests waited, for 0.8 s (tests/rules/node_model.py). So one that suffers clearly, several
-of its requests at a time, comes first.
+of its requests at a time, comes first. While the backup starts, a busy neighbour steers instead of an idle guest in
+backup, which is well at any speed.
 
 A guest for which slowing did not pay is put aside for as long as the law rests, and with it those who suffered through
 the same trial no less. The others still count; as long as three are aside nobody new is tried, so that a night of
@@ -178,6 +179,9 @@ def chosen(steering: Steering, law: State, at_s: float) -> int:
         # The guest in backup keeps its place where there is nobody to take it: put aside, it rests.
         return best if most > 0 else OWN
     needs = may[now].need
+    busy = max((vmid for vmid in may if may[vmid].is_busy), key=lambda vmid: may[vmid].need, default=None)
+    if isinstance(law.phase, Starting) and busy is not None and may[now].was_idle and needs <= 1:
+        return busy  # how an idle guest fares tells nothing, and the backup would double its speed by that
     if needs <= 0 and most > 0:
         # A guest that was idle all the time and is well is no reason to go on: whoever called for it rests now.
         return now if may[best].was_idle and most <= 1 else best

@@ -9,7 +9,7 @@ import pytest
 from pvehook.contract.latency import RequestCounters
 from pvehook.rules.governor_constants import MOST_ASIDE
 from pvehook.rules.governor_readings import Bounds, Reading
-from pvehook.rules.governor_state import Action, Resting, State, Trying, Watching
+from pvehook.rules.governor_state import Action, Resting, Starting, State, Trying, Watching
 from pvehook.rules.patients import PatientSample
 from pvehook.rules.steering import OWN, Patient, Steering, candidates, chosen, hand_over, judged
 from tests.bench.disk_models import FAST_DISK, ONE_DISK, RAID, DiskModel
@@ -57,6 +57,15 @@ def test_beside_one_that_goes_on_and_off_the_backup_is_slow_only_while_it_is_on(
     assert held.guests[103].stalled_s < 0.05 * free.guests[103].stalled_s
     assert held.duration_s < 1.35 * free.duration_s
     assert held.kinds().count("release") >= 2
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_one_that_comes_on_with_most_of_what_the_disks_can_do_is_not_given_up(seed: int) -> None:
+    """The trial begins with its first requests that wait, when its queue has only begun to grow: by what it was then,
+    a backup that is still too fast for it seemed not to matter."""
+    free, held = both(RAID, {103: Guest(per_s=450, busy=ON_AND_OFF.busy)}, seed=seed, size_mib=6000)
+    assert "give-up" not in held.kinds()
+    assert held.guests[103].stalled_s < 0.2 * free.guests[103].stalled_s
 
 
 def test_where_nobody_suffers_nothing_is_done() -> None:
@@ -156,6 +165,17 @@ def test_an_idle_guest_that_is_well_keeps_no_backup_slowed_for_one_that_has_noth
     assert chosen(steering, State(0), 100.0) == 103  # and is released in a moment
     assert chosen(steering.with_patient(OWN, idle._replace(was_idle=False)), State(0), 100.0) == OWN
     assert chosen(steering.with_patient(OWN, patient(90.0, was_idle=True)), State(0), 100.0) == OWN
+
+
+def test_while_the_backup_starts_a_busy_neighbour_steers_and_not_an_idle_guest_in_backup() -> None:
+    """An idle guest is well at any speed, and the backup doubled it twice before the busy one could be seen to wait."""
+    idle = Patient(35.0, reading=reading(30.0, in_flight=0.3), seen_s=100.0, was_idle=True)
+    steering = Steering({OWN: idle, 103: patient(10.0, is_busy=True)})
+    starts = State(0, Starting(burst_is_over=True))
+    assert chosen(steering, starts, 100.0) == 103
+    assert chosen(steering, starts._replace(phase=Starting()), 100.0) == OWN  # how fast the backup is shows in its own
+    assert chosen(steering, State(0), 100.0) == OWN
+    assert chosen(steering.with_patient(OWN, patient(90.0, was_idle=True)), starts, 100.0) == OWN
 
 
 def test_a_patient_that_was_not_seen_for_long_gives_its_place_back() -> None:
