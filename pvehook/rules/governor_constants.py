@@ -46,6 +46,7 @@ START_READING_S, QUIET_READING_S = 0.2, 0.3  # backups; the second where the gue
 START_REQUESTS: Final = 4  # backups: enough for a reading of the first start, where a mistake costs little
 GROWTH, CAREFUL_GROWTH, LAST_GROWTH = 2.0, 1.4, 1.25  # × per reading: room, little room, none. backups
 NEIGHBOURS_GROWTH, FAR_BELOW = 1.05, 0.35  # for a neighbour's sake; × target: room. node_model: 1.15 p99 60 ms, this 33
+MORE_THAN_REACHED: Final = 1.3  # × the speed at which a start for a neighbour's sake stays. node_model, raid
 FIRST_RESTART_S: Final = 5.0  # bench fast: a start ended by chance kept a backup at a third of its speed
 RESTART_FACTOR: Final = 40.0  # × between one start and the next. node_model, one-disk: each adds 13 ms to the p99
 NEIGHBOURS_RESTART_S: Final = 120.0  # for a neighbour's sake at least. node_model, raid: at 5 s p99 52 instead of 33 ms

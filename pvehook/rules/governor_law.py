@@ -16,7 +16,8 @@ alone does not tell, because a guest that writes one log line a second is not he
 
 **Starting.** A backup at full speed fills the disks' queues before its guest can be seen to suffer, and the guest
 stands still for a second or two. So a busy guest's backup begins at 16 MiB/s and grows by 2, 1.4 or 1.25 with each
-reading, until the guest suffers or the disks give no more.
+reading, until the guest suffers or the disks give no more. For a neighbour's sake it grows by 1.05 or 1.4, and stays
+where two readings in a row are above the target.
 
 **Trying.** Slowing must pay. A backup at the part p of its speed lasts 1/p times as long, so that the guest waits less
 in total only if its latency falls below p times what it was, or to the target. A neighbour's load on the same disks
@@ -149,23 +150,32 @@ def _start(state: State, phase: Starting, sample: Sample, bounds: Bounds) -> Nex
     if reading.seconds < (c.START_READING_S if enough else c.QUIET_READING_S) - c.ROUNDING_S:
         return state, None
     state = state._replace(gathered=(), latency_ms=reading.latency_ms)
-    original = bounds.original_bytes_per_s
-    if not reading.suffers(bounds):
-        speed = int(_growth(state, reading, bounds) * state.bytes_per_s)
-        gets_no_more = reading.copied_per_s < c.NOT_REACHED * state.bytes_per_s
-        if gets_no_more or 0 < original <= speed:
-            speed = original
-    elif not phase.suffering and (
-        bounds.was_idle or reading.latency_ms < max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS)
-    ):
+    is_faster = is_restart or state.bytes_per_s > c.START_BYTES_PER_S
+    if reading.suffers(bounds) or (phase.was_well and bounds.is_neighbours and reading.waits(bounds)):
+        return _start_is_felt(state, phase, sample, bounds, reading, is_faster)
+    speed, original = int(_growth(state, reading, bounds) * state.bytes_per_s), bounds.original_bytes_per_s
+    gets_no_more = reading.copied_per_s < c.NOT_REACHED * state.bytes_per_s
+    if gets_no_more or 0 < original <= speed:
+        speed = original
+    was_well = phase.was_well or reading.latency_ms <= bounds.target_ms
+    after = Watching() if speed == original else Starting(True, was_well=was_well)
+    return state.changed(speed, after), Action("start", speed)
+
+
+def _start_is_felt(
+    state: State, phase: Starting, sample: Sample, bounds: Bounds, reading: Reading, is_faster: bool
+) -> Next:
+    """The guest waits. `is_faster`: than at the start's beginning."""
+    suffers, original = reading.suffers(bounds), bounds.original_bytes_per_s
+    is_clear = suffers and reading.latency_ms >= max(c.AT_ONCE_ABOVE * bounds.target_ms, c.AT_ONCE_MS)
+    if not phase.suffering and (bounds.was_idle or not is_clear):
         return state._replace(phase=phase._replace(suffering=(reading,))), None  # once may be chance
-    elif is_restart or state.bytes_per_s > c.START_BYTES_PER_S:
-        return _slow_on_trial(state, sample, bounds, reading)
-    elif state.since_change_s < c.START_SETTLING_S:
+    if is_faster:
+        return _slow_on_trial(state, sample, bounds, reading) if suffers else _stay(state, reading, bounds)
+    if state.since_change_s < c.START_SETTLING_S:
         return state, None  # it may be the burst that it still feels
-    else:
-        speed = original  # it is not the backup that it feels, or it will show
-    return state.changed(speed, Watching() if speed == original else Starting(True)), Action("start", speed)
+    # It is not the backup that it feels, or it will show.
+    return state.changed(original, Watching()), Action("start", original)
 
 
 def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
@@ -175,6 +185,27 @@ def _growth(state: State, reading: Reading, bounds: Bounds) -> float:
     if reading.latency_ms > bounds.target_ms or state.has_tried:
         return c.LAST_GROWTH
     return c.GROWTH if reading.latency_ms < c.ROOM_BELOW * bounds.target_ms else c.CAREFUL_GROWTH
+
+
+def _stay(state: State, reading: Reading, bounds: Bounds) -> Next:
+    """The start ends without a trial: a step more, and the neighbour would suffer."""
+    reached = reading.copied_per_s
+    # That it was no faster is the start's doing, so it could be faster than that.
+    state = _with_free(state, c.MORE_THAN_REACHED * reached, from_start=True)._replace(has_tried=True)
+    speed = bounds.limited(min(float(state.bytes_per_s), c.HEADROOM * reached), c.MIN_BYTES_PER_S)
+    seen = f"{reading}, target {in_ms(bounds.target_ms)}, with the backup at {in_mb_per_s(reached)}"
+    throttling = Throttling(reading, from_start=True, error=_error(reading, bounds), saturation_speed=reached)
+    return state.changed(speed, throttling), Action("slow", speed, f"{seen}; not made faster")
+
+
+def _with_free(state: State, reached: float, from_start: bool) -> State:
+    """With what is taken for the backup's own speed when it is slowed."""
+    free = state.free_per_s
+    if not state.has_tried and state.free_s < c.FREE_KNOWN_S:
+        # The burst was faster than the backup will be beside the guest, and while it starts it is slowed.
+        burst = (free if from_start else None) or reached
+        return state.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
+    return state.with_free(((free or reached) + reached) / 2) if from_start else state
 
 
 def _watch(state: State, sample: Sample, bounds: Bounds, reading: Reading) -> Next:
@@ -200,12 +231,7 @@ def _slow_on_trial(state: State, sample: Sample, bounds: Bounds, before: Reading
         action = Action("deadline", original, f"{seen}; not slowed: {why}")
         after = state._replace(bytes_per_s=original, phase=Watching(suffering), deadline_reported=True)
         return after, None if state.deadline_reported else action
-    if not state.has_tried and state.free_s < c.FREE_KNOWN_S:
-        # The burst was faster than the backup will be beside the guest, and while it starts it is slowed.
-        burst = (free if from_start else None) or reached
-        state = state.with_free(max((burst + reached) / 2, c.MIN_BURST_PART * burst))
-    elif from_start:
-        state = state.with_free(((free or reached) + reached) / 2)
+    state = _with_free(state, reached, from_start)
     speed = bounds.limited(state.cut * reached, c.MIN_BYTES_PER_S)  # a moment below the lowest does no harm
     state = state.changed(speed, Trying(before, from_start))._replace(has_tried=True)
     return state, Action("slow", speed, f"{seen}; slowed to {in_mb_per_s(speed)} to see whether that helps")
@@ -248,7 +274,8 @@ def _throttle(state: State, phase: Throttling, sample: Sample, bounds: Bounds, r
         # A few slow requests have ended the start, by chance or by somebody else's doing. It goes on from here until
         # the guest suffers again; each time it waits longer.
         speed = bounds.limited(c.LAST_GROWTH * state.bytes_per_s, c.MIN_BYTES_PER_S)
-        state = state.changed(speed, Starting(True))._replace(restart_s=c.RESTART_FACTOR * state.restart_s)
+        after = Starting(True, was_well=phase.latency_ms <= bounds.target_ms)
+        state = state.changed(speed, after)._replace(restart_s=c.RESTART_FACTOR * state.restart_s)
         return state, Action("start", speed)
     # A neighbour that comes on is tried for when its queue has only begun to grow: what it was then tells little, and
     # there is room to go lower, down to the speed of the trial, which did pay.

@@ -117,7 +117,11 @@ class Reading(NamedTuple):
         return f"its requests took {in_ms(self.latency_ms)} ({self.operations} in {self.seconds:.1f} s)"
 
     def suffers(self, bounds: Bounds) -> bool:
-        return self.latency_ms > c.SUFFERS_ABOVE * bounds.target_ms and self.in_flight >= c.SUFFERS_IN_FLIGHT
+        return self.latency_ms > c.SUFFERS_ABOVE * bounds.target_ms and self.waits(bounds)
+
+    def waits(self, bounds: Bounds) -> bool:
+        """Longer than it is to, whether or not it suffers already."""
+        return self.latency_ms > bounds.target_ms and self.in_flight >= c.SUFFERS_IN_FLIGHT
 
     def evidence(self, bounds: Bounds) -> float:
         """If the guest suffers. Three requests per second that take 0.3 s each are one in flight, by chance for some

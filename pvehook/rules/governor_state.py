@@ -27,6 +27,8 @@ class Starting(NamedTuple):
     burst_is_over: bool = False
     """What the workers had sent before the first limit has gone through."""
     suffering: tuple[Reading, ...] = ()
+    was_well: bool = False
+    """While the backup was slower the guest was: what it feels now comes of the backup."""
 
 
 class Watching(NamedTuple):

@@ -197,7 +197,7 @@ def hand_over(steering: Steering, law: State, to: int, at_s: float, own: Bounds)
         steering = steering.with_patient(steering.by, old._replace(cut=law.cut, rest_s=law.rest_s))
     phase = law.phase
     if isinstance(phase, Starting):
-        phase = phase._replace(suffering=())
+        phase = phase._replace(suffering=(), was_well=False)
     elif isinstance(phase, Throttling):
         factor = new.target_ms / old.target_ms  # what it was and what it came to, in parts of the target
         before = phase.before._replace(latency_ms=phase.before.latency_ms * factor)

@@ -149,6 +149,23 @@ def test_a_guest_a_little_over_its_target_does_not_keep_the_backup_at_its_start(
     assert actions[-1].bytes_per_s == UNLIMITED
 
 
+def test_for_a_neighbours_sake_a_start_stays_before_the_disks_queues_are_full() -> None:
+    start = Start(BOUNDS._replace(is_neighbours=True))
+    *growing, last = start.play(lambda speed: 10.0 if speed < 60e6 else 40.0)
+    assert {action.kind for action in growing} == {"start"}
+    assert 60e6 < last.bytes_per_s < 1.4 * 60e6
+    assert "its requests took 40 ms" in last.reason
+    assert last.reason.endswith("not made faster")
+    assert isinstance(start.state.phase, Throttling)
+
+
+def test_a_neighbour_a_little_over_its_target_at_any_speed_does_not_keep_the_backup_at_its_start() -> None:
+    start = Start(BOUNDS._replace(is_neighbours=True))
+    actions = start.play(lambda _: 36.0, looks=200)
+    assert {action.kind for action in actions} == {"start"}
+    assert actions[-1].bytes_per_s == UNLIMITED
+
+
 def test_a_guest_that_suffers_however_slow_the_backup_is_does_not_hold_it_up() -> None:
     start = Start()
     began_s = start.at_s
