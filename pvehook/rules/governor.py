@@ -78,7 +78,7 @@ class Governor(NamedTuple):
     def sample_every_s(self) -> float:
         """How soon the next sample is wanted."""
         if self.jobs_changed_s is None or self.at_s is None:
-            return c.YOUNG_EVERY_S
+            return c.AWAITED_EVERY_S
         is_starting = self.law is not None and isinstance(self.law.phase, Starting)
         return c.YOUNG_EVERY_S if is_starting or self.at_s - self.jobs_changed_s < c.YOUNG_S else c.SAMPLE_EVERY_S
 

@@ -28,6 +28,7 @@ from pvehook.records.encoding import decode, encode
 from pvehook.records.guest_record import GuestRecord
 from pvehook.records.guest_summary import guest_title
 from pvehook.records.stall_record import Baseline, GovernorSummary, Point
+from pvehook.rules.governor_constants import YOUNG_EVERY_S
 from pvehook.rules.stalls import GuestView, HostView, HypervisorView
 from pvehook.rules.standstill import STANDS_STILL_S
 from pvehook.settings import MetricsConfig
@@ -284,10 +285,14 @@ class BackupSampler:
         )
 
     def _sample_every_s(self) -> float:
-        """The governor wants more samples until it knows how busy the guest is, and while its job is young."""
+        """The governor wants more samples until it knows how busy the guest is, and while its job is young; the most
+        while that is awaited, which is for a moment only, or it never comes."""
         if self._governor is None or (self._archive_since_s is None and self._governor.knows_guest):
             return self._config.sample_every_s
-        return min(self._config.sample_every_s, self._governor.sample_every_s)
+        wanted_s, since_s = self._governor.sample_every_s, self._archive_since_s
+        if since_s is None or time.monotonic() - since_s >= PVE_STARTS_S:
+            wanted_s = max(wanted_s, YOUNG_EVERY_S)
+        return min(self._config.sample_every_s, wanted_s)
 
     def _keep(self) -> None:
         """What a restarted daemon would go on from; the next phase writes it down."""

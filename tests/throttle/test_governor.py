@@ -28,7 +28,7 @@ from pvehook.records.encoding import encode
 from pvehook.records.journal import journal_log
 from pvehook.records.stall_record import Baseline
 from pvehook.rescue.speed_record import SpeedRecord, read_record, record_path, restore_left_over_speeds, restore_speed
-from pvehook.rules.governor_constants import SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
+from pvehook.rules.governor_constants import AWAITED_EVERY_S, SAMPLE_EVERY_S, START_BYTES_PER_S, YOUNG_EVERY_S
 from pvehook.rules.governor_policy import Setup
 from pvehook.rules.latency import Latency
 from pvehook.settings import GovernorConfig, GovernorMode
@@ -503,7 +503,7 @@ def test_the_next_disk_keeps_its_own_limit_while_nobody_suffers(node_without_dae
 def test_it_looks_often_while_a_job_is_awaited_and_young(node_without_daemon: NodeUnderTest) -> None:
     with sampled(node_without_daemon) as sampler:
         sampler.look()
-        assert sampler.governor.sample_every_s == YOUNG_EVERY_S
+        assert sampler.governor.sample_every_s == AWAITED_EVERY_S  # it runs without a limit until it is seen
         sampler.start_job()
         sampler.look()
         assert sampler.governor.sample_every_s == YOUNG_EVERY_S
