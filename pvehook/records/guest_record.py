@@ -56,8 +56,8 @@ class FreezeSummary:
             text += f"; frozen for {self.frozen_ms} ms"
         if self.filesystems_frozen is not None and self.filesystems_frozen != self.filesystems_thawed:
             thawed = self.filesystems_thawed
-            told = "how many were thawed it did not say" if thawed is None else f"{thawed} thawed"
-            text += f"; {counted(self.filesystems_frozen, 'filesystem')} frozen, {told}"
+            reported = "how many were thawed was not reported" if thawed is None else f"{thawed} thawed"
+            text += f"; {counted(self.filesystems_frozen, 'filesystem')} frozen, {reported}"
         return text
 
 

@@ -15,7 +15,7 @@ MIN_BYTES_PER_S: Final = MIB  # QEMU: it copies in steps of up to 1 MiB, so belo
 
 # How often QEMU is sampled
 SAMPLE_EVERY_S: Final = 0.5  # prototype: 0.1 to 1 s made little difference
-AWAITED_EVERY_S: Final = 0.03  # bench one-disk: at 0.1 s p99 1.05-1.22 times that of a fixed limit, now 1.03-1.12
+AWAITED_EVERY_S: Final = 0.03  # bench one-disk: at 0.1 s p99 1.05-1.22 times that of a fixed limit, now 0.94-1.20
 YOUNG_EVERY_S: Final = 0.1  # bench raid: while a job starts, the guest waits for what is seen late
 ACTIVITY_S: Final = 0.2  # run_cost: for at least so long a guest is sampled before its job, which takes a second or two
 YOUNG_S: Final = 3.0  # the same, after a job has appeared

@@ -195,7 +195,7 @@ def _stay(state: State, reading: Reading, bounds: Bounds) -> Next:
     speed = bounds.limited(min(float(state.bytes_per_s), c.HEADROOM * reached), c.MIN_BYTES_PER_S)
     seen = f"{reading}, target {in_ms(bounds.target_ms)}, with the backup at {in_mb_per_s(reached)}"
     throttling = Throttling(reading, from_start=True, error=_error(reading, bounds), saturation_speed=reached)
-    return state.changed(speed, throttling), Action("slow", speed, f"{seen}; not made faster")
+    return state.changed(speed, throttling), Action("slow", speed, f"{seen}; kept at that speed")
 
 
 def _with_free(state: State, reached: float, from_start: bool) -> State:

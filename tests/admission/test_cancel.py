@@ -56,7 +56,7 @@ def wait_for_looks(node: NodeUnderTest, player: Player) -> None:
 
 
 def refuse_all(monitor: socket.socket) -> None:
-    """Whoever comes, the guest's sampler as well, until the socket is shut down."""
+    """Closes each connection at once, the sampler's too, until the socket is gone."""
     with contextlib.suppress(OSError):
         while True:
             monitor.accept()[0].close()

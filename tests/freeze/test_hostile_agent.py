@@ -269,7 +269,7 @@ def test_a_thaw_that_is_answered_badly_is_believed_by_the_status_alone(node: Nod
         done = node.wait_for_event("freeze-done", vmid="101")
         assert not agent.frozen
     assert done["PVEHOOK_CONSISTENCY"] == "filesystem-consistent"
-    assert done["MESSAGE"].endswith("1 filesystem frozen, how many were thawed it did not say")
+    assert done["MESSAGE"].endswith("1 filesystem frozen, how many were thawed was not reported")
 
 
 @pytest.mark.parametrize("freeze", ["answered", "not answered"])

@@ -155,7 +155,7 @@ def test_for_a_neighbours_sake_a_start_stays_before_the_disks_queues_are_full() 
     assert {action.kind for action in growing} == {"start"}
     assert 60e6 < last.bytes_per_s < 1.4 * 60e6
     assert "its requests took 40 ms" in last.reason
-    assert last.reason.endswith("not made faster")
+    assert last.reason.endswith("kept at that speed")
     assert isinstance(start.state.phase, Throttling)
 
 
